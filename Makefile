@@ -1,0 +1,51 @@
+# What a person types often. `make demo` and `make test` make the environment first, if it is not there.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO := runs/demo
+CONFIGS := hie_bundle/configs
+RUN := $(VENV)/bin/python -m monai.bundle run
+TRAIN_DEMO := "['$(CONFIGS)/train.yaml','$(CONFIGS)/demo.yaml']"
+EVALUATE_DEMO := "['$(CONFIGS)/train.yaml','$(CONFIGS)/evaluate.yaml','$(CONFIGS)/demo.yaml']"
+INFER_DEMO := "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']"
+
+.PHONY: help install demo test test-slow lint clean
+
+help:
+	@echo "make demo        a phantom cohort, trained on, evaluated and segmented, under $(DEMO)"
+	@echo "make test        the checks and tests, except the slow ones"
+	@echo "make test-slow   the slow tests"
+	@echo "make lint        ruff and mypy"
+	@echo "make clean       remove $(DEMO) and the environment"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(RUN) phantom --config_file $(CONFIGS)/data.yaml --output_dir $(DEMO)/data --num_train 24 --num_val 8 --num_test 12 --seed 0
+	$(RUN) training --config_file $(TRAIN_DEMO)
+	$(RUN) evaluating --config_file $(EVALUATE_DEMO) --split test
+	$(RUN) --config_file $(INFER_DEMO) --split test
+	@echo
+	@echo "cohort       $(DEMO)/data"
+	@echo "weights      $(DEMO)/models/model.pt"
+	@echo "curves       $(VENV)/bin/tensorboard --logdir $(DEMO)/eval/tensorboard"
+	@echo "evaluation   $(DEMO)/eval/metrics.csv, metrics.json"
+	@echo "masks        $(DEMO)/masks"
+
+test: install lint
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-slow: install
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: install
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(DEMO) $(VENV)

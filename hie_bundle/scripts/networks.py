@@ -1,0 +1,115 @@
+"""The compact 3D U-Net of the study (paper, section 3.2.2 and Figure 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.blocks import Convolution
+from torch import nn
+
+__all__ = ["HIEUNet"]
+
+
+class DoubleConvolution(nn.Sequential):
+    """Two 3×3×3 convolutions, each followed by batch normalisation, LeakyReLU and dropout.
+
+    Batch normalisation, not instance normalisation: the absolute level of the ZADC map is what tells a lesion from
+    healthy tissue, and a per-volume normalisation would remove it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, negative_slope: float) -> None:
+        super().__init__(
+            *(
+                Convolution(
+                    spatial_dims=3,
+                    in_channels=channels,
+                    out_channels=out_channels,
+                    adn_ordering="NAD",
+                    norm="BATCH",
+                    act=("LEAKYRELU", {"negative_slope": negative_slope, "inplace": True}),
+                    dropout=dropout,
+                    bias=False,  # the normalisation that follows has its own
+                )
+                for channels in (in_channels, out_channels)
+            )
+        )
+
+
+class HIEUNet(nn.Module):
+    """3D U-Net with three encoder and three decoder blocks for two-channel (ADC, ZADC) volumes.
+
+    Each encoder block is two 3×3×3 convolutions (batch normalisation, LeakyReLU, dropout after each) and a max
+    pooling by 2; the bottleneck is two convolutions; each decoder block is a transposed convolution by 2, the skip
+    connection, and two convolutions; a 1×1×1 convolution gives the logits. TorchScript-able.
+
+    Args:
+        in_channels: number of input maps; 2 for ADC and ZADC.
+        out_channels: number of logit channels; 1 for the lesion.
+        features: channels of the three encoder blocks and the bottleneck; the decoder mirrors the encoder. The paper
+            does not state them.
+        dropout: dropout probability of the same four levels, in [0, 1); the decoder block of a level uses the value
+            of its encoder block. The paper says only that it rises with depth.
+        negative_slope: slope of the LeakyReLU for negative inputs. The paper does not state it.
+
+    Raises:
+        ValueError: when ``features`` or ``dropout`` does not have four values, or a dropout is outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 2,
+        out_channels: int = 1,
+        features: Sequence[int] = (32, 64, 128, 256),
+        dropout: Sequence[float] = (0.05, 0.1, 0.15, 0.2),
+        negative_slope: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if len(features) != 4 or len(dropout) != 4:
+            raise ValueError(
+                "features and dropout need four values each, for three blocks and the bottleneck; "
+                f"got features={list(features)}, dropout={list(dropout)}."
+            )
+        if not all(0 <= p < 1 for p in dropout):
+            raise ValueError(f"dropout probabilities must lie in [0, 1), got {list(dropout)}.")
+
+        f1, f2, f3, f4 = features
+        p1, p2, p3, p4 = dropout
+        self.encoder1 = DoubleConvolution(in_channels, f1, p1, negative_slope)
+        self.encoder2 = DoubleConvolution(f1, f2, p2, negative_slope)
+        self.encoder3 = DoubleConvolution(f2, f3, p3, negative_slope)
+        self.pool = nn.MaxPool3d(2)
+        self.bottleneck = DoubleConvolution(f3, f4, p4, negative_slope)
+        self.upsample3 = nn.ConvTranspose3d(f4, f3, kernel_size=2, stride=2)
+        self.decoder3 = DoubleConvolution(2 * f3, f3, p3, negative_slope)
+        self.upsample2 = nn.ConvTranspose3d(f3, f2, kernel_size=2, stride=2)
+        self.decoder2 = DoubleConvolution(2 * f2, f2, p2, negative_slope)
+        self.upsample1 = nn.ConvTranspose3d(f2, f1, kernel_size=2, stride=2)
+        self.decoder1 = DoubleConvolution(2 * f1, f1, p1, negative_slope)
+        self.output = nn.Conv3d(f1, out_channels, kernel_size=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x: normalised maps, float, shape (B, in_channels, X, Y, Z), each spatial size divisible by 8.
+
+        Returns:
+            Logits, shape (B, out_channels, X, Y, Z).
+
+        Raises:
+            ValueError: when a spatial size is not divisible by 8 (three poolings by 2).
+        """
+        for size in x.shape[2:]:
+            if size % 8 != 0:
+                raise ValueError(
+                    f"each spatial size must be divisible by 8 (three poolings by 2), got {list(x.shape[2:])}: "
+                    "choose another spatial_size or pad the volume."
+                )
+        skip1 = self.encoder1(x)
+        skip2 = self.encoder2(self.pool(skip1))
+        skip3 = self.encoder3(self.pool(skip2))
+        x = self.bottleneck(self.pool(skip3))
+        x = self.decoder3(torch.cat([skip3, self.upsample3(x)], dim=1))
+        x = self.decoder2(torch.cat([skip2, self.upsample2(x)], dim=1))
+        x = self.decoder1(torch.cat([skip1, self.upsample1(x)], dim=1))
+        return self.output(x)

@@ -1,0 +1,80 @@
+"""The U-Net: its size, its geometry, what it refuses, and that it scripts and exports."""
+
+import pytest
+import torch
+from scripts.networks import HIEUNet
+
+
+def _expected_parameters(features: tuple[int, ...], in_channels: int = 2, out_channels: int = 1) -> int:
+    """Counted by hand: 3×3×3 convolutions without bias, two numbers a channel for each normalisation."""
+
+    def double(i: int, o: int) -> int:
+        return 27 * i * o + 2 * o + 27 * o * o + 2 * o
+
+    f1, f2, f3, f4 = features
+    encoder = double(in_channels, f1) + double(f1, f2) + double(f2, f3) + double(f3, f4)
+    upsampling = sum(8 * a * b + b for a, b in ((f4, f3), (f3, f2), (f2, f1)))
+    decoder = sum(double(2 * f, f) for f in (f1, f2, f3))
+    return encoder + upsampling + decoder + f1 * out_channels + out_channels
+
+
+@pytest.mark.parametrize("features", [(32, 64, 128, 256), (4, 8, 16, 24)])
+def test_parameter_count(features: tuple[int, ...]) -> None:
+    network = HIEUNet(features=features)
+    assert sum(p.numel() for p in network.parameters()) == _expected_parameters(features)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (16, 24, 8), (40, 8, 16)])
+def test_output_has_the_input_grid(shape: tuple[int, ...]) -> None:
+    network = HIEUNet(features=(2, 4, 6, 8))
+    assert network(torch.randn(2, 2, *shape)).shape == (2, 1, *shape)
+
+
+@pytest.mark.parametrize("shape", [(12, 16, 16), (16, 16, 4), (16, 17, 16)])
+def test_indivisible_size_is_refused(shape: tuple[int, ...]) -> None:
+    network = HIEUNet(features=(2, 4, 6, 8))
+    with pytest.raises(ValueError, match=r"divisible by 8.*" + str(list(shape)).replace("[", r"\[")):
+        network(torch.randn(1, 2, *shape))
+
+
+def test_receptive_field_spans_the_three_poolings() -> None:
+    # two convolutions at each of four levels and back: a voxel 30 away still matters, through the bottleneck
+    torch.manual_seed(0)
+    network = HIEUNet(features=(4, 8, 8, 8)).eval()
+    x = torch.randn(1, 2, 80, 8, 8, requires_grad=True)
+    network(x)[0, 0, 40, 4, 4].backward()
+    assert x.grad is not None
+    reach = torch.nonzero(x.grad.abs().sum((0, 1, 3, 4))).flatten()
+    assert reach.min() <= 10
+    assert reach.max() >= 70
+
+
+def test_dropout_rises_with_depth_and_is_off_in_evaluation() -> None:
+    network = HIEUNet(features=(2, 4, 6, 8), dropout=(0.1, 0.2, 0.3, 0.4))
+    rates = [m.p for m in network.bottleneck.modules() if isinstance(m, torch.nn.Dropout)]
+    assert rates == [0.4, 0.4]
+    assert [m.p for m in network.decoder1.modules() if isinstance(m, torch.nn.Dropout)] == [0.1, 0.1]
+    x = torch.randn(1, 2, 16, 16, 16)
+    assert not torch.equal(network.train()(x), network(x))
+    assert torch.equal(network.eval()(x), network(x))
+
+
+def test_order_is_convolution_normalisation_activation_dropout() -> None:
+    block = HIEUNet(features=(2, 4, 6, 8)).encoder2
+    kinds = [type(m).__name__ for m in block.modules() if not list(m.children())]
+    assert kinds == ["Conv3d", "BatchNorm3d", "LeakyReLU", "Dropout"] * 2
+
+
+@pytest.mark.parametrize("arguments", [{"features": (2, 4, 8)}, {"dropout": (0.1,)}, {"dropout": (0.0, 0.1, 0.2, 1.0)}])
+def test_bad_arguments_are_refused(arguments: dict) -> None:
+    with pytest.raises(ValueError, match="dropout"):
+        HIEUNet(**arguments)
+
+
+def test_torchscript_gives_the_same_output_and_the_same_error() -> None:
+    network = HIEUNet(features=(2, 4, 6, 8)).eval()
+    scripted = torch.jit.script(network)
+    x = torch.randn(1, 2, 16, 8, 24)
+    torch.testing.assert_close(scripted(x), network(x))
+    with pytest.raises(Exception, match="divisible by 8"):
+        scripted(torch.randn(1, 2, 12, 8, 8))
