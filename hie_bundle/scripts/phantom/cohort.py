@@ -1,0 +1,165 @@
+"""Writing a cohort in BONBID-HIE's layout."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from .case import simulate_case
+
+MANIFEST = "phantom.json"
+FORMAT = 1  # raised whenever the same seed gives different volumes
+
+
+def case_paths(folder: Path, case_number: int) -> tuple[Path, Path, Path]:
+    """ADC, ZADC and label file of a case in a split's folder, named as in BONBID-HIE."""
+    case = f"MGHNICU_{case_number + 1:03d}-VISIT_01"
+    return (
+        folder / "1ADC_ss" / f"{case}-ADC_ss.mha",
+        folder / "2Z_ADC" / f"Zmap_{case}-ADC_smooth2mm_clipped10.mha",
+        folder / "3LABEL" / f"{case}_lesion.mha",
+    )
+
+
+def write_cohort(
+    output_dir: str | Path,
+    num_train: int = 24,
+    num_val: int = 4,
+    num_test: int = 8,
+    seed: int = 0,
+    num_workers: int | None = None,
+    matrix_sizes: Sequence[int] = (128, 160, 192, 256),
+    slice_range: tuple[int, int] = (16, 64),
+    spacing_range_mm: tuple[float, float] = (0.9, 2.0),
+    slice_thickness_range_mm: tuple[float, float] = (2.0, 5.0),
+    fine_mm: float = 1.2,
+    artefact_probability: float = 0.08,
+    registration_mm: float = 1.6,
+    num_healthy: int = 13,
+    atlas_step_mm: float = 1.5,
+    progress: bool = True,
+) -> None:
+    """Write a simulated cohort to ``output_dir/BONBID2023_{Train,Val,Test}``.
+
+    Cases are numbered through train, val and test; a case depends on ``seed``, its number and the acquisition knobs
+    only, never on the cohort's size or the number of processes. A second call with the same arguments completes what
+    is missing. Smaller ``matrix_sizes`` and ``slice_range`` with a larger ``fine_mm`` and ``atlas_step_mm`` give a
+    tiny cohort for tests.
+
+    Args:
+        output_dir: created if needed.
+        num_train: number of training cases.
+        num_val: number of validation cases.
+        num_test: number of test cases.
+        seed: of everything random.
+        num_workers: processes; None for one a core, 0 or 1 for none beside this one.
+        matrix_sizes: in-plane sizes to draw from, in voxels.
+        slice_range: least and greatest number of slices.
+        spacing_range_mm: least and greatest in-plane voxel size; exceeded where the matrix is too small for a brain.
+        slice_thickness_range_mm: least and greatest slice thickness; exceeded where there are too few slices.
+        fine_mm: sampling distance of the anatomy; partial volume is averaged from it.
+        artefact_probability: of motion, of signal loss and of a strong bias, each.
+        registration_mm: standard deviation along each axis of a case's misalignment with the atlas.
+        num_healthy: number of healthy newborns in the normative atlas.
+        atlas_step_mm: voxel size of the atlas.
+        progress: show a progress bar.
+
+    Raises:
+        FileExistsError: if ``output_dir`` holds another cohort, real or simulated.
+    """
+    root = Path(output_dir)
+    options = dict(
+        matrix_sizes=[int(n) for n in matrix_sizes],
+        slice_range=[int(n) for n in slice_range],
+        spacing_range_mm=[float(v) for v in spacing_range_mm],
+        slice_thickness_range_mm=[float(v) for v in slice_thickness_range_mm],
+        fine_mm=float(fine_mm),
+        artefact_probability=float(artefact_probability),
+        registration_mm=float(registration_mm),
+        num_healthy=int(num_healthy),
+        atlas_step_mm=float(atlas_step_mm),
+    )
+    counts = {"Train": int(num_train), "Val": int(num_val), "Test": int(num_test)}
+    claim(root, {"format": FORMAT, "seed": int(seed), "cases": counts, "options": options})
+
+    jobs, number = [], 0
+    for split, count in counts.items():
+        folder = root / f"BONBID2023_{split}"
+        for name in ("1ADC_ss", "2Z_ADC", "3LABEL") if count else ():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for case_number in range(number, number + count):
+            if not all(path.exists() for path in case_paths(folder, case_number)):
+                jobs.append((folder, case_number))
+        number += count
+
+    write = partial(write_case, seed=int(seed), options=options)
+    if num_workers is None:
+        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_workers = min(num_workers, len(jobs))
+    with tqdm(total=len(jobs), desc="phantom", unit="case", disable=not progress) as bar:
+        if num_workers <= 1:
+            for job in jobs:
+                write(*job)
+                bar.update()
+            return
+        with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+            futures: list[Future[None]] = [pool.submit(write, *job) for job in jobs]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def claim(root: Path, manifest: dict[str, Any]) -> None:
+    """Mark ``root`` as the folder of this cohort, or raise if it is another's."""
+    path = root / MANIFEST
+    if path.exists():
+        if json.loads(path.read_text()) != manifest:
+            raise FileExistsError(
+                f"{root} holds a phantom cohort made with other settings (see {path}). "
+                "Choose another output_dir, or delete that folder first."
+            )
+        return
+    foreign = sorted(root.glob("**/BONBID2023_*")) if root.exists() else []
+    if foreign:
+        raise FileExistsError(
+            f"{root} already holds {foreign[0].name}, which is not a phantom cohort. Choose another output_dir."
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as scratch:
+        draft = Path(scratch) / MANIFEST
+        draft.write_text(json.dumps(manifest, indent=2) + "\n")
+        draft.replace(path)
+
+
+def write_case(folder: Path, case_number: int, *, seed: int, options: dict[str, Any]) -> None:
+    """Simulate one case and write its three files, each whole or not at all."""
+    case = simulate_case(seed, case_number, **options)
+
+    def save(values: NDArray, path: Path) -> None:
+        image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
+        image.SetSpacing(case.spacing_mm.tolist())
+        image.SetOrigin(case.origin_mm.tolist())
+        image.SetDirection(case.direction.ravel().tolist())
+        draft = Path(scratch) / path.name
+        sitk.WriteImage(image, str(draft), useCompression=True, compressionLevel=3)
+        draft.replace(path)
+
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
+        for values, path in zip((case.adc, case.zadc, case.label), case_paths(folder, case_number), strict=True):
+            save(values, path)

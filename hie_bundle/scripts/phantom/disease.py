@@ -1,0 +1,133 @@
+"""Hypoxic-ischaemic lesions: where they lie, how deep the ADC falls, and how an annotator outlines them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from .anatomy import FloatArray, RandomField, Tissue
+
+KINDS = ("none", "focal", "multifocal", "basal_ganglia_thalamus", "watershed", "territorial", "near_total")
+
+
+@dataclass(frozen=True)
+class Disease:
+    """One newborn's injury before it is laid into the anatomy."""
+
+    kind: str
+    fraction: float  # of the brain's volume, 0..1
+    reduction: float  # relative fall of ADC in the core, 0..1
+
+
+def draw_disease(rng: np.random.Generator, rank: float) -> Disease:
+    """Draw the kind, extent and severity of the injury.
+
+    Args:
+        rng: source of randomness.
+        rank: position of the case in the severity distribution, 0..1. Taking it from a low-discrepancy sequence
+            over the case numbers keeps the mix right in every cohort, also a small one.
+    """
+    if rank < 0.075:
+        return Disease("none", 0.0, 0.0)
+    if rank < 0.575:
+        fraction = np.exp(rng.uniform(np.log(0.0004), np.log(0.008)))
+        kinds, odds = ("focal", "multifocal", "basal_ganglia_thalamus", "watershed"), (0.35, 0.3, 0.2, 0.15)
+    elif rank < 0.925:
+        fraction = np.exp(rng.uniform(np.log(0.013), np.log(0.17)))
+        kinds, odds = ("multifocal", "basal_ganglia_thalamus", "watershed", "territorial"), (0.25, 0.25, 0.3, 0.2)
+        if fraction > 0.06:
+            kinds, odds = ("watershed", "territorial"), (0.6, 0.4)
+    else:
+        fraction = rng.uniform(0.23, 0.6)
+        kinds, odds = ("watershed", "near_total"), (0.3, 0.7)
+    kind = kinds[int(rng.choice(len(kinds), p=odds))]
+    reduction = 0.25 + 0.4 * rng.beta(2.0, 2.0)
+    return Disease(kind, float(fraction), float(reduction))
+
+
+def susceptibility(kind: str, rng: np.random.Generator, points_mm: FloatArray, tissue: Tissue) -> FloatArray:
+    """Score of every point (N,), higher where injury of this kind comes first; -inf where it never comes."""
+    side = np.abs(points_mm[0])
+    noise = RandomField(rng, 3.0)(points_mm)[0]
+    parenchyma = tissue.csf < 0.5
+    cerebral = parenchyma & (tissue.cerebrum_depth_mm > 0.5)
+    mirrored = np.stack([side, points_mm[1], points_mm[2]])
+
+    def blob(centre: NDArray[np.floating], radii: NDArray[np.floating], where: FloatArray = points_mm) -> FloatArray:
+        offset = (where - np.asarray(centre, np.float32)[:, None]) / np.asarray(radii, np.float32)[:, None]
+        return -np.sqrt((offset * offset).sum(0))
+
+    if kind in ("focal", "multifocal"):
+        # Periventricular and centrum semiovale white matter.
+        candidates = np.flatnonzero((tissue.white > 0.6) & (points_mm[2] > -5) & (tissue.cerebrum_depth_mm > 6))
+        count = int(rng.integers(1, 3) if kind == "focal" else rng.integers(4, 12))
+        score = np.full(side.shape, -np.inf, dtype=np.float32)
+        for seed in points_mm[:, rng.choice(candidates, count)].T:
+            size = rng.uniform(0.6, 1.4)
+            score = np.maximum(score, blob(seed, size * rng.uniform(0.7, 1.4, 3) * 10))
+        score += 0.08 * noise
+        allowed = cerebral & (tissue.white > 0.25)
+    elif kind == "basal_ganglia_thalamus":
+        balance = rng.normal(0, 0.15) * np.sign(points_mm[0])
+        putamen = blob(np.array([22, -2, 3]), np.array([5, 9, 8]), mirrored) + rng.normal(0, 0.25)
+        thalamus = blob(np.array([11, -11, 5]), np.array([7, 8, 7]), mirrored) + rng.normal(0, 0.25)
+        tract = blob(np.array([18, -9, 5]), np.array([3, 6, 10]), mirrored) + rng.normal(-0.2, 0.25)
+        score = np.maximum(np.maximum(putamen, thalamus), tract) + balance + 0.25 * noise
+        allowed = parenchyma & (points_mm[2] > -12)
+    elif kind == "watershed":
+        balance = rng.normal(0, 0.4) * np.sign(points_mm[0])
+        frontal = blob(np.array([20, 32, 26]), np.array([11, 16, 13]), mirrored) + rng.normal(0, 0.3)
+        parietal = blob(np.array([24, -34, 24]), np.array([12, 16, 14]), mirrored) + rng.normal(0, 0.3)
+        between = blob(np.array([17, 0, 36]), np.array([9, 25, 8]), mirrored) + rng.normal(-0.6, 0.3)
+        score = np.maximum(np.maximum(frontal, parietal), between) + balance + 0.3 * noise
+        score = score - 0.02 * np.maximum(tissue.cerebrum_depth_mm - 8, 0)
+        allowed = cerebral
+    elif kind == "territorial":
+        hemisphere = rng.choice([-1.0, 1.0])
+        centre = np.array([hemisphere * 36, rng.uniform(-18, 16), rng.uniform(0, 18)])
+        score = blob(centre, np.array([20, 22, 20])) + 0.15 * noise
+        allowed = cerebral & (points_mm[0] * hemisphere > 4)
+    else:
+        # Perinatal total asphyxia: the cerebrum first; cerebellum and brainstem are spared.
+        score = 0.5 * RandomField(rng, 14.0)(points_mm)[0] + 0.25 * noise + 0.015 * points_mm[2]
+        score = score + 0.25 * (np.sign(points_mm[0]) * rng.normal())
+        allowed = cerebral
+    return np.where(allowed, score, -np.inf).astype(np.float32)
+
+
+def most_susceptible(score: FloatArray, fraction: float, brain_points: int, least_points: int) -> NDArray[np.bool_]:
+    """The ``fraction`` of ``brain_points``, but at least ``least_points``, with the highest score."""
+    allowed = int(np.isfinite(score).sum())
+    count = int(np.clip(round(fraction * brain_points), least_points, max(allowed - 1, 1)))
+    threshold = np.partition(score, -count)[-count]
+    return (score >= threshold) & np.isfinite(score)
+
+
+def outline(
+    extent: FloatArray, spacing_mm: FloatArray, rng: np.random.Generator, least_voxels: int
+) -> NDArray[np.bool_]:
+    """What an annotator draws, slice by slice and slightly too smooth, around the visible lesion.
+
+    Args:
+        extent: share of injured tissue in each voxel (X, Y, Z), 0..1.
+        spacing_mm: voxel size (3,).
+        rng: source of randomness.
+        least_voxels: size in one slice below which nothing is drawn.
+    """
+    drawn = np.zeros(extent.shape, dtype=bool)
+    for k in np.flatnonzero((extent > 0.2).any((0, 1))):
+        smoothing_mm = rng.uniform(0.6, 1.2)
+        shift_voxels = rng.normal(0, 0.25, 2) / spacing_mm[:2]
+        smooth = ndimage.gaussian_filter(extent[:, :, k], smoothing_mm / spacing_mm[:2], truncate=3)
+        smooth = ndimage.shift(smooth, shift_voxels, order=1)
+        labels, count = ndimage.label(smooth > rng.uniform(0.38, 0.5))
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        keep = sizes >= least_voxels
+        keep[0] = False
+        drawn[:, :, k] = keep[labels]
+    if not drawn.any() and extent.any():
+        drawn = extent >= min(0.5, float(np.sort(extent, axis=None)[-least_voxels]))
+    return drawn
