@@ -1,0 +1,170 @@
+"""Exact Euclidean distance transforms of batches of binary masks, on the CPU and on CUDA devices.
+
+Three methods give the same numbers:
+
+``edt``
+    Seung-lab's ``edt`` package on the CPU. Its multi-label form, with background and foreground as labels 1 and 2,
+    gives each voxel its distance to the nearest voxel of the other label: inside and outside distances in one pass.
+``scipy``
+    ``scipy.ndimage.distance_transform_edt``, twice; used on the CPU where ``edt`` is not installed.
+``separable``
+    Tensor operations only, for CUDA: nothing is copied to the host and no operation waits for the device.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+try:
+    import edt
+except ImportError:
+    edt = None
+
+__all__ = ["boundary_distance", "signed_distance"]
+
+logger = logging.getLogger(__name__)
+
+Method = Literal["auto", "edt", "scipy", "separable"]
+
+
+def boundary_distance(
+    mask: torch.Tensor,
+    spacing_mm: Sequence[float] | None = None,
+    method: Method = "auto",
+    threads: int | None = None,
+    chunk_mb: int = 64,
+) -> torch.Tensor:
+    """Euclidean distance of each voxel to the centre of the nearest voxel of the other class.
+
+    Equals ``distance_transform_edt(mask) + distance_transform_edt(~mask)`` of SciPy for each (H, W[, D]) mask of the
+    batch. A mask that is empty or full has no other class and gives zeros, as in ``monai.losses.HausdorffDTLoss``.
+
+    Args:
+        mask: bool, shape (B, C, H, W) or (B, C, H, W, D).
+        spacing_mm: voxel size along each spatial axis in mm, > 0; without it distances are in voxels.
+        method: how to compute it (see the module's docstring); ``auto`` takes ``separable`` on CUDA and ``edt``, or
+            else ``scipy``, on the CPU. ``edt`` and ``scipy`` need a mask in host memory.
+        threads: threads of ``edt``; by default as many as PyTorch uses.
+        chunk_mb: memory for temporary values of ``separable``, in MiB.
+
+    Returns:
+        float32 tensor of the mask's shape, on the mask's device; in mm if ``spacing_mm`` is given, else in voxels.
+
+    Raises:
+        TypeError: when ``mask`` is not a bool tensor.
+        ValueError: when ``mask`` is neither 4D nor 5D, a spacing is not one positive number per spatial axis, or
+            ``method`` is unknown or unfit for the mask's device.
+        ModuleNotFoundError: when ``method`` is ``edt`` and the package is not installed.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor, not {mask.dtype}.")
+    if mask.ndim not in (4, 5):
+        raise ValueError(f"mask must have shape (B, C, H, W) or (B, C, H, W, D), not {tuple(mask.shape)}.")
+    spacing = (1.0,) * (mask.ndim - 2) if spacing_mm is None else tuple(float(s) for s in spacing_mm)
+    if len(spacing) != mask.ndim - 2 or not all(0 < s < math.inf for s in spacing):
+        raise ValueError(f"spacing_mm must be {mask.ndim - 2} positive numbers, not {spacing_mm}.")
+    mask = mask.detach().as_subclass(torch.Tensor)  # a MetaTensor would pass through its dispatcher at each operation
+
+    if method == "auto":
+        method = "separable" if mask.device.type != "cpu" else _cpu_method()
+    if method == "separable":
+        return _separable(mask, spacing, chunk_mb * 2**20)
+    if method not in ("edt", "scipy"):
+        raise ValueError(f"method must be auto, edt, scipy or separable, not '{method}'.")
+    if mask.device.type != "cpu":
+        raise ValueError(f"method '{method}' works in host memory; the mask is on {mask.device}.")
+    if method == "edt" and edt is None:
+        raise ModuleNotFoundError("method 'edt' needs the package of that name (pip install edt).")
+    return _on_host(mask, spacing, method, threads or torch.get_num_threads())
+
+
+def signed_distance(
+    mask: torch.Tensor,
+    spacing_mm: Sequence[float] | None = None,
+    method: Method = "auto",
+    threads: int | None = None,
+    chunk_mb: int = 64,
+) -> torch.Tensor:
+    """:func:`boundary_distance` with a sign: positive outside the mask, negative inside.
+
+    Equals ``distance_transform_edt(~mask) - distance_transform_edt(mask)`` of SciPy; arguments, result and errors are
+    those of :func:`boundary_distance`.
+    """
+    distance = boundary_distance(mask, spacing_mm, method, threads, chunk_mb)
+    return torch.where(mask.as_subclass(torch.Tensor), -distance, distance)
+
+
+@cache  # says so once
+def _cpu_method() -> Literal["edt", "scipy"]:
+    if edt is None:
+        logger.warning("The package 'edt' is not installed: distance transforms use SciPy, which is slower.")
+        return "scipy"
+    return "edt"
+
+
+def _on_host(mask: torch.Tensor, spacing: tuple[float, ...], method: str, threads: int) -> torch.Tensor:
+    result = torch.zeros(mask.shape, dtype=torch.float32)
+    for one_mask, one_result in zip(mask.flatten(0, 1), result.flatten(0, 1), strict=True):
+        if not one_mask.any() or one_mask.all():
+            continue
+        foreground = one_mask.contiguous().numpy()
+        if method == "edt":
+            labels = foreground.view(np.uint8) + np.uint8(1)
+            distance = edt.edt(labels, anisotropy=spacing, parallel=threads)
+        else:
+            distance = ndimage.distance_transform_edt(foreground, sampling=spacing)
+            distance += ndimage.distance_transform_edt(~foreground, sampling=spacing)
+        one_result.copy_(torch.from_numpy(distance))
+    return result
+
+
+def _separable(mask: torch.Tensor, spacing: tuple[float, ...], chunk_bytes: int) -> torch.Tensor:
+    """Squared distances axis by axis (Saito and Toriwaki 1994; Felzenszwalb and Huttenlocher 2012).
+
+    The first axis is a running maximum, linear in its length n; each later axis is a min-plus product with the squared
+    distances along it, n per voxel. So the longest axis is taken first.
+    """
+    first, *others = sorted(range(2, mask.ndim), key=lambda axis: mask.shape[axis], reverse=True)
+    squared = (_distance_along(mask, first) * spacing[first - 2]).square()
+    for axis in others:
+        # Voxels of one class see the other class at distance zero and their own at the distance found so far.
+        to_background = _min_plus(torch.where(mask, squared, 0), axis, spacing[axis - 2], chunk_bytes)
+        to_foreground = _min_plus(torch.where(mask, 0, squared), axis, spacing[axis - 2], chunk_bytes)
+        squared = torch.where(mask, to_background, to_foreground)
+    return torch.where(squared.isinf(), 0, squared).sqrt()  # infinite everywhere in an empty or full mask, else nowhere
+
+
+def _distance_along(mask: torch.Tensor, axis: int) -> torch.Tensor:
+    """Steps along one axis to the nearest voxel of the other class on the same line; infinite where there is none."""
+    lines = mask.movedim(axis, -1)
+    n = lines.shape[-1]
+    position = torch.arange(n, dtype=torch.float32, device=mask.device)
+    changes = lines[..., 1:] != lines[..., :-1]
+    never = torch.full((*lines.shape[:-1], 1), math.inf, device=mask.device)
+    # Voxel i starts a run where it differs from i - 1; the last voxel of the other class before i is start - 1.
+    before = torch.cat((-never, torch.where(changes, position[:-1], -math.inf)), dim=-1).cummax(dim=-1).values
+    after = torch.cat((torch.where(changes, position[1:], math.inf), never), dim=-1).flip(-1).cummin(dim=-1).values
+    steps = torch.minimum(position - before, after.flip(-1) - position)
+    return steps.movedim(-1, axis)
+
+
+def _min_plus(values: torch.Tensor, axis: int, spacing: float, chunk_bytes: int) -> torch.Tensor:
+    """min over y of values[y] + (spacing * (x - y))² along one axis, for all x."""
+    lines = values.movedim(axis, -1)
+    n = lines.shape[-1]
+    position = torch.arange(n, dtype=torch.float32, device=values.device) * spacing
+    cost = (position[:, None] - position[None, :]).square()
+    flat = lines.reshape(-1, 1, n)
+    result = torch.empty((flat.shape[0], n), dtype=torch.float32, device=values.device)
+    step = max(1, chunk_bytes // (4 * n * n))
+    for start in range(0, flat.shape[0], step):
+        torch.amin(flat[start : start + step] + cost, dim=-1, out=result[start : start + step])
+    return result.view(lines.shape).movedim(-1, axis)
