@@ -113,9 +113,9 @@ def _cpu_method() -> Literal["edt", "scipy"]:
 def _on_host(mask: torch.Tensor, spacing: tuple[float, ...], method: str, threads: int) -> torch.Tensor:
     result = torch.zeros(mask.shape, dtype=torch.float32)
     for one_mask, one_result in zip(mask.flatten(0, 1), result.flatten(0, 1), strict=True):
-        if not one_mask.any() or one_mask.all():
-            continue
         foreground = one_mask.contiguous().numpy()
+        if not foreground.any() or foreground.all():
+            continue
         if method == "edt":
             labels = foreground.view(np.uint8) + np.uint8(1)
             distance = edt.edt(labels, anisotropy=spacing, parallel=threads)
