@@ -28,7 +28,7 @@ demo: install
 	$(RUN) phantom --config_file $(CONFIGS)/data.yaml --output_dir $(DEMO)/data --num_train 24 --num_val 8 --num_test 12 --seed 0
 	$(RUN) training --config_file $(TRAIN_DEMO)
 	$(RUN) evaluating --config_file $(EVALUATE_DEMO) --split test
-	$(RUN) --config_file $(INFER_DEMO) --split test
+	$(RUN) --config_file $(INFER_DEMO) --split test --output_dir $(DEMO)/masks
 	@echo
 	@echo "cohort       $(DEMO)/data"
 	@echo "weights      $(DEMO)/models/model.pt"

@@ -8,6 +8,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.losses import DiceFocalLoss, DiceLoss, HausdorffDTLoss, LogHausdorffDTLoss, TverskyLoss
 from scipy.ndimage import distance_transform_edt
+
 from scripts import losses
 
 NAMES = ["dice", "dice_focal", "tversky", "hausdorff", "dice_focal_hausdorff", "tversky_hausdorff"]
@@ -34,7 +35,8 @@ def _by_hand(name: str, logits: torch.Tensor, target: torch.Tensor) -> float:
         p = 1 / (1 + np.exp(-x))
         eps = 1e-5
         dice = 1 - (2 * (p * g).sum() + eps) / (p.sum() + g.sum() + eps)
-        tversky = 1 - ((p * g).sum() + eps) / ((p * g).sum() + 0.3 * (p * (1 - g)).sum() + 0.7 * ((1 - p) * g).sum() + eps)
+        tp, fp, fn = (p * g).sum(), (p * (1 - g)).sum(), ((1 - p) * g).sum()
+        tversky = 1 - (tp + eps) / (tp + 0.3 * fp + 0.7 * fn + eps)
         p_true = np.where(g == 1, p, 1 - p)
         focal = (-((1 - p_true) ** 2) * np.log(p_true)).mean()
 

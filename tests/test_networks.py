@@ -1,7 +1,10 @@
 """The U-Net: its size, its geometry, what it refuses, and that it scripts and exports."""
 
+import math
+
 import pytest
 import torch
+
 from scripts.networks import HIEUNet
 
 
@@ -51,23 +54,33 @@ def test_receptive_field_spans_the_three_poolings() -> None:
 
 def test_dropout_rises_with_depth_and_is_off_in_evaluation() -> None:
     network = HIEUNet(features=(2, 4, 6, 8), dropout=(0.1, 0.2, 0.3, 0.4))
-    rates = [m.p for m in network.bottleneck.modules() if isinstance(m, torch.nn.Dropout)]
+    rates = [m.p for m in network.bottleneck.modules() if isinstance(m, torch.nn.Dropout3d)]
     assert rates == [0.4, 0.4]
-    assert [m.p for m in network.decoder1.modules() if isinstance(m, torch.nn.Dropout)] == [0.1, 0.1]
+    assert [m.p for m in network.decoder1.modules() if isinstance(m, torch.nn.Dropout3d)] == [0.1, 0.1]
     x = torch.randn(1, 2, 16, 16, 16)
     assert not torch.equal(network.train()(x), network(x))
     assert torch.equal(network.eval()(x), network(x))
 
 
+@pytest.mark.parametrize("prior", [0.01, 0.3])
+def test_untrained_network_predicts_the_prior(prior: float) -> None:
+    torch.manual_seed(0)
+    network = HIEUNet(features=(4, 8, 8, 8), prior=prior).eval()
+    logits = network(torch.zeros(1, 2, 16, 16, 16))
+    assert float(logits.mean()) == pytest.approx(math.log(prior / (1 - prior)), abs=0.6)
+
+
 def test_order_is_convolution_normalisation_activation_dropout() -> None:
     block = HIEUNet(features=(2, 4, 6, 8)).encoder2
     kinds = [type(m).__name__ for m in block.modules() if not list(m.children())]
-    assert kinds == ["Conv3d", "BatchNorm3d", "LeakyReLU", "Dropout"] * 2
+    assert kinds == ["Conv3d", "BatchNorm3d", "LeakyReLU", "Dropout3d"] * 2
 
 
-@pytest.mark.parametrize("arguments", [{"features": (2, 4, 8)}, {"dropout": (0.1,)}, {"dropout": (0.0, 0.1, 0.2, 1.0)}])
+@pytest.mark.parametrize(
+    "arguments", [{"features": (2, 4, 8)}, {"prior": 0.0}, {"dropout": (0.1,)}, {"dropout": (0.0, 0.1, 0.2, 1.0)}]
+)
 def test_bad_arguments_are_refused(arguments: dict) -> None:
-    with pytest.raises(ValueError, match="dropout"):
+    with pytest.raises(ValueError, match=r"dropout|prior"):
         HIEUNet(**arguments)
 
 

@@ -7,6 +7,7 @@ import torchio
 from monai.data import CacheDataset, DataLoader, MetaTensor
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+
 from scripts.transforms import RandTorchIOd
 
 OBLIQUE = np.array([[1.1, 0.3, 0.0, -40], [-0.3, 1.0, 0.4, 25], [0.1, -0.4, 3.0, 7], [0, 0, 0, 1]], dtype=float)
@@ -127,7 +128,9 @@ def _epochs(items: list[dict], num_workers: int, seed: int, count: int = 2) -> l
     """Images of some epochs, through the cache and the loader, seeded as the trainer does (handlers.EpochSeed)."""
     dataset = CacheDataset(
         items,
-        Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"]), _bridge(*INTENSITY, ELASTIC)]),
+        Compose(
+            [LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"]), _bridge(*INTENSITY, ELASTIC)]
+        ),
         progress=False,
     )
     loader = DataLoader(dataset, num_workers=num_workers, batch_size=2, shuffle=True)

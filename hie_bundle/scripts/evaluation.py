@@ -1,0 +1,90 @@
+"""The Ignite handler that turns an evaluator's predictions into results: one row a case, then tables on disk."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+
+from . import metrics, report
+
+__all__ = ["CaseEvaluation"]
+
+logger = logging.getLogger(__name__)
+
+
+class CaseEvaluation:
+    """Measure every case on its native and on the resampled grid and write the results when the evaluator is done.
+
+    Of each case it reads, after postprocessing: ``pred`` and ``label`` (masks on the network's grid), ``native_pred``
+    and ``native_label`` (masks on the file's grid), and ``native_image`` (ADC in 1e-6 mm²/s, ZADC, as in the files).
+    All have shape (C, X, Y, Z) and carry their affine, which is where the spacing in mm comes from.
+
+    Args:
+        output_dir: where ``metrics.csv`` (one row a case) and ``metrics.json`` (the summary) go.
+        info: what the results are of (checkpoint, split, …); repeated in the summary.
+        tolerance_mm: tolerance of the normalised surface Dice.
+        baseline_threshold: the challenge's baseline calls lesion what is below this in ZADC.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        info: dict[str, Any] | None = None,
+        tolerance_mm: float = 2.0,
+        baseline_threshold: float = -2.0,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.info = info or {}
+        self.tolerance_mm = tolerance_mm
+        self.baseline_threshold = baseline_threshold
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Act after each case and at the end."""
+        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.completed)
+
+    def __call__(self, engine: Engine) -> None:
+        for inputs, outputs in zip(engine.state.batch, engine.state.output, strict=True):  # type: ignore[arg-type]
+            self.rows.append(self.measure({**inputs, **outputs}))
+
+    def measure(self, item: dict[str, Any]) -> dict[str, Any]:
+        """The row of one case."""
+        adc, zadc = item["native_image"].cpu().numpy()
+        brain = adc != 0  # the maps are skull-stripped: exactly zero outside the brain
+        truth, pred = _mask(item["native_label"]), _mask(item["native_pred"])
+        spacing_mm = _spacing_mm(item["native_label"])
+        lesion_fraction = float(truth.sum() / max(brain.sum(), 1))
+        baseline = brain & (zadc < self.baseline_threshold)
+        native = metrics.case_metrics(pred, truth, spacing_mm, tolerance_mm=self.tolerance_mm)
+        resampled = metrics.case_metrics(
+            _mask(item["pred"]), _mask(item["label"]), _spacing_mm(item["label"]), tolerance_mm=self.tolerance_mm
+        )
+        return {
+            "case": item["case"],
+            "lesion_fraction": lesion_fraction,
+            "size_class": metrics.size_class(lesion_fraction),
+            **{f"native_{name}": value for name, value in native.items()},
+            **{f"resampled_{name}": value for name, value in resampled.items()},
+            "baseline_dice": metrics.dice(baseline, truth),
+        }
+
+    def completed(self, _: Engine) -> None:
+        """Write the tables and log the summary."""
+        report.write_results(self.rows, self.output_dir, self.info)
+        logger.info("Wrote %s and metrics.json", self.output_dir / "metrics.csv")
+
+
+def _mask(tensor: MetaTensor) -> np.ndarray:
+    return tensor.cpu().numpy()[0] > 0.5
+
+
+def _spacing_mm(tensor: MetaTensor) -> tuple[float, ...]:
+    return tuple(float(s) for s in affine_to_spacing(tensor.affine.cpu().numpy()))
