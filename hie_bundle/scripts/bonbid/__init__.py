@@ -1,0 +1,31 @@
+"""BONBID-HIE's layout: finding cases, splits and folds, checks, download. Knows files, not tensors."""
+
+from .checks import CaseReport, Limits, Problem, check_case
+from .datalist import datalist
+from .errors import DatasetError, show_plainly
+from .folds import fold_of_case, size_class
+from .gate import check_items, require_usable
+from .layout import SPLITS, Case, find_cases, output_name, patient_of
+from .volumes import Volume, VolumeError, read_volume
+
+__all__ = [
+    "SPLITS",
+    "Case",
+    "CaseReport",
+    "DatasetError",
+    "Limits",
+    "Problem",
+    "Volume",
+    "VolumeError",
+    "check_case",
+    "check_items",
+    "datalist",
+    "find_cases",
+    "fold_of_case",
+    "output_name",
+    "patient_of",
+    "read_volume",
+    "require_usable",
+    "show_plainly",
+    "size_class",
+]

@@ -1,0 +1,162 @@
+"""Where the cases of a dataset lie: BONBID-HIE's folders and file names, stacked files, own cohorts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["SPLITS", "Case", "find_cases", "output_name", "patient_of"]
+
+SPLITS = ("train", "val", "test")
+
+_EXTENSION = r"\.(?:mha|nii|nii\.gz)"
+_PATTERNS = {
+    "adc": re.compile(rf"(?P<case>.+)-ADC_ss{_EXTENSION}", re.IGNORECASE),
+    "zadc": re.compile(rf"Zmap_(?P<case>.+)-ADC_smooth2mm_clipped10{_EXTENSION}", re.IGNORECASE),
+    "label": re.compile(rf"(?P<case>.+)_lesion{_EXTENSION}", re.IGNORECASE),
+    "stacked": re.compile(r"(?P<case>.+)\.nii(?:\.gz)?", re.IGNORECASE),
+}
+_SPLIT_FOLDER = re.compile(r"(?:BONBID\d*[-_])?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
+_BONBID_FOLDER = re.compile(r"BONBID\d*[-_](train|val|test)", re.IGNORECASE)
+_LABEL_FOLDERS = ("labels", "final", "labelsTr")  # a file here has its image's name; MONAI Label writes labels/final
+_IGNORED_FOLDERS = ("__MACOSX", "original")  # archives made on a Mac; what MONAI Label predicted and nobody approved
+_VISIT = re.compile(r"(.+?)[-_](?:visit|ses|session)[-_]?\d+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: its files, those that were not found being None.
+
+    Attributes:
+        case: the id, e.g. ``MGHNICU_010-VISIT_01``.
+        split: ``train``, ``val`` or ``test`` by a folder's name; None in a folder without splits.
+        adc: the ADC map.
+        zadc: the Z-score map of the ADC.
+        stacked: both in one 4D file, instead of ``adc`` and ``zadc``.
+        label: the lesion mask.
+        duplicates: further files that claim to be one of the above.
+    """
+
+    case: str
+    split: str | None = None
+    adc: Path | None = None
+    zadc: Path | None = None
+    stacked: Path | None = None
+    label: Path | None = None
+    duplicates: tuple[Path, ...] = ()
+
+    @property
+    def patient(self) -> str:
+        return patient_of(self.case)
+
+    def item(self, labels: bool = True) -> dict[str, Any]:
+        """The case as MONAI's data item. A missing file stands where it would be expected, so that it can be named.
+
+        Args:
+            labels: with the key ``label``.
+        """
+        image: str | list[str]
+        image = str(self.stacked) if self.stacked else [str(self._expected("adc")), str(self._expected("zadc"))]
+        item: dict[str, Any] = {"image": image, "case": self.case}
+        if labels:
+            item["label"] = str(self._expected("label"))
+        return item
+
+    def _expected(self, part: str) -> Path:
+        found = getattr(self, part)
+        if found:
+            return Path(found)
+        near = next(path for path in (self.stacked, self.adc, self.zadc, self.label) if path)
+        folder, name = {
+            "adc": ("1ADC_ss", f"{self.case}-ADC_ss"),
+            "zadc": ("2Z_ADC", f"Zmap_{self.case}-ADC_smooth2mm_clipped10"),
+            "label": ("3LABEL", f"{self.case}_lesion"),
+        }[part]
+        parent = near.parent
+        if parent.name in ("1ADC_ss", "2Z_ADC", "3LABEL"):
+            parent = parent.parent / folder
+        extension = re.search(rf"{_EXTENSION}$", near.name, re.IGNORECASE)
+        return parent / f"{name}{extension.group() if extension else '.nii.gz'}"
+
+
+def find_cases(dataset_dir: str | Path) -> list[Case]:
+    """Find the cases anywhere below a folder by their files' names, incomplete ones included.
+
+    The names are ``<case>-ADC_ss``, ``Zmap_<case>-ADC_smooth2mm_clipped10`` and ``<case>_lesion`` with ``.mha``,
+    ``.nii`` or ``.nii.gz``; any other ``<case>.nii.gz`` is a stacked file (or a label, in a folder ``labels``).
+
+    Args:
+        dataset_dir: the folder; missing or empty gives no cases.
+
+    Returns:
+        The cases, sorted by split (train, val, test, none) and id.
+    """
+    root = Path(dataset_dir).absolute()
+    found: dict[tuple[str | None, str], dict[str, list[Path]]] = {}
+    visited: set[Path] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        if here.resolve() in visited:  # a link to a folder above
+            folders.clear()
+            continue
+        visited.add(here.resolve())
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _IGNORED_FOLDERS)
+        split = _split_of(here, root)
+        for name in sorted(files):
+            part, case = _part_of(name, here)
+            if part:
+                found.setdefault((split, case), {}).setdefault(part, []).append(here / name)
+    cases = []
+    for (split, case), parts in found.items():
+        first = {part: paths[0] for part, paths in parts.items()}
+        duplicates = [path for paths in parts.values() for path in paths[1:]]
+        if "stacked" in first and "adc" in first:
+            duplicates.append(first.pop("stacked"))
+        cases.append(Case(case, split, duplicates=tuple(duplicates), **first))
+    order: list[str | None] = [*SPLITS, None]
+    return sorted(cases, key=lambda case: (order.index(case.split), case.case))
+
+
+def _part_of(name: str, folder: Path) -> tuple[str | None, str]:
+    """Which of a case's files this is, and the case's id."""
+    if name.startswith("."):
+        return None, ""
+    for part, pattern in _PATTERNS.items():
+        if match := pattern.fullmatch(name):
+            if part == "stacked" and folder.name in _LABEL_FOLDERS:
+                part = "label"
+            return part, match["case"]
+    return None, ""
+
+
+def _split_of(folder: Path, root: Path) -> str | None:
+    for name in reversed(folder.relative_to(root).parts):
+        if match := _SPLIT_FOLDER.fullmatch(name):
+            return match[1].lower()
+    match = _BONBID_FOLDER.fullmatch(root.name)
+    return match[1].lower() if match else None
+
+
+def patient_of(case: str) -> str:
+    """The patient's id: the case id without its visit (``MGHNICU_010-VISIT_01``, ``sub-01_ses-02``), if it has one."""
+    match = _VISIT.match(case)
+    return match[1] if match else case
+
+
+def output_name(metadata: Mapping[str, Any], saver: Any = None) -> dict[str, str]:
+    """Name an output file after the case: ``output_name_formatter`` of MONAI's ``SaveImage``.
+
+    Args:
+        metadata: of the image, with the ADC map's or stacked file's path under ``filename_or_obj``.
+        saver: the transform that asks; not used.
+
+    Returns:
+        ``{"subject": case id}``.
+    """
+    path = Path(str(metadata.get("filename_or_obj", "case")))
+    case = _part_of(path.name, path.parent)[1] or path.name.split(".")[0]
+    return {"subject": case}
