@@ -1,0 +1,195 @@
+"""TorchIO's augmentations, several times faster.
+
+Each class is a subclass of TorchIO's class of the same name, with the same arguments: it draws the same parameters
+from the same random state and applies them with less work, so it can stand in a ``torchio.Compose`` in its place.
+What an argument asks for that is not covered here (another interpolation than linear, say) goes to the parent.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+import torchio
+from torch.nn import functional
+from torchio.data.io import get_sitk_metadata_from_ras_affine
+from torchio.transforms import SpatialTransform
+
+__all__ = ["Anisotropy", "ElasticDeformation", "RandomAnisotropy", "RandomElasticDeformation"]
+
+_GRID_SAMPLE_MODES = {"linear": "bilinear", "nearest": "nearest"}
+
+
+class RandomElasticDeformation(torchio.RandomElasticDeformation):
+    """``torchio.RandomElasticDeformation`` that applies its control points with :class:`ElasticDeformation`."""
+
+    def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
+        subject.check_consistent_spatial_shape()
+        transform = ElasticDeformation(
+            control_points=self.get_params(self.num_control_points, self.max_displacement, self.num_locked_borders),
+            max_displacement=self.max_displacement,
+            image_interpolation=self.image_interpolation,
+            label_interpolation=self.label_interpolation,
+            **self._get_base_args(),
+        )
+        return transform(subject)
+
+
+class ElasticDeformation(torchio.ElasticDeformation):
+    """``torchio.ElasticDeformation`` with the dense field from small matrix products.
+
+    A cubic B-spline on a regular lattice is separable: along each axis the field is a matrix of basis values times the
+    control points. TorchIO has ITK evaluate the 64 terms of the 3D spline at each voxel, once for each channel; here
+    the sampling positions come from three matrix products and serve all channels and images on the same grid.
+    """
+
+    def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
+        if not any(self.max_displacement):
+            return subject
+        subject.check_consistent_spatial_shape()
+        grids: dict[bytes, torch.Tensor] = {}
+        for image in self.get_images(subject):
+            is_scalar = isinstance(image, torchio.ScalarImage)
+            interpolation = self.image_interpolation if is_scalar else self.label_interpolation
+            if interpolation not in _GRID_SAMPLE_MODES:
+                image.set_data(self.apply_bspline_transform(image.data, image.affine, interpolation))
+                continue
+            geometry = image.affine.tobytes()
+            if geometry not in grids:
+                grids[geometry] = self._sampling_grid(image.spatial_shape, image.affine)
+            image.set_data(_sample(image.data.float(), grids[geometry], _GRID_SAMPLE_MODES[interpolation]))
+        return subject
+
+    def _sampling_grid(self, shape: tuple[int, int, int], affine: np.ndarray) -> torch.Tensor:
+        """Where each voxel of the output takes its value from.
+
+        Returns:
+            float32 tensor, shape (X, Y, Z, 3), in the convention of ``grid_sample``: order z, y, x, and -1 to 1 from
+            the outer face of the first voxel to that of the last (``align_corners=False``).
+        """
+        origin, spacing, direction = get_sitk_metadata_from_ras_affine(affine)
+        reference = sitk.Image(shape, sitk.sitkUInt8)
+        reference.SetOrigin(origin)
+        reference.SetSpacing(spacing)
+        reference.SetDirection(direction)
+        transform = self.get_bspline_transform(reference)
+        self.parse_free_form_transform(transform, self.max_displacement)
+
+        # ITK lays the lattice along the image's axes, but starts it at the corner that is lowest in LPS and orders the
+        # axes likewise. So a lattice index is an affine function of one voxel index: offset[a] + scale[a, b] * i_b.
+        coefficients = transform.GetCoefficientImages()
+        lattice = coefficients[0]
+        index_to_mm = np.reshape(direction, (3, 3)) * spacing
+        mm_to_lattice = np.linalg.inv(np.reshape(lattice.GetDirection(), (3, 3)) * lattice.GetSpacing())
+        scale = mm_to_lattice @ index_to_mm
+        offset = mm_to_lattice @ (np.array(origin) - lattice.GetOrigin())
+        lattice_axes = np.abs(scale).argmax(axis=0)  # of each voxel axis
+
+        # Displacements in mm to voxels. Cubic B-splines reproduce linear functions, so each voxel's own index is put
+        # on the control points as well and the products give positions, not displacements.
+        displacement_mm = np.stack([sitk.GetArrayViewFromImage(image).transpose() for image in coefficients])
+        position = np.tensordot(np.linalg.inv(index_to_mm), displacement_mm, axes=1)
+        bases = []
+        for axis, lattice_axis in enumerate(lattice_axes):
+            step, start = scale[lattice_axis, axis], offset[lattice_axis]
+            lattice_index = np.arange(lattice.GetSize()[lattice_axis])
+            column = [1, 1, 1]
+            column[lattice_axis] = -1
+            position[axis] += ((lattice_index - start) / step).reshape(column)
+            bases.append(_cubic_b_spline(start + step * np.arange(shape[axis])[:, None] - lattice_index))
+        position = position.transpose(0, *(1 + lattice_axes))
+        normalised = (2 * position + 1) / np.reshape(shape, (3, 1, 1, 1)) - 1
+
+        in_x, in_y, in_z = (torch.from_numpy(basis).float() for basis in bases)
+        control_points = torch.from_numpy(normalised[::-1].copy()).float()
+        slab = torch.einsum("ckmn,zn,ym->kyzc", control_points, in_z, in_y)
+        return (in_x @ slab.flatten(1)).view(*shape, 3)
+
+
+class RandomAnisotropy(torchio.RandomAnisotropy):
+    """``torchio.RandomAnisotropy`` that applies its parameters with :class:`Anisotropy`.
+
+    Only linear interpolation of scalar images (the defaults) is faster.
+    """
+
+    def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
+        if not self.scalars_only or self.image_interpolation != "linear" or subject.get_first_image().is_2d():
+            return super().apply_transform(subject)
+        axis, downsampling = self.get_params(self.axes, self.downsampling_range)
+        torch.rand(1)  # TorchIO's two resamplings draw once each: later transforms see the same random state
+        return Anisotropy(axis=axis, downsampling=downsampling, **self._get_base_args())(subject)
+
+
+class Anisotropy(SpatialTransform):
+    """Downsample scalar images along one axis by nearest neighbour and upsample them linearly to their own grid.
+
+    Equals the two resamplings of ``torchio.RandomAnisotropy`` (also in that voxels beyond the coarse grid become zero),
+    done along the one axis that they change.
+
+    Args:
+        axis: spatial axis, 0 to 2.
+        downsampling: factor by which the spacing grows along it, >= 1.
+        kwargs: see ``torchio.Transform``.
+    """
+
+    def __init__(self, axis: int, downsampling: float, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.axis = axis
+        self.downsampling = downsampling
+        self.args_names = ["axis", "downsampling"]
+
+    def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
+        # All images get the coarse spacing of the first, as in TorchIO.
+        spacing_mm = list(subject.spacing)
+        spacing_mm[self.axis] *= self.downsampling
+        for image in self.get_images(subject):
+            if not isinstance(image, torchio.ScalarImage):
+                continue
+            data = image.data
+            for axis in range(3):
+                data = _coarsen(data, axis, image.spacing[axis], spacing_mm[axis])
+            image.set_data(data)
+        return subject
+
+
+def _sample(data: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
+    """Values of all channels at the grid's positions; a channel's minimum outside the volume, as TorchIO has it."""
+    sampled = functional.grid_sample(data[None], grid[None], mode, padding_mode="border", align_corners=False)[0]
+    low, high = grid.aminmax()
+    if low < -1 or high > 1:
+        outside = grid.abs().amax(dim=-1) > 1
+        sampled = torch.where(outside, data.amin(dim=(1, 2, 3), keepdim=True), sampled)
+    return sampled
+
+
+def _cubic_b_spline(x: np.ndarray) -> np.ndarray:
+    """The centred cubic B-spline, zero beyond ±2."""
+    x = np.abs(x)
+    return np.where(x < 1, 2 / 3 - x**2 + x**3 / 2, np.clip(2 - x, 0, None) ** 3 / 6)
+
+
+def _coarsen(data: torch.Tensor, axis: int, spacing_mm: float, coarse_spacing_mm: float) -> torch.Tensor:
+    """Nearest-neighbour downsampling and linear upsampling along one spatial axis of a (C, X, Y, Z) tensor."""
+    size = data.shape[axis + 1]
+    # The rounding of this product decides on the size when the spacing is the same, so it is spelled as TorchIO does.
+    coarse_size = int(np.floor(size * spacing_mm / coarse_spacing_mm)) if size > 1 else 1
+    factor = coarse_spacing_mm / spacing_mm
+    if coarse_size == size and factor == 1:
+        return data
+    # Both grids have the same centre.
+    fine_of_coarse = (size - 1) / 2 + (np.arange(coarse_size) - (coarse_size - 1) / 2) * factor
+    nearest = np.clip(np.floor(fine_of_coarse + 0.5).astype(int), 0, size - 1)
+    coarse_of_fine = (coarse_size - 1) / 2 + (np.arange(size) - (size - 1) / 2) / factor
+    inside = (coarse_of_fine >= -0.5) & (coarse_of_fine <= coarse_size - 0.5)
+    clamped = np.clip(coarse_of_fine, 0, coarse_size - 1)
+    below = np.floor(clamped).astype(int)
+    above = np.minimum(below + 1, coarse_size - 1)
+
+    column = [1, 1, 1, 1]
+    column[axis + 1] = -1
+    weight = torch.from_numpy(clamped - below).to(data.dtype).view(column)
+    first, second = (data.index_select(axis + 1, torch.from_numpy(nearest[index])) for index in (below, above))
+    result = torch.lerp(first, second, weight)
+    if not inside.all():
+        result *= torch.from_numpy(inside).view(column)
+    return result
