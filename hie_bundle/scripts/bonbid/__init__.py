@@ -1,11 +1,12 @@
 """BONBID-HIE's layout: finding cases, splits and folds, checks, download. Knows files, not tensors."""
 
 from .checks import CaseReport, Limits, Problem, check_case
-from .datalist import datalist
+from .datalist import datalist, write_datalist
 from .errors import DatasetError, show_plainly
 from .folds import fold_of_case, size_class
 from .gate import check_items, require_usable
 from .layout import SPLITS, Case, find_cases, output_name, patient_of
+from .survey import check
 from .volumes import Volume, VolumeError, read_volume
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Problem",
     "Volume",
     "VolumeError",
+    "check",
     "check_case",
     "check_items",
     "datalist",
@@ -28,4 +30,5 @@ __all__ = [
     "require_usable",
     "show_plainly",
     "size_class",
+    "write_datalist",
 ]

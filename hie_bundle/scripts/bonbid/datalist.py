@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import DatasetError, one_line
-from .folds import fold_of_case
-from .gate import case_of
-from .layout import SPLITS, find_cases, patient_of
+from .files import write_json
+from .folds import fold_of_case, size_class
+from .gate import case_of, check_items, require_usable
+from .layout import SPLITS, Case, find_cases, patient_of
 
-__all__ = ["datalist"]
+__all__ = ["datalist", "write_datalist"]
 
 _KEYS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -42,8 +45,8 @@ def datalist(
         that are missing are listed too, for ``require_usable`` to name them.
 
     Raises:
-        DatasetError: an unknown split, a fold that does not exist, a data list that cannot be read, or one with a
-            patient in two of its lists.
+        DatasetError: an unknown split, a fold that does not exist, a data list that cannot be read, or a patient in
+            two splits (unless all cases are asked for).
     """
     if split is not None and split not in SPLITS:
         raise DatasetError(f"There is no split {split!r}; choose one of {', '.join(SPLITS)}.")
@@ -55,6 +58,7 @@ def datalist(
     if file is not None:
         return _from_file(Path(file), split, labels, fold)
     cases = find_cases(dataset_dir)
+    _refuse_shared_patients(cases, split, folds=num_folds is not None)
     if num_folds is not None and split != "test":
         pool = [case for case in cases if case.split != "test"]
         folds = fold_of_case(pool, num_folds, seed)
@@ -66,6 +70,19 @@ def datalist(
     if not labels:
         cases = [case for case in cases if case.adc or case.zadc or case.stacked]
     return sorted((case.item(labels) for case in cases), key=lambda item: str(item["case"]))
+
+
+def _refuse_shared_patients(cases: Sequence[Case], split: str | None, folds: bool) -> None:
+    sides: dict[str, dict[str, Case]] = {}
+    for case in cases:
+        side = "training" if folds and case.split != "test" else case.split
+        sides.setdefault(case.patient, {}).setdefault(str(side), case)
+    shared = {patient: sorted(where) for patient, where in sides.items() if len(where) > 1}
+    if split is not None and shared:
+        lines = [f"  {patient}: {', '.join(where)}" for patient, where in shared.items()]
+        raise DatasetError(
+            "These patients are in several splits; move all of a patient's cases into one:\n" + "\n".join(lines)
+        )
 
 
 def _from_file(file: Path, split: str | None, labels: bool, fold: int | None) -> list[dict[str, Any]]:
@@ -100,3 +117,70 @@ def _entries(file: Path, key: str) -> list[dict[str, Any]]:
         return [dict(entry) for entry in load_decathlon_datalist(file, True, key, file.absolute().parent)]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"The data list {file} cannot be read ({one_line(error)}).") from error
+
+
+def write_datalist(
+    dataset_dir: str | Path,
+    output_file: str | Path,
+    num_folds: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Write the cases as a data list in the decathlon form, for ``--datalist``, MONAI and Auto3DSeg.
+
+    Paths are relative to the written file where it lies above the data (give Auto3DSeg its folder as ``dataroot``),
+    absolute otherwise.
+
+    Args:
+        dataset_dir: folder with the cases.
+        output_file: the JSON file.
+        num_folds: ``training`` holds the cases of train, val and no split, each with its ``fold``, ``test`` the rest;
+            None writes the official split as ``training``, ``validation`` and ``test``.
+        seed: of the folds.
+
+    Raises:
+        DatasetError: there is no case, some are unusable, or the file cannot be written.
+    """
+    output_file = Path(output_file).absolute()
+    everything = datalist(dataset_dir, None)
+    require_usable(everything, dataset_dir, "a data list")
+    if num_folds is None:
+        lists = {key: datalist(dataset_dir, split) for split, key in _KEYS.items()}
+    else:
+        lists = {"training": [], "test": datalist(dataset_dir, "test")}
+        for fold in range(num_folds):
+            lists["training"] += [
+                {**item, "fold": fold} for item in datalist(dataset_dir, "val", True, fold, num_folds, seed)
+            ]
+    for item in (item for items in lists.values() for item in items):
+        for key in ("image", "label"):
+            paths = [
+                _relative(path, output_file.parent)
+                for path in ([item[key]] if isinstance(item[key], str) else item[key])
+            ]
+            item[key] = paths if isinstance(item[key], list) else paths[0]
+    classes = {report.case: size_class(report.lesion_fraction) for report in check_items(everything)}
+    data = {
+        "name": "HIE lesions",
+        "description": f"{num_folds} folds, seed {seed}" if num_folds else "official split",
+        "modality": {"0": "ADC", "1": "ZADC"},
+        "labels": {"0": "background", "1": "lesion"},
+        "numTraining": len(lists["training"]),
+        "numTest": len(lists["test"]),
+        **lists,
+    }
+    try:
+        write_json(output_file, data, indent=1)
+    except OSError as error:
+        raise DatasetError(f"The data list cannot be written to {output_file} ({error.strerror}).") from error
+    for key, items in lists.items():
+        for fold in sorted({item.get("fold", -1) for item in items}):
+            counts = Counter(classes[item["case"]] for item in items if item.get("fold", -1) == fold)
+            where = key if fold < 0 else f"{key}, fold {fold}"
+            print(
+                f"{where}: {counts.total()} cases ({', '.join(f'{name}: {n}' for name, n in sorted(counts.items()))})"
+            )
+    print(f"data list: {output_file}")
+
+
+def _relative(path: str, folder: Path) -> str:
+    return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path

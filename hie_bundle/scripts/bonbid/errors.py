@@ -1,42 +1,16 @@
-"""The error that stops a run on unusable data, and how it is shown."""
+"""The error that stops a run on unusable data."""
 
 from __future__ import annotations
 
-import sys
 import traceback
-from collections.abc import Iterator
-from types import TracebackType
+
+from ..errors import UserError, show_plainly
 
 __all__ = ["DatasetError", "show_plainly"]
 
 
-class DatasetError(Exception):
+class DatasetError(UserError):
     """The dataset cannot be used as asked. The message is for the user: what is wrong where, and what to do."""
-
-
-def show_plainly() -> None:
-    """Let a ``DatasetError`` that nobody catches end the program with its message instead of a traceback.
-
-    MONAI wraps every exception of a config in two or three others, whose tracebacks bury the message. A program that
-    runs a config and catches exceptions (a server, a notebook, a test) sees them unchanged.
-    """
-    previous = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        for cause in _causes(error):
-            if isinstance(cause, DatasetError):
-                print(f"\nerror: {cause}", file=sys.stderr)
-                return
-        previous(kind, error, trace)
-
-    if getattr(previous, "__module__", None) != __name__:
-        sys.excepthook = hook
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def one_line(error: BaseException) -> str:

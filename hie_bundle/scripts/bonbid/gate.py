@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from .checks import CaseReport, Limits, Problem, check_case, item_files
 from .errors import DatasetError
+from .files import write_json
 from .layout import find_cases, output_name
 
 __all__ = ["check_items", "require_usable"]
@@ -47,13 +49,17 @@ def require_usable(
         DatasetError: there is no case, or some are unusable; names each with its files, and says what to do.
     """
     if not items:
-        raise DatasetError(_nothing_found(Path(dataset_dir), purpose))
+        raise DatasetError(nothing_found(Path(dataset_dir), purpose))
     reports = check_items(items, limits, cache_file, num_workers)
-    problems = _repeated(items)
-    for report in reports:
-        problems += [(report.case, problem) for problem in report.problems]
-    if problems:
-        raise DatasetError(_unusable(problems, len(items), dataset_dir, purpose))
+    _note_repeated(reports)
+    bad = [report for report in reports if not report.usable]
+    if bad:
+        raise DatasetError(
+            f"{len(bad)} of {len(items)} cases in {dataset_dir} cannot be used for {purpose}; nothing was started.\n"
+            f"{list_problems(bad)}\n"
+            "Restore these files from where they came, or move every file of these cases out of the folder; then "
+            f"start again. All figures:\n  {command('check', dataset_dir=dataset_dir)}"
+        )
 
 
 def check_items(
@@ -141,46 +147,31 @@ def _remember(path: Path, fresh: Mapping[str, Any]) -> None:
     """Add to the file what another process has not added meanwhile. A lost race costs a second check, no more."""
     known = {**_load(path), **fresh}
     known = {key: entry for key, entry in known.items() if key in fresh or Path(key.split("|")[0]).exists()}
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        with os.fdopen(handle, "w") as file:
-            json.dump(known, file)
-        Path(temporary).replace(path)
-    except OSError:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+    with suppress(OSError):
+        write_json(path, known)
 
 
-def _repeated(items: Sequence[Mapping[str, Any]]) -> list[tuple[str, Problem]]:
-    """The same case twice."""
+def _note_repeated(reports: Sequence[CaseReport]) -> None:
+    """The same case in two items, from two splits perhaps."""
     first: dict[str, str] = {}
-    problems = []
-    for item in items:
-        case, file = case_of(item), next(iter(item_files(item).values()))
-        if case in first:
-            problems.append((case, Problem(file, f"is a second file of this case, beside {first[case]}")))
-        first.setdefault(case, file)
-    return problems
+    for report in reports:
+        file = next(iter(report.files.values()))
+        if report.case in first:
+            report.problems.append(Problem(file, f"is a second file of this case, beside {first[report.case]}"))
+        first.setdefault(report.case, file)
 
 
-def _unusable(problems: Sequence[tuple[str, Problem]], count: int, dataset_dir: str | Path, purpose: str) -> str:
-    cases: dict[str, list[Problem]] = {}
-    for case, problem in problems:
-        cases.setdefault(case, []).append(problem)
-    lines = [f"{len(cases)} of {count} cases in {dataset_dir} cannot be used for {purpose}; nothing was started."]
-    for case, found in sorted(cases.items()):
-        lines.append(f"  {case}")
-        lines += [f"    {problem.file} {problem.message}" for problem in found]
-    lines.append(
-        "Restore these files from where they came, or move every file of these cases out of the folder; "
-        f"then start again. All figures:\n  {command('check', dataset_dir=dataset_dir)}"
-    )
+def list_problems(reports: Iterable[CaseReport]) -> str:
+    """The problems as indented lines: the case, then each file with what is wrong."""
+    lines = []
+    for report in reports:
+        lines.append(f"  {report.case}")
+        lines += [f"    {problem.file} {problem.message}" for problem in report.problems]
     return "\n".join(lines)
 
 
-def _nothing_found(dataset_dir: Path, purpose: str) -> str:
+def nothing_found(dataset_dir: Path, purpose: str) -> str:
+    """What to tell someone whose folder holds nothing for this purpose: which commands fill it."""
     cases = find_cases(dataset_dir)
     if cases:
         counts: dict[str, int] = {}

@@ -1,0 +1,148 @@
+"""A look at a whole dataset: a table and a JSON report of its cases, and everything wrong with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checks import CaseReport, Limits, Problem
+from .errors import DatasetError
+from .files import write_json
+from .folds import size_class
+from .gate import check_items, list_problems, nothing_found
+from .layout import Case, find_cases
+
+__all__ = ["check"]
+
+_COLUMNS = (
+    "case",
+    "split",
+    "voxels",
+    "spacing mm",
+    "axes",
+    "ADC",
+    "mean ± SD",
+    "ZADC",
+    "brain ml",
+    "lesion ml",
+    "%",
+    "",
+)
+
+
+def check(
+    dataset_dir: str | Path,
+    report_file: str | Path | None = None,
+    labels: bool = True,
+    limits: Limits | None = None,
+    cache_file: str | Path | None = None,
+    num_workers: int | None = None,
+) -> None:
+    """Check every case below a folder; print a table and write a JSON report.
+
+    Args:
+        dataset_dir: folder with the cases.
+        report_file: where the JSON report goes; ``check.json`` in ``dataset_dir`` if None.
+        labels: every case must have a label.
+        limits: what a case may look like; the defaults if None.
+        cache_file: where results are remembered; the user's cache folder if None.
+        num_workers: threads that read; one a core if None.
+
+    Raises:
+        DatasetError: there is no case, some are unusable (after the report was written), or the report cannot be
+            written.
+    """
+    cases = find_cases(dataset_dir)
+    if not labels:
+        cases = [case for case in cases if case.adc or case.zadc or case.stacked]
+    if not cases:
+        raise DatasetError(nothing_found(Path(dataset_dir), "checking"))
+    items = [case.item(labels or case.label is not None) for case in cases]
+    reports = check_items(items, limits, cache_file, num_workers)
+    for case, report in zip(cases, reports, strict=True):
+        report.problems += _layout_problems(case, cases)
+    report_file = Path(report_file) if report_file else Path(dataset_dir) / "check.json"
+    summary = _summary(reports)
+    rows = [_row(case, report) for case, report in zip(cases, reports, strict=True)]
+    print(_table([_COLUMNS, *rows]))
+    print(_words(summary))
+    entries = [{"split": case.split, **report.to_json()} for case, report in zip(cases, reports, strict=True)]
+    try:
+        write_json(report_file, {"dataset_dir": str(dataset_dir), "summary": summary, "cases": entries}, indent=1)
+    except OSError as error:
+        message = f"The report cannot be written to {report_file} ({error.strerror}); choose another --report_file."
+        raise DatasetError(message) from error
+    print(f"report: {report_file}")
+    bad = [report for report in reports if not report.usable]
+    if bad:
+        raise DatasetError(f"{len(bad)} of {len(reports)} cases cannot be used:\n" + list_problems(bad))
+
+
+def _layout_problems(case: Case, cases: Sequence[Case]) -> list[Problem]:
+    """Files that are there twice, and the same patient in several splits."""
+    problems = [Problem(str(path), "is there beside another file of the same case") for path in case.duplicates]
+    others = {other.split for other in cases if other.patient == case.patient} - {case.split}
+    if others:
+        where = ", ".join(str(split) for split in sorted(others, key=str))
+        first = next(path for path in (case.adc, case.zadc, case.stacked, case.label) if path)
+        problems.append(Problem(str(first), f"is of patient {case.patient}, who is also in {where}"))
+    return problems
+
+
+def _row(case: Case, report: CaseReport) -> tuple[str, ...]:
+    def span(values: list[float] | None) -> str:
+        return f"{values[0]:.4g} … {values[1]:.4g}" if values else "-"
+
+    def number(value: float | None, digits: int = 1) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    status = "; ".join(report.notes) if report.usable else "UNUSABLE"
+    return (
+        case.case,
+        case.split or "-",
+        "×".join(map(str, report.shape)) if report.shape else "-",
+        "×".join(f"{value:.3g}" for value in report.spacing_mm) if report.spacing_mm else "-",
+        report.orientation or "-",
+        span(report.adc_range),
+        f"{report.adc_mean:.0f} ± {report.adc_std:.0f}" if report.adc_mean is not None else "-",
+        span(report.zadc_range),
+        number(report.brain_ml, 0),
+        number(report.lesion_ml, 2),
+        number(None if report.lesion_fraction is None else 100 * report.lesion_fraction, 2),
+        status,
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _summary(reports: Sequence[CaseReport]) -> dict[str, Any]:
+    measured = [report for report in reports if report.shape]
+    labelled = [report.lesion_fraction for report in reports if report.lesion_fraction is not None]
+    return {
+        "cases": len(reports),
+        "unusable": sum(not report.usable for report in reports),
+        "lesion_size_classes": dict(Counter(size_class(fraction) for fraction in sorted(labelled))),
+        "mean_shape": [round(float(n), 1) for n in np.mean(np.array([r.shape for r in measured]), axis=0)]
+        if measured
+        else None,
+        "median_spacing_mm": (
+            [round(float(n), 3) for n in np.median([r.spacing_mm for r in measured], axis=0)] if measured else None
+        ),
+    }
+
+
+def _words(summary: dict[str, Any]) -> str:
+    lesions = ", ".join(f"{name}: {count}" for name, count in summary["lesion_size_classes"].items())
+    return (
+        f"{summary['cases']} cases, {summary['unusable']} unusable; lesion as a share of the brain: {lesions or '-'}; "
+        f"mean size {summary['mean_shape']} voxels, median spacing {summary['median_spacing_mm']} mm"
+    )
