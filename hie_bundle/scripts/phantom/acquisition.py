@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from .anatomy import BOX_CENTRE_MM, FloatArray, RandomField
+from .anatomy import FloatArray, RandomField, Tissue
 
 FloatVector = NDArray[np.float64]
+
+OUTSIDE_SIGNAL = 0.12  # of skull and air, relative to white matter at b = 0
+OUTSIDE_ADC = 700.0  # 1e-6 mm²/s
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,6 @@ def draw_grid(
     slice_range: tuple[int, int],
     spacing_range_mm: tuple[float, float],
     slice_thickness_range_mm: tuple[float, float],
-    head_rotation_degrees: float = 7.0,
 ) -> tuple[Grid, Pose]:
     """Draw a scan: matrix, spacing, direction, origin, and the head's pose and size in it.
 
@@ -58,70 +60,92 @@ def draw_grid(
     thickness = low + (high - low) * rng.beta(1.2, 2.2)
     slices = int(np.clip(round(rng.uniform(104, 125) / thickness), *slice_range))
     thickness = max(thickness, 104.0 / slices)
-    size = (matrix, matrix, slices)
     spacing = np.round(np.array([in_plane, in_plane, thickness]), 4)
 
-    head = Rotation.from_euler("xyz", rng.normal(0, head_rotation_degrees, 3), degrees=True)
+    head = Rotation.from_euler("xyz", rng.normal(0, 5, 3), degrees=True)
     oblique = rng.random() < 0.6
-    tilt = rng.normal(0, (12, 5, 5), 3) if oblique else np.zeros(3)
+    tilt = rng.normal(0, (9, 4, 4), 3) if oblique else np.zeros(3)
     direction = Rotation.from_euler("xyz", tilt, degrees=True).as_matrix()
     if rng.random() < 0.4:
         direction = direction * rng.choice([-1.0, 1.0], 3)
     centre = rng.normal(0, (8, 15, 20))
     off_centre = rng.normal(0, 2.0, 3)
-    half = (np.array(size) - 1) / 2
-    origin = centre + off_centre - direction @ (spacing * half)
-    # Half follows the head, as technicians tilt the slices to it.
-    rotation = head.as_matrix()
+    size = (matrix, matrix, slices)
+    origin = centre + off_centre - direction @ (spacing * (np.array(size) - 1) / 2)
     scale = 1 / np.clip(rng.normal(1.0, 0.04) * (1 + rng.normal(0, 0.02, 3)), 0.88, 1.1)
-    return Grid(size, spacing, origin, direction), Pose(rotation, centre, scale)
+    return Grid(size, spacing, origin, direction), Pose(head.as_matrix(), centre, scale)
 
 
 @dataclass(frozen=True)
 class FineGrid:
-    """The part of a grid around the head, each voxel split into ``factors`` sub-voxels."""
+    """The voxels of a grid around the head, each split into ``factors`` sub-voxels."""
 
-    start: tuple[int, int, int]  # first voxel of the grid that is covered
-    shape: tuple[int, int, int]  # covered voxels
-    factors: tuple[int, int, int]
-    points_mm: FloatArray  # canonical positions of the sub-voxels (3, N), before the subject's warp
-    voxel_points_mm: FloatArray  # canonical positions of the covered voxels (3, M)
+    start: tuple[int, ...]  # first voxel of the grid that is covered
+    shape: tuple[int, ...]  # covered voxels
+    factors: tuple[int, ...]
+    index: NDArray[np.intp]  # flat position of the N sub-voxels in and near the head among all sub-voxels
+    points_mm: FloatArray  # their canonical positions (3, N) before the subject's warp
+    voxel_points_mm: FloatArray  # canonical positions (3, M) of all covered voxels before the subject's warp
 
     @property
-    def fine_shape(self) -> tuple[int, int, int]:
-        return tuple(n * f for n, f in zip(self.shape, self.factors, strict=True))  # type: ignore[return-value]
+    def fine_shape(self) -> tuple[int, ...]:
+        """Shape of the sub-voxels of all covered voxels."""
+        return tuple(n * f for n, f in zip(self.shape, self.factors, strict=True))
 
-    def average(self, fine: FloatArray) -> FloatArray:
-        """Mean over the sub-voxels of each voxel: (N,) or the fine shape to ``shape``."""
+    @property
+    def window(self) -> tuple[slice, ...]:
+        """The covered voxels in the whole grid."""
+        return tuple(slice(a, a + n) for a, n in zip(self.start, self.shape, strict=True))
+
+    def scatter(self, values: FloatArray, elsewhere: float = 0.0) -> FloatArray:
+        """Values (N,) as a volume of ``fine_shape``."""
+        volume = np.full(self.fine_shape, elsewhere, dtype=np.float32)
+        volume.reshape(-1)[self.index] = values
+        return volume
+
+    def gather(self, volume: FloatArray) -> FloatArray:
+        """The inverse of :meth:`scatter`."""
+        return volume.reshape(-1)[self.index]
+
+    def average(self, volume: FloatArray) -> FloatArray:
+        """Mean over the sub-voxels of each voxel: ``fine_shape`` to ``shape``."""
         (nx, ny, nz), (fx, fy, fz) = self.shape, self.factors
-        return fine.reshape(nx, fx, ny, fy, nz, fz).mean((1, 3, 5), dtype=np.float32)
+        return volume.reshape(nx, fx, ny, fy, nz, fz).mean((1, 3, 5), dtype=np.float32)
 
 
-def refine(grid: Grid, pose: Pose, fine_mm: float, reach_mm: tuple[float, float, float]) -> FineGrid:
-    """Sub-voxels of at most about ``fine_mm`` covering the canonical box of half extent ``reach_mm``."""
+def refine(grid: Grid, pose: Pose, fine_mm: float) -> FineGrid:
+    """Split the voxels around the head into sub-voxels of about ``fine_mm``."""
+    head_centre, head_radii_mm = np.array([0.0, -2.0, -4.0]), np.array([58.0, 68.0, 58.0])
     index_to_lps = grid.direction * grid.spacing_mm
-    canonical = pose.rotation @ (np.array([[-1.0], [-1.0], [1.0]]) * index_to_lps) * pose.scale[:, None]
+    canonical = pose.scale[:, None] * (pose.rotation @ (np.array([[-1.0], [-1.0], [1.0]]) * index_to_lps))
     offset = pose.canonical(grid.origin_mm[:, None])[:, 0]
-    corners = BOX_CENTRE_MM[:, None] + np.array(np.meshgrid(*((-r, r) for r in reach_mm))).reshape(3, -1)
-    index = np.linalg.solve(canonical, corners - offset[:, None])
-    start = np.clip(np.floor(index.min(1)), 0, np.array(grid.size) - 1).astype(int)
-    stop = np.clip(np.ceil(index.max(1)) + 1, start + 1, grid.size).astype(int)
+    # The box around an ellipsoid under a linear map: the norms of the map's rows, scaled by the radii.
+    inverse = np.linalg.inv(canonical)
+    centre = inverse @ (head_centre - offset)
+    reach = np.linalg.norm(inverse * head_radii_mm, axis=1)
+    start = np.clip(np.floor(centre - reach), 0, np.array(grid.size) - 1).astype(int)
+    stop = np.clip(np.ceil(centre + reach) + 1, start + 1, grid.size).astype(int)
     factors = np.maximum(1, np.round(grid.spacing_mm / fine_mm)).astype(int)
 
     def positions(split: NDArray[np.int_]) -> FloatArray:
-        axes = [(np.arange((b - a) * f) + 0.5) / f - 0.5 + a for a, b, f in zip(start, stop, split, strict=True)]
-        parts = [
-            (canonical[:, i, None] * axis).astype(np.float32).reshape(3, *(-1 if j == i else 1 for j in range(3)))
-            for i, axis in enumerate(axes)
-        ]
-        return (parts[0] + parts[1] + parts[2] + offset.astype(np.float32)[:, None, None, None]).reshape(3, -1)
+        total = offset.astype(np.float32)[:, None, None, None]
+        for i, (a, b, f) in enumerate(zip(start, stop, split, strict=True)):
+            axis = (np.arange((b - a) * f) + 0.5) / f - 0.5 + a
+            shape = [3, 1, 1, 1]
+            shape[i + 1] = len(axis)
+            total = total + (canonical[:, i, None] * axis).astype(np.float32).reshape(shape)
+        return total.reshape(3, -1)
 
+    points = positions(factors)
+    scaled = [(p - np.float32(c)) / np.float32(r) for p, c, r in zip(points, head_centre, head_radii_mm, strict=True)]
+    index = np.flatnonzero(np.square(scaled).sum(0) < 1)
     return FineGrid(
-        tuple(int(v) for v in start),  # type: ignore[arg-type]
-        tuple(int(v) for v in stop - start),  # type: ignore[arg-type]
-        tuple(int(v) for v in factors),  # type: ignore[arg-type]
-        positions(factors),
-        positions(np.ones(3, dtype=int)),
+        start=tuple(start.tolist()),
+        shape=tuple((stop - start).tolist()),
+        factors=tuple(factors.tolist()),
+        index=index,
+        points_mm=points[:, index],
+        voxel_points_mm=positions(np.ones(3, dtype=int)),
     )
 
 
@@ -139,7 +163,7 @@ class Scanner:
 
 
 def draw_scanner(rng: np.random.Generator, slices: int, artefact_probability: float) -> Scanner:
-    """Draw scanner and patient behaviour; motion and signal loss come each with ``artefact_probability``."""
+    """Draw the scanner; motion, signal loss and a strong bias come with ``artefact_probability`` each."""
     moves = rng.random() < artefact_probability
     loses = rng.random() < artefact_probability
     biased = rng.random() < artefact_probability
@@ -158,8 +182,7 @@ def measure(
     scanner: Scanner,
     fine: FineGrid,
     spacing_mm: FloatVector,
-    adc: FloatArray,
-    signal: FloatArray,
+    images: tuple[FloatArray, FloatArray],
     seed: np.random.SeedSequence,
 ) -> FloatArray:
     """ADC map (1e-6 mm²/s) of the covered voxels as the scanner reconstructs it.
@@ -167,18 +190,14 @@ def measure(
     Args:
         scanner: scanner parameters.
         fine: sampling.
-        spacing_mm: voxel size.
-        adc: true ADC of the sub-voxels (N,), 1e-6 mm²/s.
-        signal: their signal at b = 0 (N,), white matter = 1.
+        spacing_mm: voxel size (3,).
+        images: noiseless signal of the voxels without and with diffusion weighting, white matter at b = 0 being 1.
         seed: of the noise; one seed gives one noise realisation whatever the anatomy.
     """
     rng = np.random.default_rng(seed)
     bias = RandomField(rng, 30.0)(fine.voxel_points_mm)[0].reshape(fine.shape)
-    exponent = np.float32(-scanner.b_value * 1e-6)
-    plain = fine.average(signal)
-    weighted = fine.average(signal * np.exp(exponent * adc))
     blur = (*(scanner.blur_mm / spacing_mm[:2]), 0)
-    plain, weighted = (ndimage.gaussian_filter(image, blur, truncate=3) for image in (plain, weighted))
+    plain, weighted = (ndimage.gaussian_filter(image, blur, truncate=3) for image in images)
     if scanner.motion_mm:
         angle = rng.uniform(0, 2 * np.pi)
         shift = scanner.motion_mm * np.array([np.cos(angle), np.sin(angle)]) / spacing_mm[:2]
@@ -187,13 +206,29 @@ def measure(
         if 0 <= k < fine.shape[2]:
             weighted[:, :, k] *= np.float32(rng.uniform(0.75, 0.92))
 
+    return fit_adc(scanner, plain, weighted, rng) * (1 + np.float32(scanner.bias) * bias)
+
+
+def fit_adc(scanner: Scanner, plain: FloatArray, weighted: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """ADC (1e-6 mm²/s, 0..4095) of noiseless signals without and with diffusion weighting, after Rician noise."""
+
     def rician(image: FloatArray, averages: int) -> FloatArray:
-        # The mean of n magnitudes has their bias and 1/sqrt(n) of their spread.
+        # The mean of n magnitudes keeps their bias and has 1/sqrt(n) of their spread.
         real, imaginary = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(scanner.noise)
         root = np.float32(averages**-0.5)
         floor = np.float32(scanner.noise**2 * (1 - 1 / averages))
         return np.sqrt((image + root * real) ** 2 + (root * imaginary) ** 2 + floor)
 
     ratio = rician(weighted, scanner.directions) / np.maximum(rician(plain, 2), 1e-3)
-    fitted = np.log(np.clip(ratio, 1e-3, 1)) / exponent
-    return np.clip(fitted * (1 + np.float32(scanner.bias) * bias), 0, 4095)
+    return np.clip(-np.log(np.clip(ratio, 1e-3, 1)) / np.float32(1e-6 * scanner.b_value), 0, 4095)
+
+
+def signals(scanner: Scanner, tissue: Tissue, adc: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Signal of points (N,) without and with diffusion weighting, healthy white matter at b = 0 being 1.
+
+    Without weighting the image is T2-weighted: fluid is bright, grey matter a little darker than newborn white
+    matter; skull and air outside the brain give little.
+    """
+    inside = tissue.brain_depth_mm > 0
+    plain = np.where(inside, 1 + np.float32(0.7) * tissue.csf - np.float32(0.12) * (1 - tissue.white), OUTSIDE_SIGNAL)
+    return plain, plain * np.exp(np.float32(-1e-6 * scanner.b_value) * np.where(inside, adc, np.float32(OUTSIDE_ADC)))

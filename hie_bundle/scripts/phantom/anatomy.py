@@ -8,12 +8,14 @@ point and resolution; a subject differs from the canonical one by a smooth warp,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-FloatArray = NDArray[np.float32]
+FloatArray = NDArray[np.floating[Any]]  # float32 throughout
 
 # Half extent in mm of the box that holds the canonical brain with its cerebrospinal fluid, and the box's centre.
 BOX_CENTRE_MM = np.array([0.0, -1.0, 0.0], dtype=np.float32)
@@ -43,10 +45,14 @@ class RandomField:
                 smooth -= ndimage.gaussian_filter(white, 2 * scale_mm / self.step_mm, mode="wrap")
             channel[...] = (smooth - smooth.mean()) / smooth.std()
 
-    def __call__(self, points_mm: FloatArray) -> FloatArray:
-        """Values at ``points_mm`` of shape (3, N); returns (channels, N)."""
+    def index(self, points_mm: FloatArray) -> FloatArray:
+        """Positions (3, N) in voxels of ``values`` for canonical ``points_mm`` (3, N)."""
         centre = (np.array(self.values.shape[1:], dtype=np.float32) - 1) / 2
-        index = (points_mm - BOX_CENTRE_MM[:, None]) / np.float32(self.step_mm) + centre[:, None]
+        return (points_mm - BOX_CENTRE_MM[:, None]) / np.float32(self.step_mm) + centre[:, None]
+
+    def __call__(self, points_mm: FloatArray) -> FloatArray:
+        """Values at canonical ``points_mm`` (3, N); returns (channels, N)."""
+        index = self.index(points_mm)
         return np.stack([sample(channel, index) for channel in self.values])
 
 
@@ -73,7 +79,7 @@ def ellipsoid(points_mm: FloatArray, centre: tuple[float, ...], radii: tuple[flo
 def tube(points_mm: FloatArray, nodes: tuple[tuple[float, float, float, float], ...]) -> FloatArray:
     """Signed distance to a chain of round cones; each node is (x, y, z, radius)."""
     best = np.full(points_mm.shape[1], -np.inf, dtype=np.float32)
-    for a, b in zip(nodes[:-1], nodes[1:], strict=True):
+    for a, b in pairwise(nodes):
         start, axis = np.array(a[:3], np.float32), np.array(b[:3], np.float32) - np.array(a[:3], np.float32)
         along = np.clip((axis @ (points_mm - start[:, None])) / (axis @ axis), 0, 1)
         offset = points_mm - start[:, None] - axis[:, None] * along
@@ -90,12 +96,20 @@ def smooth_union(a: FloatArray, b: FloatArray, blend_mm: float) -> FloatArray:
 
 @dataclass(frozen=True)
 class Folding:
-    """Sulci as zero sheets of a band-pass random field: ``common`` to all newborns, plus the subject's ``own``."""
+    """Sulci as the zero sheets of a band-pass random field: one part common to all newborns, one the subject's own."""
 
     common: RandomField
     own: RandomField
     own_weight: float
     depth: RandomField
+
+    def distance(self, points_mm: FloatArray) -> FloatArray:
+        """Approximate distance in mm to the nearest sheet: |F| / |grad F| of the field F."""
+        own = np.float32(self.own_weight)
+        field = np.sqrt(1 - own**2) * self.common.values[0] + own * self.own.values[0]
+        step_mm = self.common.step_mm
+        slope = np.sqrt(np.square(np.gradient(field, step_mm)).sum(0) + np.float32(0.04 / step_mm**2))
+        return np.abs(sample(field / slope, self.common.index(points_mm)))
 
 
 @dataclass(frozen=True)
@@ -104,36 +118,52 @@ class Subject:
 
     folding: Folding
     texture: RandomField
-    texture_strength: float
-    adc_gain: float  # body temperature and scanner: ADC rises by about 2.4 % for each degree
+    adc_gain: float
     adc_white: float
     adc_cortex: float
     adc_deep: float
+    adc_cerebellum: float
     adc_csf: float
     extra_axial_mm: float
     sulcal_depth_mm: float
     sulcal_width_mm: float
     ventricle_mm: float  # added to the ventricles' radius
+    cavum_mm: float  # half width of the cavum septi pellucidi
     cortex_mm: float
 
 
-def draw_subject(rng: np.random.Generator, common: RandomField) -> Subject:
-    """Draw a newborn of 37 to 42 weeks; white matter ADC falls and folding deepens with maturity."""
-    maturity = rng.normal()
+def draw_subject(rng: np.random.Generator, common: RandomField, *, patient: bool) -> Subject:
+    """Draw a newborn; white matter ADC falls and folding deepens with maturity.
+
+    Patients vary more than the healthy newborns of an atlas: born from 35 weeks on, folded less alike, with wider
+    fluid spaces, and some cooled to 33.5 °C (ADC falls by about 2 % a degree). Their tissue is also more watery, from
+    oedema and from being scanned days rather than a week or two after birth; how much was chosen so that the mean of
+    ZADC is that of the real cohort.
+    """
+    spread = 1.5 if patient else 0.8
+    maturity = spread * rng.normal()
+    fluid = abs(rng.normal()) if patient else 0.0
+    temperature = -0.045 if patient and rng.random() < 0.25 else 0.0
+    water = 1.0 if patient else 0.935
+
+    def level(mean: float, fall: float, deviation: float) -> float:
+        return water * (mean - fall * maturity + spread * deviation * rng.normal())
+
     return Subject(
-        folding=Folding(common, RandomField(rng, 3.0, band_pass=True), 0.5, RandomField(rng, 9.0)),
-        texture=RandomField(rng, 4.0),
-        texture_strength=0.03,
-        adc_gain=1.0 + 0.02 * rng.normal(),
-        adc_white=1600 - 35 * maturity + 25 * rng.normal(),
-        adc_cortex=1150 - 15 * maturity + 20 * rng.normal(),
-        adc_deep=1080 - 15 * maturity + 15 * rng.normal(),
-        adc_csf=2850 + 60 * rng.normal(),
-        extra_axial_mm=float(np.clip(rng.normal(2.0, 0.5), 0.8, 4.0)),
-        sulcal_depth_mm=float(np.clip(11 + 1.0 * maturity + rng.normal(), 7, 15)),
-        sulcal_width_mm=float(np.clip(rng.normal(0.5, 0.12), 0.25, 1.0)),
-        ventricle_mm=float(np.clip(rng.normal(0.0, 0.5), -1.0, 2.0)),
-        cortex_mm=float(rng.normal(2.1, 0.1)),
+        folding=Folding(common, RandomField(rng, 3.0, band_pass=True), 0.38 if patient else 0.2, RandomField(rng, 9.0)),
+        texture=RandomField(rng, 3.0, channels=2),
+        adc_gain=1 + 0.013 * spread * rng.normal() + temperature,
+        adc_white=level(1535, 30, 20),
+        adc_cortex=level(1020, 12, 15),
+        adc_deep=level(980, 12, 12),
+        adc_cerebellum=level(1040, 12, 12),
+        adc_csf=2750 + 60 * rng.normal(),
+        extra_axial_mm=float(np.clip(rng.normal(0.9, 0.3) + 0.8 * fluid, 0.4, 4.0)),
+        sulcal_depth_mm=float(np.clip(13 + maturity + rng.normal(), 9, 17)),
+        sulcal_width_mm=float(np.clip(rng.normal(0.12, 0.06) + 0.12 * fluid, 0.0, 0.8)),
+        ventricle_mm=float(np.clip(rng.normal(-0.2, 0.4) + 1.0 * fluid, -1.2, 3.0)),
+        cavum_mm=float(np.clip(rng.normal(0.8, 0.8), 0, 3)),
+        cortex_mm=float(rng.normal(2.6, 0.1)),
     )
 
 
@@ -159,98 +189,121 @@ def evaluate(subject: Subject, points_mm: FloatArray, edge_mm: float = 1.0) -> T
     x, y, z = points_mm
     side = np.abs(x)
     mirrored = np.stack([side, y, z])
-
-    # Cerebral hull: widest over the parietal lobes, narrower in front, flatter below than above.
-    width = 1.0 - np.float32(0.0016) * (y + 12) - np.float32(0.00003) * (y + 12) ** 2
-    below = np.where(z < 4, np.float32(1.62), np.float32(1.0))
-    hull = ellipsoid(np.stack([x / width, y, (z - 4) * below]), (0, 0, 0), (46, 57, 41))
-    temporal = ellipsoid(mirrored, (29, 6, -18), (14, 27, 13))
-    cerebellum = np.maximum(
-        ellipsoid(mirrored, (13, -36, -27), (17, 16, 14)), ellipsoid(mirrored, (0, -34, -24), (9, 15, 15))
-    )
-    stem = tube(points_mm, ((0, -7, -4, 10), (0, -9, -22, 11.5), (0, -15, -34, 8), (0, -18, -50, 6)))
-    cerebrum = smooth_union(hull, temporal, 3.0)
-    brain = smooth_union(smooth_union(cerebrum, cerebellum, 5.0), stem, 6.0) + np.float32(subject.extra_axial_mm)
-    cerebrum = np.minimum(cerebrum, -cerebellum - np.float32(1.5))
-
-    # Grey matter lies along the pial surface: the hull, the sulci, the fissures between the lobes and hemispheres.
-    radius = np.sqrt((x / 46) ** 2 + (y / 57) ** 2 + ((z - 2) / 38) ** 2) + np.float32(1e-3)
-    stretch = np.clip(radius, 0.25, 1.3) ** np.float32(0.7)
-    fold_points = points_mm / stretch
-    sheet = fold_distance(subject.folding, fold_points) * stretch
-    depth = np.float32(subject.sulcal_depth_mm) * (1 + np.float32(0.3) * subject.folding.depth(fold_points)[0])
-    sulcus = np.sqrt(sheet**2 + np.maximum(cerebrum - depth, 0) ** 2) - np.float32(subject.sulcal_width_mm)
-    callosum_top = 17 - np.float32(0.008) * (y + 4) ** 2
-    midline = np.sqrt(side**2 + np.maximum(callosum_top - z, 0) ** 2 * (np.abs(y) < 42)) - np.float32(0.8)
-    sylvian_height = -5 - np.float32(0.28) * (y - 10)
-    sylvian = np.sqrt(
-        (z - sylvian_height) ** 2 + np.maximum(29 - side, 0) ** 2 + np.maximum(np.abs(y - 2) - 22, 0) ** 2
-    ) - np.float32(0.9 + 0.5 * subject.sulcal_width_mm)
-    pial = np.minimum(np.minimum(cerebrum, sulcus), np.minimum(midline, sylvian))
+    cerebrum, cerebellum, stem, brain = lobes(points_mm, mirrored)
+    brain = brain + np.float32(subject.extra_axial_mm)
+    cistern = smooth_union(ellipsoid(points_mm, (0, 5, -19), (11, 9, 10)), stem + np.float32(0.8), 2.0)
+    cistern -= 3 * np.maximum(z + 7, 0)
+    cerebrum = np.minimum(cerebrum, -np.maximum(cerebellum + np.float32(1.2), cistern))
+    pial = np.minimum(cerebrum, clefts(subject, points_mm, side, cerebrum))
 
     # White matter: watery in front and behind, denser around the central sulcus and in the tracts.
-    adc = np.full(x.shape, subject.adc_white, dtype=np.float32)
-    adc += 90 * np.clip((np.abs(y + 6) - 18) / 25, -1, 1) - 100 * np.exp(
-        -(((y + 8) / 14) ** 2 + ((side - 20) / 12) ** 2)
-    )
+    ends = np.clip((np.abs(y + 6) - 20) / 25, -0.5, 1)
+    corona = np.exp(-(((y + 8) / 16) ** 2) - ((side - 20) / 10) ** 2)
+    adc = np.float32(subject.adc_white) * (1 + np.float32(0.07) * ends - np.float32(0.11) * corona)
     white = np.ones_like(adc)
 
-    def paint(distance: FloatArray, value: float, share: float = 1.0) -> None:
-        weight = ramp(distance, edge_mm + 1.0) * np.float32(share)
+    def paint(distance: FloatArray, value: FloatArray | float, soft_mm: float = 1.0) -> None:
+        weight = ramp(distance, edge_mm + soft_mm)
         np.add(adc, weight * (np.float32(value) - adc), out=adc)
         np.multiply(white, 1 - weight, out=white)
 
     deep = subject.adc_deep
-    paint(ellipsoid(mirrored, (0, 2, 14), (14, 32, 3.5)), 0.82 * subject.adc_white)  # corpus callosum
-    paint(ellipsoid(mirrored, (11, 16, 8), (4.5, 9, 8)), deep * 1.06)  # caudate head
-    paint(ellipsoid(mirrored, (22, 3, 2), (6.5, 14, 9.5)), deep * 1.03)  # putamen
-    paint(ellipsoid(mirrored, (16, 1, 1), (4.5, 8, 6.5)), deep)  # pallidum
-    paint(ellipsoid(mirrored, (10, -12, 5), (9, 13, 9)), deep * 0.98)  # thalamus
-    paint(
-        tube(mirrored, ((14, 1, 8, 1.8), (19.5, -10, 6, 2.2), (17, -10, -4, 2.0), (9, -8, -12, 2.5))), deep * 0.88
-    )  # PLIC
-    cortex_adc = subject.adc_cortex - 70 * np.exp(-(((y + 4) / 12) ** 2))
+    arch = 15 - np.float32(0.009) * (y + 4) ** 2  # height of the corpus callosum along the midline
+    paint(2.2 - np.abs(z - arch) - 0.5 * np.maximum(side - 9, 0), 0.84 * subject.adc_white)
+    paint(tube(mirrored, ((24, -14, 4, 2.0), (26, -30, 3, 2.2), (14, -46, 2, 2.2))), 0.88 * subject.adc_white, 2.0)
+    paint(tube(mirrored, ((10, 20, 5, 4.5), (12, 10, 12, 4.5), (15, -6, 16, 2.5))), deep * 1.07)  # caudate
+    paint(ellipsoid(mirrored, (23, 4, 2), (5, 13, 9)), deep * 1.04)  # putamen
+    paint(ellipsoid(mirrored, (17, 2, 1), (4.5, 8, 6.5)), deep)  # pallidum
+    paint(ellipsoid(mirrored, (9.5, -11, 5), (8.5, 13, 9)), deep)  # thalamus
+    paint(ellipsoid(mirrored, (13, -9, 4), (4, 6, 6)), deep * 0.95, 3.0)  # its ventrolateral nuclei
+    paint(tube(mirrored, ((20, 0, -13, 5.0), (24, -14, -10, 4.0), (19, -28, -1, 3.0))), deep * 1.08)  # hippocampus
+    paint(ellipsoid(points_mm, (0, 3, -6), (12, 9, 4)), deep * 1.08, 2.0)  # hypothalamus
+    capsule = ((13, 2, 8, 1.0), (15.5, 0, 8, 1.4), (21, -12, 7, 1.6), (24, -10, 18, 1.5), (22, -8, 30, 1.5))
+    peduncle = ((19, -8, 6, 1.8), (16, -9, -4, 2.2), (9, -8, -14, 3.0), (5, -6, -26, 3.0))
+    paint(np.maximum(tube(mirrored, capsule), tube(mirrored, peduncle)), deep * 0.9)  # posterior limb and on down
     cortex = 1 - ramp(pial - np.float32(subject.cortex_mm), edge_mm)
-    adc += cortex * (cortex_adc - adc)
+    primary = np.exp(-(((y + 6) / 10) ** 2)) + np.exp(-(((y + 50) / 10) ** 2) - ((z - 2) / 8) ** 2)
+    adc += cortex * (np.float32(subject.adc_cortex) * (1 - np.float32(0.06) * primary) - adc)
     white *= 1 - cortex
-
-    csf = 1 - ramp(pial, edge_mm)
-    ventricle = tube(
-        mirrored,
-        ((5, 26, 6, 2.6), (7, 16, 12, 2.8), (9, -4, 16, 2.4), (17, -24, 10, 4.0), (16, -38, 5, 2.2)),
-    )
-    horn = tube(mirrored, ((17, -24, 10, 3.0), (26, -16, -8, 1.8), (27, 2, -16, 1.5)))
-    ventricle = np.maximum(ventricle, horn) + np.float32(subject.ventricle_mm)
-    third = ellipsoid(points_mm, (0, -4, 0), (1.6, 12, 9)) + np.float32(0.5 * subject.ventricle_mm)
-    csf = np.maximum(csf, ramp(np.maximum(ventricle, third), edge_mm))
+    csf = np.maximum(1 - ramp(pial, edge_mm), ramp(ventricles(subject, points_mm, mirrored), edge_mm))
 
     # Cerebellum with folia and brainstem lie outside the cerebrum, and are painted over its fluid.
-    folia = np.sin(np.float32(1.5) * np.sqrt((y + 22) ** 2 + (z + 20) ** 2)) * np.clip((6 - cerebellum) / 6, 0, 1)
-    inside = ramp(cerebellum, edge_mm)
-    cerebellar_adc = 1180 - 130 * np.clip(cerebellum / 8, 0, 1) + 120 * np.clip(folia - 0.2, 0, 1)
-    adc += inside * (cerebellar_adc - adc)
+    inside = np.maximum(ramp(cerebellum, edge_mm), ramp(stem, edge_mm) * ramp(-z, 6.0))
+    folia = np.sin(np.float32(1.3) * np.sqrt((y + 18) ** 2 + (z + 16) ** 2) + np.float32(0.25) * side)
+    rim = np.clip((7 - cerebellum) / 5, 0, 1)
+    cerebellar = np.float32(subject.adc_cerebellum) * (np.float32(0.9) + rim * (0.1 + 0.13 * np.clip(folia, -0.3, 1)))
+    behind = np.where(cerebellum > stem, cerebellar, np.float32(deep * 0.97))
+    adc += inside * (behind - adc)
     csf *= 1 - inside
-    inside = ramp(stem, edge_mm + 0.5) * (z < 0)
-    adc += inside * (np.float32(deep * 0.96) - adc)
-    csf *= 1 - inside
-    white *= 1 - np.maximum(inside, ramp(cerebellum, edge_mm))
-    peduncle = ramp(tube(mirrored, ((8, -12, -22, 3), (15, -28, -24, 3.5))), 2.0)
-    adc += peduncle * (np.float32(deep * 0.9) - adc)
-    fourth = ramp(ellipsoid(points_mm, (0, -22, -24), (4, 2.6, 6)), edge_mm)
-    csf = np.maximum(csf, fourth)
+    white *= 1 - inside
+    paint(tube(mirrored, ((7, -12, -22, 2.5), (13, -25, -24, 3.0), (15, -33, -26, 3.0))), deep * 0.92)
+    csf = np.maximum(csf, ramp(ellipsoid(points_mm, (0, -22, -24), (4, 2.2, 7)), edge_mm))  # fourth ventricle
 
-    adc *= 1 + np.float32(subject.texture_strength) * subject.texture(points_mm)[0]
+    fine, coarse = subject.texture(points_mm)[0], subject.texture(points_mm / 3)[1]
+    adc *= 1 + np.float32(0.02) * fine + np.float32(0.02) * coarse
     adc += csf * (np.float32(subject.adc_csf) - adc)
     adc *= np.float32(subject.adc_gain)
     return Tissue(adc=adc, csf=csf, white=white * (1 - csf), cerebrum_depth_mm=cerebrum, brain_depth_mm=brain)
 
 
-def fold_distance(folding: Folding, points_mm: FloatArray) -> FloatArray:
-    """Approximate distance in mm to the nearest sulcal sheet, |F| / |grad F| of the folding field F."""
-    own = np.float32(folding.own_weight)
-    field = np.sqrt(1 - own**2) * folding.common.values[0] + own * folding.own.values[0]
-    slopes = np.gradient(field, folding.common.step_mm)
-    slope = np.sqrt(sum(s * s for s in slopes) + 0.04 / folding.common.step_mm**2)
-    blended = RandomField.__new__(RandomField)
-    blended.step_mm, blended.values = folding.common.step_mm, (field / slope)[None].astype(np.float32)
-    return np.abs(blended(points_mm)[0])
+def lobes(points_mm: FloatArray, mirrored: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Signed distances of the unfolded cerebrum, cerebellum, brainstem, and of all with the cisterns between."""
+    x, y, z = points_mm
+    # Widest over the parietal lobes, narrower in front, flatter below than above.
+    width = 1.0 - np.float32(0.0014) * (y + 12) - np.float32(0.00001) * (y + 12) ** 2
+    below = np.where(z < 4, np.float32(1.62), np.float32(1.0))
+    hull = ellipsoid(np.stack([x / width, y, (z - 4) * below]), (0, 0, 0), (46, 57, 41))
+    temporal = tube(mirrored, ((24, 22, -14, 10), (28, 6, -18, 13), (29, -20, -12, 14)))
+    cerebellum = smooth_union(
+        ellipsoid(mirrored, (11.5, -36, -26), (16, 15, 14)), ellipsoid(points_mm, (0, -34, -24), (9, 14, 15)), 2.0
+    )
+    stem = tube(points_mm, ((0, -8, -4, 10), (0, -9, -15, 9), (0, -8, -24, 11.5), (0, -15, -36, 7.5), (0, -18, -50, 6)))
+    cerebrum = smooth_union(hull, temporal, 3.0)
+    brain = smooth_union(smooth_union(cerebrum, cerebellum, 6.0), stem, 7.0)
+    return cerebrum, cerebellum, stem, brain
+
+
+def clefts(subject: Subject, points_mm: FloatArray, side: FloatArray, cerebrum: FloatArray) -> FloatArray:
+    """Distance in mm to the nearest fluid-filled cleft: sulci, the fissures between hemispheres and lobes."""
+    x, y, z = points_mm
+    half_width = np.float32(subject.sulcal_width_mm)
+
+    # Sulci run inwards, so the folding field is looked up at points drawn out towards the surface.
+    radius = np.sqrt((x / 46) ** 2 + (y / 57) ** 2 + ((z - 2) / 38) ** 2)
+    stretch = np.clip(radius, 0.3, 1.3) ** np.float32(0.7)
+    drawn_out = points_mm / stretch
+    meander = subject.folding.depth(drawn_out)[0]
+    depth = np.float32(subject.sulcal_depth_mm) * (1 + np.float32(0.3) * meander)
+    sheet = subject.folding.distance(drawn_out) * stretch
+    sulcus = np.sqrt(sheet**2 + np.maximum(cerebrum - depth, 0) ** 2) - half_width
+    # Around the deep nuclei the surface is smooth.
+    sulcus = np.maximum(sulcus, ellipsoid(points_mm, (0, -4, 4), (31, 29, 17)))
+
+    def strip(offset: FloatArray, *beyond: FloatArray) -> FloatArray:
+        return np.sqrt(offset**2 + sum(np.maximum(b, 0) ** 2 for b in beyond))
+
+    roof = 17 - np.float32(0.009) * (y + 4) ** 2
+    midline = (
+        strip(x + np.float32(0.6) * meander, np.where(np.abs(y + 2) < 40, roof - z, np.float32(-1)))
+        - np.float32(0.4)
+        - half_width
+    )
+    cingulate = strip(z - roof - 11 + 4 * meander, side - 10, np.abs(y - 6) - 38) - half_width
+    calcarine = strip(z - 4 + np.float32(0.25) * (y + 50) + 4 * meander, side - 15, y + 36) - half_width
+    insula = strip(side - 34 + 2 * meander + np.float32(0.006) * (y - 2) ** 2, np.abs(y - 2) - 17, np.abs(z - 2) - 8)
+    rise = -2 - np.float32(0.4) * (y - 4) + np.float32(0.5) * (side - 38)
+    sylvian = (
+        np.minimum(insula, strip(z - rise + 2 * meander, 33 - side, np.abs(y - 4) - 20)) - np.float32(0.5) - half_width
+    )
+    return np.minimum.reduce([sulcus, midline, cingulate, calcarine, sylvian])
+
+
+def ventricles(subject: Subject, points_mm: FloatArray, mirrored: FloatArray) -> FloatArray:
+    """Signed distance of the lateral and third ventricles and the cavum septi pellucidi."""
+    lateral = tube(
+        mirrored, ((5, 26, 5, 1.6), (6, 17, 11, 2.4), (8, -4, 16, 2.0), (17, -24, 10, 3.6), (16, -40, 4, 2.0))
+    )
+    horn = tube(mirrored, ((17, -24, 10, 2.6), (27, -16, -9, 1.6), (28, 2, -16, 1.3)))
+    third = ellipsoid(points_mm, (0, -4, 0), (1.4, 12, 9)) + np.float32(0.5 * subject.ventricle_mm)
+    cavum = ellipsoid(points_mm, (0, 12, 10), (subject.cavum_mm + 0.1, 9, 4))
+    return np.maximum(np.maximum(lateral, horn) + np.float32(subject.ventricle_mm), np.maximum(third, cavum))

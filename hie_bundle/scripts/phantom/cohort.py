@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .case import simulate_case
 
 MANIFEST = "phantom.json"
-FORMAT = 1  # raised whenever the same seed gives different volumes
+FORMAT = 2  # raised whenever the same seed gives different volumes
 
 
 def case_paths(folder: Path, case_number: int) -> tuple[Path, Path, Path]:
@@ -46,7 +46,7 @@ def write_cohort(
     slice_thickness_range_mm: tuple[float, float] = (2.0, 5.0),
     fine_mm: float = 1.2,
     artefact_probability: float = 0.08,
-    registration_mm: float = 1.6,
+    registration_mm: float = 1.35,
     num_healthy: int = 13,
     atlas_step_mm: float = 1.5,
     progress: bool = True,
@@ -78,19 +78,27 @@ def write_cohort(
 
     Raises:
         FileExistsError: if ``output_dir`` holds another cohort, real or simulated.
+        ValueError: if a count is negative or all are 0, or a range is empty.
     """
+    if min(num_train, num_val, num_test) < 0 or num_train + num_val + num_test == 0:
+        raise ValueError(f"Nothing to simulate: num_train={num_train}, num_val={num_val}, num_test={num_test}")
+    if not matrix_sizes or min(matrix_sizes) < 16:
+        raise ValueError(f"matrix_sizes must be 16 or more, got {list(matrix_sizes)}")
+    for low, high in (slice_range, spacing_range_mm, slice_thickness_range_mm):
+        if not 0 < low <= high:
+            raise ValueError(f"A range is (least, greatest), both positive, got ({low}, {high})")
     root = Path(output_dir)
-    options = dict(
-        matrix_sizes=[int(n) for n in matrix_sizes],
-        slice_range=[int(n) for n in slice_range],
-        spacing_range_mm=[float(v) for v in spacing_range_mm],
-        slice_thickness_range_mm=[float(v) for v in slice_thickness_range_mm],
-        fine_mm=float(fine_mm),
-        artefact_probability=float(artefact_probability),
-        registration_mm=float(registration_mm),
-        num_healthy=int(num_healthy),
-        atlas_step_mm=float(atlas_step_mm),
-    )
+    options = {
+        "matrix_sizes": [int(n) for n in matrix_sizes],
+        "slice_range": [int(n) for n in slice_range],
+        "spacing_range_mm": [float(v) for v in spacing_range_mm],
+        "slice_thickness_range_mm": [float(v) for v in slice_thickness_range_mm],
+        "fine_mm": float(fine_mm),
+        "artefact_probability": float(artefact_probability),
+        "registration_mm": float(registration_mm),
+        "num_healthy": int(num_healthy),
+        "atlas_step_mm": float(atlas_step_mm),
+    }
     counts = {"Train": int(num_train), "Val": int(num_val), "Test": int(num_test)}
     claim(root, {"format": FORMAT, "seed": int(seed), "cases": counts, "options": options})
 
@@ -135,7 +143,7 @@ def claim(root: Path, manifest: dict[str, Any]) -> None:
                 "Choose another output_dir, or delete that folder first."
             )
         return
-    foreign = sorted(root.glob("**/BONBID2023_*")) if root.exists() else []
+    foreign = [*root.glob("BONBID2023_*"), *root.glob("*/BONBID2023_*")]
     if foreign:
         raise FileExistsError(
             f"{root} already holds {foreign[0].name}, which is not a phantom cohort. Choose another output_dir."
@@ -151,7 +159,7 @@ def write_case(folder: Path, case_number: int, *, seed: int, options: dict[str, 
     """Simulate one case and write its three files, each whole or not at all."""
     case = simulate_case(seed, case_number, **options)
 
-    def save(values: NDArray, path: Path) -> None:
+    def save(values: NDArray[Any], path: Path) -> None:
         image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
         image.SetSpacing(case.spacing_mm.tolist())
         image.SetOrigin(case.origin_mm.tolist())
@@ -161,5 +169,7 @@ def write_case(folder: Path, case_number: int, *, seed: int, options: dict[str, 
         draft.replace(path)
 
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
-        for values, path in zip((case.adc, case.zadc, case.label), case_paths(folder, case_number), strict=True):
-            save(values, path)
+        adc_path, zadc_path, label_path = case_paths(folder, case_number)
+        save(case.adc, adc_path)
+        save(case.zadc, zadc_path)
+        save(case.label, label_path)

@@ -5,19 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from .anatomy import FloatArray, RandomField, Tissue
-
-KINDS = ("none", "focal", "multifocal", "basal_ganglia_thalamus", "watershed", "territorial", "near_total")
 
 
 @dataclass(frozen=True)
 class Disease:
     """One newborn's injury before it is laid into the anatomy."""
 
-    kind: str
+    kind: str  # none, focal, multifocal, basal_ganglia_thalamus, watershed, territorial or near_total
     fraction: float  # of the brain's volume, 0..1
     reduction: float  # relative fall of ADC in the core, 0..1
 
@@ -32,31 +30,40 @@ def draw_disease(rng: np.random.Generator, rank: float) -> Disease:
     """
     if rank < 0.075:
         return Disease("none", 0.0, 0.0)
+    odds: dict[str, float]
     if rank < 0.575:
-        fraction = np.exp(rng.uniform(np.log(0.0004), np.log(0.008)))
-        kinds, odds = ("focal", "multifocal", "basal_ganglia_thalamus", "watershed"), (0.35, 0.3, 0.2, 0.15)
+        fraction = max(0.0085 * np.exp(-abs(rng.normal(0, 1.4))), 0.0002)
+        odds = {"focal": 0.35, "multifocal": 0.3, "basal_ganglia_thalamus": 0.2, "watershed": 0.15}
     elif rank < 0.925:
         fraction = np.exp(rng.uniform(np.log(0.013), np.log(0.17)))
-        kinds, odds = ("multifocal", "basal_ganglia_thalamus", "watershed", "territorial"), (0.25, 0.25, 0.3, 0.2)
-        if fraction > 0.06:
-            kinds, odds = ("watershed", "territorial"), (0.6, 0.4)
+        if fraction < 0.06:
+            odds = {"multifocal": 0.25, "basal_ganglia_thalamus": 0.25, "watershed": 0.3, "territorial": 0.2}
+        else:
+            odds = {"watershed": 0.6, "territorial": 0.4}
     else:
         fraction = rng.uniform(0.23, 0.6)
-        kinds, odds = ("watershed", "near_total"), (0.3, 0.7)
-    kind = kinds[int(rng.choice(len(kinds), p=odds))]
-    reduction = 0.25 + 0.4 * rng.beta(2.0, 2.0)
+        odds = {"watershed": 0.3, "near_total": 0.7}
+    kind = str(rng.choice(list(odds), p=list(odds.values())))
+    reduction = 0.3 + 0.45 * rng.beta(2.0, 2.0)
     return Disease(kind, float(fraction), float(reduction))
 
 
 def susceptibility(kind: str, rng: np.random.Generator, points_mm: FloatArray, tissue: Tissue) -> FloatArray:
-    """Score of every point (N,), higher where injury of this kind comes first; -inf where it never comes."""
+    """Score of every point (N,), higher where injury of this kind comes first; -inf where it never comes.
+
+    Args:
+        kind: of the injury, as in :class:`Disease`, but none.
+        rng: source of randomness.
+        points_mm: canonical positions (3, N).
+        tissue: anatomy at these points.
+    """
     side = np.abs(points_mm[0])
     noise = RandomField(rng, 3.0)(points_mm)[0]
     parenchyma = tissue.csf < 0.5
     cerebral = parenchyma & (tissue.cerebrum_depth_mm > 0.5)
     mirrored = np.stack([side, points_mm[1], points_mm[2]])
 
-    def blob(centre: NDArray[np.floating], radii: NDArray[np.floating], where: FloatArray = points_mm) -> FloatArray:
+    def blob(centre: ArrayLike, radii: ArrayLike, where: FloatArray = points_mm) -> FloatArray:
         offset = (where - np.asarray(centre, np.float32)[:, None]) / np.asarray(radii, np.float32)[:, None]
         return -np.sqrt((offset * offset).sum(0))
 
@@ -72,23 +79,23 @@ def susceptibility(kind: str, rng: np.random.Generator, points_mm: FloatArray, t
         allowed = cerebral & (tissue.white > 0.25)
     elif kind == "basal_ganglia_thalamus":
         balance = rng.normal(0, 0.15) * np.sign(points_mm[0])
-        putamen = blob(np.array([22, -2, 3]), np.array([5, 9, 8]), mirrored) + rng.normal(0, 0.25)
-        thalamus = blob(np.array([11, -11, 5]), np.array([7, 8, 7]), mirrored) + rng.normal(0, 0.25)
-        tract = blob(np.array([18, -9, 5]), np.array([3, 6, 10]), mirrored) + rng.normal(-0.2, 0.25)
+        putamen = blob((22, -2, 3), (5, 9, 8), mirrored) + rng.normal(0, 0.25)
+        thalamus = blob((11, -11, 5), (7, 8, 7), mirrored) + rng.normal(0, 0.25)
+        tract = blob((18, -9, 5), (3, 6, 10), mirrored) + rng.normal(-0.2, 0.25)
         score = np.maximum(np.maximum(putamen, thalamus), tract) + balance + 0.25 * noise
         allowed = parenchyma & (points_mm[2] > -12)
     elif kind == "watershed":
         balance = rng.normal(0, 0.4) * np.sign(points_mm[0])
-        frontal = blob(np.array([20, 32, 26]), np.array([11, 16, 13]), mirrored) + rng.normal(0, 0.3)
-        parietal = blob(np.array([24, -34, 24]), np.array([12, 16, 14]), mirrored) + rng.normal(0, 0.3)
-        between = blob(np.array([17, 0, 36]), np.array([9, 25, 8]), mirrored) + rng.normal(-0.6, 0.3)
+        frontal = blob((20, 32, 26), (11, 16, 13), mirrored) + rng.normal(0, 0.3)
+        parietal = blob((24, -34, 24), (12, 16, 14), mirrored) + rng.normal(0, 0.3)
+        between = blob((17, 0, 36), (9, 25, 8), mirrored) + rng.normal(-0.6, 0.3)
         score = np.maximum(np.maximum(frontal, parietal), between) + balance + 0.3 * noise
         score = score - 0.02 * np.maximum(tissue.cerebrum_depth_mm - 8, 0)
         allowed = cerebral
     elif kind == "territorial":
         hemisphere = rng.choice([-1.0, 1.0])
-        centre = np.array([hemisphere * 36, rng.uniform(-18, 16), rng.uniform(0, 18)])
-        score = blob(centre, np.array([20, 22, 20])) + 0.15 * noise
+        centre = (hemisphere * 36, rng.uniform(-18, 16), rng.uniform(0, 18))
+        score = blob(centre, (20, 22, 20)) + 0.15 * noise
         allowed = cerebral & (points_mm[0] * hemisphere > 4)
     else:
         # Perinatal total asphyxia: the cerebrum first; cerebellum and brainstem are spared.
@@ -107,7 +114,7 @@ def most_susceptible(score: FloatArray, fraction: float, brain_points: int, leas
 
 
 def outline(
-    extent: FloatArray, spacing_mm: FloatArray, rng: np.random.Generator, least_voxels: int
+    extent: FloatArray, spacing_mm: NDArray[np.floating], rng: np.random.Generator, least_voxels: int = 3
 ) -> NDArray[np.bool_]:
     """What an annotator draws, slice by slice and slightly too smooth, around the visible lesion.
 

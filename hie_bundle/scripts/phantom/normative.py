@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from .acquisition import Scanner, fit_adc, signals
 from .anatomy import BOX_CENTRE_MM, BOX_HALF_MM, FloatArray, RandomField, draw_subject, evaluate, sample
 
 ATLAS_STREAM = 1  # first word of the seed sequences that draw the population, 0 being the cases
@@ -34,8 +36,15 @@ def common_folding(seed: int) -> RandomField:
 
 
 @lru_cache(maxsize=2)
-def build_atlas(seed: int, num_healthy: int = 13, step_mm: float = 1.5, registration_mm: float = 1.2) -> Atlas:
-    """Simulate ``num_healthy`` newborns, aligned to the canonical space up to ``registration_mm`` along each axis."""
+def build_atlas(seed: int, num_healthy: int = 13, step_mm: float = 1.5, registration_mm: float = 0.5) -> Atlas:
+    """Simulate healthy newborns and take their mean and standard deviation in canonical space.
+
+    Args:
+        seed: of the population; its folding is that of the cases with the same seed.
+        num_healthy: number of newborns.
+        step_mm: voxel size of the atlas.
+        registration_mm: standard deviation along each axis of a newborn's misalignment.
+    """
     common = common_folding(seed)
     axes = [
         np.arange(c - h, c + h + step_mm / 2, step_mm, dtype=np.float32)
@@ -44,36 +53,35 @@ def build_atlas(seed: int, num_healthy: int = 13, step_mm: float = 1.5, registra
     grid = np.stack(np.meshgrid(*axes, indexing="ij"))
     shape = grid.shape[1:]
     points = grid.reshape(3, -1)
-    stack = np.empty((num_healthy, *shape), dtype=np.float32)
+    scanner = Scanner(
+        b_value=1000, noise=1 / 60, directions=12, blur_mm=0.7, bias=0, motion_mm=0, dropout=np.zeros(0, int)
+    )
+    blur = np.array([scanner.blur_mm, scanner.blur_mm, 1.0]) / step_mm  # slices of 3 to 4 mm
+    adc = np.empty((num_healthy, *shape), dtype=np.float32)
+    inside = np.empty((num_healthy, *shape), dtype=bool)
     for number in range(num_healthy):
         rng = np.random.default_rng([ATLAS_STREAM, seed, 1 + number])
-        subject = draw_subject(rng, common)
+        subject = draw_subject(rng, common, patient=False)
         error = np.float32(registration_mm) * RandomField(rng, 12.0, channels=3)(points)
         tissue = evaluate(subject, points + error, edge_mm=step_mm)
-        adc = np.where(tissue.brain_depth_mm > 0, tissue.adc, np.nan).reshape(shape)
-        stack[number] = adc
-    present = np.isfinite(stack).sum(0)
-    enough = present >= num_healthy // 2 + 1
-    blurred = np.stack([blur(volume, step_mm) for volume in stack])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(enough, np.nansum(blurred, 0) / present, np.nan)
-        std = np.where(enough, np.sqrt(np.nansum((blurred - mean) ** 2, 0) / (present - 1)), np.nan)
+        plain, weighted = (
+            ndimage.gaussian_filter(signal.reshape(shape), blur, truncate=3)
+            for signal in signals(scanner, tissue, tissue.adc)
+        )
+        adc[number] = fit_adc(scanner, plain, weighted, rng)
+        inside[number] = tissue.brain_depth_mm.reshape(shape) > 0
+    count = inside.sum(0)
+    enough = count > num_healthy // 2
+    total = np.maximum(count, 2)
+    mean = np.where(inside, adc, 0).sum(0) / total
+    std = np.sqrt((np.where(inside, adc - mean, 0) ** 2).sum(0) / (total - 1))
     # Beyond the healthy brains the atlas repeats its border.
-    nearest = ndimage.distance_transform_edt(~enough, return_distances=False, return_indices=True)
-    return Atlas(mean[tuple(nearest)].astype(np.float32), std[tuple(nearest)].astype(np.float32), step_mm)
-
-
-def blur(volume: FloatArray, step_mm: float, in_plane_mm: float = 0.8, through_plane_mm: float = 1.2) -> FloatArray:
-    """Gaussian blur of an acquisition of thick slices; NaN is background and takes no part."""
-    inside = np.isfinite(volume)
-    sigma = np.array([in_plane_mm, in_plane_mm, through_plane_mm]) / step_mm
-    weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma, truncate=3)
-    total = ndimage.gaussian_filter(np.where(inside, volume, 0), sigma, truncate=3)
-    return np.where(inside, total / np.maximum(weight, 1e-6), np.nan).astype(np.float32)
+    nearest = tuple(ndimage.distance_transform_edt(~enough, return_distances=False, return_indices=True))
+    return Atlas(mean[nearest].astype(np.float32), std[nearest].astype(np.float32), step_mm)
 
 
 def z_map(
-    adc: FloatArray,
+    adc: NDArray[Any],
     brain: NDArray[np.bool_],
     mean: FloatArray,
     std: FloatArray,

@@ -3,130 +3,172 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+SIZE_CLASSES = (("under 1 %", 0.0, 0.01), ("1-5 %", 0.01, 0.05), ("5-20 %", 0.05, 0.2), ("over 20 %", 0.2, 1.0))
+
 
 def find_cases(dataset_dir: str | Path) -> list[tuple[str, Path, Path, Path]]:
-    """Case id, ADC, ZADC and label file of every case below ``dataset_dir``, by id."""
+    """Case id, ADC, ZADC and label file of every case below ``dataset_dir``, by id.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
     cases = []
-    for adc in sorted(Path(dataset_dir).rglob("1ADC_ss/*-ADC_ss.mha")):
-        case = adc.name.removesuffix("-ADC_ss.mha")
-        zadc = adc.parents[1] / "2Z_ADC" / f"Zmap_{case}-ADC_smooth2mm_clipped10.mha"
-        cases.append((case, adc, zadc, adc.parents[1] / "3LABEL" / f"{case}_lesion.mha"))
+    for adc in Path(dataset_dir).rglob("1ADC_ss/*-ADC_ss.mha"):
+        case, split = adc.name.removesuffix("-ADC_ss.mha"), adc.parents[1]
+        zadc = split / "2Z_ADC" / f"Zmap_{case}-ADC_smooth2mm_clipped10.mha"
+        cases.append((case, adc, zadc, split / "3LABEL" / f"{case}_lesion.mha"))
     if not cases:
         raise FileNotFoundError(f"No 1ADC_ss/*-ADC_ss.mha below {dataset_dir}")
     return sorted(cases)
 
 
-def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0) -> dict[str, Any]:
+def case_stats(adc_path: Path, zadc_path: Path, label_path: Path, threshold: float) -> dict[str, float]:
+    """Figures of one case; sums and sums of squares allow pooling over cases."""
+    image = sitk.ReadImage(str(adc_path))
+    adc = sitk.GetArrayViewFromImage(image)
+    zadc, label = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (zadc_path, label_path))
+    brain, lesion, guess = adc > 0, label > 0, zadc < threshold
+    row = {"voxels": float(brain.sum()), "fraction": float(lesion.sum() / brain.sum())}
+    row["volume_ml"] = row["voxels"] * float(np.prod(image.GetSpacing())) / 1000
+    marked = int(lesion.sum() + guess.sum())
+    row["dice"] = 2 * int((lesion & guess).sum()) / marked if marked else 1.0
+    row["healthy_below"] = float((guess & brain & ~lesion).sum() / brain.sum())
+    for name, values in (("adc", adc[brain]), ("zadc", zadc[brain])):
+        values = values.astype(np.float64)
+        row |= {f"{name}_sum": values.sum(), f"{name}_squares": (values**2).sum()}
+        row |= {f"{name}_mean": values.mean(), f"{name}_std": values.std()}
+    row |= {f"size_{axis}": float(n) for axis, n in zip("xyz", image.GetSize(), strict=True)}
+    row["lesion_adc"] = float(adc[lesion].mean()) if lesion.any() else np.nan
+    row["lesion_zadc"] = float(zadc[lesion].mean()) if lesion.any() else np.nan
+    return row
+
+
+def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0) -> dict[str, float]:
     """Figures by which a phantom is compared with the real cohort.
 
-    Brain is where ADC is not 0. Shares are of cases; Dice has the challenge's convention for empty masks (1 if both
-    are empty, 0 if one is).
+    The brain is where ADC is not 0; a lesion's fraction is its share of the brain's voxels. ``adc_*`` and ``zadc_*``
+    pool the brain voxels of all cases, ``*_of_cases`` average the cases' own figures. Dice is the challenge's: 1 if
+    truth and baseline are both empty, 0 if one is. A figure without any case to take it from is NaN.
 
     Args:
         dataset_dir: folder with ``BONBID2023_*`` folders.
         threshold: the baseline segments ``ZADC < threshold``.
+
+    Raises:
+        FileNotFoundError: if there is no case.
     """
-    rows = []
-    for _, adc_path, z_path, label_path in find_cases(dataset_dir):
-        image = sitk.ReadImage(str(adc_path))
-        adc, z, label = (sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in (adc_path, z_path, label_path))
-        brain, lesion = adc > 0, label > 0
-        guess = z < threshold
-        both = int(lesion.sum() + guess.sum())
-        a, s = adc[brain].astype(np.float64), z[brain].astype(np.float64)
-        rows.append(
-            dict(
-                fraction=lesion.sum() / brain.sum(),
-                voxels=brain.sum(),
-                volume_ml=brain.sum() * np.prod(image.GetSpacing()) / 1000,
-                adc=(a.sum(), (a * a).sum()),
-                z=(s.sum(), (s * s).sum()),
-                adc_mean=a.mean(),
-                adc_std=a.std(),
-                z_mean=s.mean(),
-                z_std=s.std(),
-                dice=1.0 if both == 0 else 2 * int((lesion & guess).sum()) / both,
-                size=image.GetSize(),
-                healthy_below=float((guess & brain & ~lesion).sum() / brain.sum()),
-            )
-        )
-    table = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-    fraction, dice = table["fraction"], table["dice"]
-    voxels = table["voxels"].sum()
+    rows = [case_stats(adc, zadc, label, threshold) for _, adc, zadc, label in find_cases(dataset_dir)]
+    column = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    fraction, dice, voxels = column["fraction"], column["dice"], column["voxels"].sum()
 
-    def pooled(key: str) -> tuple[float, float]:
-        total, squares = table[key].sum(0) / voxels
-        return float(total), float(np.sqrt(squares - total**2))
+    def mean(values: np.ndarray) -> float:
+        values = values[np.isfinite(values)]
+        return float(values.mean()) if len(values) else float("nan")
 
-    lesioned = dice[fraction > 0]
-    return {
-        "cases": len(rows),
-        "share_under_1_percent": float((fraction < 0.01).mean()),
-        "share_over_20_percent": float((fraction > 0.2).mean()),
-        "share_empty": float((fraction == 0).mean()),
-        "adc_mean": pooled("adc")[0],
-        "adc_std": pooled("adc")[1],
-        "adc_mean_of_cases": float(table["adc_mean"].mean()),
-        "adc_std_of_cases": float(table["adc_std"].mean()),
-        "zadc_mean": pooled("z")[0],
-        "zadc_std": pooled("z")[1],
-        "zadc_mean_of_cases": float(table["z_mean"].mean()),
-        "zadc_std_of_cases": float(table["z_std"].mean()),
-        "baseline_dice": float(dice.mean()),
-        "baseline_dice_lesioned": float(lesioned.mean()) if len(lesioned) else float("nan"),
-        "healthy_below_threshold": float(table["healthy_below"].mean()),
-        "brain_volume_ml": float(table["volume_ml"].mean()),
-        "mean_size": [round(float(n), 1) for n in table["size"].mean(0)],
-        "dice_by_size": {
-            name: float(dice[(fraction > low) & (fraction <= high)].mean())
-            for name, low, high in (("<1%", 0, 0.01), ("1-5%", 0.01, 0.05), ("5-20%", 0.05, 0.2), (">20%", 0.2, 1))
-            if ((fraction > low) & (fraction <= high)).any()
-        },
+    stats = {
+        "num_cases": len(rows),
+        "share_empty": mean(fraction == 0),
+        "share_under_1_percent": mean(fraction < 0.01),
+        "share_over_20_percent": mean(fraction > 0.2),
     }
+    for name in ("adc", "zadc"):
+        pooled = column[f"{name}_sum"].sum() / voxels
+        stats[f"{name}_mean"] = float(pooled)
+        stats[f"{name}_std"] = float(np.sqrt(column[f"{name}_squares"].sum() / voxels - pooled**2))
+        stats[f"{name}_mean_of_cases"] = mean(column[f"{name}_mean"])
+        stats[f"{name}_std_of_cases"] = mean(column[f"{name}_std"])
+    stats |= {
+        "lesion_adc": mean(column["lesion_adc"]),
+        "lesion_zadc": mean(column["lesion_zadc"]),
+        "baseline_dice": mean(dice),
+        "baseline_dice_lesioned": mean(dice[fraction > 0]),
+    }
+    for name, low, high in SIZE_CLASSES:
+        stats[f"baseline_dice {name}"] = mean(dice[(fraction > low) & (fraction <= high)])
+    stats["healthy_share_below"] = mean(column["healthy_below"])
+    stats["brain_volume_ml"] = mean(column["volume_ml"])
+    return stats | {f"mean_size_{axis}": mean(column[f"size_{axis}"]) for axis in "xyz"}
 
 
-def print_stats(stats: dict[str, Any]) -> None:
+def print_stats(stats: dict[str, float]) -> None:
     """Print the figures of :func:`cohort_stats` as a table."""
-    for key, value in stats.items():
-        print(f"{key:28s} {value:.3f}" if isinstance(value, float) else f"{key:28s} {value}")
+    width = max(map(len, stats))
+    for name, value in stats.items():
+        print(f"{name:<{width}}  {value:10.3f}")
 
 
 def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: int = 12) -> None:
-    """Draw ADC and ZADC of ``num_cases`` cases side by side with the label's outline."""
-    import matplotlib
+    """Draw ``num_cases`` cases, spread over the cohort, as axial slices of ADC and ZADC with the lesion's outline.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    The slice is the one with most lesion, or most brain if there is none. The patient's right is on the left, and all
+    cases have the same scale in millimetres.
 
-    cases = find_cases(dataset_dir)[:num_cases]
-    columns = 3
+    Args:
+        dataset_dir: folder with ``BONBID2023_*`` folders.
+        output_file: image to write; the suffix gives the format.
+        num_cases: at most this many.
+
+    Raises:
+        FileNotFoundError: if there is no case.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    cases = find_cases(dataset_dir)
+    cases = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, num_cases).round().astype(int))]
+    z_colours = LinearSegmentedColormap.from_list(
+        "z", ["#b8f2ff", "#2aa8ff", "#1c4f9c", "#2b2f38", "#9c4a1c", "#ff9a2a", "#fff2b8"]
+    )
+    styles = (ScalarMappable(Normalize(0, 2600), "gray"), ScalarMappable(Normalize(-10, 10), z_colours))
+    half_width_mm, half_height_mm, columns = 54.0, 66.0, min(3, len(cases))
     rows = -(-len(cases) // columns)
-    figure, axes = plt.subplots(rows, 2 * columns, figsize=(4 * columns, 2.5 * rows), facecolor="black", squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for i, (case, *paths) in enumerate(cases):
-        images = [sitk.DICOMOrient(sitk.ReadImage(str(p)), "LPS") for p in paths]
-        sx, sy, _ = images[0].GetSpacing()
-        adc, z, label = (sitk.GetArrayFromImage(image) for image in images)
-        sizes = label.sum((1, 2))
-        k = int(sizes.argmax()) if sizes.any() else int((adc > 0).sum((1, 2)).argmax())
-        inside = np.argwhere(adc > 0)
-        (_, y0, x0), (_, y1, x1) = inside.min(0), inside.max(0) + 1
-        window = (slice(max(y0 - 2, 0), y1 + 2), slice(max(x0 - 2, 0), x1 + 2))
-        share = 100 * label.sum() / (adc > 0).sum()
-        for j, (values, style) in enumerate(
-            ((adc, dict(cmap="gray", vmin=0, vmax=2600)), (z, dict(cmap="RdBu_r", vmin=-10, vmax=10)))
-        ):
-            axis = axes[i // columns, 2 * (i % columns) + j]
-            axis.imshow(values[k][window], aspect=sy / sx, **style)
+    height, foot, head = 2.75 * rows + 0.95, 0.7, 0.25  # inches
+    figure = Figure(figsize=(4.2 * columns, height), facecolor="black")
+    FigureCanvasAgg(figure)
+    cells = figure.subplots(rows, 2 * columns, squeeze=False)
+    figure.subplots_adjust(0.005, foot / height, 0.995, 1 - head / height, wspace=0.01, hspace=0.12)
+    for axis in cells.flat:
+        axis.set_axis_off()
+    for number, (case, *paths) in enumerate(cases):
+        images = [sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS") for path in paths]
+        step_x, step_y, _ = images[0].GetSpacing()
+        adc, zadc, label = (sitk.GetArrayFromImage(image) for image in images)
+        areas = label.sum((1, 2)) if label.any() else (adc > 0).sum((1, 2))
+        k = int(areas.argmax())
+        brain = adc[k] > 0
+        centre_y, centre_x = (np.argwhere(brain).min(0) + np.argwhere(brain).max(0)) / 2
+        y, x = (np.arange(n) for n in brain.shape)
+        x_mm, y_mm = (x - centre_x) * step_x, (y - centre_y) * step_y
+        extent = (x_mm[0] - step_x / 2, x_mm[-1] + step_x / 2, y_mm[-1] + step_y / 2, y_mm[0] - step_y / 2)
+        pair = cells[number // columns, 2 * (number % columns) :][:2]
+        for axis, values, style, colour in zip(pair, (adc, zadc), styles, ("#ffd400", "white"), strict=True):
+            shown = np.ma.masked_where(~brain, values[k])
+            axis.imshow(shown, cmap=style.cmap, norm=style.norm, extent=extent, interpolation="bilinear")
             if label[k].any():
-                axis.contour(label[k][window], [0.5], colors="#ffd400" if j == 0 else "k", linewidths=0.8)
-        axes[i // columns, 2 * (i % columns)].set_title(f"{case}  {share:.2f} %", color="white", fontsize=8, loc="left")
-    figure.tight_layout(pad=0.3)
-    figure.savefig(output_file, dpi=110, facecolor="black")
-    plt.close(figure)
+                axis.contour(x_mm, y_mm, label[k], [0.5], colors=colour, linewidths=0.9)
+            axis.set(xlim=(-half_width_mm, half_width_mm), ylim=(half_height_mm, -half_height_mm))
+        share = 100 * (label > 0).sum() / (adc > 0).sum()
+        title = f"{case}   lesion {share:.2f} %" if share else f"{case}   no lesion"
+        pair[0].set_title(title, color="0.85", fontsize=8, loc="left", pad=2, x=0.02)
+    for left, style, text in ((0.04, styles[0], "ADC (10⁻⁶ mm²/s)"), (0.38, styles[1], "ZADC")):
+        place = figure.add_axes((left, 0.5 * foot / height, 0.26, 0.12 / height))
+        bar = figure.colorbar(style, cax=place, orientation="horizontal")
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        place.tick_params(colors="0.85", labelsize=7, length=2)
+        place.set_title(text, color="0.85", fontsize=8, pad=2)
+    figure.legend(
+        handles=[Line2D([], [], color="#ffd400", label="lesion on ADC"), Line2D([], [], color="w", label="on ZADC")],
+        loc="lower right",
+        ncols=2,
+        fontsize=8,
+        labelcolor="0.85",
+        frameon=False,
+    )
+    figure.savefig(output_file, dpi=130, facecolor="black")
