@@ -14,6 +14,7 @@ from monai.transforms import Compose, RandGaussianNoised
 from torch import nn
 
 from scripts import handlers
+from scripts.errors import UserError
 
 
 class _Scores:
@@ -290,13 +291,13 @@ def test_checkpoint_loader_restores_the_weights(tmp_path: Path) -> None:
 
 
 def test_checkpoint_loader_says_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*absent.pt"):
+    with pytest.raises(UserError, match=r"no checkpoint at .*absent.pt"):
         _load(tmp_path / "absent.pt", _network())
     (tmp_path / "text.pt").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"text.pt is not a checkpoint"):
+    with pytest.raises(UserError, match=r"text.pt is not a checkpoint"):
         _load(tmp_path / "text.pt", _network())
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match="holds a list"):
+    with pytest.raises(UserError, match="holds a list"):
         _load(tmp_path / "list.pt", _network())
     weights = _network().state_dict()
     weights["0.weight"] = weights["0.weight"][:2]

@@ -22,6 +22,8 @@ from monai.handlers import CheckpointLoader as StockCheckpointLoader
 from monai.utils import CommonKeys
 from torch import nn
 
+from .errors import UserError
+
 __all__ = [
     "BestModelSaver",
     "CheckpointLoader",
@@ -120,27 +122,27 @@ class CheckpointLoader(StockCheckpointLoader):
     """``monai.handlers.CheckpointLoader`` that says what is wrong with a checkpoint before anything runs on it.
 
     Raises:
-        FileNotFoundError: when ``load_path`` does not exist.
-        ValueError: when the file is no checkpoint, or its weights do not fit the network, naming the layers.
+        UserError: when ``load_path`` does not exist or is no checkpoint, or its weights do not fit the network, naming
+            the layers.
     """
 
     def __call__(self, engine: Engine) -> None:
         path = Path(self.load_path)
         if not path.is_file():
-            raise FileNotFoundError(
+            raise UserError(
                 f"There is no checkpoint at {path.absolute()}. Train first (`run training`), "
                 "or point --ckpt_dir (evaluation) or --ckpt_path (inference) to where the weights are."
             )
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(f"{path} is not a checkpoint that PyTorch can read safely: {error}") from error
+            raise UserError(f"{path} is not a checkpoint that PyTorch can read safely: {error}") from error
         if not isinstance(content, Mapping):
-            raise ValueError(f"{path} holds a {type(content).__name__}, not the weights of a network by layer.")
+            raise UserError(f"{path} holds a {type(content).__name__}, not the weights of a network by layer.")
         for name, item in self.load_dict.items():
             weights = content.get(name, content)
             if isinstance(item, nn.Module) and (problems := _misfits(weights, _bare(item).state_dict())):
-                raise ValueError(
+                raise UserError(
                     f"The weights in {path} do not fit the network; were they trained with other `features`?\n"
                     + "\n".join(problems)
                 )

@@ -9,6 +9,7 @@ from monai.losses import HausdorffDTLoss as StockHausdorffDTLoss
 from torch import nn
 
 from .distance import boundary_distance
+from .errors import UserError
 
 __all__ = ["CompoundLoss", "HausdorffDTLoss", "LogHausdorffDTLoss", "choose_loss"]
 
@@ -84,8 +85,8 @@ def choose_loss(losses: Mapping[str, nn.Module], name: str) -> nn.Module:
     """The loss called ``name``.
 
     Raises:
-        ValueError: when there is none, with the names that exist.
+        UserError: when there is none, with the names that exist.
     """
     if name not in losses:
-        raise ValueError(f"loss_name '{name}' is unknown; choose one of: {', '.join(losses)}.")
+        raise UserError(f"loss_name '{name}' is unknown; choose one of: {', '.join(losses)}.")
     return losses[name]

@@ -96,6 +96,7 @@ class HIEUNet(nn.Module):
         self.upsample1 = nn.ConvTranspose3d(f2, f1, kernel_size=2, stride=2)
         self.decoder1 = DoubleConvolution(2 * f1, f1, p1, negative_slope)
         self.output = nn.Conv3d(f1, out_channels, kernel_size=1)
+        assert self.output.bias is not None  # it has one by default
         nn.init.constant_(self.output.bias, math.log(prior / (1 - prior)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,34 @@
+"""Errors that a user can mend, and how the command line shows them."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+__all__ = ["UserError", "show_plainly"]
+
+
+class UserError(ValueError):
+    """Something outside the code is wrong (a file, a folder, a value); the message says what, and what to do."""
+
+
+def show_plainly() -> None:
+    """Let a :class:`UserError` that nobody catches end the program with its message instead of a traceback.
+
+    MONAI wraps every exception of a config in two or three others, whose tracebacks bury the message. A program that
+    runs a config and catches exceptions (a server, a notebook, a test) sees them unchanged.
+    """
+    previous = sys.excepthook
+    if getattr(previous, "__module__", None) == __name__:
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        if cause is None:
+            previous(kind, error, trace)
+        else:
+            print(f"\nerror: {cause}", file=sys.stderr)
+
+    sys.excepthook = hook

@@ -1,0 +1,66 @@
+"""Fixtures that several tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "hie_bundle"
+
+# a network and volumes small enough that a training takes seconds
+TINY = {
+    "spatial_size": "[24,24,16]",
+    "features": "[2,4,6,8]",
+    "num_workers": "0",
+    "batch_size": "2",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom cohort in BONBID-HIE's layout: 5 training, 2 validation, 3 test cases of about 40×40×12 voxels."""
+    from scripts import phantom
+
+    folder = tmp_path_factory.mktemp("cohort")
+    phantom.write_cohort(
+        folder,
+        num_train=5,
+        num_val=2,
+        num_test=3,
+        seed=3,
+        num_workers=1,
+        matrix_sizes=[36, 44],
+        slice_range=[10, 14],
+        fine_mm=4.0,
+        atlas_step_mm=4.0,
+        num_healthy=4,
+        progress=False,
+    )
+    return folder
+
+
+@pytest.fixture
+def monai_bundle() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``python -m monai.bundle`` as a user does, in a process of its own without the tests' import path."""
+
+    def run(
+        *arguments: str, cwd: Path = ROOT, check: bool = True, timeout: float = 240, **options: object
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "monai.bundle", *arguments]
+        for name, value in options.items():
+            command += [f"--{name.replace('__', '#')}", str(value)]
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "2"}
+        result = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if check and result.returncode != 0:
+            pytest.fail(f"{' '.join(command)}\nexit status {result.returncode}\n{result.stdout}\n{result.stderr}")
+        return result
+
+    return run
