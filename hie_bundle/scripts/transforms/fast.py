@@ -3,9 +3,13 @@
 Each class is a subclass of TorchIO's class of the same name, with the same arguments: it draws the same parameters
 from the same random state and applies them with less work, so it can stand in a ``torchio.Compose`` in its place.
 What an argument asks for that is not covered here (another interpolation than linear, say) goes to the parent.
+Noise and gamma are not here: drawing the noise and raising to a power are all that TorchIO's take their time for.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -15,7 +19,7 @@ from torch.nn import functional
 from torchio.data.io import get_sitk_metadata_from_ras_affine
 from torchio.transforms import SpatialTransform
 
-__all__ = ["Anisotropy", "ElasticDeformation", "RandomAnisotropy", "RandomElasticDeformation"]
+__all__ = ["Anisotropy", "Blur", "ElasticDeformation", "RandomAnisotropy", "RandomBlur", "RandomElasticDeformation"]
 
 _GRID_SAMPLE_MODES = {"linear": "bilinear", "nearest": "nearest"}
 
@@ -109,11 +113,13 @@ class ElasticDeformation(torchio.ElasticDeformation):
 class RandomAnisotropy(torchio.RandomAnisotropy):
     """``torchio.RandomAnisotropy`` that applies its parameters with :class:`Anisotropy`.
 
-    Only linear interpolation of scalar images (the defaults) is faster.
+    Faster only with linear interpolation and without the labels (the defaults), for 3D images of floating point.
     """
 
     def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
-        if not self.scalars_only or self.image_interpolation != "linear" or subject.get_first_image().is_2d():
+        floating = all(image.data.is_floating_point() for image in subject.get_images())
+        plain = self.scalars_only and self.image_interpolation == "linear" and not subject.is_2d()
+        if not (floating and plain):
             return super().apply_transform(subject)
         axis, downsampling = self.get_params(self.axes, self.downsampling_range)
         torch.rand(1)  # TorchIO's two resamplings draw once each: later transforms see the same random state
@@ -124,31 +130,54 @@ class Anisotropy(SpatialTransform):
     """Downsample scalar images along one axis by nearest neighbour and upsample them linearly to their own grid.
 
     Equals the two resamplings of ``torchio.RandomAnisotropy`` (also in that voxels beyond the coarse grid become zero),
-    done along the one axis that they change.
+    done along the one axis that they are meant to change. TorchIO's go through spacings in mm, and for some of these
+    rounding costs the coarse grid a slice along another axis, too; that is not imitated.
 
     Args:
         axis: spatial axis, 0 to 2.
         downsampling: factor by which the spacing grows along it, >= 1.
         kwargs: see ``torchio.Transform``.
+
+    Raises:
+        RuntimeError: by TorchIO, when the images are on different grids.
     """
 
-    def __init__(self, axis: int, downsampling: float, **kwargs: object) -> None:
+    def __init__(self, axis: int, downsampling: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.axis = axis
         self.downsampling = downsampling
         self.args_names = ["axis", "downsampling"]
 
     def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
-        # All images get the coarse spacing of the first, as in TorchIO.
-        spacing_mm = list(subject.spacing)
-        spacing_mm[self.axis] *= self.downsampling
+        subject.check_consistent_space()
         for image in self.get_images(subject):
-            if not isinstance(image, torchio.ScalarImage):
-                continue
-            data = image.data
-            for axis in range(3):
-                data = _coarsen(data, axis, image.spacing[axis], spacing_mm[axis])
-            image.set_data(data)
+            if isinstance(image, torchio.ScalarImage):
+                image.set_data(_coarsen(image.data, self.axis + 1, self.downsampling))
+        return subject
+
+
+class RandomBlur(torchio.RandomBlur):
+    """``torchio.RandomBlur`` that applies its parameters with :class:`Blur`."""
+
+    def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
+        std_mm = {name: self.get_params(self.std_ranges) for name in self.get_images_dict(subject)}
+        return Blur(std=std_mm, **self._get_base_args())(subject) if std_mm else subject
+
+
+class Blur(torchio.Blur):
+    """``torchio.Blur`` for narrow kernels: whole volumes are shifted, weighted and added.
+
+    Integer images, whose values TorchIO truncates after each axis, are left to it.
+    """
+
+    def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
+        images = self.get_images_dict(subject)
+        if not all(image.data.is_floating_point() for image in images.values()):
+            return super().apply_transform(subject)
+        for name, image in images.items():
+            std_voxels = np.divide(self.get_parameter(self.std, name), image.spacing)
+            # One channel at a time: what is shifted stays in the cache.
+            image.set_data(torch.stack([_gaussian_filter(channel, std_voxels) for channel in image.data]))
         return subject
 
 
@@ -168,15 +197,10 @@ def _cubic_b_spline(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, 2 / 3 - x**2 + x**3 / 2, np.clip(2 - x, 0, None) ** 3 / 6)
 
 
-def _coarsen(data: torch.Tensor, axis: int, spacing_mm: float, coarse_spacing_mm: float) -> torch.Tensor:
-    """Nearest-neighbour downsampling and linear upsampling along one spatial axis of a (C, X, Y, Z) tensor."""
-    size = data.shape[axis + 1]
-    # The rounding of this product decides on the size when the spacing is the same, so it is spelled as TorchIO does.
-    coarse_size = int(np.floor(size * spacing_mm / coarse_spacing_mm)) if size > 1 else 1
-    factor = coarse_spacing_mm / spacing_mm
-    if coarse_size == size and factor == 1:
-        return data
-    # Both grids have the same centre.
+def _coarsen(data: torch.Tensor, axis: int, factor: float) -> torch.Tensor:
+    """Nearest-neighbour downsampling and linear upsampling along one axis, both grids having the same centre."""
+    size = data.shape[axis]
+    coarse_size = math.floor(size / factor) if size > 1 else 1
     fine_of_coarse = (size - 1) / 2 + (np.arange(coarse_size) - (coarse_size - 1) / 2) * factor
     nearest = np.clip(np.floor(fine_of_coarse + 0.5).astype(int), 0, size - 1)
     coarse_of_fine = (coarse_size - 1) / 2 + (np.arange(size) - (size - 1) / 2) / factor
@@ -185,11 +209,27 @@ def _coarsen(data: torch.Tensor, axis: int, spacing_mm: float, coarse_spacing_mm
     below = np.floor(clamped).astype(int)
     above = np.minimum(below + 1, coarse_size - 1)
 
-    column = [1, 1, 1, 1]
-    column[axis + 1] = -1
+    column = [-1 if dim == axis else 1 for dim in range(data.ndim)]
     weight = torch.from_numpy(clamped - below).to(data.dtype).view(column)
-    first, second = (data.index_select(axis + 1, torch.from_numpy(nearest[index])) for index in (below, above))
+    first, second = (data.index_select(axis, torch.from_numpy(nearest[index])) for index in (below, above))
     result = torch.lerp(first, second, weight)
-    if not inside.all():
-        result *= torch.from_numpy(inside).view(column)
-    return result
+    return result if inside.all() else result.mul_(torch.from_numpy(inside).view(column))
+
+
+def _gaussian_filter(volume: torch.Tensor, std_voxels: np.ndarray) -> torch.Tensor:
+    """``scipy.ndimage.gaussian_filter`` with its defaults: kernels cut at 4 std, borders reflected."""
+    for axis, std in enumerate(std_voxels):
+        radius = int(4 * std + 0.5)
+        if radius == 0:
+            continue
+        weights = np.exp(-0.5 * (np.arange(radius + 1) / std) ** 2)
+        centre, *tail = (weights / (weights[0] + 2 * weights[1:].sum())).tolist()
+        size = volume.shape[axis]
+        index = np.arange(-radius, size + radius) % (2 * size)
+        index = np.where(index < size, index, 2 * size - 1 - index)
+        padded = volume.index_select(axis, torch.from_numpy(index))
+        volume = padded.narrow(axis, radius, size) * centre
+        for shift, weight in enumerate(tail, start=1):
+            volume.add_(padded.narrow(axis, radius - shift, size), alpha=weight)
+            volume.add_(padded.narrow(axis, radius + shift, size), alpha=weight)
+    return volume
