@@ -204,7 +204,7 @@ def test_anisotropy_keeps_all_slices_along_the_other_axes() -> None:
 def test_anisotropy_of_images_on_different_grids_is_refused() -> None:
     subject = make_subject(*GEOMETRIES["LPS"])
     subject.add_image(torchio.ScalarImage(tensor=torch.zeros(1, 4, 4, 4)), "other")
-    with pytest.raises(RuntimeError, match="shape"):
+    with pytest.raises(RuntimeError, match="space"):
         fast.Anisotropy(axis=0, downsampling=2.0)(subject)
 
 
