@@ -1,8 +1,9 @@
 """BONBID-HIE's layout: finding cases, splits and folds, checks, download. Knows files, not tensors."""
 
 from .checks import CaseReport, Limits, Problem, check_case
-from .datalist import datalist, write_datalist
+from .datalists import datalist, write_datalist
 from .errors import DatasetError, show_plainly
+from .fetching import download
 from .folds import fold_of_case, size_class
 from .gate import check_items, require_usable
 from .layout import SPLITS, Case, find_cases, output_name, patient_of
@@ -22,6 +23,7 @@ __all__ = [
     "check_case",
     "check_items",
     "datalist",
+    "download",
     "find_cases",
     "fold_of_case",
     "output_name",
