@@ -2,7 +2,7 @@
 
 from .checks import CaseReport, Limits, Problem, check_case
 from .datalists import datalist, write_datalist
-from .errors import DatasetError, show_plainly
+from .errors import DatasetError
 from .fetching import download
 from .folds import fold_of_case, size_class
 from .gate import check_items, require_usable
@@ -30,7 +30,6 @@ __all__ = [
     "patient_of",
     "read_volume",
     "require_usable",
-    "show_plainly",
     "size_class",
     "write_datalist",
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import traceback
 
-from ..errors import UserError, show_plainly
+from ..errors import UserError
 
-__all__ = ["DatasetError", "show_plainly"]
+__all__ = ["DatasetError", "one_line"]
 
 
 class DatasetError(UserError):
@@ -15,5 +15,4 @@ class DatasetError(UserError):
 
 def one_line(error: BaseException) -> str:
     """An exception as one line of text."""
-    text = "".join(traceback.format_exception_only(type(error), error))
-    return " ".join(text.split())
+    return " ".join("".join(traceback.format_exception_only(type(error), error)).split())
