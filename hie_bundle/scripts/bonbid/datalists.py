@@ -99,7 +99,6 @@ def _from_file(file: Path, split: str | None, labels: bool, fold: int | None) ->
     seen: dict[str, str] = {}
     for name, entries in sides.items():
         for entry in entries:
-            entry.setdefault("case", case_of(entry))
             patient = patient_of(entry["case"])
             if seen.setdefault(patient, name) != name:
                 raise DatasetError(f"Patient {patient} is in both {seen[patient]} and {name} of the data list {file}.")
@@ -114,7 +113,8 @@ def _entries(file: Path, key: str) -> list[dict[str, Any]]:
     try:
         if not json.loads(file.read_text()).get(key):
             return []
-        return [dict(entry) for entry in load_decathlon_datalist(file, True, key, file.absolute().parent)]
+        entries = load_decathlon_datalist(file, True, key, file.absolute().parent)
+        return [{"case": case_of(entry), **entry} for entry in entries]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"The data list {file} cannot be read ({one_line(error)}).") from error
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .checks import CaseReport, Limits, Problem, check_case, item_files
 from .errors import DatasetError
 from .files import write_json
-from .layout import find_cases, output_name
+from .layout import Case, find_cases, output_name, part_of
 
 __all__ = ["check_items", "require_usable"]
 
@@ -52,6 +52,7 @@ def require_usable(
         raise DatasetError(nothing_found(Path(dataset_dir), purpose))
     reports = check_items(items, limits, cache_file, num_workers)
     _note_repeated(reports)
+    _note_ambiguous(reports, dataset_dir)
     bad = [report for report in reports if not report.usable]
     if bad:
         raise DatasetError(
@@ -159,6 +160,21 @@ def _note_repeated(reports: Sequence[CaseReport]) -> None:
         if report.case in first:
             report.problems.append(Problem(file, f"is a second file of this case, beside {first[report.case]}"))
         first.setdefault(report.case, file)
+
+
+def _note_ambiguous(reports: Sequence[CaseReport], dataset_dir: str | Path) -> None:
+    """Files that claim to be one of a case's, beside the one that was taken."""
+    by_file = {next(iter(report.files.values())): report for report in reports}
+    for case in find_cases(dataset_dir):
+        report = by_file.get(next(iter(item_files(case.item()).values())))
+        if report:
+            report.problems += duplicate_problems(case, labels="label" in report.files)
+
+
+def duplicate_problems(case: Case, labels: bool) -> list[Problem]:
+    """A problem for each further file of a case; its labels are left out unless asked for."""
+    files = [path for path in case.duplicates if labels or part_of(path)[0] != "label"]
+    return [Problem(str(path), "is there beside another file of the same case") for path in files]
 
 
 def list_problems(reports: Iterable[CaseReport]) -> str:

@@ -107,7 +107,7 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _IGNORED_FOLDERS)
         split = _split_of(here, root)
         for name in sorted(files):
-            part, case = _part_of(name, here)
+            part, case = part_of(here / name)
             if part:
                 found.setdefault((split, case), {}).setdefault(part, []).append(here / name)
     cases = []
@@ -121,13 +121,13 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
     return sorted(cases, key=lambda case: (order.index(case.split), case.case))
 
 
-def _part_of(name: str, folder: Path) -> tuple[str | None, str]:
-    """Which of a case's files this is, and the case's id."""
-    if name.startswith("."):
+def part_of(path: Path) -> tuple[str | None, str]:
+    """Which of a case's files this is by its name, and the case's id; (None, "") if it is none."""
+    if path.name.startswith("."):
         return None, ""
     for part, pattern in _PATTERNS.items():
-        if match := pattern.fullmatch(name):
-            if part == "stacked" and folder.name in _LABEL_FOLDERS:
+        if match := pattern.fullmatch(path.name):
+            if part == "stacked" and path.parent.name in _LABEL_FOLDERS:
                 part = "label"
             return part, match["case"]
     return None, ""
@@ -158,5 +158,5 @@ def output_name(metadata: Mapping[str, Any], saver: Any = None) -> dict[str, str
         ``{"subject": case id}``.
     """
     path = Path(str(metadata.get("filename_or_obj", "case")))
-    case = _part_of(path.name, path.parent)[1] or path.name.split(".")[0]
+    case = part_of(path)[1] or path.name.split(".")[0]
     return {"subject": case}

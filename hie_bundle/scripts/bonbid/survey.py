@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .checks import CaseReport, Limits, Problem
+from .checks import CaseReport, Limits, Problem, item_files
 from .errors import DatasetError
 from .files import write_json
 from .folds import size_class
-from .gate import check_items, list_problems, nothing_found
+from .gate import check_items, duplicate_problems, list_problems, nothing_found
 from .layout import Case, find_cases
 
 __all__ = ["check"]
@@ -64,7 +64,7 @@ def check(
     items = [case.item(labels or case.label is not None) for case in cases]
     reports = check_items(items, limits, cache_file, num_workers)
     for case, report in zip(cases, reports, strict=True):
-        report.problems += _layout_problems(case, cases)
+        report.problems += duplicate_problems(case, labels) + _shared_patient(case, cases)
     report_file = Path(report_file) if report_file else Path(dataset_dir) / "check.json"
     summary = _summary(reports)
     rows = [_row(case, report) for case, report in zip(cases, reports, strict=True)]
@@ -82,15 +82,12 @@ def check(
         raise DatasetError(f"{len(bad)} of {len(reports)} cases cannot be used:\n" + list_problems(bad))
 
 
-def _layout_problems(case: Case, cases: Sequence[Case]) -> list[Problem]:
-    """Files that are there twice, and the same patient in several splits."""
-    problems = [Problem(str(path), "is there beside another file of the same case") for path in case.duplicates]
+def _shared_patient(case: Case, cases: Sequence[Case]) -> list[Problem]:
+    """The same patient in several splits."""
     others = {other.split for other in cases if other.patient == case.patient} - {case.split}
-    if others:
-        where = ", ".join(str(split) for split in sorted(others, key=str))
-        first = next(path for path in (case.adc, case.zadc, case.stacked, case.label) if path)
-        problems.append(Problem(str(first), f"is of patient {case.patient}, who is also in {where}"))
-    return problems
+    where = ", ".join(str(split) for split in sorted(others, key=str))
+    first = next(iter(item_files(case.item()).values()))
+    return [Problem(first, f"is of patient {case.patient}, who is also in {where}")] if others else []
 
 
 def _row(case: Case, report: CaseReport) -> tuple[str, ...]:
