@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai import losses as stock
 from scipy import ndimage
 
-from scripts import distance
+from scripts import distance, losses
 from scripts.distance import boundary_distance, signed_distance
 
 METHODS = ("edt", "scipy", "separable")
@@ -141,6 +143,62 @@ def test_bad_arguments_are_named() -> None:
         boundary_distance(mask, method="city block")  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore:single channel prediction")
+@pytest.mark.parametrize("name", ["HausdorffDTLoss", "LogHausdorffDTLoss"])
+@pytest.mark.parametrize("shape", [(2, 1, 9, 8, 7), (2, 3, 9, 8, 7), (2, 3, 11, 10)])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", "other_act"])
+def test_hausdorff_losses_equal_monai_with_all_arguments(name: str, shape: tuple[int, ...], activation: str) -> None:
+    generator = torch.Generator().manual_seed(sum(shape))
+    logits = torch.randn(shape, generator=generator)
+    multi_label = (torch.rand(shape, generator=generator) > 0.7).float()
+    multi_label[0, -1] = 0
+    classes = torch.randint(shape[1], (shape[0], 1, *shape[2:]), generator=generator).float()
+    combinations = itertools.product(("mean", "sum", "none"), (False, True), (False, True), (False, True), (1.0, 2.0))
+    for reduction, batch, include_background, to_onehot_y, alpha in combinations:
+        arguments = {
+            "reduction": reduction,
+            "batch": batch,
+            "include_background": include_background,
+            "to_onehot_y": to_onehot_y,
+            "alpha": alpha,
+            activation: torch.tanh if activation == "other_act" else True,
+        }
+        results = []
+        for module in (losses, stock):
+            x = logits.clone().requires_grad_()
+            value = getattr(module, name)(**arguments)(x, classes if to_onehot_y else multi_label)
+            value.sum().backward()
+            results.append((value.detach(), x.grad))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-8)
+
+
+def test_hausdorff_loss_raises_what_monai_raises() -> None:
+    ours, theirs = losses.HausdorffDTLoss(), stock.HausdorffDTLoss()
+    for prediction, target, error in (
+        (torch.zeros(2, 2, 5), torch.zeros(2, 2, 5), ValueError),
+        (torch.zeros(2, 2, 5, 5), torch.zeros(2, 1, 5, 5), AssertionError),
+    ):
+        messages = []
+        for loss in (ours, theirs):
+            with pytest.raises(error) as raised:
+                loss(prediction, target)
+            messages.append(str(raised.value))
+        assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("method", ["edt", "scipy"])
+def test_masks_without_boundary_cost_no_transform(monkeypatch: pytest.MonkeyPatch, method: distance.Method) -> None:
+    calls = []
+    for module, function in ((distance.edt, "edt"), (distance.ndimage, "distance_transform_edt")):
+        real = getattr(module, function)
+        monkeypatch.setattr(module, function, lambda *a, real=real, **k: calls.append(1) or real(*a, **k))
+    mask = torch.zeros(4, 1, 6, 6, 6, dtype=torch.bool)
+    mask[1] = True
+    mask[2, 0, 2:4] = True
+    boundary_distance(mask, method=method)
+    assert len(calls) == (1 if method == "edt" else 2)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_stays_on_the_device_without_synchronising() -> None:
     mask = torch.rand(2, 1, 40, 33, 17, generator=torch.Generator().manual_seed(0)) < 0.01
@@ -153,5 +211,14 @@ def test_cuda_stays_on_the_device_without_synchronising() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert result.is_cuda
+    logits = torch.randn(on_device.shape, device="cuda", requires_grad=True)
+    target = on_device.float()
+    loss = losses.LogHausdorffDTLoss(sigmoid=True, include_background=True)
+    loss(logits, target).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss(logits, target).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     expected = scipy_distances(mask, (1.0, 1.2, 4.0), 1.0)
     np.testing.assert_allclose(result.cpu().numpy(), expected, rtol=1e-4, atol=0)
