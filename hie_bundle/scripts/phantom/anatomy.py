@@ -144,13 +144,15 @@ def draw_subject(rng: np.random.Generator, common: RandomField, *, patient: bool
     maturity = spread * rng.normal()
     fluid = abs(rng.normal()) if patient else 0.0
     temperature = -0.045 if patient and rng.random() < 0.25 else 0.0
-    water = 1.0 if patient else 0.935
+    water = 1.0 if patient else 0.928
 
     def level(mean: float, fall: float, deviation: float) -> float:
         return water * (mean - fall * maturity + spread * deviation * rng.normal())
 
     return Subject(
-        folding=Folding(common, RandomField(rng, 3.0, band_pass=True), 0.38 if patient else 0.2, RandomField(rng, 9.0)),
+        folding=Folding(
+            common, RandomField(rng, 3.0, band_pass=True), 0.35 if patient else 0.17, RandomField(rng, 9.0)
+        ),
         texture=RandomField(rng, 3.0, channels=2),
         adc_gain=1 + 0.013 * spread * rng.normal() + temperature,
         adc_white=level(1535, 30, 20),

@@ -45,7 +45,7 @@ def simulate_case(
     slice_thickness_range_mm: tuple[float, float] = (2.0, 5.0),
     fine_mm: float = 1.2,
     artefact_probability: float = 0.08,
-    registration_mm: float = 1.35,
+    registration_mm: float = 1.4,
     num_healthy: int = 13,
     atlas_step_mm: float = 1.5,
     counterfactual: bool = False,
@@ -63,7 +63,11 @@ def simulate_case(
 
     subject = draw_subject(subject_rng, common_folding(seed), patient=True)
     warp = RandomField(subject_rng, 22.0, channels=3)
-    points = fine.points_mm + 3.0 * warp(fine.points_mm)
+
+    def warped(points_mm: FloatArray) -> FloatArray:
+        return points_mm + np.float32(2.5) * warp(points_mm)
+
+    points = warped(fine.points_mm)
     tissue = evaluate(subject, points, edge_mm=fine_mm)
     in_head = tissue.brain_depth_mm > 0
 
@@ -92,7 +96,7 @@ def simulate_case(
 
     atlas = build_atlas(seed, num_healthy, atlas_step_mm)
     error = np.float32(registration_mm) * RandomField(align_rng, 12.0, channels=3)(fine.voxel_points_mm)
-    aligned = fine.voxel_points_mm + 3.0 * warp(fine.voxel_points_mm) + error
+    aligned = warped(fine.voxel_points_mm) + error
     mean, std = (values.reshape(fine.shape) for values in atlas(aligned))
     adc = scan(injured)
     zadc = z_map(adc, brain, mean, std, grid.spacing_mm)

@@ -32,10 +32,10 @@ def draw_disease(rng: np.random.Generator, rank: float) -> Disease:
         return Disease("none", 0.0, 0.0)
     odds: dict[str, float]
     if rank < 0.575:
-        fraction = max(0.0085 * np.exp(-abs(rng.normal(0, 1.4))), 0.0002)
+        fraction = max(0.0085 * np.exp(-abs(rng.normal(0, 1.2))), 0.0002)
         odds = {"focal": 0.35, "multifocal": 0.3, "basal_ganglia_thalamus": 0.2, "watershed": 0.15}
     elif rank < 0.925:
-        fraction = np.exp(rng.uniform(np.log(0.013), np.log(0.17)))
+        fraction = np.exp(rng.uniform(np.log(0.015), np.log(0.18)))
         if fraction < 0.06:
             odds = {"multifocal": 0.25, "basal_ganglia_thalamus": 0.25, "watershed": 0.3, "territorial": 0.2}
         else:
@@ -96,7 +96,8 @@ def susceptibility(kind: str, rng: np.random.Generator, points_mm: FloatArray, t
         hemisphere = rng.choice([-1.0, 1.0])
         centre = (hemisphere * 36, rng.uniform(-18, 16), rng.uniform(0, 18))
         score = blob(centre, (20, 22, 20)) + 0.15 * noise
-        allowed = cerebral & (points_mm[0] * hemisphere > 4)
+        score = score - 0.06 * np.maximum(14 - points_mm[0] * hemisphere, 0)
+        allowed = cerebral & (points_mm[0] * hemisphere > 1)
     else:
         # Perinatal total asphyxia: the cerebrum first; cerebellum and brainstem are spared.
         score = 0.5 * RandomField(rng, 14.0)(points_mm)[0] + 0.25 * noise + 0.015 * points_mm[2]
