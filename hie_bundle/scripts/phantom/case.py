@@ -92,7 +92,8 @@ def simulate_case(
     def scan(adc: FloatArray) -> NDArray[np.int16]:
         plain, weighted = (fine.average(fine.scatter(s, OUTSIDE_SIGNAL)) for s in signals(scanner, tissue, adc))
         measured = measure(scanner, fine, grid.spacing_mm, (plain, weighted), noise_seed)
-        return np.where(brain, np.round(measured), 0).astype(np.int16)
+        # 0 is kept for the background, as a brain mask is commonly taken from ADC > 0.
+        return np.where(brain, np.maximum(np.round(measured), 1), 0).astype(np.int16)
 
     atlas = build_atlas(seed, num_healthy, atlas_step_mm)
     error = np.float32(registration_mm) * RandomField(align_rng, 12.0, channels=3)(fine.voxel_points_mm)
