@@ -25,6 +25,7 @@ __all__ = ["Volume", "VolumeError", "read_volume"]
 MAX_HEADER_BYTES = 1 << 20
 DEFLATE_RATIO = 1032  # deflate cannot compress better, so a larger declared size is a lie
 
+_BYTE_ORDERS = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
 # Those of MetaImage's element types that ITK's Python package can read.
 META_TYPES: dict[str, str] = {
     "MET_UCHAR": "u1",
@@ -99,28 +100,32 @@ def _read_meta_image(path: Path, max_bytes: int) -> Volume:
         declared = math.prod(int(n) for n in shape) * np.dtype(META_TYPES[kind]).itemsize
         present = path.stat().st_size - file.tell()
         if _flag(header, "CompressedData", default=False):
-            if "CompressedDataSize" in header and _numbers(header, "CompressedDataSize", 1, whole=True)[0] != present:
+            if "CompressedDataSize" not in header:  # without it, ITK fails to decompress, but returns an array
+                raise VolumeError("has no CompressedDataSize in its header")
+            if _numbers(header, "CompressedDataSize", 1, whole=True)[0] != present:
                 raise VolumeError(f"declares {header['CompressedDataSize']} compressed bytes, but holds {present}")
             _refuse_size(declared, present * DEFLATE_RATIO, max_bytes)
-            _check_deflated(file, declared)
+            checksum = _check_deflated(file, declared)
         else:
             _refuse_size(declared, present, max_bytes)
             if present != declared:
                 raise VolumeError(f"holds {present - declared} bytes more than its header declares")
+            checksum = zlib.crc32(file.read())
     try:
         image = sitk.ReadImage(str(path), imageIO="MetaImageIO")
     except RuntimeError as error:
         raise VolumeError(f"cannot be read ({one_line(error)})") from error
-    array = sitk.GetArrayFromImage(image).T
-    if array.shape != tuple(shape):
-        raise VolumeError(f"reads as {array.shape}, but its header declares {tuple(shape)}")
+    array = sitk.GetArrayFromImage(image)
+    order = ">" if any(_flag(header, key, default=False) for key in _BYTE_ORDERS) else "<"
+    if array.T.shape != tuple(shape) or zlib.crc32(array.astype(order + META_TYPES[kind]).tobytes()) != checksum:
+        raise VolumeError("is read by ITK as something else than it holds")
     direction = np.array(image.GetDirection()).reshape(3, 3)
     affine = np.eye(4)
     affine[:3, :3] = direction * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's LPS to RAS
     _check_affine(affine)
-    return Volume(array, affine)
+    return Volume(array.T, affine)
 
 
 def _meta_header(file: io.BufferedReader) -> dict[str, str]:
@@ -155,7 +160,7 @@ def _meta_header(file: io.BufferedReader) -> dict[str, str]:
             raise VolumeError(f"has {key} = {header[key][:60]} in its header; only {allowed[0]} is supported")
     if not _flag(header, "BinaryData", default=False):
         raise VolumeError("stores its voxels as text (BinaryData is not True)")
-    orders = [key for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB") if key in header]
+    orders = [key for key in _BYTE_ORDERS if key in header]
     if len({_flag(header, key, default=False) for key in orders}) > 1:
         raise VolumeError(f"contradicts itself in {' and '.join(orders)}")
     if min(_numbers(header, "ElementSpacing", 3)) <= 0:
@@ -192,13 +197,18 @@ def _refuse_size(declared: int, possible: int, max_bytes: int) -> None:
         raise VolumeError(f"declares {declared} bytes of voxels; at most {max_bytes} are read")
 
 
-def _check_deflated(file: io.BufferedReader, declared: int) -> None:
-    """Decompress to the end, keeping nothing: the right length, the right checksum and nothing behind it."""
-    stream, length = zlib.decompressobj(), 0
+def _check_deflated(file: io.BufferedReader, declared: int) -> int:
+    """Decompress to the end, keeping nothing: the right length, the right checksum and nothing behind it.
+
+    Returns:
+        The CRC-32 of the decompressed bytes.
+    """
+    stream, length, checksum = zlib.decompressobj(), 0, 0
     try:
         while chunk := file.read(1 << 20):
             while chunk and not stream.eof:
-                length += len(stream.decompress(chunk, 1 << 20))
+                voxels = stream.decompress(chunk, 1 << 20)
+                length, checksum = length + len(voxels), zlib.crc32(voxels, checksum)
                 if length > declared:
                     raise VolumeError("decompresses to more bytes than its header declares")
                 chunk = stream.unconsumed_tail
@@ -208,6 +218,7 @@ def _check_deflated(file: io.BufferedReader, declared: int) -> None:
         raise VolumeError(f"has damaged compressed voxels ({error})") from error
     if not stream.eof or length != declared:
         raise VolumeError(f"is truncated: {length} of {declared} bytes of voxels are there")
+    return checksum
 
 
 def _read_nifti(path: Path, max_bytes: int) -> Volume:
