@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(RUN) phantom --config_file $(CONFIGS)/data.yaml --output_dir $(DEMO)/data --num_train 24 --num_val 8 --num_test 12 --seed 0
+	$(RUN) phantom --config_file $(CONFIGS)/data.yaml --output_dir $(DEMO)/data --num_train 24 --num_val 4 --num_test 12 --seed 0
 	$(RUN) training --config_file $(TRAIN_DEMO)
 	$(RUN) evaluating --config_file $(EVALUATE_DEMO) --split test
 	$(RUN) --config_file $(INFER_DEMO) --split test --output_dir $(DEMO)/masks
@@ -33,7 +33,7 @@ demo: install
 	@echo "cohort       $(DEMO)/data"
 	@echo "weights      $(DEMO)/models/model.pt"
 	@echo "curves       $(VENV)/bin/tensorboard --logdir $(DEMO)/eval/tensorboard"
-	@echo "evaluation   $(DEMO)/eval/metrics.csv, metrics.json"
+	@echo "evaluation   $(DEMO)/eval/metrics.csv, metrics.json, overlays/"
 	@echo "masks        $(DEMO)/masks"
 
 test: install lint

@@ -62,8 +62,9 @@ def test_keys_that_the_project_promises(config: str) -> None:
     assert [name for name in PROMISED[config].split() if name not in parser] == []
 
 
-def test_values_are_the_papers() -> None:
-    parser = _parser(TRAIN)
+@pytest.mark.parametrize("augmentation", ["fast", "torchio"])
+def test_values_are_the_papers(augmentation: str) -> None:
+    parser = _parser(TRAIN, augmentation=augmentation)
     expected = {
         "epochs": 100, "batch_size": 4, "patience": 10, "learning_rate": 1e-3, "weight_decay": 1e-3, "lr_gamma": 0.9,
         "l1_weight": 1e-4, "clip_norm": 1.0, "spatial_size": [192, 192, 32], "val_interval": 1,
@@ -74,7 +75,10 @@ def test_values_are_the_papers() -> None:
     assert [type(t).__name__ for t in transforms] == [
         "RandomNoise", "RandomAnisotropy", "RandomBlur", "RandomGamma", "RandomElasticDeformation",
     ]  # fmt: skip
-    noise, anisotropy, blur, gamma, _ = transforms
+    noise, anisotropy, blur, gamma, elastic = transforms
+    assert type(elastic).__module__.startswith("torchio") == (augmentation == "torchio")
+    assert elastic.num_control_points == (7, 7, 7)
+    assert elastic.max_displacement == (7.5, 7.5, 7.5)
     assert [t.probability for t in transforms] == [0.5] * 5
     assert noise.mean_range == (0.0, 0.0)
     assert noise.std_range == (0, 0.01)

@@ -10,6 +10,7 @@ from monai.losses import DiceFocalLoss, DiceLoss, HausdorffDTLoss, LogHausdorffD
 from scipy.ndimage import distance_transform_edt
 
 from scripts import losses
+from scripts.errors import choose
 
 NAMES = ["dice", "dice_focal", "tversky", "hausdorff", "dice_focal_hausdorff", "tversky_hausdorff"]
 
@@ -127,7 +128,7 @@ def test_hausdorff_is_computed_in_float32_from_half() -> None:
 
 def test_unknown_name_lists_the_known_ones(declared: dict) -> None:
     with pytest.raises(ValueError, match="'dcie'.*" + ", ".join(NAMES)):
-        losses.choose_loss(declared, "dcie")
+        choose(declared, "dcie", "loss_name")
 
 
 def test_compound_weights_are_used() -> None:

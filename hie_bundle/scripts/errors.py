@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from types import TracebackType
+from typing import TypeVar
 
-__all__ = ["UserError", "show_plainly"]
+__all__ = ["UserError", "choose", "show_plainly"]
+
+
+Option = TypeVar("Option")
 
 
 class UserError(ValueError):
     """Something outside the code is wrong (a file, a folder, a value); the message says what, and what to do."""
+
+
+def choose(options: Mapping[str, Option], name: str, what: str) -> Option:
+    """The option called ``name``.
+
+    Args:
+        options: by name.
+        name: which one.
+        what: the key that chooses, for the message.
+
+    Raises:
+        UserError: when there is none of that name, with the names that exist.
+    """
+    if name not in options:
+        raise UserError(f"{what} '{name}' is unknown; choose one of: {', '.join(options)}.")
+    return options[name]
 
 
 def show_plainly() -> None:

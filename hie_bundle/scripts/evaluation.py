@@ -44,7 +44,7 @@ class CaseEvaluation:
         baseline_threshold: float = -2.0,
         overlays: bool = True,
     ) -> None:
-        self.output_dir = Path(output_dir)
+        self.output_dir = Path(output_dir).resolve()
         self.info = info or {}
         self.tolerance_mm = tolerance_mm
         self.baseline_threshold = baseline_threshold

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 
 import torch
 from monai.losses import HausdorffDTLoss as StockHausdorffDTLoss
@@ -12,9 +11,8 @@ from monai.utils import LossReduction
 from torch import nn
 
 from .distance import boundary_distance
-from .errors import UserError
 
-__all__ = ["CompoundLoss", "HausdorffDTLoss", "LogHausdorffDTLoss", "choose_loss"]
+__all__ = ["CompoundLoss", "HausdorffDTLoss", "LogHausdorffDTLoss"]
 
 
 class HausdorffDTLoss(StockHausdorffDTLoss):
@@ -113,14 +111,3 @@ class CompoundLoss(nn.Module):
             Scalar loss (with the parts' default mean reduction).
         """
         return self.region_weight * self.region(input, target) + self.boundary_weight * self.boundary(input, target)
-
-
-def choose_loss(losses: Mapping[str, nn.Module], name: str) -> nn.Module:
-    """The loss called ``name``.
-
-    Raises:
-        UserError: when there is none, with the names that exist.
-    """
-    if name not in losses:
-        raise UserError(f"loss_name '{name}' is unknown; choose one of: {', '.join(losses)}.")
-    return losses[name]

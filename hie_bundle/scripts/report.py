@@ -124,7 +124,8 @@ def render_case(
     for axes, volume, name, limits in zip(
         figure.subplots(1, 2), (adc, zadc), ("ADC (10⁻⁶ mm²/s)", "ZADC"), ((0, 2500), (-6, 6)), strict=True
     ):
-        shown = axes.imshow(axial(volume), cmap="gray", vmin=limits[0], vmax=limits[1], aspect=aspect)
+        inside_brain = np.ma.masked_where(axial((adc == 0) & (zadc == 0)), axial(volume))  # black outside, also in ZADC
+        shown = axes.imshow(inside_brain, cmap="gray", vmin=limits[0], vmax=limits[1], aspect=aspect)
         for mask, colour, style in ((truth, TRUTH_COLOUR, "-"), (pred, PRED_COLOUR, "--")):
             if axial(mask).any():
                 axes.contour(axial(mask), [0.5], colors=colour, linewidths=1.4, linestyles=style)
