@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import yaml
 from matplotlib import image as mpl_image
 from scipy import ndimage
 
@@ -141,6 +142,14 @@ def test_impossible_cohorts_are_refused(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"simulate|matrix_sizes|range"):
         phantom.write_cohort(tmp_path / "none", **wrong)
     assert not (tmp_path / "none").exists()
+
+
+def test_defaults_of_config_and_cohort_agree() -> None:
+    config = yaml.safe_load((Path(__file__).parents[1] / "hie_bundle/configs/data.yaml").read_text())
+    defaults = inspect.signature(phantom.write_cohort).parameters
+    for name in defaults.keys() - {"output_dir", "progress"}:
+        expected = defaults[name].default
+        assert config[name] == (list(expected) if isinstance(expected, tuple) else expected), name
 
 
 def test_defaults_of_case_and_cohort_agree() -> None:

@@ -45,7 +45,7 @@ def simulate_case(
     slice_thickness_range_mm: tuple[float, float] = (2.0, 5.0),
     fine_mm: float = 1.2,
     artefact_probability: float = 0.08,
-    registration_mm: float = 1.4,
+    registration_mm: float = 1.35,
     num_healthy: int = 13,
     atlas_step_mm: float = 1.5,
     counterfactual: bool = False,
