@@ -1,0 +1,115 @@
+"""One training or segmentation in a process of its own, timed from inside: ``child.py JSON`` prints JSON.
+
+A process of its own, since the peak of its memory cannot be set back.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+BUNDLE = Path(__file__).resolve().parents[2] / "hie_bundle"
+
+STOCK_TRAINING = {
+    "augmentation": "torchio",
+    "log_hausdorff": {"_target_": "monai.losses.LogHausdorffDTLoss", "sigmoid": True, "include_background": True},
+}
+POINTWISE_NETWORK = {"_target_": "torch.nn.Conv3d", "in_channels": 2, "out_channels": 1, "kernel_size": 1}
+
+
+class PhaseTimer:
+    """Adds up the seconds of an engine's phases: data, forward, loss, backward, update with metrics, validation."""
+
+    def __init__(self, engine: Any) -> None:
+        from ignite.engine import Events
+        from monai.engines import IterationEvents
+
+        self.losses: list[float] = []
+        self.epochs: list[dict[str, float]] = []
+        self.steps: list[float] = []
+        for event, phase in (
+            (Events.GET_BATCH_STARTED, "update"),  # what handlers of a step's end take
+            (Events.GET_BATCH_COMPLETED, "data"),
+            (IterationEvents.FORWARD_COMPLETED, "forward"),
+            (IterationEvents.LOSS_COMPLETED, "loss"),
+            (IterationEvents.BACKWARD_COMPLETED, "backward"),
+            (Events.ITERATION_COMPLETED, "update"),
+            (Events.EPOCH_COMPLETED, "validation"),
+        ):
+            engine.add_event_handler(event, self.mark, phase)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self.start_step)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.end_step)
+
+    def now(self) -> float:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def start_epoch(self) -> None:
+        self.epochs.append(defaultdict(float))
+        self.last = self.now()
+
+    def mark(self, phase: str) -> None:
+        now = self.now()
+        self.epochs[-1][phase] += now - self.last
+        self.last = now
+
+    def start_step(self) -> None:
+        self.step_start = self.now()
+
+    def end_step(self, engine: Any) -> None:
+        self.steps.append(self.now() - self.step_start)
+        if isinstance(engine.state.output, list) and "loss" in engine.state.output[0]:
+            self.losses.append(float(engine.state.output[0]["loss"]))
+
+
+def run(workflow_type: str, config: str, engine_id: str, overrides: dict[str, Any]) -> PhaseTimer:
+    from monai.bundle import ConfigWorkflow
+
+    workflow = ConfigWorkflow(
+        config_file=str(BUNDLE / "configs" / config), workflow_type=workflow_type, logging_file=False, **overrides
+    )
+    workflow.initialize()
+    timer = PhaseTimer(workflow.parser.get_parsed_content(engine_id))
+    workflow.run()
+    workflow.finalize()
+    return timer
+
+
+def train(recipe: str, network: str, **overrides: Any) -> dict[str, Any]:
+    """Times of the last epoch; the epochs before it warm up."""
+    if recipe == "stock":
+        overrides |= STOCK_TRAINING
+    if network == "pointwise":
+        overrides["network_def"] = POINTWISE_NETWORK
+    timer = run("train", "train.yaml", "train#trainer", overrides)
+    epoch = timer.epochs[-1]
+    return {"epoch_s": sum(epoch.values()), "step_s": timer.steps[-1], "phases_s": epoch, "losses": timer.losses}
+
+
+def segment(**overrides: Any) -> dict[str, Any]:
+    """Median time of a case, from reading its maps to its mask on disk; the first case warms up."""
+    timer = run("infer", "inference.yaml", "evaluator", overrides)
+    return {"case_s": statistics.median(timer.steps[1:] or timer.steps)}
+
+
+if __name__ == "__main__":
+    job = json.loads(sys.argv[1])
+    sys.path.insert(0, str(BUNDLE))
+    stdout, sys.stdout = sys.stdout, sys.stderr  # the last line of standard output is the result
+    result = {"train": train, "segment": segment}[job.pop("job")](**job)
+    result["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    import torch
+
+    if torch.cuda.is_available():
+        result["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    print(json.dumps(result), file=stdout)

@@ -1,0 +1,160 @@
+"""The parts of a training step against the stock libraries: each first shown to give the same, then timed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import monai.losses
+import numpy as np
+import torch
+import torchio
+from scipy import ndimage
+from timing import compare, seconds
+from torch.nn import functional
+
+from scripts import losses
+from scripts.distance import boundary_distance
+from scripts.transforms import fast
+
+Shape = tuple[int, int, int]
+AFFINE = np.diag([1.25, 1.25, 4.0, 1.0])  # mm; of the usual BONBID-HIE case
+STUDY_PROBABILITY = 0.5
+
+
+def batch(batch_size: int, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and target of a half-trained network: lesions of several sizes, smooth errors all over."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.stack([lesion(shape, 0.04 * (1 + item % 4)) for item in range(batch_size)])
+    noise = torch.randn(target.shape, generator=generator)
+    return functional.avg_pool3d(noise, 5, stride=1, padding=2) * 8 + 3 * target - 1.5, target
+
+
+def lesion(shape: Shape, size: float) -> torch.Tensor:
+    """An ellipsoid off the centre, shape (1, X, Y, Z); ``size`` is the square of its radius, the volume being ±1."""
+    x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape), indexing="ij")
+    return ((x - 0.1) ** 2 + (y + 0.2) ** 2 + (z / 2) ** 2 < size).float()[None]
+
+
+def sample(shape: Shape) -> torchio.Subject:
+    """A two-channel head on a constant background, with a lesion."""
+    x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape), indexing="ij")
+    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    image = torch.where(x**2 + y**2 + (z / 1.2) ** 2 < 0.6, 1.0 + noise, -1.0)
+    return torchio.Subject(
+        image=torchio.ScalarImage(tensor=functional.avg_pool3d(image, 3, stride=1, padding=1), affine=AFFINE),
+        label=torchio.LabelMap(tensor=lesion(shape, 0.08), affine=AFFINE),
+    )
+
+
+def distance_transform(batch_size: int, shape: Shape, repeats: int) -> dict[str, Any]:
+    """Distances of the target to its boundary: SciPy's transform of the inside and of the outside against ours."""
+    mask = batch(batch_size, shape)[1] > 0.5
+
+    def stock() -> np.ndarray:
+        return np.stack([ndimage.distance_transform_edt(m) + ndimage.distance_transform_edt(~m) for m in mask.numpy()])
+
+    volumes = mask[:, 0].numpy()
+    expected = np.stack([ndimage.distance_transform_edt(m) + ndimage.distance_transform_edt(~m) for m in volumes])
+    np.testing.assert_allclose(boundary_distance(mask)[:, 0].numpy(), expected, rtol=1e-4)
+    return compare(stock, lambda: boundary_distance(mask), repeats)
+
+
+def hausdorff_loss(batch_size: int, shape: Shape, repeats: int, device: str) -> dict[str, Any]:
+    """Loss and gradient: MONAI's HausdorffDTLoss against ours; also how many Dice losses ours costs."""
+    logits, target = (tensor.to(device) for tensor in batch(batch_size, shape))
+
+    def step(loss: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        x = logits.clone().requires_grad_()
+        value = loss(x, target)
+        value.backward()
+        return value.detach(), x.grad
+
+    stock = monai.losses.HausdorffDTLoss(sigmoid=True, include_background=True)
+    ours = losses.HausdorffDTLoss(sigmoid=True, include_background=True)
+    torch.testing.assert_close(step(ours), step(stock), rtol=1e-5, atol=1e-9)
+    dice = monai.losses.DiceLoss(sigmoid=True)
+    step(dice)
+    result = compare(lambda: step(stock), lambda: step(ours), repeats)
+    result["dice_s"] = float(np.median([seconds(lambda: step(dice)) for _ in range(repeats)]))
+    return result
+
+
+def transform(make: Callable[[Any], torchio.Transform], shape: Shape, repeats: int, draws: int = 1) -> dict[str, Any]:
+    """One augmentation of a sample with its label: TorchIO's against ours, from the same seeds.
+
+    Args:
+        make: the transform with the classes of a given module.
+        draws: how often a run draws and applies it; times are per draw.
+    """
+    subject, ways = sample(shape), {"stock": make(torchio), "ours": make(fast)}
+
+    def run(way: str, first_seed: int = 0) -> list[torchio.Subject]:
+        results = []
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The maximum displacement")
+            for seed in range(first_seed, first_seed + draws):
+                torch.manual_seed(seed)
+                results.append(ways[way](subject))
+        return results
+
+    for stock, ours in zip(run("stock"), run("ours"), strict=True):
+        difference = (stock.image.data - ours.image.data).abs().mean() / stock.image.data.std()
+        truth = stock.label.data > 0.5
+        assert difference < 0.01, f"images differ by {difference:.3%} of the standard deviation"
+        assert ((ours.label.data > 0.5) & truth).sum() >= 0.995 * truth.sum(), "labels differ"
+    result = compare(lambda: run("stock"), lambda: run("ours"), repeats)
+    for key in ("stock_s", "ours_s"):
+        result[key] /= draws
+    result["all_s"] = {way: [value / draws for value in values] for way, values in result["all_s"].items()}
+    return result
+
+
+def study_chain(module: Any) -> torchio.Compose:
+    """The study's five augmentations; those that are not in ``module`` are TorchIO's."""
+
+    def one(name: str, **arguments: Any) -> torchio.Transform:
+        return getattr(module, name, getattr(torchio, name))(p=STUDY_PROBABILITY, **arguments)
+
+    return torchio.Compose(
+        [
+            one("RandomNoise", std=0.01),
+            one("RandomAnisotropy", downsampling=(1.2, 2.0)),
+            one("RandomBlur", std=(0.0, 0.5)),
+            one("RandomGamma", log_gamma=(-0.1, 0.1)),
+            one("RandomElasticDeformation"),
+        ]
+    )
+
+
+def parts(batch_size: int, shape: Shape, repeats: int, draws: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every part at one size: its name and its times."""
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+        yield f"Hausdorff loss and gradient, {device}", hausdorff_loss(batch_size, shape, repeats, device)
+    yield "distance transform of a batch", distance_transform(batch_size, shape, repeats)
+    yield "elastic deformation", transform(lambda m: m.RandomElasticDeformation(), shape, repeats)
+    yield "anisotropy", transform(lambda m: m.RandomAnisotropy(downsampling=(1.2, 2.0)), shape, repeats)
+    yield "blur", transform(lambda m: m.RandomBlur(std=(0.0, 0.5)), shape, repeats)
+    yield "all five augmentations, each with p = 0.5", transform(study_chain, shape, repeats, draws)
+
+
+def growth(shapes: list[Shape], batch_sizes: list[int], repeats: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Ours alone: how the cost grows with the volume and with the batch."""
+    for shape in shapes:
+        logits, target = batch(1, shape)
+        loss = losses.HausdorffDTLoss(sigmoid=True, include_background=True)
+        elastic, subject = fast.RandomElasticDeformation(max_displacement=4.0), sample(shape)
+        name = "×".join(map(str, shape))
+        yield f"Hausdorff loss, batch 1, {name}", alone(lambda x=logits, y=target, f=loss: f(x, y), repeats)
+        yield f"elastic deformation, {name}", alone(lambda f=elastic, s=subject: f(s), repeats)
+    for batch_size in batch_sizes:
+        logits, target = batch(batch_size, shapes[-1])
+        name = "×".join(map(str, shapes[-1]))
+        yield f"Hausdorff loss, batch {batch_size}, {name}", alone(lambda x=logits, y=target, f=loss: f(x, y), repeats)
+
+
+def alone(work: Callable[[], object], repeats: int) -> dict[str, Any]:
+    work()
+    times = [seconds(work) for _ in range(repeats)]
+    return {"ours_s": float(np.median(times)), "repeats": repeats, "all_s": {"ours": times}}

@@ -1,0 +1,116 @@
+"""Whole trainings and segmentations of simulated cases, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timing import summary
+
+from scripts import phantom
+from scripts.networks import HIEUNet
+
+CHILD = Path(__file__).with_name("child.py")
+
+
+def child(**job: Any) -> dict[str, Any]:
+    process = subprocess.run([sys.executable, str(CHILD), json.dumps(job)], capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        raise RuntimeError(f"{job['job']} failed:\n{process.stderr}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def in_turn(stock: dict[str, Any], ours: dict[str, Any], value: str, repeats: int) -> dict[str, Any]:
+    """Run both jobs ``repeats`` times in turn and compare one value of theirs, and their memory."""
+    runs: dict[str, list[dict[str, Any]]] = {"stock": [], "ours": []}
+    for _ in range(repeats):
+        for name, job in (("stock", stock), ("ours", ours)):
+            runs[name].append(child(**job))
+    result = summary({name: [run[value] for run in several] for name, several in runs.items()})
+    for name, several in runs.items():
+        for key in {"phases_s", "peak_memory_mb", "peak_gpu_memory_mb"} & several[0].keys():
+            if key == "phases_s":
+                phases = several[0][key]
+                result[f"{name}_{key}"] = {p: statistics.median(run[key][p] for run in several) for p in phases}
+            else:
+                result[f"{name}_{key}"] = statistics.median(run[key] for run in several)
+    if "losses" in runs["ours"][0]:
+        # Not closer, since TorchIO's anisotropy smears an axis too many where rounding costs its coarse grid a slice.
+        np.testing.assert_allclose(runs["ours"][0]["losses"], runs["stock"][0]["losses"], rtol=1e-2)
+    return result
+
+
+def cohort(folder: Path, cases: int, tiny: bool) -> Path:
+    """A phantom cohort; its voxel grids are those of real cases unless it is tiny."""
+    options: dict[str, Any] = {"matrix_sizes": [36, 44], "slice_range": [10, 14], "fine_mm": 4.0, "atlas_step_mm": 4.0}
+    phantom.write_cohort(
+        folder,
+        num_train=cases,
+        num_val=1,
+        num_test=min(cases, 6),
+        seed=0,
+        num_healthy=4,
+        progress=False,
+        **(options if tiny else {}),
+    )
+    return folder
+
+
+def training(
+    dataset_dir: Path, folder: Path, batch_size: int, repeats: int, **config: Any
+) -> Iterator[tuple[str, Any]]:
+    """The stock recipe against ours: same cases, seed and order. ``config`` goes to train.yaml."""
+    job = {
+        "job": "train",
+        "dataset_dir": str(dataset_dir),
+        "output_dir": str(folder / "eval"),
+        "ckpt_dir": str(folder / "models"),
+        "batch_size": batch_size,
+        "num_workers": 0,
+        "progress": False,
+        **config,
+    }
+    recipes = [{"recipe": recipe, **job} for recipe in ("stock", "ours")]
+    pointwise, unet = ([{"network": network, **recipe} for recipe in recipes] for network in ("pointwise", "unet"))
+    yield (
+        "epoch without the network (data, loss, metrics, validation)",
+        in_turn(*[{**recipe, "epochs": 2} for recipe in pointwise], value="epoch_s", repeats=repeats),
+    )
+    yield (
+        "training step with the network",
+        in_turn(*[{**recipe, "epochs": 1} for recipe in unet], value="step_s", repeats=repeats),
+    )
+
+
+def segmentation(dataset_dir: Path, folder: Path, repeats: int, **config: Any) -> Iterator[tuple[str, Any]]:
+    """Seconds per case from ``.mha`` to the saved mask, with weights as good as any for this purpose."""
+    weights = folder / "model.pt"
+    torch.manual_seed(0)
+    features = {"features": config["features"]} if "features" in config else {}
+    torch.save({"model": HIEUNet(in_channels=2, out_channels=1, **features).state_dict()}, weights)
+    job = {
+        "job": "segment",
+        "dataset_dir": str(dataset_dir),
+        "output_dir": str(folder / "masks"),
+        "ckpt_path": str(weights),
+        "split": "test",
+        **config,
+    }
+    runs = [child(**job) for _ in range(repeats)]
+    times = [run["case_s"] for run in runs]
+    yield (
+        "one case, .mha to saved mask",
+        {
+            "ours_s": statistics.median(times),
+            "repeats": repeats,
+            "all_s": {"ours": times},
+            "ours_peak_memory_mb": statistics.median(run["peak_memory_mb"] for run in runs),
+        },
+    )

@@ -1,0 +1,54 @@
+"""The benchmarks run at a tiny size, check that results agree, and write what they print. No times are judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).with_name("benchmarks")
+
+
+def run(folder: Path, dataset_dir: Path, sections: str) -> dict[str, Any]:
+    output = folder / "bench.json"
+    command = [sys.executable, str(BENCHMARKS), "--size", "tiny", "--repeats", "1", "--only", sections]
+    command += ["--dataset_dir", str(dataset_dir), "--output", str(output)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert process.returncode == 0, process.stderr
+    report = json.loads(output.read_text())
+    assert all(name in process.stdout for name in report["results"])
+    for result in report["results"].values():
+        assert all(value > 0 for values in result["all_s"].values() for value in values)
+        if "ratio" in result:
+            assert result["ratio"] == pytest.approx(result["stock_s"] / result["ours_s"])
+    return report
+
+
+def test_parts_and_segmentation(tmp_path: Path, tiny_cohort: Path) -> None:
+    report = run(tmp_path, tiny_cohort, "parts,growth,segmentation")
+    assert report["machine"]["cores"] >= 1
+    compared = {name for name, result in report["results"].items() if "ratio" in result}
+    assert {"Hausdorff loss and gradient, cpu", "elastic deformation", "blur", "anisotropy"} <= compared
+    case = report["results"]["one case, .mha to saved mask"]
+    assert case["ours_peak_memory_mb"] > 100
+
+
+@pytest.mark.slow
+def test_training(tmp_path: Path, tiny_cohort: Path) -> None:
+    results = run(tmp_path, tiny_cohort, "training")["results"]
+    assert len(results) == 2
+    for result in results.values():
+        assert {"data", "forward", "loss", "backward", "update", "validation"} == set(result["ours_phases_s"])
+        assert result["ours_peak_memory_mb"] > 100
+
+
+def test_unknown_section_is_named() -> None:
+    process = subprocess.run(
+        [sys.executable, str(BENCHMARKS), "--only", "parts,colour"], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    assert "colour" in process.stderr
