@@ -124,6 +124,7 @@ def write_datalist(
     output_file: str | Path,
     num_folds: int | None = None,
     seed: int = 0,
+    labels: bool = True,
 ) -> None:
     """Write the cases as a data list in the decathlon form, for ``--datalist``, MONAI and Auto3DSeg.
 
@@ -136,23 +137,24 @@ def write_datalist(
         num_folds: ``training`` holds the cases of train, val and no split, each with its ``fold``, ``test`` the rest;
             None writes the official split as ``training``, ``validation`` and ``test``.
         seed: of the folds.
+        labels: every case must have a label; otherwise the list is without them.
 
     Raises:
         DatasetError: there is no case, some are unusable, or the file cannot be written.
     """
     output_file = Path(output_file).absolute()
-    everything = datalist(dataset_dir, None)
+    everything = datalist(dataset_dir, None, labels)
     require_usable(everything, dataset_dir, "a data list")
     if num_folds is None:
-        lists = {key: datalist(dataset_dir, split) for split, key in _KEYS.items()}
+        lists = {key: datalist(dataset_dir, split, labels) for split, key in _KEYS.items()}
     else:
-        lists = {"training": [], "test": datalist(dataset_dir, "test")}
+        lists = {"training": [], "test": datalist(dataset_dir, "test", labels)}
         for fold in range(num_folds):
             lists["training"] += [
-                {**item, "fold": fold} for item in datalist(dataset_dir, "val", True, fold, num_folds, seed)
+                {**item, "fold": fold} for item in datalist(dataset_dir, "val", labels, fold, num_folds, seed)
             ]
     for item in (item for items in lists.values() for item in items):
-        for key in ("image", "label"):
+        for key in ("image", "label") if labels else ("image",):
             paths = [
                 _relative(path, output_file.parent)
                 for path in ([item[key]] if isinstance(item[key], str) else item[key])

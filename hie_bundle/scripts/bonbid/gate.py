@@ -96,9 +96,8 @@ def check_items(
         else:
             jobs.append((key, stamp, case_of(item), files))
     if jobs:
-        workers = num_workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with (
-            ThreadPoolExecutor(min(workers or 1, len(jobs))) as pool,
+            ThreadPoolExecutor(thread_count(num_workers)) as pool,
             tqdm(total=len(jobs), desc="checking", unit="case", disable=len(jobs) < _PROGRESS_FROM or None) as bar,
         ):
             fresh = {}
@@ -110,6 +109,13 @@ def check_items(
                 bar.update()
         _remember(path, fresh)
     return [reports["|".join(item_files(item).values())] for item in items]
+
+
+def thread_count(num_workers: int | None) -> int:
+    """That many threads, at least one; as many as there are cores for this process if None."""
+    if num_workers is None:
+        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, num_workers)
 
 
 def case_of(item: Mapping[str, Any]) -> str:
