@@ -87,7 +87,7 @@ def download(
             _fetch(f"{base_url.rstrip('/')}/{name}", part, sha256, tries, pause_s, timeout_s, max_archive_bytes)
             unpack(part, folder, max_bytes, max_ratio, max_members)
         except ArchiveError as error:
-            raise DatasetError(f"{name} was fetched, but {error}. Nothing was unpacked.") from error
+            raise DatasetError(f"{name} was fetched to {part}, but {error}. Nothing was unpacked.") from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DatasetError(

@@ -90,9 +90,10 @@ def check_items(
     for item in items:
         files = item_files(item)
         key, stamp = "|".join(files.values()), _stamp(files.values())
-        entry = known.get(key)
-        if entry and entry["stamp"] == stamp and entry["setting"] == setting and stamp:
-            reports[key] = CaseReport.from_json({**entry["report"], "case": case_of(item)})
+        remembered = _recall(known.get(key), stamp, setting)
+        if remembered:
+            remembered.case = case_of(item)
+            reports[key] = remembered
         else:
             jobs.append((key, stamp, case_of(item), files))
     if jobs:
@@ -148,6 +149,16 @@ def _load(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
+
+
+def _recall(entry: Any, stamp: list[list[int]], setting: str) -> CaseReport | None:
+    """What is remembered of these files as they are now, if anything that can be understood."""
+    try:
+        if stamp and entry["stamp"] == stamp and entry["setting"] == setting:
+            return CaseReport.from_json(entry["report"])
+    except (KeyError, TypeError):
+        pass
+    return None
 
 
 def _remember(path: Path, fresh: Mapping[str, Any]) -> None:
