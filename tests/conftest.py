@@ -22,6 +22,12 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what the checks remember out of the user's own cache, in this process and in those it starts."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A phantom cohort in BONBID-HIE's layout: 5 training, 2 validation, 3 test cases of about 40×40×12 voxels."""

@@ -206,7 +206,7 @@ def examine(folder: Path, keep: Callable[[int], bool], random: int, seed: int = 
         for array, affine in ((ours.array, ours.affine), (theirs.numpy(), theirs.affine.numpy())):
             np.testing.assert_array_equal(array, truth.array, err_msg=f"{form}, {name}")
             shift = np.linalg.norm(((affine - truth.affine) @ corners)[:3], axis=0).max()
-            assert shift < 0.011, f"{form}, {name}: {shift} mm"
+            assert shift < 0.101, f"{form}, {name}: {shift} mm"
     return refused, accepted
 
 

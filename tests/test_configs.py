@@ -16,8 +16,10 @@ import SimpleITK
 import torch
 from conftest import BUNDLE, ROOT, TINY
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.transforms import Invertd
+from monai.transforms import Invertd, LoadImaged
 from monai.transforms.traits import RandomizableTrait
+
+from scripts.transforms import LoadMapsd
 
 CONFIGS = BUNDLE / "configs"
 TRAIN, EVALUATE, INFER = (str(CONFIGS / f"{name}.yaml") for name in ("train", "evaluate", "inference"))
@@ -99,7 +101,8 @@ def test_form_that_monai_label_reads() -> None:
     assert "max_epochs" in train["train#trainer"]
     assert "network" in train
     steps = [t["_target_"] for t in inference["preprocessing#transforms"]]
-    assert steps[:2] == ["LoadImaged", "EnsureChannelFirstd"]
+    assert steps[:2] == ["scripts.transforms.LoadMapsd", "EnsureChannelFirstd"]
+    assert issubclass(LoadMapsd, LoadImaged)  # by which it is known there
     assert "channel_dim" not in inference["preprocessing#transforms"][1]
     assert not {"Spacingd", "SelectItemsd"} & set(steps)
     last = [t["_target_"] for t in inference["postprocessing#transforms"]]

@@ -97,11 +97,3 @@ def test_flips_and_axis_order_change_nothing(
 def test_masks_of_different_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
         metrics.case_metrics(EMPTY, EMPTY[:5], (1, 1, 1))
-
-
-@pytest.mark.parametrize(
-    ("fraction", "name"),
-    [(0.0, "empty"), (1e-6, "< 1 %"), (0.0099, "< 1 %"), (0.02, "1–5 %"), (0.2, "5–20 %"), (0.9, "> 20 %")],
-)
-def test_size_classes(fraction: float, name: str) -> None:
-    assert metrics.size_class(fraction) == name

@@ -14,7 +14,7 @@ from monai.data.utils import affine_to_spacing
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Orientation
 
-from . import metrics, report
+from . import bonbid, metrics, report
 
 __all__ = ["CaseEvaluation"]
 
@@ -78,7 +78,7 @@ class CaseEvaluation:
         )
         return {
             "case": item["case"],
-            "size_class": metrics.size_class(lesion_fraction),
+            "size_class": bonbid.size_class(lesion_fraction),
             "lesion_fraction": lesion_fraction,
             "brain_ml": float(brain.sum()) * voxel_ml,
             "lesion_ml": float(truth.sum()) * voxel_ml,

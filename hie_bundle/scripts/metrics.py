@@ -22,22 +22,9 @@ from surface_distance import (
     compute_surface_distances,
 )
 
-__all__ = ["LESION_SIZE_CLASSES", "case_metrics", "challenge_metrics", "dice", "paper_metrics", "size_class"]
+__all__ = ["case_metrics", "challenge_metrics", "dice", "paper_metrics"]
 
 Mask = NDArray[np.bool_]
-
-#: upper bounds of the lesion's share of the brain; an empty label is a class of its own
-LESION_SIZE_CLASSES = {"empty": 0.0, "< 1 %": 0.01, "1–5 %": 0.05, "5–20 %": 0.2, "> 20 %": math.inf}
-
-
-def size_class(lesion_fraction: float) -> str:
-    """The class of a lesion's size.
-
-    Args:
-        lesion_fraction: lesion volume over brain volume, ≥ 0.
-    """
-    return next(name for name, bound in LESION_SIZE_CLASSES.items() if lesion_fraction <= bound)
-
 
 def dice(pred: Mask, truth: Mask) -> float:
     """2·|P ∩ T| / (|P| + |T|) (paper, Eq. 9); 1 when both masks are empty, 0 when exactly one is."""

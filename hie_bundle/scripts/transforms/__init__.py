@@ -1,6 +1,7 @@
-"""Transforms of the project: the bridge from MONAI to TorchIO, and faster forms of three of TorchIO's transforms."""
+"""Transforms of the project: loading two maps, the bridge to TorchIO, faster forms of three of its transforms."""
 
 from .bridge import RandTorchIOd
 from .fast import RandomAnisotropy, RandomBlur, RandomElasticDeformation
+from .loading import LoadMapsd
 
-__all__ = ["RandTorchIOd", "RandomAnisotropy", "RandomBlur", "RandomElasticDeformation"]
+__all__ = ["LoadMapsd", "RandTorchIOd", "RandomAnisotropy", "RandomBlur", "RandomElasticDeformation"]
