@@ -229,6 +229,9 @@ def trained(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_training_command_from_anywhere(
     where: str, tiny_cohort: Path, tmp_path: Path, monai_bundle: Run, trained: Path
 ) -> None:
+    # a package of the same name where the user happens to be must not get in the way
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "__init__.py").touch()
     cwd, config = {
         "root": (ROOT, "hie_bundle/configs/train.yaml"),
         "bundle": (BUNDLE, "configs/train.yaml"),
@@ -260,6 +263,21 @@ def test_the_seed_alone_decides_the_weights(tiny_cohort: Path, tmp_path: Path, t
     reference = torch.load(trained / "models" / "model.pt", weights_only=True)["model"]
     assert all(torch.equal(weights[0][name], value) for name, value in reference.items())
     assert not all(torch.equal(weights[1][name], value) for name, value in reference.items())
+
+
+def test_a_resumed_training_ends_like_an_uninterrupted_one(tiny_cohort: Path, tmp_path: Path, trained: Path) -> None:
+    for epochs, resume in ((1, False), (2, True)):
+        workflow = ConfigWorkflow(
+            TRAIN, workflow_type="train", run_id="training", dataset_dir=str(tiny_cohort), epochs=epochs, resume=resume,
+            output_dir=str(tmp_path), ckpt_dir=str(tmp_path),
+            **{name: eval(value) for name, value in TINY.items()},
+        )  # fmt: skip
+        workflow.initialize()
+        workflow.run()
+        assert workflow.trainer.state.iteration == 3 * epochs
+    resumed = torch.load(tmp_path / "model.pt", weights_only=True)["model"]
+    reference = torch.load(trained / "models" / "model.pt", weights_only=True)["model"]
+    assert all(torch.equal(resumed[name], value) for name, value in reference.items())
 
 
 def test_curves_that_tensorboard_shows(trained: Path) -> None:
