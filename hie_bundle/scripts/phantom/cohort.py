@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .case import simulate_case
 
 MANIFEST = "phantom.json"
-FORMAT = 2  # raised whenever the same seed gives different volumes
+FORMAT = 3  # raised whenever the same seed gives different volumes
 
 
 def case_paths(folder: Path, case_number: int) -> tuple[Path, Path, Path]:

@@ -41,10 +41,10 @@ def draw_disease(rng: np.random.Generator, rank: float) -> Disease:
         else:
             odds = {"watershed": 0.6, "territorial": 0.4}
     else:
-        fraction = rng.uniform(0.23, 0.6)
+        fraction = rng.uniform(0.23, 0.75)
         odds = {"watershed": 0.3, "near_total": 0.7}
     kind = str(rng.choice(list(odds), p=list(odds.values())))
-    reduction = 0.3 + 0.45 * rng.beta(2.0, 2.0)
+    reduction = 0.15 + 0.6 * rng.beta(2.2, 1.6)
     return Disease(kind, float(fraction), float(reduction))
 
 

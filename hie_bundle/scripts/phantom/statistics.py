@@ -104,8 +104,8 @@ def print_stats(stats: dict[str, float]) -> None:
 def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: int = 12) -> None:
     """Draw ``num_cases`` cases, spread over the cohort, as axial slices of ADC and ZADC with the lesion's outline.
 
-    The slice is the one with most lesion, or most brain if there is none. The patient's right is on the left, and all
-    cases have the same scale in millimetres.
+    The slice is the one where lesion area times brain area is greatest, or brain area alone if there is no lesion.
+    The patient's right is on the left, and all cases have the same scale in millimetres.
 
     Args:
         dataset_dir: folder with ``BONBID2023_*`` folders.
@@ -140,7 +140,7 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
         images = [sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS") for path in paths]
         step_x, step_y, _ = images[0].GetSpacing()
         adc, zadc, label = (sitk.GetArrayFromImage(image) for image in images)
-        areas = label.sum((1, 2)) if label.any() else (adc > 0).sum((1, 2))
+        areas = (adc > 0).sum((1, 2)) * (label.sum((1, 2), dtype=int) if label.any() else 1)
         k = int(areas.argmax())
         brain = adc[k] > 0
         centre_y, centre_x = (np.argwhere(brain).min(0) + np.argwhere(brain).max(0)) / 2
