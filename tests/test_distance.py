@@ -76,6 +76,8 @@ def test_equals_scipy(method: distance.Method, shape: tuple[int, ...], spacing: 
         result = function(batch, spacing, method=method)
         assert result.dtype == torch.float32
         np.testing.assert_allclose(result.numpy(), scipy_distances(batch, spacing, sign), rtol=1e-5, atol=0)
+    squares = boundary_distance(batch, spacing, method=method, squared=True)
+    np.testing.assert_allclose(squares.numpy(), scipy_distances(batch, spacing, 1.0) ** 2, rtol=1e-5, atol=0)
 
 
 @settings(max_examples=40, deadline=None)
@@ -189,7 +191,11 @@ def test_hausdorff_loss_raises_what_monai_raises() -> None:
 @pytest.mark.parametrize("method", ["edt", "scipy"])
 def test_masks_without_boundary_cost_no_transform(monkeypatch: pytest.MonkeyPatch, method: distance.Method) -> None:
     calls = []
-    for module, function in ((distance.edt, "edt"), (distance.ndimage, "distance_transform_edt")):
+    for module, function in (
+        (distance.edt, "edt"),
+        (distance.edt, "edtsq"),
+        (distance.ndimage, "distance_transform_edt"),
+    ):
         real = getattr(module, function)
         monkeypatch.setattr(module, function, lambda *a, real=real, **k: calls.append(1) or real(*a, **k))
     mask = torch.zeros(4, 1, 6, 6, 6, dtype=torch.bool)

@@ -24,18 +24,6 @@ class HausdorffDTLoss(StockHausdorffDTLoss):
     loss is computed in float32 also under autocast, since squared distances leave the range and precision of half.
     """
 
-    @torch.no_grad()
-    def distance_field(self, img: torch.Tensor) -> torch.Tensor:
-        """Distance of each voxel to the nearest voxel of the other class.
-
-        Args:
-            img: probabilities or a mask, shape (B, C, *spatial), binarised at 0.5.
-
-        Returns:
-            float32 distances in voxels, same shape; zero where a mask is empty or full.
-        """
-        return boundary_distance(img > 0.5)
-
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """See ``monai.losses.HausdorffDTLoss.forward``; the result is float32 (float64 for float64 input)."""
         if input.ndim not in (4, 5):
@@ -62,8 +50,9 @@ class HausdorffDTLoss(StockHausdorffDTLoss):
         if target.shape != input.shape:
             raise AssertionError(f"ground truth has different shape ({target.shape}) from input ({input.shape})")
 
-        predicted, true = self.distance_field(torch.cat((input.detach(), target.detach()))).pow_(self.alpha).chunk(2)
-        weighted_error = (input - target).square() * (predicted + true)
+        masks = torch.cat((input.detach() > 0.5, target > 0.5))
+        predicted, true = boundary_distance(masks, squared=True).pow_(self.alpha / 2).chunk(2)
+        weighted_error = (input - target).square() * predicted.add_(true)
         loss = weighted_error.mean(dim=([0] if self.batch else []) + list(range(2, input.ndim)), keepdim=True)
         if self.reduction == LossReduction.NONE:
             return loss
