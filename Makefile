@@ -8,13 +8,14 @@ TRAIN_DEMO := "['$(CONFIGS)/train.yaml','$(CONFIGS)/demo.yaml']"
 EVALUATE_DEMO := "['$(CONFIGS)/train.yaml','$(CONFIGS)/evaluate.yaml','$(CONFIGS)/demo.yaml']"
 INFER_DEMO := "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']"
 
-.PHONY: help install demo test test-slow lint clean
+.PHONY: help install demo test test-slow lint bench clean
 
 help:
 	@echo "make demo        a phantom cohort, trained on, evaluated and segmented, under $(DEMO)"
 	@echo "make test        the checks and tests, except the slow ones"
 	@echo "make test-slow   the slow tests"
 	@echo "make lint        ruff and mypy"
+	@echo "make bench       every part against its stock counterpart; an hour or more, alone on the machine"
 	@echo "make clean       remove $(DEMO) and the environment"
 
 install: $(VENV)/.installed
@@ -25,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(RUN) phantom --config_file $(CONFIGS)/data.yaml --output_dir $(DEMO)/data --num_train 24 --num_val 4 --num_test 12 --seed 0
+	$(RUN) phantom --config_file $(CONFIGS)/data.yaml --output_dir $(DEMO)/data --num_train 48 --num_val 8 --num_test 16 --seed 0
 	$(RUN) training --config_file $(TRAIN_DEMO)
 	$(RUN) evaluating --config_file $(EVALUATE_DEMO) --split test
 	$(RUN) --config_file $(INFER_DEMO) --split test --output_dir $(DEMO)/masks
@@ -46,6 +47,9 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+bench: install
+	$(VENV)/bin/python tests/benchmarks
 
 clean:
 	rm -rf $(DEMO) $(VENV)

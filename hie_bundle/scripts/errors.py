@@ -36,20 +36,23 @@ def choose(options: Mapping[str, Option], name: str, what: str) -> Option:
 def show_plainly() -> None:
     """Let a :class:`UserError` that nobody catches end the program with its message instead of a traceback.
 
-    MONAI wraps every exception of a config in two or three others, whose tracebacks bury the message. A program that
-    runs a config and catches exceptions (a server, a notebook, a test) sees them unchanged.
+    MONAI wraps every exception of a config in two or three others, whose tracebacks bury the message. Of any other
+    exception the first cause is repeated at the end. A program that runs a config and catches exceptions (a server, a
+    notebook, a test) sees them unchanged.
     """
     previous = sys.excepthook
     if getattr(previous, "__module__", None) == __name__:
         return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__
-        if cause is None:
-            previous(kind, error, trace)
-        else:
-            print(f"\nerror: {cause}", file=sys.stderr)
+        chain = [error]
+        while chain[-1].__cause__ is not None:
+            chain.append(chain[-1].__cause__)
+        if mistake := next((cause for cause in chain if isinstance(cause, UserError)), None):
+            print(f"\nerror: {mistake}", file=sys.stderr)
+            return
+        previous(kind, error, trace)
+        if len(chain) > 1:
+            print(f"\ncaused by {type(chain[-1]).__name__}: {chain[-1]}", file=sys.stderr)
 
     sys.excepthook = hook
