@@ -26,6 +26,7 @@ __all__ = ["case_metrics", "challenge_metrics", "dice", "paper_metrics"]
 
 Mask = NDArray[np.bool_]
 
+
 def dice(pred: Mask, truth: Mask) -> float:
     """2·|P ∩ T| / (|P| + |T|) (paper, Eq. 9); 1 when both masks are empty, 0 when exactly one is."""
     total = int(pred.sum()) + int(truth.sum())
