@@ -166,7 +166,7 @@ class BestModelSaver:
 
     def __init__(self, network: nn.Module, path: str, validator: Evaluator) -> None:
         self.network = network
-        self.path = Path(path)
+        self.path = Path(path).resolve()
         self.validator = validator
 
     def attach(self, engine: SupervisedTrainer) -> None:
