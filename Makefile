@@ -31,6 +31,8 @@ demo: install
 	$(RUN) evaluating --config_file $(EVALUATE_DEMO) --split test
 	$(RUN) --config_file $(INFER_DEMO) --split test --output_dir $(DEMO)/masks
 	@echo
+	@cat $(DEMO)/eval/comparison.txt
+	@echo
 	@echo "cohort       $(DEMO)/data"
 	@echo "weights      $(DEMO)/models/model.pt"
 	@echo "curves       $(VENV)/bin/tensorboard --logdir $(DEMO)/eval/tensorboard"

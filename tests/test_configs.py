@@ -316,6 +316,8 @@ def test_evaluating_command(split: str, tiny_cohort: Path, trained: Path, tmp_pa
         expected = 1.0 if total == 0 else 2 * (baseline & truth).sum() / total
         assert float(row["baseline_dice"]) == pytest.approx(expected)
         assert float(row["lesion_ml"]) == pytest.approx(truth.sum() * np.prod(label.GetSpacing()) / 1000)
+    assert (tmp_path / "comparison.txt").read_text().splitlines()[-1].split()[:2] == ["all", str(len(rows))]
+    assert len(list((tmp_path / "overlays").glob("*.png"))) == len(rows)
     summary = json.loads((tmp_path / "metrics.json").read_text())
     assert summary["metrics"]["baseline_dice"]["mean"] == pytest.approx(
         np.mean([float(row["baseline_dice"]) for row in rows])

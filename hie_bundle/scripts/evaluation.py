@@ -29,7 +29,8 @@ class CaseEvaluation:
     All have shape (C, X, Y, Z) and carry their affine, which is where the spacing in mm comes from.
 
     Args:
-        output_dir: where ``metrics.csv`` (one row a case) and ``metrics.json`` (the summary) go.
+        output_dir: where ``metrics.csv`` (one row a case), ``metrics.json`` (the summary) and ``comparison.txt`` (the
+            network against the baseline) go.
         info: what the results are of (checkpoint, split, …); repeated in the summary.
         tolerance_mm: tolerance of the normalised surface Dice.
         baseline_threshold: the challenge's baseline calls lesion what is below this in ZADC.
@@ -99,8 +100,10 @@ class CaseEvaluation:
     def completed(self, _: SupervisedEvaluator) -> None:
         """Write the tables and log the comparison with the baseline."""
         report.write_results(self.rows, self.output_dir, self.info)
-        logger.info("\n%s", report.comparison_table(self.rows))
-        logger.info("Wrote metrics.csv and metrics.json to %s", self.output_dir)
+        table = report.comparison_table(self.rows)
+        report.write_atomically(self.output_dir / "comparison.txt", table + "\n")
+        logger.info("\n%s", table)
+        logger.info("Wrote metrics.csv, metrics.json and comparison.txt to %s", self.output_dir)
 
 
 def _mask(tensor: torch.Tensor) -> np.ndarray:
