@@ -22,7 +22,7 @@ from .layout import Case, find_cases, output_name, part_of
 
 __all__ = ["check_items", "require_usable"]
 
-CHECKS_VERSION = 1  # raised whenever the checks change, so that remembered results are not taken
+CHECKS_VERSION = 2  # raised whenever the checks change, so that remembered results are not taken
 _PROGRESS_FROM = 8  # files; fewer are read before a bar could be seen
 
 

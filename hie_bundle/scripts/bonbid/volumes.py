@@ -223,6 +223,7 @@ def _check_deflated(file: io.BufferedReader, declared: int) -> int:
 
 def _read_nifti(path: Path, max_bytes: int) -> Volume:
     import nibabel as nib
+    from monai.data.utils import correct_nifti_header_if_necessary
 
     size = path.stat().st_size
     packed = path.name.lower().endswith(".gz")
@@ -251,7 +252,8 @@ def _read_nifti(path: Path, max_bytes: int) -> Volume:
         if len(data) != declared:
             wrong = "is truncated" if len(data) < declared else "is longer than its header declares"
             raise VolumeError(f"{wrong}: {len(data)} of {declared} bytes")
-        image = kind.from_bytes(data)
+        # MONAI's reader takes the qform where the sform does not agree with the voxel size
+        image = correct_nifti_header_if_necessary(kind.from_bytes(data))
         array, affine = np.asanyarray(image.dataobj), np.array(image.affine, dtype=np.float64)
     except VolumeError:
         raise
