@@ -1,0 +1,131 @@
+"""Intervals, tests and rankings against SciPy, textbook values and brute force."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from scripts import statistics
+
+VALUES = [0.1, 0.5, 0.62, 0.0, 0.44, 0.9, 0.31]
+
+
+def test_interval_is_that_of_resampled_means() -> None:
+    described = statistics.describe(VALUES, seed=3)
+    draws = np.random.default_rng(99).choice(VALUES, size=(200_000, len(VALUES))).mean(axis=1)
+    assert described["mean"] == pytest.approx(np.mean(VALUES))
+    assert described["std"] == pytest.approx(np.std(VALUES))
+    assert (described["low"], described["high"]) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=5e-3)
+    assert described == statistics.describe(VALUES, seed=3)
+    assert described["low"] != statistics.describe(VALUES, seed=4)["low"]
+
+
+def test_undefined_and_infinite_values_stay_visible() -> None:
+    described = statistics.describe([*VALUES, math.nan, math.inf])
+    clean = statistics.describe(VALUES)
+    assert (described["defined"], described["undefined"], described["infinite"]) == (7, 1, 1)
+    assert described["mean_as_printed"] == "Inf"
+    assert clean["mean_as_printed"] == "0.4100"
+    assert {k: described[k] for k in ("mean", "low", "high")} == {k: clean[k] for k in ("mean", "low", "high")}
+
+
+@pytest.mark.parametrize(
+    ("values", "interval", "printed"),
+    [([], (None, None), "-"), ([0.5], (None, None), "0.5000"), ([2, 2, 2], (2, 2), "2.0000")],
+)
+def test_few_values(values: list[float], interval: tuple[float | None, ...], printed: str) -> None:
+    described = statistics.describe(values)
+    assert (described["low"], described["high"]) == interval
+    assert described["mean_as_printed"] == printed
+
+
+def test_paired_tests_equal_scipy() -> None:
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(size=25) + shift for name, shift in (("a", 0.0), ("b", 0.1), ("c", 1.0))}
+    values["c"][3] = np.nan
+    rows = {(row["a"], row["b"]): row for row in statistics.paired_tests(values)}
+    assert list(rows) == [("a", "b"), ("a", "c"), ("b", "c")]
+    for (a, b), row in rows.items():
+        kept = np.isfinite(values[a]) & np.isfinite(values[b])
+        expected = stats.wilcoxon(values[a][kept], values[b][kept])
+        assert row["cases"] == kept.sum()
+        assert row["p"] == pytest.approx(expected.pvalue)
+        assert row["statistic"] == pytest.approx(expected.statistic)
+        # without ties and zeros: r = 1 - 2 W / (n (n + 1) / 2), with the sign of the difference
+        total = kept.sum() * (kept.sum() + 1) / 2
+        assert abs(row["effect_size"]) == pytest.approx(1 - 2 * expected.statistic / total)
+        assert np.sign(row["effect_size"]) == np.sign(row["median_difference"])
+    smallest = min(rows.values(), key=lambda row: row["p"])
+    assert smallest["p_holm"] == pytest.approx(3 * smallest["p"])
+
+
+def test_p_value_of_few_cases_is_exact() -> None:
+    # all 2^6 signs are equally likely; the differences' ranks are distinct
+    differences = np.array([0.1, 0.2, -0.3, 0.4, 0.5, 0.6])
+    (row,) = statistics.paired_tests({"a": differences, "b": np.zeros(6)})
+    ranks = stats.rankdata(np.abs(differences))
+    observed = min((ranks * (differences > 0)).sum(), (ranks * (differences < 0)).sum())
+    sums = [(ranks * np.array(signs)).sum() for signs in product([0, 1], repeat=6)]
+    assert row["p"] == pytest.approx(np.mean([min(s, ranks.sum() - s) <= observed for s in sums]))
+
+
+def test_equal_and_undefined_variants() -> None:
+    rows = statistics.paired_tests({"a": VALUES, "b": VALUES, "c": [math.nan] * len(VALUES)})
+    assert rows[0] | {"p": 1.0, "p_holm": 1.0, "effect_size": 0.0, "cases": 7} == rows[0]
+    assert math.isnan(rows[1]["p"])
+    assert math.isnan(rows[1]["p_holm"])
+    assert rows[1]["cases"] == 0
+
+
+def test_different_numbers_of_cases_are_refused() -> None:
+    for function in (statistics.paired_tests, statistics.ranking):
+        with pytest.raises(ValueError, match="every case"):
+            function({"a": [1, 2], "b": [1]})
+
+
+def test_holm_by_hand() -> None:
+    assert statistics.holm([0.01, 0.04, 0.03, math.nan, 0.005]) == pytest.approx(
+        [0.03, 0.06, 0.06, math.nan, 0.02], nan_ok=True
+    )
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_is_between_the_p_value_and_bonferroni(p: list[float]) -> None:
+    corrected = statistics.holm(p)
+    for before, after in zip(p, corrected, strict=True):
+        assert before <= after <= max(before, min(1.0, len(p) * max(p)))
+    order = np.argsort(p, kind="stable")
+    assert (np.diff(np.array(corrected)[order]) >= 0).all()
+
+
+def test_ranking_of_few_cases_equals_all_draws() -> None:
+    values = {"good": [0.9, 0.2, 0.7], "poor": [0.1, 0.3, 0.6], "copy": [0.1, 0.3, 0.6]}
+    ranks = statistics.ranking(values, resamples=100_000)
+    wins = []
+    for draw in product(range(3), repeat=3):
+        means = {name: np.mean([v[i] for i in draw]) for name, v in values.items()}
+        best = max(means.values())
+        winners = [name for name in means if math.isclose(means[name], best)]
+        wins.append({name: (name in winners) / len(winners) for name in values})
+    for name in values:
+        assert ranks[name]["probability_best"] == pytest.approx(np.mean([w[name] for w in wins]), abs=0.01)
+    assert [ranks[name]["rank"] for name in values] == [1, 2.5, 2.5]
+    assert ranks["good"]["low"] == 1
+    assert ranks["good"]["high"] == 3  # the draw of the second case three times
+    distances = statistics.ranking(values, higher_is_better=False)
+    assert distances["good"]["rank"] == 3
+
+
+def test_ranking_leaves_out_cases_that_some_variant_lacks() -> None:
+    ranks = statistics.ranking({"a": [0.5, math.nan, 0.4], "b": [0.6, 0.9, math.inf]})
+    assert ranks["b"]["rank"] == 1
+    assert ranks["b"]["probability_best"] == 1
+    nothing = statistics.ranking({"a": [math.nan], "b": [0.1]})
+    assert all(math.isnan(v) for v in nothing["b"].values())
