@@ -1,28 +1,46 @@
-"""Metrics of one case from two masks on one grid, by the challenge's definition and by the paper's.
+"""Metrics of one case from two masks on one grid: the challenge's definitions, the paper's, overlap and lesion counts.
 
-The two are not the same numbers. The challenge weighs every piece of surface by its area (surfels, as in
-google-deepmind/surface-distance); the paper used MONAI's metrics, which count border voxels.
+The challenge's and the paper's surface metrics are not the same numbers. The challenge weighs every piece of surface by
+its area (surfels, as in google-deepmind/surface-distance); the paper used MONAI's metrics, which count border voxels.
+Both are computed here from one pair of directed distances each, between the elements of the two surfaces only.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
+import cc3d
 import numpy as np
 import torch
-from monai.metrics import compute_average_surface_distance, compute_surface_dice
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.metrics import CumulativeIterationMetric
+from monai.metrics.utils import do_metric_reduction
 from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion
+from scipy.spatial import KDTree
 from surface_distance import (
-    compute_average_surface_distance as surfel_average_distance,
-)
-from surface_distance import (
+    compute_average_surface_distance,
+    compute_robust_hausdorff,
     compute_surface_dice_at_tolerance,
-    compute_surface_distances,
+)
+from surface_distance.lookup_tables import (
+    ENCODE_NEIGHBOURHOOD_3D_KERNEL,
+    create_table_neighbour_code_to_surface_area,
 )
 
-__all__ = ["case_metrics", "challenge_metrics", "dice", "paper_metrics"]
+__all__ = [
+    "CaseMetric",
+    "case_metrics",
+    "challenge_metrics",
+    "dice",
+    "lesion_metrics",
+    "overlap_metrics",
+    "paper_metrics",
+]
 
 Mask = NDArray[np.bool_]
 
@@ -33,10 +51,33 @@ def dice(pred: Mask, truth: Mask) -> float:
     return 1.0 if total == 0 else 2.0 * int((pred & truth).sum()) / total
 
 
+def overlap_metrics(pred: Mask, truth: Mask) -> dict[str, float]:
+    """Voxel overlap; the challenge and the paper agree on it.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z).
+        truth: annotated mask, same shape.
+
+    Returns:
+        ``dice``, see :func:`dice`; ``precision``, the share of the prediction that is lesion, NaN without a
+        prediction; ``sensitivity``, the share of the lesion that is predicted, NaN without a lesion.
+    """
+    common = int((pred & truth).sum())
+    predicted, true = int(pred.sum()), int(truth.sum())
+    return {
+        "dice": dice(pred, truth),
+        "precision": common / predicted if predicted else math.nan,
+        "sensitivity": common / true if true else math.nan,
+    }
+
+
 def challenge_metrics(
     pred: Mask, truth: Mask, spacing_mm: Sequence[float], tolerance_mm: float = 2.0
 ) -> dict[str, float]:
-    """The official metrics of the BONBID-HIE challenge.
+    """The official surface metrics of the BONBID-HIE challenge, and the Hausdorff distance of the same surfels.
+
+    Equal to ``surface_distance.compute_surface_distances`` and what that package computes from it, from the surfels
+    alone instead of distance maps of the volume.
 
     Args:
         pred: predicted mask, bool, shape (X, Y, Z).
@@ -45,23 +86,37 @@ def challenge_metrics(
         tolerance_mm: tolerance of the normalised surface Dice; the challenge's is 2.
 
     Returns:
-        ``dice``; ``masd_mm``, the mean of the two directed, surfel-area-weighted average surface distances; ``nsd``,
-        the surface Dice at the tolerance. Both masks empty: 1, 0, 1. Exactly one empty: 0, NaN, 0.
+        ``masd_mm``, the mean of the two directed, surfel-area-weighted average surface distances; ``nsd``, the surface
+        Dice at the tolerance; ``hd95_mm``, the larger of the two directed 95th percentiles of the distances (not a
+        metric of the challenge). Both masks empty: 0, 1, 0. Exactly one empty: NaN, 0, infinite.
     """
     if not pred.any() and not truth.any():
-        return {"dice": 1.0, "masd_mm": 0.0, "nsd": 1.0}
+        return {"masd_mm": 0.0, "nsd": 1.0, "hd95_mm": 0.0}
     if not pred.any() or not truth.any():
-        return {"dice": 0.0, "masd_mm": math.nan, "nsd": 0.0}
-    distances = compute_surface_distances(truth, pred, list(spacing_mm))
+        return {"masd_mm": math.nan, "nsd": 0.0, "hd95_mm": math.inf}
+    spacing = tuple(float(s) for s in spacing_mm)
+    surfels = {"gt": _surfels(truth, spacing), "pred": _surfels(pred, spacing)}
+    surfaces: dict[str, NDArray[Any]] = {}
+    for here, there in (("gt", "pred"), ("pred", "gt")):
+        (points, areas), (others, _) = surfels[here], surfels[there]
+        nearest = _tree(others, spacing).query(points * spacing, workers=torch.get_num_threads())[1]
+        # from whole steps along the axes, as a distance transform does: a distance of exactly the tolerance counts
+        distances = np.sqrt((((points - others[nearest]) * spacing) ** 2).sum(axis=1))
+        order = np.argsort(distances)
+        surfaces[f"distances_{here}_to_{there}"] = distances[order]
+        surfaces[f"surfel_areas_{here}"] = areas[order]
     return {
-        "dice": dice(pred, truth),
-        "masd_mm": float(np.mean(surfel_average_distance(distances))),
-        "nsd": float(compute_surface_dice_at_tolerance(distances, tolerance_mm)),
+        "masd_mm": float(np.mean(compute_average_surface_distance(surfaces))),
+        "nsd": float(compute_surface_dice_at_tolerance(surfaces, tolerance_mm)),
+        "hd95_mm": float(compute_robust_hausdorff(surfaces, 95)),
     }
 
 
 def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Sequence[float], tolerance_mm: float = 2.0) -> dict[str, float]:
     """The surface metrics as the paper computed them, with MONAI.
+
+    Equal to ``monai.metrics.compute_average_surface_distance`` in both directions and ``compute_surface_dice``, with
+    each directed distance computed once instead of twice.
 
     Args:
         pred: predicted mask, bool, shape (X, Y, Z).
@@ -78,34 +133,201 @@ def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Sequence[float], toleranc
         return {"paper_msd_mm": math.nan, "paper_nsd": math.nan}
     if not pred.any() or not truth.any():
         return {"paper_msd_mm": math.inf, "paper_nsd": 0.0}
-    p, t = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (pred, truth))
-    spacing = [float(s) for s in spacing_mm]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        directed = [
-            float(compute_average_surface_distance(a, b, include_background=True, spacing=spacing))
-            for a, b in ((p, t), (t, p))
-        ]
-        nsd = compute_surface_dice(p, t, [tolerance_mm], include_background=True, spacing=spacing)
-    return {"paper_msd_mm": sum(directed) / 2, "paper_nsd": float(nsd)}
+    spacing = tuple(float(s) for s in spacing_mm)
+    borders = [np.argwhere(mask & ~binary_erosion(mask)) for mask in (pred, truth)]
+    directed = [
+        _tree(there, spacing).query(here * spacing, workers=torch.get_num_threads())[0].astype(np.float32)
+        for here, there in (borders, borders[::-1])
+    ]
+    within = sum(int((distances <= tolerance_mm).sum()) for distances in directed)
+    return {
+        "paper_msd_mm": float(np.mean([distances.mean(dtype=np.float64) for distances in directed])),
+        "paper_nsd": within / sum(map(len, directed)),
+    }
 
 
-def case_metrics(pred: Mask, truth: Mask, spacing_mm: Sequence[float], tolerance_mm: float = 2.0) -> dict[str, float]:
-    """Both definitions side by side, cropped to where there is something.
+def lesion_metrics(pred: Mask, truth: Mask, lesion_overlap: float = 0.0) -> dict[str, float]:
+    """Detection of lesions as wholes: connected components (26-neighbourhood) of the two masks.
 
-    Arguments as for :func:`challenge_metrics`; returns what it and :func:`paper_metrics` return.
+    A lesion is detected when at least the share ``lesion_overlap`` of its voxels, and at least one, is predicted. A
+    predicted component is a false positive unless at least that share of its voxels, and at least one, is lesion.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z).
+        truth: annotated mask, same shape.
+        lesion_overlap: in [0, 1]; 0 asks for one common voxel.
+
+    Returns:
+        ``lesions`` and ``predicted_lesions``, the numbers of components; ``lesion_sensitivity``, the share of the
+        lesions that is detected, NaN without a lesion; ``lesion_false_positives``, their number;
+        ``lesion_f1``, the harmonic mean of the sensitivity and of the share of predicted components that are no false
+        positives: 1 when both masks are empty, 0 when exactly one is.
 
     Raises:
-        ValueError: when the masks have different shapes or are not three-dimensional.
+        ValueError: when ``lesion_overlap`` is not in [0, 1].
     """
-    if pred.shape != truth.shape or pred.ndim != 3:
-        raise ValueError(f"the masks must be three-dimensional and of one shape, got {pred.shape} and {truth.shape}.")
-    occupied = np.nonzero(pred | truth)
-    if len(occupied[0]):
-        # a border of background on every side keeps the surfaces what they are in the whole volume
-        box = tuple(slice(axis.min(), axis.max() + 1) for axis in occupied)
-        pred, truth = (np.pad(mask[box], 1) for mask in (pred, truth))
+    if not 0 <= lesion_overlap <= 1:
+        raise ValueError(f"lesion_overlap must be in [0, 1], not {lesion_overlap}.")
+    true, detected = _components(truth, pred, lesion_overlap)
+    predicted, correct = _components(pred, truth, lesion_overlap)
+    sensitivity = detected / true if true else math.nan
+    if not true and not predicted:
+        f1 = 1.0
+    elif not detected or not correct:
+        f1 = 0.0
+    else:
+        precision = correct / predicted
+        f1 = 2 * precision * sensitivity / (precision + sensitivity)
     return {
+        "lesions": true,
+        "predicted_lesions": predicted,
+        "lesion_sensitivity": sensitivity,
+        "lesion_false_positives": predicted - correct,
+        "lesion_f1": f1,
+    }
+
+
+def case_metrics(
+    pred: Mask,
+    truth: Mask,
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = 2.0,
+    lesion_overlap: float = 0.0,
+) -> dict[str, float]:
+    """Everything side by side, on the part of the grid where there is something.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z).
+        truth: annotated mask, same shape.
+        spacing_mm: voxel size along each axis.
+        tolerance_mm: of both surface Dices.
+        lesion_overlap: see :func:`lesion_metrics`.
+
+    Returns:
+        What :func:`overlap_metrics`, :func:`challenge_metrics`, :func:`paper_metrics` and :func:`lesion_metrics`
+        return.
+
+    Raises:
+        ValueError: when the masks have different shapes or are not three-dimensional, a spacing is not one positive
+            number for each axis, or ``lesion_overlap`` is not in [0, 1].
+    """
+    pred, truth = _cropped(pred, truth, spacing_mm)
+    return {
+        **overlap_metrics(pred, truth),
         **challenge_metrics(pred, truth, spacing_mm, tolerance_mm),
         **paper_metrics(pred, truth, spacing_mm, tolerance_mm),
+        **lesion_metrics(pred, truth, lesion_overlap),
     }
+
+
+class CaseMetric(CumulativeIterationMetric):
+    """One of the metrics above as a MONAI metric, for ``IgniteMetricHandler`` and everywhere else.
+
+    Called with ``y_pred`` and ``y``, masks of shape (B, C, X, Y, Z) with values 0 and 1, it gives a float32 tensor
+    (B, C). ``aggregate`` gives the mean over the values that are finite, NaN without any: an infinite distance would
+    hide all others. ``get_buffer`` has every value.
+
+    Args:
+        name: a key of :func:`case_metrics`.
+        spacing_mm: voxel size along each axis; by default from the affine of ``y``, which must then be a MetaTensor.
+        tolerance_mm: of the surface Dices.
+        lesion_overlap: see :func:`lesion_metrics`.
+
+    Raises:
+        ValueError: when there is no metric of that name; when called without a spacing to measure with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spacing_mm: Sequence[float] | None = None,
+        tolerance_mm: float = 2.0,
+        lesion_overlap: float = 0.0,
+    ) -> None:
+        super().__init__()
+        of_surfaces = {"spacing_mm": spacing_mm, "tolerance_mm": tolerance_mm}
+        groups: list[tuple[set[str], Callable[..., dict[str, float]], dict[str, Any]]] = [
+            ({"dice", "precision", "sensitivity"}, overlap_metrics, {}),
+            ({"masd_mm", "nsd", "hd95_mm"}, challenge_metrics, of_surfaces),
+            ({"paper_msd_mm", "paper_nsd"}, paper_metrics, of_surfaces),
+            (
+                {"lesions", "predicted_lesions", "lesion_sensitivity", "lesion_false_positives", "lesion_f1"},
+                lesion_metrics,
+                {"lesion_overlap": lesion_overlap},
+            ),
+        ]
+        known = [key for names, _, _ in groups for key in sorted(names)]
+        if name not in known:
+            raise ValueError(f"there is no metric '{name}'; choose one of: {', '.join(known)}.")
+        self.name = name
+        _, self.function, self.options = next(group for group in groups if name in group[0])
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
+        if y is None or y_pred.shape != y.shape or y_pred.ndim != 5:
+            raise ValueError("y_pred and y must be masks of one shape (B, C, X, Y, Z).")
+        values = torch.empty(y.shape[:2])
+        for index in np.ndindex(*y.shape[:2]):
+            options = dict(self.options)
+            if "spacing_mm" in options and options["spacing_mm"] is None:
+                options["spacing_mm"] = _spacing_of(y, index[0])
+            spacing = options.get("spacing_mm", (1.0, 1.0, 1.0))
+            pred, truth = (part[index].cpu().numpy() > 0.5 for part in (y_pred, y))
+            values[index] = self.function(*_cropped(pred, truth, spacing), **options)[self.name]
+        return values
+
+    def aggregate(self) -> torch.Tensor:  # type: ignore[override]
+        """Mean over the finite values of all cases so far, of all processes."""
+        data = self.get_buffer()
+        finite = torch.where(torch.isfinite(data), data, torch.nan)
+        mean, defined = do_metric_reduction(finite, "mean")
+        return mean if bool(defined.any()) else torch.tensor(torch.nan)
+
+
+def _cropped(pred: Mask, truth: Mask, spacing_mm: Sequence[float]) -> tuple[Mask, Mask]:
+    """The box around both masks with a border of background, so that the surfaces are what they are in the whole."""
+    if pred.shape != truth.shape or pred.ndim != 3:
+        raise ValueError(f"the masks must be three-dimensional and of one shape, got {pred.shape} and {truth.shape}.")
+    if len(spacing_mm) != 3 or not all(0 < s < math.inf for s in spacing_mm):
+        raise ValueError(f"spacing_mm must be three positive numbers, not {tuple(spacing_mm)}.")
+    union = pred | truth
+    occupied = [np.flatnonzero(union.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    if not len(occupied[0]):
+        return pred[:1, :1, :1], truth[:1, :1, :1]
+    box = tuple(slice(axis[0], axis[-1] + 1) for axis in occupied)
+    return np.pad(pred[box], 1), np.pad(truth[box], 1)
+
+
+def _surfels(mask: Mask, spacing_mm: tuple[float, ...]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Grid corners through which the surface passes, (N, 3) in steps of the grid, and the area in mm² at each, (N,)."""
+    padded = np.pad(mask, 1).view(np.uint8)
+    corners = tuple(n + 1 for n in mask.shape)
+    code = np.zeros(corners, np.uint8)  # which of the eight voxels around a corner belong to the mask
+    for offset in np.ndindex(2, 2, 2):
+        around = tuple(slice(o, o + n) for o, n in zip(offset, corners, strict=True))
+        code += padded[around] * np.uint8(ENCODE_NEIGHBOURHOOD_3D_KERNEL[offset])
+    surface = (code != 0) & (code != 255)
+    return np.argwhere(surface), _surfel_areas(spacing_mm)[code[surface]]
+
+
+@lru_cache(maxsize=8)
+def _surfel_areas(spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
+    return create_table_neighbour_code_to_surface_area(spacing_mm)
+
+
+def _tree(points: NDArray[np.int64], spacing_mm: tuple[float, ...]) -> KDTree:
+    # without balancing, points on a grid are sorted in half the time and found as fast
+    return KDTree(points * spacing_mm, balanced_tree=False, compact_nodes=False)
+
+
+def _components(mask: Mask, other: Mask, overlap: float) -> tuple[int, int]:
+    """Connected components of ``mask``, and how many of them ``other`` covers by the given share."""
+    labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
+    sizes, covered = (np.bincount(part.ravel(), minlength=count + 1)[1:] for part in (labels, labels[other]))
+    return int(count), int(((covered >= overlap * sizes) & (covered > 0)).sum())
+
+
+def _spacing_of(tensor: torch.Tensor, item: int) -> tuple[float, ...]:
+    if not isinstance(tensor, MetaTensor):
+        raise ValueError("y carries no affine to take the voxel size from; give spacing_mm.")
+    affine = tensor.affine.cpu().numpy()
+    return tuple(float(s) for s in affine_to_spacing(affine if affine.ndim == 2 else affine[item]))
