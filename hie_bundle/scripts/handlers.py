@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ __all__ = [
     "GradientClipping",
     "L1Penalty",
     "Resume",
+    "as_paths",
+    "read_weights",
+    "save_atomically",
 ]
 
 logger = logging.getLogger(__name__)
@@ -121,32 +124,61 @@ class EpochSeed:
 class CheckpointLoader(StockCheckpointLoader):
     """``monai.handlers.CheckpointLoader`` that says what is wrong with a checkpoint before anything runs on it.
 
+    ``load_path`` may be a list, of an ensemble: the first is loaded, all are looked at.
+
     Raises:
-        UserError: when ``load_path`` does not exist or is no checkpoint, or its weights do not fit the network, naming
-            the layers.
+        UserError: when a path does not exist or is no checkpoint, or its weights do not fit the network, naming the
+            layers.
     """
 
+    def __init__(self, load_path: str | Sequence[str], load_dict: dict[str, Any], **options: Any) -> None:
+        self.paths = as_paths(load_path)
+        super().__init__(str(self.paths[0]), load_dict, **options)
+
     def __call__(self, engine: Engine) -> None:
-        path = Path(self.load_path)
-        if not path.is_file():
-            raise UserError(
-                f"There is no checkpoint at {path.absolute()}. Train first (`run training`), "
-                "or point --ckpt_dir (evaluation) or --ckpt_path (inference) to where the weights are."
-            )
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise UserError(f"{path} is not a checkpoint that PyTorch can read safely: {error}") from error
-        if not isinstance(content, Mapping):
-            raise UserError(f"{path} holds a {type(content).__name__}, not the weights of a network by layer.")
-        for name, item in self.load_dict.items():
-            weights = content.get(name, content)
-            if isinstance(item, nn.Module) and (problems := _misfits(weights, _bare(item).state_dict())):
-                raise UserError(
-                    f"The weights in {path} do not fit the network; were they trained with other `features`?\n"
-                    + "\n".join(problems)
-                )
+        for path in self.paths:
+            for name, item in self.load_dict.items():
+                if isinstance(item, nn.Module):
+                    read_weights(path, item, name)
         super().__call__(engine)
+
+
+def as_paths(load_path: str | Sequence[str]) -> list[Path]:
+    """One path or several as a list; at least one.
+
+    Raises:
+        UserError: when there is none.
+    """
+    paths = [Path(load_path)] if isinstance(load_path, str) else [Path(path) for path in load_path]
+    if not paths:
+        raise UserError("ckpt_path is an empty list; name at least one checkpoint.")
+    return paths
+
+
+def read_weights(path: Path, network: nn.Module, name: str = "model") -> Mapping[str, Any]:
+    """The weights in a checkpoint, under ``name`` or bare, once it is sure that they fit the network.
+
+    Raises:
+        UserError: when they do not, or cannot be read.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"There is no checkpoint at {path.absolute()}. Train first (`run training`), "
+            "or point --ckpt_dir (evaluation) or --ckpt_path (inference) to where the weights are."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is not a checkpoint that PyTorch can read safely: {error}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not the weights of a network by layer.")
+    weights = content.get(name, content)
+    if problems := _misfits(weights, _bare(network).state_dict()):
+        raise UserError(
+            f"The weights in {path} do not fit the network; were they trained with other `features`?\n"
+            + "\n".join(problems)
+        )
+    return weights
 
 
 class BestModelSaver:

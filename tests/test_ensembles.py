@@ -1,0 +1,112 @@
+"""Averages over checkpoints and mirrored inputs against plain arithmetic."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+from torch import nn
+
+from scripts.ensembles import EnsembleInferer
+from scripts.errors import UserError
+from scripts.networks import HIEUNet
+
+SHAPE = (1, 2, 16, 24, 8)
+
+
+def _network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    network = HIEUNet(in_channels=2, out_channels=1, features=[2, 3, 4, 5])
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(2)  # so that probabilities differ visibly
+    return network.eval()
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> list[str]:
+    paths = []
+    for seed in range(3):
+        content = _network(seed).state_dict()
+        paths.append(str(tmp_path / f"{seed}.pt"))
+        torch.save({"model": content} if seed else content, paths[-1])  # with and without the key `model`
+    return paths
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
+
+
+@torch.no_grad()
+def test_one_checkpoint_without_flips_is_the_network(checkpoints: list[str], image: torch.Tensor) -> None:
+    network = _network(0)
+    for members in (False, True):
+        for one in (checkpoints[0], checkpoints[:1]):
+            assert torch.equal(EnsembleInferer(one, members=members)(image, network), network(image))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flips", [(), (0,), (0, 2), (0, 1, 2)])
+def test_mean_probability_by_hand(checkpoints: list[str], image: torch.Tensor, flips: tuple[int, ...]) -> None:
+    networks = [_network(seed) for seed in range(3)]
+    expected = []
+    for network, signs in product(networks, product([1, -1], repeat=len(flips))):
+        steps = dict(zip(flips, signs, strict=True))
+        mirror = tuple(slice(None, None, steps.get(axis, 1)) for axis in range(3))
+        mirrored = torch.from_numpy(image.numpy()[(slice(None), slice(None), *mirror)].copy())
+        output = torch.sigmoid(network(mirrored))[:, 0].numpy()
+        expected.append(torch.from_numpy(output[(slice(None), *mirror)].copy()))
+    inferer = EnsembleInferer(checkpoints, flips=flips, members=True)
+    for _ in range(2):  # the second call uses the copies of the first
+        logit = inferer(image, networks[0])
+        assert logit.shape == (1, 4, *SHAPE[2:])
+        mean = torch.stack(expected).mean(0)
+        assert mean.std() > 0.02
+        torch.testing.assert_close(torch.sigmoid(logit[:, 0]), mean, rtol=0, atol=1e-6)
+        for channel, network in enumerate(networks, start=1):
+            torch.testing.assert_close(logit[:, channel : channel + 1], network(image), rtol=0, atol=1e-5)
+    alone = EnsembleInferer(checkpoints, flips=flips)(image, networks[0])
+    torch.testing.assert_close(alone, logit[:, :1])
+
+
+@torch.no_grad()
+def test_equal_members_change_nothing_even_where_they_are_certain(tmp_path: Path, image: torch.Tensor) -> None:
+    network = nn.Conv3d(2, 1, 1)
+    torch.nn.init.constant_(network.weight, 60.0)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    logit = EnsembleInferer([str(tmp_path / "model.pt")] * 3, flips=[0])(image, network)
+    assert not logit.isnan().any()
+    torch.testing.assert_close(torch.sigmoid(logit), torch.sigmoid(network(image)))
+
+
+@torch.no_grad()
+def test_another_network_gets_its_own_copies(checkpoints: list[str], image: torch.Tensor) -> None:
+    """A server may load new weights into a new network and keep the inferer."""
+    inferer = EnsembleInferer(checkpoints[:2])
+    first = inferer(image, _network(0))
+    second = inferer(image, _network(2))
+    expected = (torch.sigmoid(_network(2)(image)) + torch.sigmoid(_network(1)(image))) / 2
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(torch.sigmoid(second), expected)
+
+
+@torch.no_grad()
+def test_windows_are_averaged_like_whole_volumes(checkpoints: list[str], image: torch.Tensor) -> None:
+    window = SlidingWindowInferer(roi_size=SHAPE[2:], sw_batch_size=1)
+    network = _network(0)
+    whole = EnsembleInferer(checkpoints)(image, network)
+    torch.testing.assert_close(EnsembleInferer(checkpoints, inferer=window)(image, network), whole)
+
+
+def test_members_that_do_not_fit_are_named(checkpoints: list[str], image: torch.Tensor, tmp_path: Path) -> None:
+    torch.save(HIEUNet(in_channels=2, out_channels=1, features=[2, 3, 4, 6]).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt do not fit"):
+        EnsembleInferer([checkpoints[0], str(tmp_path / "other.pt")])(image, _network(0))
+    with pytest.raises(UserError, match="absent"):
+        EnsembleInferer([checkpoints[0], str(tmp_path / "absent.pt")])(image, _network(0))
+    with pytest.raises(UserError, match="empty list"):
+        EnsembleInferer([])
