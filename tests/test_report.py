@@ -43,7 +43,7 @@ def test_summary_can_be_recomputed_from_the_table(tmp_path: Path) -> None:
     assert summary["metrics"]["native_masd_mm"]["undefined"] == 1
     assert summary["metrics"]["native_masd_mm"]["infinite"] == 1
     assert list(summary["by_size_class"]) == ["empty", "< 1 %"]
-    assert summary["by_size_class"]["< 1 %"]["native_dice"] == pytest.approx(0.25)
+    assert summary["by_size_class"]["< 1 %"]["metrics"]["native_dice"]["mean"] == pytest.approx(0.25)
 
 
 def test_a_column_without_defined_values_has_no_mean(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_column_without_defined_values_has_no_mean(tmp_path: Path) -> None:
 def test_comparison_table_shows_network_and_baseline() -> None:
     lines = report.comparison_table(ROWS).splitlines()
     assert lines[1].split() == ["empty", "1", "1.000", "0.000"]
-    assert lines[-1].split() == ["all", "3", "0.500", "0.167"]
+    assert lines[-1].split() == ["all", "3", "0.500", "[0.000,", "1.000]", "0.167", "[0.000,", "0.300]"]
 
 
 def test_no_results_are_no_file(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""The Ignite handler that turns an evaluator's predictions into results: one row a case, then tables on disk."""
+"""From masks to results: one row a case, then tables, pictures and the report on disk."""
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,50 +24,80 @@ logger = logging.getLogger(__name__)
 
 
 class CaseEvaluation:
-    """Measure every case on its native and on the resampled grid and write the results when the evaluator is done.
+    """Measure every case on its native and on the resampled grid and write the results when all are done.
 
-    Of each case it reads, after postprocessing: ``pred`` and ``label`` (masks on the network's grid), ``native_pred``
-    and ``native_label`` (masks on the file's grid), and ``native_image`` (ADC in 1e-6 mm²/s, ZADC, as in the files).
+    An Ignite handler of an evaluator; without one, call :meth:`add` for each case and :meth:`completed` at the end.
+
+    Of each case it reads ``case``, its id; ``native_image`` (ADC in 1e-6 mm²/s, ZADC, as in the files),
+    ``native_label`` and ``native_pred`` (masks on the file's grid; further channels of the prediction are the masks of
+    an ensemble's members, each alone); and, where there are any, ``pred`` and ``label`` (masks on the network's grid).
     All have shape (C, X, Y, Z) and carry their affine, which is where the spacing in mm comes from.
 
     Args:
-        output_dir: where ``metrics.csv`` (one row a case), ``metrics.json`` (the summary) and ``comparison.txt`` (the
-            network against the baseline) go.
-        info: what the results are of (checkpoint, split, …); repeated in the summary.
+        output_dir: where ``metrics.csv`` (one row a case), ``metrics.json`` (the summary), ``comparison.txt`` (the
+            prediction against the baseline), ``report.html`` and ``overlays/`` (a picture of each case) go. The
+            report shows the training curves of ``tensorboard/`` in this folder, if there are any.
+        info: what the results are of (data, split, settings …); repeated in the summary and the report.
+        checkpoints: file or files with the weights that predicted; named with their SHA-256.
         tolerance_mm: tolerance of the normalised surface Dice.
+        lesion_overlap: share of a lesion that must be met for it to count as detected, see
+            :func:`scripts.metrics.lesion_metrics`.
         baseline_threshold: the challenge's baseline calls lesion what is below this in ZADC.
-        overlays: whether to draw a picture of each case to ``overlays/<case>.png``.
+        overlays: whether to draw a picture of each case to ``overlays/<case>.png``, and its slices in the report.
+        adc_window: ADC shown as black and as white.
+        zadc_window: ZADC shown as black and as white.
+
+    Attributes:
+        rows: what was measured, one a case, in plain numbers and words.
+        views: the slices of each case for the report.
     """
 
     def __init__(
         self,
         output_dir: str,
-        info: dict[str, Any] | None = None,
+        info: Mapping[str, Any] | None = None,
+        checkpoints: str | Sequence[str] = (),
         tolerance_mm: float = 2.0,
+        lesion_overlap: float = 0.0,
         baseline_threshold: float = -2.0,
         overlays: bool = True,
+        adc_window: Sequence[float] = (0, 2500),
+        zadc_window: Sequence[float] = (-6, 6),
     ) -> None:
         self.output_dir = Path(output_dir).resolve()
         self.info = info or {}
+        self.checkpoints = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
         self.tolerance_mm = tolerance_mm
+        self.lesion_overlap = lesion_overlap
         self.baseline_threshold = baseline_threshold
         self.overlays = overlays
+        self.adc_window = adc_window
+        self.zadc_window = zadc_window
         self.rows: list[dict[str, Any]] = []
+        self.views: dict[str, list[report.SliceView]] = {}
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Act after each case and at the end."""
-        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.STARTED, self.started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
+    def started(self, _: SupervisedEvaluator | None = None) -> None:
+        """Forget what was measured before."""
+        self.rows.clear()
+        self.views.clear()
+
     def __call__(self, engine: SupervisedEvaluator) -> None:
         for inputs, outputs in zip(engine.state.batch, engine.state.output, strict=True):
-            item = {**inputs, **outputs}
-            self.rows.append(self.measure(item))
-            if self.overlays:
-                self.draw(item)
+            self.add({**inputs, **outputs})
 
-    def measure(self, item: dict[str, Any]) -> dict[str, Any]:
+    def add(self, item: Mapping[str, Any]) -> None:
+        """Measure and draw one case."""
+        self.rows.append(self.measure(item))
+        if self.overlays:
+            self.draw(item)
+
+    def measure(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """The row of one case."""
         adc, zadc = item["native_image"].cpu().numpy()
         brain = (adc != 0) | (zadc != 0)  # the maps are skull-stripped: exactly zero outside the brain
@@ -73,41 +105,67 @@ class CaseEvaluation:
         spacing_mm = _spacing_mm(item["native_label"])
         voxel_ml = float(np.prod(spacing_mm)) / 1000
         lesion_fraction = float(truth.sum() / max(brain.sum(), 1))
-        native = metrics.case_metrics(pred, truth, spacing_mm, self.tolerance_mm)
-        resampled = metrics.case_metrics(
-            _mask(item["pred"]), _mask(item["label"]), _spacing_mm(item["label"]), self.tolerance_mm
-        )
-        return {
+        lesion_ml, predicted_ml = (float(mask.sum()) * voxel_ml for mask in (truth, pred))
+        row = {
             "case": item["case"],
             "size_class": bonbid.size_class(lesion_fraction),
             "lesion_fraction": lesion_fraction,
             "brain_ml": float(brain.sum()) * voxel_ml,
-            "lesion_ml": float(truth.sum()) * voxel_ml,
-            "predicted_ml": float(pred.sum()) * voxel_ml,
-            **{f"native_{name}": value for name, value in native.items()},
-            **{f"resampled_{name}": value for name, value in resampled.items()},
-            "baseline_dice": metrics.dice(brain & (zadc < self.baseline_threshold), truth),
+            "lesion_ml": lesion_ml,
+            "predicted_ml": predicted_ml,
+            "volume_difference_ml": predicted_ml - lesion_ml,
+            "relative_volume_difference": _relative(predicted_ml - lesion_ml, lesion_ml),
         }
+        grids = {"native": (pred, truth, spacing_mm)}
+        if "pred" in item:
+            grids["resampled"] = (_mask(item["pred"]), _mask(item["label"]), _spacing_mm(item["label"]))
+        for grid, masks in grids.items():
+            measured = metrics.case_metrics(*masks, self.tolerance_mm, self.lesion_overlap)
+            row |= {f"{grid}_{name}": value for name, value in measured.items()}
+        row["baseline_dice"] = metrics.dice(brain & (zadc < self.baseline_threshold), truth)
+        for member in range(1, len(item["native_pred"])):
+            row[f"member_{member}_dice"] = metrics.dice(_mask(item["native_pred"], member), truth)
+        return row
 
-    def draw(self, item: dict[str, Any]) -> None:
-        """Write the picture of one case."""
+    def draw(self, item: Mapping[str, Any]) -> None:
+        """Write the picture of one case, and keep its slices for the report."""
         upright = Orientation(axcodes="RAS", labels=None)
         image, truth, pred = (upright(item[f"native_{name}"]) for name in ("image", "label", "pred"))
         adc, zadc = image.cpu().numpy()
-        png = report.render_case(adc, zadc, _mask(truth), _mask(pred), _spacing_mm(image), item["case"])
-        report.write_atomically(self.output_dir / "overlays" / f"{item['case']}.png", png)
+        volumes = (adc, zadc, _mask(truth), _mask(pred), _spacing_mm(image))
+        windows = (self.adc_window, self.zadc_window)
+        self.views[item["case"]] = report.case_views(*volumes, *windows)
+        file = f"{item['case'].replace('/', '_')}.png"
+        report.write_atomically(
+            self.output_dir / "overlays" / file, report.render_case(*volumes, item["case"], *windows)
+        )
 
-    def completed(self, _: SupervisedEvaluator) -> None:
-        """Write the tables and log the comparison with the baseline."""
-        report.write_results(self.rows, self.output_dir, self.info)
+    def completed(self, _: SupervisedEvaluator | None = None) -> None:
+        """Write the tables and the report, and log the comparison with the baseline."""
+        info = {**self.info, **report.provenance(self.checkpoints)}
+        summary = report.write_results(self.rows, self.output_dir, info)
         table = report.comparison_table(self.rows)
         report.write_atomically(self.output_dir / "comparison.txt", table + "\n")
+        report.write_report(
+            self.output_dir / "report.html",
+            self.rows,
+            summary,
+            self.views,
+            report.read_curves(self.output_dir / "tensorboard"),
+            {"ADC (10⁻⁶ mm²/s)": self.adc_window, "ZADC": self.zadc_window},
+        )
         logger.info("\n%s", table)
-        logger.info("Wrote metrics.csv, metrics.json and comparison.txt to %s", self.output_dir)
+        logger.info("Wrote report.html, metrics.csv, metrics.json and comparison.txt to %s", self.output_dir)
 
 
-def _mask(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()[0] > 0.5
+def _relative(difference: float, volume: float) -> float:
+    if volume:
+        return difference / volume
+    return math.inf if difference else 0.0
+
+
+def _mask(tensor: torch.Tensor, channel: int = 0) -> np.ndarray:
+    return tensor.cpu().numpy()[channel] > 0.5
 
 
 def _spacing_mm(tensor: torch.Tensor) -> tuple[float, ...]:

@@ -1,0 +1,244 @@
+"""The report as one HTML page that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..statistics import describe
+from . import plots, tables
+from .columns import GROUPS, Column, column, grouped
+from .pictures import PRED_COLOUR, TRUTH_COLOUR, SliceView
+
+__all__ = ["provenance", "render_page", "write_report"]
+
+HERE = Path(__file__).parent
+PACKAGES = (
+    "monai", "torch", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk", "surface-distance-based-measures",
+    "connected-components-3d", "matplotlib",
+)  # fmt: skip
+CASE_COLUMNS = (
+    "size_class", "lesion_ml", "predicted_ml", "native_dice", "baseline_dice", "native_masd_mm", "native_nsd",
+    "native_hd95_mm", "native_paper_msd_mm", "native_paper_nsd", "native_lesion_f1", "resampled_dice",
+)  # fmt: skip
+
+
+def provenance(checkpoints: Sequence[str | Path] = ()) -> dict[str, Any]:
+    """What a result came from, for the summary and the page.
+
+    Args:
+        checkpoints: files with weights.
+
+    Returns:
+        ``date`` (local time with its offset), ``checkpoints`` (``path`` and ``sha256`` of each), ``versions`` of Python
+        and the packages that measure, as far as they are installed.
+    """
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "checkpoints": [{"path": str(Path(path).absolute()), "sha256": _sha256(Path(path))} for path in checkpoints],
+        "versions": versions,
+    }
+
+
+def write_report(
+    path: Path,
+    rows: tables.Rows,
+    summary: Mapping[str, Any],
+    views: Mapping[str, Sequence[SliceView]] | None = None,
+    curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+    windows: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Write ``report.html``.
+
+    Args:
+        path: of the page.
+        rows: one a case.
+        summary: of the same rows, as :func:`scripts.report.write_results` returns it.
+        views: the slices of each case; cases without any are in the table only.
+        curves: of the training, as :func:`scripts.report.read_curves` returns them.
+        windows: what is black and what is white in the slices, by map, for the legend.
+    """
+    order = tables.worst_first(rows)
+    views = views or {}
+    page = render_page(
+        "report.html.jinja",
+        summary=summary,
+        headline=_headline(summary, rows),
+        facts=_facts(summary["info"]),
+        tables=[(group, [_line(known, summary) for known in members]) for group, members in grouped(rows[0])],
+        classes={name: part["cases"] for name, part in summary["by_size_class"].items()},
+        metric_plots=_metric_plots(rows),
+        volume_plots=[plots.dice_by_volume(rows), plots.volumes(rows), plots.bland_altman(rows)],
+        training_plots=plots.training_curves(curves or {}),
+        ensemble_plot=plots.ensemble_gain(rows),
+        case_columns=[column(name) for name in CASE_COLUMNS if name in rows[0]],
+        cases=[_case(n, rows[i], views.get(str(rows[i]["case"]), ())) for n, i in enumerate(order, 1)],
+        glossary=[known for known in (column(name) for name in rows[0]) if known.meaning],
+        windows=windows or {},
+    )
+    tables.write_atomically(path, page)
+
+
+def render_page(template: str, **context: Any) -> str:
+    """Render a Jinja2 template of this folder, everything that comes from data escaped.
+
+    The page's policy allows no script but ``page.js``, whose hash it names, and nothing from any other place.
+
+    Args:
+        template: its file name.
+        context: what it shows; it may also use ``style``, ``script`` and ``script_hash``.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    return environment.get_template(template).render(
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        truth_colour=TRUTH_COLOUR,
+        pred_colour=PRED_COLOUR,
+        **context,
+    )
+
+
+def _headline(summary: Mapping[str, Any], rows: tables.Rows) -> list[dict[str, str]]:
+    """The few figures that a hurried reader takes away: label, value, and how sure it is."""
+    tiles = []
+    for name in ("native_dice", "native_masd_mm", "native_nsd"):
+        if figures := summary["metrics"].get(name):
+            known = column(name)
+            unit = f" {known.unit}" if known.unit else ""
+            tiles.append(
+                {
+                    "label": f"mean {known.label}",
+                    "value": known.text(figures["mean"]) + (unit if figures["mean"] is not None else ""),
+                    "interval": _interval(known, figures),
+                    "note": _share(figures, summary["cases"]),
+                }
+            )
+    if "baseline_dice" in rows[0]:
+        gain = describe([row["native_dice"] - row["baseline_dice"] for row in rows])
+        if gain["mean"] is not None:
+            signed = Column("gain", "gain")
+            tiles.append(
+                {
+                    "label": "Dice gained over the ZADC threshold",
+                    "value": ("+" if gain["mean"] > 0 else "") + signed.text(gain["mean"]),
+                    "interval": _interval(signed, gain),
+                    "note": f"threshold alone: {signed.text(summary['metrics']['baseline_dice']['mean'])}",
+                }
+            )
+    return tiles
+
+
+def _line(known: Column, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of a summary table."""
+    overall = summary["metrics"][known.name]
+    parts = [(overall, summary["cases"])]
+    parts += [(part["metrics"][known.name], part["cases"]) for part in summary["by_size_class"].values()]
+    return {
+        "column": known,
+        "cells": [
+            {"mean": known.text(f["mean"]), "interval": _interval(known, f), "note": _share(f, cases)}
+            for f, cases in parts
+        ],
+        "median": known.text(overall["median"]),
+        "printed": overall["mean_as_printed"],
+        "counts": [overall[name] for name in ("defined", "undefined", "infinite")],
+    }
+
+
+def _interval(known: Column, figures: Mapping[str, Any]) -> str:
+    if figures["low"] is None:
+        return ""
+    return f"{known.text(figures['low'])} to {known.text(figures['high'])}"
+
+
+def _share(figures: Mapping[str, Any], cases: int) -> str:
+    return "" if figures["defined"] == cases else f"{figures['defined']} of {cases} defined"
+
+
+def _metric_plots(rows: tables.Rows) -> list[tuple[str, list[plots.Plot]]]:
+    """The plots of each group of measures that say how good a prediction is, each measure once."""
+    seen: set[str] = set()
+    result = []
+    for group, members in grouped(rows[0]):
+        if group in GROUPS[:4]:  # not the same again on the other grid
+            names = [known.name for known in members if known.better in ("higher", "lower") and known.name not in seen]
+            seen.update(names)
+            result.append((group.title, [plots.metric_by_size(rows, name) for name in names]))
+    return result
+
+
+def _case(number: int, row: Mapping[str, Any], views: Sequence[SliceView]) -> dict[str, Any]:
+    def sortable(value: Any) -> Any:
+        return "" if isinstance(value, float) and math.isnan(value) else value
+
+    cells = []
+    for name in CASE_COLUMNS:
+        if name in row:
+            known = column(name)
+            text = row[name] if isinstance(row[name], str) else known.text(row[name])
+            cells.append(
+                {"text": text, "value": sortable(row["lesion_fraction"] if name == "size_class" else row[name])}
+            )
+    measures = [
+        ("native_dice", "Dice"),
+        ("native_masd_mm", "MASD"),
+        ("native_nsd", "NSD"),
+        ("baseline_dice", "Threshold"),
+    ]
+    facts = [f"{label} {_with_unit(name, row[name])}" for name, label in measures if name in row]
+    facts.append(f"lesion {_with_unit('lesion_ml', row['lesion_ml'])}")
+    facts.append(f"predicted {_with_unit('predicted_ml', row['predicted_ml'])}")
+    return {
+        "number": number,
+        "name": str(row["case"]),
+        "size_class": row["size_class"],
+        "cells": cells,
+        "facts": facts,
+        "views": views,
+    }
+
+
+def _with_unit(name: str, value: float) -> str:
+    known = column(name)
+    text = known.text(value)
+    return f"{text} {known.unit}" if known.unit and text not in "–∞" else text
+
+
+def _facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was evaluated, as pairs of words; nested values one a line."""
+    facts = []
+    for key, value in info.items():
+        if key in ("checkpoints", "versions", "date"):
+            continue
+        pairs = value.items() if isinstance(value, Mapping) else [("", value)]
+        for name, one in pairs:
+            label = f"{key.replace('_', ' ')} {name}".strip() if name else key.replace("_", " ")
+            facts.append((label, "–" if one is None else str(one)))
+    return facts
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

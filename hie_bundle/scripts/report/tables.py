@@ -1,0 +1,152 @@
+"""Results as tables on disk: one row a case, and a summary with confidence intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..statistics import describe
+from .columns import NO_NUMBERS
+
+__all__ = ["comparison_table", "read_rows", "summarise", "volume_agreement", "write_atomically", "write_results"]
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_results(rows: Rows, output_dir: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``metrics.csv``, one row a case in the given order, and ``metrics.json``, their summary.
+
+    Args:
+        rows: equal keys in each; numbers may be NaN (undefined) or infinite.
+        output_dir: created if needed; each file is complete or as it was before.
+        info: what the results are of; goes into the summary as it is.
+
+    Returns:
+        The summary, as written.
+
+    Raises:
+        ValueError: when there are no rows.
+    """
+    if not rows:
+        raise ValueError("there are no results to write.")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(output_dir / "metrics.csv", table.getvalue())
+    summary = {"info": dict(info), **summarise(rows)}
+    write_atomically(output_dir / "metrics.json", json.dumps(summary, indent=2, allow_nan=False, default=str) + "\n")
+    return summary
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.csv``, numbers as numbers."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [
+            {name: value if name in NO_NUMBERS else float(value) for name, value in row.items()}
+            for row in csv.DictReader(stream)
+        ]
+
+
+def summarise(rows: Rows) -> dict[str, Any]:
+    """Means over the cases where a metric is defined, how sure they are, and how many cases those are.
+
+    Returns:
+        ``cases``; ``empty``: how many cases have an empty truth, an empty prediction, both; ``metrics``: for each
+        numeric column what :func:`scripts.statistics.describe` says with its defaults (10 000 seeded resamples, 95 %);
+        ``by_size_class``: for each class of lesion size its ``cases`` and the same ``metrics``; ``volume_agreement_ml``
+        as in :func:`volume_agreement`.
+    """
+    columns = [name for name in rows[0] if name not in NO_NUMBERS]
+    truth_empty = np.array([row["lesion_ml"] == 0 for row in rows])
+    pred_empty = np.array([row["predicted_ml"] == 0 for row in rows])
+
+    def metrics(members: Rows) -> dict[str, Any]:
+        return {name: describe([row[name] for row in members]) for name in columns}
+
+    return {
+        "cases": len(rows),
+        "empty": {
+            "truth": int(truth_empty.sum()),
+            "prediction": int(pred_empty.sum()),
+            "both": int((truth_empty & pred_empty).sum()),
+        },
+        "metrics": metrics(rows),
+        "by_size_class": {
+            name: {"cases": len(members), "metrics": metrics(members)} for name, members in by_size_class(rows).items()
+        },
+        "volume_agreement_ml": volume_agreement(rows),
+    }
+
+
+def by_size_class(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows of each class of lesion size, the classes from small to large."""
+    classes: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["lesion_fraction"]):
+        classes.setdefault(str(row["size_class"]), []).append(row)
+    return classes
+
+
+def volume_agreement(rows: Rows) -> dict[str, float | None]:
+    """Bland and Altman's (1986) limits of agreement of predicted and true volume.
+
+    Returns:
+        ``bias``, the mean of prediction − truth in ml, and ``low`` and ``high``, bias ∓ 1.96 standard deviations
+        (n − 1), between which 95 % of the differences are expected; with one case only the bias.
+    """
+    differences = np.array([row["predicted_ml"] - row["lesion_ml"] for row in rows])
+    bias = float(differences.mean())
+    if len(differences) < 2:
+        return {"bias": bias, "low": None, "high": None}
+    spread = 1.96 * float(differences.std(ddof=1))
+    return {"bias": bias, "low": bias - spread, "high": bias + spread}
+
+
+def comparison_table(rows: Rows) -> str:
+    """The trained network against the baseline, as text: mean Dice on the native grid with its 95 % confidence
+    interval, overall and by lesion size."""
+    lines = [f"{'lesion size':<12} {'cases':>5}   {'network':<20} {'ZADC < threshold':<20} (mean Dice, native grid)"]
+    for name, members in {**by_size_class(rows), "all": rows}.items():
+        network, baseline = (_interval(describe([row[c] for row in members])) for c in ("native_dice", "baseline_dice"))
+        lines.append(f"{name:<12} {len(members):>5}   {network:<20} {baseline}".rstrip())
+    return "\n".join(lines)
+
+
+def _interval(figures: Mapping[str, Any]) -> str:
+    if figures["mean"] is None:
+        return "-"
+    text = f"{figures['mean']:.3f}"
+    return text if figures["low"] is None else f"{text} [{figures['low']:.3f}, {figures['high']:.3f}]"
+
+
+def worst_first(rows: Rows) -> list[int]:
+    """Places of the rows, the lowest Dice first; among equals the largest error of volume."""
+    return sorted(
+        range(len(rows)),
+        key=lambda i: (
+            rows[i]["native_dice"] if math.isfinite(rows[i]["native_dice"]) else -1.0,
+            -abs(rows[i]["predicted_ml"] - rows[i]["lesion_ml"]),
+        ),
+    )
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write under a neighbouring name, then rename: readers see the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if isinstance(content, bytes):
+            temporary.write_bytes(content)
+        else:
+            temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
