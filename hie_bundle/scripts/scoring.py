@@ -127,4 +127,5 @@ def _single(array: np.ndarray) -> np.ndarray:
 
 
 def _tensor(array: np.ndarray, grid: Volume) -> MetaTensor:
-    return MetaTensor(torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32)), affine=torch.as_tensor(grid.affine))
+    values = torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32))
+    return MetaTensor(values, affine=torch.as_tensor(grid.affine))

@@ -32,6 +32,13 @@ class Column:
     meaning: str = ""
 
     @property
+    def origin(self) -> str:
+        """By whose definition, and on which grid if that is not the native one."""
+        bare = self.name.removeprefix("native_").removeprefix("resampled_")
+        by = "paper’s" if bare.startswith("paper_") else "challenge’s" if bare in ("masd_mm", "nsd") else ""
+        return ", ".join(part for part in (by, "resampled" if self.name.startswith("resampled_") else "") if part)
+
+    @property
     def heading(self) -> str:
         """The label with its unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
@@ -81,9 +88,10 @@ _METRICS = {
     ),
     "lesion_f1": Column("lesion_f1", "Lesion F1", "", "higher", 3, "F1 score of the lesions as objects."),
     "baseline_dice": Column(
-        "baseline_dice", "Dice of the threshold", "", "higher", 3,
+        "baseline_dice", "Dice of the ZADC threshold", "", "higher", 3,
         "Dice of the challenge's baseline, which calls lesion what lies below a threshold in ZADC.",
     ),
+    "size_class": Column("size_class", "Size", meaning="Class of the lesion’s share of the brain’s volume."),
     "lesion_fraction": Column("lesion_fraction", "Lesion by brain volume", "", "", 4, "Annotated lesion by brain."),
     "brain_ml": Column("brain_ml", "Brain volume", "ml", "", 1, "Where a map is not exactly zero."),
     "lesion_ml": Column("lesion_ml", "Lesion volume", "ml", "", 2, "Of the truth."),
@@ -100,11 +108,12 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class Group:
-    """Columns that stand in one table: under which heading, and how they were measured."""
+    """Columns that stand in one table: under which heading, how they were measured, and whether the page folds it."""
 
     title: str
     explanation: str
     columns: tuple[str, ...]
+    folded: bool = False
 
 
 GROUPS = (
@@ -137,12 +146,13 @@ GROUPS = (
     Group(
         "Baseline and single models, native grid",
         "Dice of the threshold that needs no training and, for an ensemble, of each member alone.",
-        ("baseline_dice",),
+        ("native_dice", "baseline_dice"),
     ),
     Group(
         "Challenge’s and further measures, resampled grid",
         "For completeness; no published figure was measured like this.",
         (),
+        folded=True,
     ),
     Group("Other columns", "As measured; this report knows no more about them.", ()),
 )  # fmt: skip

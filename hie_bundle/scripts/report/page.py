@@ -160,7 +160,7 @@ def _line(known: Column, summary: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "median": known.text(overall["median"]),
         "printed": overall["mean_as_printed"],
-        "counts": [overall[name] for name in ("defined", "undefined", "infinite")],
+        "counts": " / ".join(str(overall[name]) for name in ("defined", "undefined", "infinite")),
     }
 
 
@@ -198,13 +198,13 @@ def _case(number: int, row: Mapping[str, Any], views: Sequence[SliceView]) -> di
             cells.append(
                 {"text": text, "value": sortable(row["lesion_fraction"] if name == "size_class" else row[name])}
             )
-    measures = [
-        ("native_dice", "Dice"),
-        ("native_masd_mm", "MASD"),
-        ("native_nsd", "NSD"),
-        ("baseline_dice", "Threshold"),
-    ]
-    facts = [f"{label} {_with_unit(name, row[name])}" for name, label in measures if name in row]
+    measures = {
+        "native_dice": "Dice",
+        "native_masd_mm": "MASD",
+        "native_nsd": "NSD",
+        "baseline_dice": "threshold’s Dice",
+    }
+    facts = [f"{label} {_with_unit(name, row[name])}" for name, label in measures.items() if name in row]
     facts.append(f"lesion {_with_unit('lesion_ml', row['lesion_ml'])}")
     facts.append(f"predicted {_with_unit('predicted_ml', row['predicted_ml'])}")
     return {

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..statistics import describe
-from .columns import column
+from .columns import Column, column
 from .tables import Rows, by_size_class, volume_agreement
 
 __all__ = [
@@ -84,12 +84,10 @@ def metric_by_size(rows: Rows, name: str) -> Plot:
         axes.set_xticks(range(len(labels)), labels)
         axes.set_xlim(-0.6, len(labels) - 0.4)
         axes.tick_params(axis="x", length=0)
-        axes.set_ylabel(known.heading + _arrow(known.better))
-        _limits(axes, known.better, known.unit, [row[name] for row in rows])
+        _limits(axes, known, [row[name] for row in rows])
         image = _svg(figure)
-    return Plot(
-        known.heading, image, "", f"{known.heading} by lesion size, one point a case. Medians: {'; '.join(told)}."
-    )
+    told_all = f"{known.heading} by lesion size, one point a case. Medians: {'; '.join(told)}."
+    return Plot(known.heading + {"higher": " ↑", "lower": " ↓"}.get(known.better, ""), image, "", told_all)
 
 
 def dice_by_volume(rows: Rows) -> Plot:
@@ -152,9 +150,14 @@ def bland_altman(rows: Rows) -> Plot:
         _volume_axis(axes, "x", (truth + pred) / 2)
         axes.set_xlabel("Mean of predicted and true volume (ml)")
         axes.set_ylabel("Predicted − true (ml)")
-        right = axes.secondary_yaxis("right")
-        right.set_yticks([value for _, value in drawn], [f"{names[name]}\n{_ml(value)}" for name, value in drawn])
-        right.tick_params(length=0, labelcolor=ORANGE)
+        bottom, top = axes.get_ylim()
+        places = np.array([(value - bottom) / (top - bottom) for _, value in drawn])
+        gap = 0.15  # of the axis, that two labels of two lines need
+        if len(places) > 1:
+            places = places[1] + np.array([1, 0, -1]) * np.maximum(np.abs(places - places[1]), gap)
+        for place, (name, value) in zip(places, drawn, strict=True):
+            label = f"{names[name]}\n{_ml(value)}"
+            axes.text(1.02, place, label, color=ORANGE, fontsize=9, va="center", transform=axes.transAxes)
         image = _svg(figure)
     caption = f"Mean difference {_ml(limits['bias'])} ml"
     if limits["low"] is not None:
@@ -295,7 +298,7 @@ def _style() -> AbstractContextManager[None]:
     )
 
 
-def _figure(width: float = 5.0, height: float = 3.5) -> tuple[Figure, Axes]:
+def _figure(width: float = 4.2, height: float = 3.0) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.subplots()
@@ -320,20 +323,17 @@ def _volume_axis(axes: Axes, which: str, values: Any) -> None:
     (axes.set_xlim if which == "x" else axes.set_ylim)(-SMALLEST_ML * 0.3, largest * 1.6)
 
 
-def _limits(axes: Axes, better: str, unit: str, values: Sequence[float]) -> None:
-    finite = [value for value in values if math.isfinite(value)]
-    if better == "higher" and not unit:
-        axes.set_ylim(-0.04, 1.04)
-    elif finite:
-        axes.set_ylim(-0.04 * max(*finite, 1e-9), max(*finite, 1e-9) * 1.06)
+def _limits(axes: Axes, known: Column, values: Sequence[float]) -> None:
+    """Shares from 0 to 1, everything else from 0."""
+    top = max((value for value in values if math.isfinite(value)), default=1.0)
+    if known.better == "higher" and not known.unit and top <= 1:
+        top = 1.0
+    axes.set_ylim(-0.04 * (top or 1), 1.04 * (top or 1))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=known.digits == 1))
 
 
 def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, handletextpad=0.4)
-
-
-def _arrow(better: str) -> str:
-    return {"higher": " ↑", "lower": " ↓"}.get(better, "")
 
 
 def _ml(value: float | None) -> str:
