@@ -27,7 +27,7 @@ PACKAGES = (
     "connected-components-3d", "matplotlib",
 )  # fmt: skip
 CASE_COLUMNS = (
-    "size_class", "lesion_ml", "predicted_ml", "native_dice", "baseline_dice", "native_masd_mm", "native_nsd",
+    "size_class", "native_dice", "baseline_dice", "lesion_ml", "predicted_ml", "native_masd_mm", "native_nsd",
     "native_hd95_mm", "native_paper_msd_mm", "native_paper_nsd", "native_lesion_f1", "resampled_dice",
 )  # fmt: skip
 
