@@ -88,11 +88,9 @@ def summarise(rows: Rows) -> dict[str, Any]:
 
 
 def by_size_class(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
-    """The rows of each class of lesion size, the classes from small to large."""
-    classes: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["lesion_fraction"]):
-        classes.setdefault(str(row["size_class"]), []).append(row)
-    return classes
+    """The rows of each class of lesion size in their order, the classes from small to large."""
+    order = dict.fromkeys(str(row["size_class"]) for row in sorted(rows, key=lambda row: row["lesion_fraction"]))
+    return {name: [row for row in rows if row["size_class"] == name] for name in order}
 
 
 def volume_agreement(rows: Rows) -> dict[str, float | None]:

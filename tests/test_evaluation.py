@@ -1,0 +1,127 @@
+"""One row a case, from what an evaluator hands over, and the files at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+
+from scripts import metrics, report
+from scripts.evaluation import CaseEvaluation
+
+SPACING = np.array([1.5, 1.0, 4.0])
+SHAPE = (20, 18, 8)
+
+
+def _item(
+    truth: np.ndarray, pred: np.ndarray, members: tuple[np.ndarray, ...] = (), case: str = "A-1", resampled: bool = True
+) -> dict[str, Any]:
+    affine = torch.diag(torch.tensor([-1.5, 1.0, 4.0, 1.0], dtype=torch.float64))
+
+    def tensor(*channels: np.ndarray) -> MetaTensor:
+        return MetaTensor(torch.as_tensor(np.stack(channels), dtype=torch.float32), affine=affine)
+
+    rng = np.random.default_rng(0)
+    brain = np.zeros(SHAPE, bool)
+    brain[2:18, 2:16, 1:7] = True
+    adc, zadc = rng.uniform(500, 2000, SHAPE) * brain, rng.normal(-1.5, 1, SHAPE) * brain
+    item = {
+        "case": case,
+        "native_image": tensor(adc, zadc),
+        "native_label": tensor(truth),
+        "native_pred": tensor(pred, *members),
+    }
+    if resampled:
+        item |= {"pred": tensor(pred)[:, ::2], "label": tensor(truth)[:, ::2]}
+    return item
+
+
+def _masks() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    truth, pred, brain = (np.zeros(SHAPE, bool) for _ in range(3))
+    truth[5:9, 5:9, 3:5] = pred[6:10, 5:9, 3:5] = brain[2:18, 2:16, 1:7] = True
+    return truth, pred, brain
+
+
+def test_a_row_says_what_was_measured(tmp_path: Path) -> None:
+    truth, pred, brain = _masks()
+    item = _item(truth, pred)
+    row = CaseEvaluation(str(tmp_path), lesion_overlap=0.8).measure(item)
+    assert row["lesion_ml"] == pytest.approx(32 * 6 / 1000)
+    assert row["brain_ml"] == pytest.approx(brain.sum() * 6 / 1000)
+    assert row["volume_difference_ml"] == row["relative_volume_difference"] == 0
+    assert row["lesion_fraction"] == pytest.approx(32 / brain.sum())
+    assert row["size_class"] == "1–5 %"
+    expected = metrics.case_metrics(pred, truth, SPACING, 2.0, 0.8)
+    assert {name: row[f"native_{name}"] for name in expected} == pytest.approx(expected, nan_ok=True)
+    assert row["native_lesion_sensitivity"] == 0  # three quarters are met, less than asked for
+    halves = metrics.case_metrics(pred[::2], truth[::2], SPACING, 2.0, 0.8)
+    assert row["resampled_dice"] == pytest.approx(halves["dice"])
+    zadc = item["native_image"][1].numpy()
+    assert row["baseline_dice"] == pytest.approx(metrics.dice((zadc < -2) & brain, truth))
+    assert not any(name.startswith("member_") for name in row)
+    assert not any(
+        name.startswith("resampled_")
+        for name in CaseEvaluation(str(tmp_path)).measure(_item(truth, pred, resampled=False))
+    )
+
+
+def test_further_channels_are_members_of_an_ensemble(tmp_path: Path) -> None:
+    truth, pred, _ = _masks()
+    row = CaseEvaluation(str(tmp_path)).measure(_item(truth, pred, (truth, np.zeros_like(truth))))
+    assert row["native_dice"] == pytest.approx(0.75)
+    assert (row["member_1_dice"], row["member_2_dice"]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("true", "predicted", "expected"), [(0, 0, 0.0), (0, 1, math.inf), (1, 0, -1.0), (2, 1, -0.5), (1, 3, 2.0)]
+)
+def test_relative_difference_of_volumes(true: int, predicted: int, expected: float, tmp_path: Path) -> None:
+    masks = [np.zeros(SHAPE, bool) for _ in range(2)]
+    for mask, voxels in zip(masks, (true, predicted), strict=True):
+        mask[5, 5 : 5 + voxels, 4] = True
+    row = CaseEvaluation(str(tmp_path)).measure(_item(*masks))
+    assert row["relative_volume_difference"] == pytest.approx(expected)
+    assert row["volume_difference_ml"] == pytest.approx((predicted - true) * 6 / 1000)
+
+
+def _engine(items: list[dict[str, Any]]) -> Engine:
+    """An engine that yields what an evaluator leaves in its state: the batch's items, and its outputs' as well."""
+
+    def step(_: Engine, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{name: item[name] for name in item if "pred" in name} for item in batch]
+
+    engine = Engine(step)
+    engine.data = [items[:2], items[2:]]  # type: ignore[attr-defined]
+    return engine
+
+
+@pytest.mark.parametrize("overlays", [True, False])
+def test_files_at_the_end(overlays: bool, tmp_path: Path) -> None:
+    truth, pred, _ = _masks()
+    items = [_item(truth, pred, case="A-1"), _item(truth, truth, case="B/2"), _item(pred & truth, pred, case="C 3")]
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    evaluation = CaseEvaluation(
+        str(tmp_path / "out"), {"split": "test", "fold": None}, str(tmp_path / "model.pt"), overlays=overlays
+    )
+    engine = _engine(items)
+    evaluation.attach(engine)  # type: ignore[arg-type]
+    for _ in range(2):  # a second run starts anew
+        engine.run(engine.data)  # type: ignore[attr-defined]
+    rows = report.read_rows(tmp_path / "out" / "metrics.csv")
+    assert [row["case"] for row in rows] == ["A-1", "B/2", "C 3"]
+    assert [row["native_dice"] for row in rows] == [pytest.approx(metrics.dice(pred, truth)), 1.0, pytest.approx(6 / 7)]
+    summary = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert summary["info"]["split"] == "test"
+    assert [entry["path"] for entry in summary["info"]["checkpoints"]] == [str(tmp_path / "model.pt")]
+    pictures = sorted(path.name for path in tmp_path.glob("out/overlays/*"))
+    assert pictures == (["A-1.png", "B_2.png", "C 3.png"] if overlays else [])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<article") == (3 if overlays else 0)
+    assert summary["info"]["checkpoints"][0]["sha256"] in page
