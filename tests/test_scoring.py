@@ -186,7 +186,7 @@ def test_every_unusable_mask_is_named(cohort: tuple[Path, Path, list[dict[str, A
     assert sorted(lines) == ["CASE_1", "CASE_2", "CASE_3", "CASE_4", "CASE_5", "CASE_7"]
     assert message.startswith("6 of 8 masks in")
     for case, words in {
-        "CASE_1": "there is no <case>_lesion.nii.gz",
+        "CASE_1": "there is no CASE_1_lesion.nii.gz",
         "CASE_2": "8 × 8 × 7 voxels, not 9 × 8 × 7",
         "CASE_3": "on another grid than the label: directions",
         "CASE_4": "on another grid",

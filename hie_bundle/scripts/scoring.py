@@ -48,7 +48,7 @@ def score(
     found = find_predictions(folder, [str(item["case"]) for item in items])
     problems = {}
     for item in items:
-        if problem := _problem(found[item["case"]], str(item["label"]), limits):
+        if problem := _problem(item["case"], found[item["case"]], str(item["label"]), limits):
             problems[item["case"]] = problem
     if problems:
         lines = [f"  {case}: {problem}" for case, problem in problems.items()]
@@ -97,10 +97,10 @@ def find_predictions(folder: Path, cases: Sequence[str]) -> dict[str, list[Path]
     return {case: exact[case] or near[case] for case in cases}
 
 
-def _problem(paths: Sequence[Path], label_file: str, limits: Limits) -> str:
+def _problem(case: str, paths: Sequence[Path], label_file: str, limits: Limits) -> str:
     """What is wrong with a case's mask; empty if nothing is."""
     if not paths:
-        return "there is no <case>_lesion.nii.gz, .nii or .mha, and no such file whose name contains the case id"
+        return f"there is no {case}_lesion.nii.gz (.nii, .mha), and no other such file with the case id in its name"
     if len(paths) > 1:
         return f"several files could be meant: {', '.join(str(path) for path in paths)}"
     (path,) = paths

@@ -94,20 +94,25 @@ def write_report(
     tables.write_atomically(path, page)
 
 
-def render_page(template: str, **context: Any) -> str:
-    """Render a Jinja2 template of this folder, everything that comes from data escaped.
+def render_page(template: str | Path, **context: Any) -> str:
+    """Render a Jinja2 template, everything that comes from data escaped.
 
     The page's policy allows no script but ``page.js``, whose hash it names, and nothing from any other place.
 
     Args:
-        template: its file name.
+        template: its file name in this folder, or the path of another, which may include those of this folder.
         context: what it shows; it may also use ``style``, ``script`` and ``script_hash``.
     """
+    path = HERE / template
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader([path.parent, HERE]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     script = (HERE / "page.js").read_text(encoding="utf-8")
-    return environment.get_template(template).render(
+    return environment.get_template(path.name).render(
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -136,12 +141,13 @@ def _headline(summary: Mapping[str, Any], rows: tables.Rows) -> list[dict[str, s
         gain = describe([row["native_dice"] - row["baseline_dice"] for row in rows])
         if gain["mean"] is not None:
             signed = Column("gain", "gain")
+            unsure = "; the interval includes 0" if gain["low"] is not None and gain["low"] <= 0 <= gain["high"] else ""
             tiles.append(
                 {
                     "label": "Dice gained over the ZADC threshold",
                     "value": ("+" if gain["mean"] > 0 else "") + signed.text(gain["mean"]),
                     "interval": _interval(signed, gain),
-                    "note": f"threshold alone: {signed.text(summary['metrics']['baseline_dice']['mean'])}",
+                    "note": f"threshold alone: {signed.text(summary['metrics']['baseline_dice']['mean'])}{unsure}",
                 }
             )
     return tiles
@@ -224,7 +230,7 @@ def _with_unit(name: str, value: float) -> str:
 
 
 def _facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was evaluated, as pairs of words; nested values one a line."""
+    """What was evaluated, as pairs of words; nested values one a line, what was left open not at all."""
     facts = []
     for key, value in info.items():
         if key in ("checkpoints", "versions", "date"):
@@ -232,7 +238,8 @@ def _facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
         pairs = value.items() if isinstance(value, Mapping) else [("", value)]
         for name, one in pairs:
             label = f"{key.replace('_', ' ')} {name}".strip() if name else key.replace("_", " ")
-            facts.append((label, "–" if one is None else str(one)))
+            if one is not None:
+                facts.append((label, str(one)))
     return facts
 
 
