@@ -1,0 +1,192 @@
+"""The study as one command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from ..bonbid import SPLITS, Limits
+from ..bonbid.files import write_json
+from ..errors import UserError, choose
+from .page import write_study
+from .processes import Job, exclusive, run_jobs
+from .results import collect
+from .runs import (
+    EVALUATION,
+    TRAINING,
+    Run,
+    find_cases,
+    record_done,
+    refuse_other_conditions,
+    whole_numbers,
+    write_configs,
+)
+from .variants import Source, Variant, invocation, read_variants, rehearse, select, variant_configs
+
+__all__ = ["loss_study"]
+
+logger = logging.getLogger(__name__)
+
+
+def loss_study(
+    bundle_root: str,
+    dataset_dir: str,
+    output_dir: str,
+    losses: Any = "all",
+    seeds: Any = 0,
+    num_folds: int | None = None,
+    fold: int | None = None,
+    split: str = "val",
+    datalist: str | None = None,
+    limits: Limits | None = None,
+    parallel: int = 1,
+    devices: Any = None,
+    threads: int | None = None,
+    evaluation_configs: Sequence[str] = (),
+    adc_window: Sequence[float] = (0, 2500),
+    source: Source | None = None,
+) -> None:
+    """Train and evaluate every variant of a config under the same conditions, then compare them.
+
+    Each run (a variant with a seed on a fold) has its folder ``output_dir/<variant>/seed_<s>[/fold_<f>]`` with its
+    configs, log, weights and evaluation. A run that is done is not repeated; one that was interrupted goes on. At the
+    end ``study.html``, ``study.csv``, ``study.md``, ``study_cases.csv``, ``study_tests.csv`` and ``figure_2.png`` are
+    written.
+
+    Args:
+        bundle_root: folder with ``configs`` and ``scripts``.
+        dataset_dir: the dataset.
+        output_dir: of the study.
+        losses: names of the variants, or ``all``.
+        seeds: of everything random; each variant runs with each.
+        num_folds: cross-validate with that many folds; every case is then evaluated by the run that did not see it.
+        fold: must be None: the study runs every fold.
+        split: which cases are evaluated: ``val`` (with folds: the fold's), ``test`` or ``train``.
+        datalist: a data list instead of a search in ``dataset_dir``.
+        limits: what a usable case looks like.
+        parallel: how many runs at a time.
+        devices: such as ``cuda:0,cuda:1``, given to the runs in turn; None leaves the config's ``device``.
+        threads: CPU threads of each run; None divides the cores, unless OMP_NUM_THREADS is set.
+        evaluation_configs: files that, after the first config, turn a training into an evaluation.
+        adc_window: ADC shown as black and as white in Figure 2.
+        source: the config; None takes that of the running command.
+
+    Raises:
+        UserError: before anything starts: unknown variants or keys, bad numbers, unusable data, a folder with results
+            of other conditions. Later: when a run fails.
+    """
+    source = source or invocation()
+    chosen = select(read_variants(source.parser().get("variants")), losses)
+    if fold is not None:
+        raise UserError("The study runs every fold; leave out --fold.")
+    choose(dict.fromkeys(SPLITS), split, "split")
+    all_seeds = whole_numbers(seeds, "--seeds", 0)
+    (at_once,) = whole_numbers(parallel, "--parallel", 1)
+    places = _devices(devices)
+    environment = _environment(threads, at_once)
+    cohorts = find_cases(Path(dataset_dir), split, all_seeds, num_folds, datalist, limits)
+    folder = Path(output_dir).resolve()
+    root = Path(bundle_root).resolve()
+    common = {
+        "bundle_root": str(root),
+        "dataset_dir": str(Path(dataset_dir).resolve()),
+        "datalist": None if datalist is None else str(Path(datalist).resolve()),
+        "num_folds": num_folds,
+        "split": split,
+    }
+    configs = _configs(source, chosen, evaluation_configs)
+    runs = [
+        Run(variant, seed, one, folder / variant.name / f"seed_{seed}" / ("" if one is None else f"fold_{one}"))
+        for seed, one in cohorts
+        for variant in chosen  # of each seed and fold first all variants: an unfinished study compares like with like
+    ]
+    version = json.loads((root / "configs" / "metadata.json").read_text())["version"]
+    with exclusive(folder) as lock:
+        conditions = {
+            run.folder: refuse_other_conditions(
+                run, configs[run.variant.name], common, cohorts[run.seed, run.fold], version
+            )
+            for run in runs
+        }
+        left = [run for run in runs if not run.done]
+        logger.info(
+            "%d variants, %d runs, %d of them done, %d at a time",
+            len(chosen),
+            len(runs),
+            len(runs) - len(left),
+            at_once,
+        )
+        for run in left:
+            write_json(run.folder / "conditions.json", conditions[run.folder], indent=1)
+            write_configs(run, configs[run.variant.name], common)
+        started = time.monotonic()
+        jobs = [_job(run, root, devices is not None) for run in left]
+        run_jobs(jobs, at_once, places, environment, lock)
+        if left:
+            logger.info("%d runs took %.1f min", len(left), (time.monotonic() - started) / 60)
+        results = collect(chosen, runs)
+        evaluated = {item["case"]: item for cohort in cohorts.values() for item in cohort.items["evaluated"]}
+        write_study(results, evaluated, folder, {**common, "seeds": all_seeds, "version": version}, adc_window)
+    logger.info("Wrote study.html, study.csv and study.md to %s", folder)
+
+
+def _configs(
+    source: Source, variants: Sequence[Variant], evaluation_configs: Sequence[str]
+) -> dict[str, dict[str, ConfigParser]]:
+    """The merged configs of each variant, by the name of their file, once each has been tried."""
+    configs = {}
+    for variant in variants:
+        training, evaluation = variant_configs(source, variant, evaluation_configs)
+        rehearse(training, variant)
+        configs[variant.name] = {TRAINING: training, EVALUATION: evaluation}
+    return configs
+
+
+def _job(run: Run, bundle_root: Path, with_device: bool) -> Job:
+    def command(run_id: str, config: str) -> list[str]:
+        words = [
+            sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(run.folder / config),
+            "--meta_file", str(bundle_root / "configs" / "metadata.json"),
+            "--logging_file", str(bundle_root / "configs" / "logging.conf"),
+        ]  # fmt: skip
+        return [*words, "--device", "{device}"] if with_device else words
+
+    commands = [("training", command("training", TRAINING)), ("evaluating", command("evaluating", EVALUATION))]
+    return Job(str(run), run.folder / "log.txt", commands, lambda: record_done(run))
+
+
+def _devices(devices: Any) -> list[str]:
+    """Names of devices as PyTorch knows them, those that are there.
+
+    Raises:
+        UserError: when one is unknown or absent.
+    """
+    if devices is None:
+        return [""]
+    names = devices.split(",") if isinstance(devices, str) else devices
+    names = [str(name).strip() for name in (names if isinstance(names, list | tuple) else [names])]
+    for name in names:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--devices: {name!r} cannot be used ({reason}). Write cpu, or cuda:0,cuda:1.") from error
+    return names
+
+
+def _environment(threads: int | None, parallel: int) -> dict[str, str]:
+    environment: Mapping[str, str] = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if threads is None and "OMP_NUM_THREADS" in environment:
+        return dict(environment)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    number = max(1, cores // parallel) if threads is None else whole_numbers(threads, "--threads", 1)[0]
+    return {**environment, "OMP_NUM_THREADS": str(number)}

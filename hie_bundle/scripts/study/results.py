@@ -1,0 +1,333 @@
+"""From the finished runs to tables: a value of each variant in every case, means, tests, ranks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..report.columns import NO_NUMBERS, Column, column
+from ..report.tables import read_rows
+from ..statistics import describe, paired_tests, ranking
+from .runs import Run
+from .variants import Variant
+
+__all__ = ["GROUPS", "Group", "Results", "cases_csv", "collect", "markdown", "study_csv", "tests_csv"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Measures that were defined by the same people and measured on the same grid.
+
+    Attributes:
+        title: for people.
+        columns: of ``metrics.csv``, and which published figure each compares with; "" if none does.
+        explanation: what to know before comparing.
+    """
+
+    title: str
+    columns: Mapping[str, str]
+    explanation: str
+
+
+GROUPS = (
+    Group(
+        "Paper’s protocol, resampled grid",
+        {"resampled_dice": "dice", "resampled_paper_msd_mm": "msd_mm", "resampled_paper_nsd": "nsd"},
+        "Measured as in the paper’s Table 1: MONAI’s metrics on the network’s grid. “Paper” is the figure printed "
+        "there, of four real validation cases and an unstated tolerance of the NSD; an order of magnitude to compare "
+        "with, no more.",
+    ),
+    Group(
+        "Challenge’s definitions, native grid",
+        {"native_dice": "", "native_masd_mm": "", "native_nsd": ""},
+        "Masks compared on the grid of the label file, surfaces weighted by their area: the numbers of the BONBID-HIE "
+        "challenge. The paper has no such figures.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the runs of a study amount to.
+
+    Attributes:
+        variants: in the order of the study.
+        runs: of each variant.
+        cases: for each variant a row a case, in the same order; numbers are means over the runs that evaluated the
+            case (over those where they are defined; infinite as soon as one is).
+        epochs: of each variant: mean number trained and mean number of the best one, over its runs.
+        measures: the columns of :data:`GROUPS` that there are.
+        summary: for each variant, class of lesion size (``all`` first) and measure what
+            :func:`scripts.statistics.describe` says.
+        tests: for each measure the rows of :func:`scripts.statistics.paired_tests`.
+        ranks: for each measure what :func:`scripts.statistics.ranking` says.
+    """
+
+    variants: list[Variant]
+    runs: dict[str, list[Run]]
+    cases: dict[str, list[dict[str, Any]]]
+    epochs: dict[str, tuple[float, float]]
+    measures: list[str]
+    summary: dict[str, dict[str, dict[str, dict[str, Any]]]]
+    tests: dict[str, list[dict[str, Any]]]
+    ranks: dict[str, dict[str, dict[str, float]]]
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Number of cases in each class of lesion size, ``all`` first, then from small to large."""
+        return _class_sizes(next(iter(self.cases.values())))
+
+    def best(self, measure: str, size_class: str = "all") -> set[str]:
+        """The variants with the best mean, as printed; none where only one is compared."""
+        known = column(measure)
+        means = {
+            variant.name: known.text(mean)
+            for variant in self.variants
+            if (mean := self.summary[variant.name][size_class][measure]["mean"]) is not None
+            and self.summary[variant.name][size_class][measure]["mean_as_printed"] != "Inf"
+        }
+        if len(self.variants) < 2 or not means:
+            return set()
+        ends = sorted(means.values(), key=lambda text: float(text.replace("−", "-")))
+        end = ends[-1] if known.better == "higher" else ends[0]
+        return {name for name, text in means.items() if text == end}
+
+    def by_rank(self, measure: str) -> list[Variant]:
+        """The variants, best first."""
+        return sorted(self.variants, key=lambda variant: _last_if_nan(self.ranks[measure][variant.name]["rank"]))
+
+
+def collect(variants: Sequence[Variant], runs: Iterable[Run]) -> Results:
+    """Read what the runs measured and compare the variants.
+
+    Raises:
+        UserError: when the variants were not evaluated on the same cases.
+    """
+    of_variant: dict[str, list[Run]] = {variant.name: [] for variant in variants}
+    for run in runs:
+        of_variant[run.variant.name].append(run)
+    cases = {name: _mean_over_runs(members) for name, members in of_variant.items()}
+    _refuse_other_cases(cases)
+    first = next(iter(cases.values()))
+    measures = [name for group in GROUPS for name in group.columns if all(name in rows[0] for rows in cases.values())]
+    classes = _class_sizes(first)
+    summary = {
+        name: {
+            size: {
+                measure: describe([row[measure] for row in rows if size in ("all", row["size_class"])])
+                for measure in measures
+            }
+            for size in classes
+        }
+        for name, rows in cases.items()
+    }
+    values = {measure: {name: [row[measure] for row in rows] for name, rows in cases.items()} for measure in measures}
+    epochs = {}
+    for name, members in of_variant.items():
+        records = [run.record for run in members]
+        epochs[name] = (
+            float(np.mean([record["epochs"] for record in records])),
+            float(np.mean([record["best_epoch"] for record in records])),
+        )
+    return Results(
+        list(variants),
+        of_variant,
+        cases,
+        epochs,
+        measures,
+        summary,
+        {measure: paired_tests(of) for measure, of in values.items()},
+        {measure: ranking(of, column(measure).better == "higher") for measure, of in values.items()},
+    )
+
+
+def study_csv(results: Results) -> str:
+    """Table 1 as CSV: a row for each variant and class of lesion size, ``all`` first.
+
+    Of each measure its mean over the finite values, the ends of the 95 % confidence interval (``_low``, ``_high``),
+    the mean as the paper would print it and the number of finite values; ``published_*`` are the figures that others
+    printed for the variant.
+    """
+    lines = []
+    for variant in results.variants:
+        for size, count in results.classes.items():
+            line: dict[str, Any] = {"variant": variant.name, "size_class": size, "cases": count}
+            line["runs"] = len(results.runs[variant.name])
+            line["epochs"], line["best_epoch"] = results.epochs[variant.name]
+            for measure in results.measures:
+                figures = results.summary[variant.name][size][measure]
+                line[measure] = figures["mean"]
+                for end in ("low", "high", "mean_as_printed", "defined"):
+                    line[f"{measure}_{end}"] = figures[end]
+            whole = size == "all"  # the paper has no figures by size
+            line |= {f"published_{key}": variant.published.get(key) if whole else None for key in _published(results)}
+            lines.append(line)
+    return _csv(lines)
+
+
+def cases_csv(results: Results) -> str:
+    """Every variant's values in every case as CSV: what all statistics are computed from."""
+    return _csv([{"variant": name, **row} for name, rows in results.cases.items() for row in rows])
+
+
+def tests_csv(results: Results) -> str:
+    """The paired tests of all measures as CSV."""
+    return _csv([{"measure": measure, **row} for measure, rows in results.tests.items() for row in rows])
+
+
+def markdown(results: Results) -> str:
+    """Table 1, the ranking by Dice and the tests of Dice as Markdown."""
+    text = []
+    for group, measures in results_groups(results):
+        text += [f"## {group.title}", "", group.explanation, ""]
+        names = [column(measure) for measure in measures]
+        header = ["Variant", *(_heading(known) for known in names), "Epochs"]
+        lines = []
+        for variant in results.variants:
+            cells = [_cell(results, variant, measure, group.columns[measure]) for measure in measures]
+            lines.append([variant.label, *cells, _epochs_cell(results, variant, group)])
+        text += [*_table(header, lines), ""]
+    if results.measures:
+        measure = lead_measure(results)
+        known = column(measure)
+        text += [f"## Ranking by {describe_measure(known)}", ""]
+        lines = []
+        for variant in results.by_rank(measure):
+            rank = results.ranks[measure][variant.name]
+            lines.append(
+                [
+                    variant.label,
+                    f"{rank['rank']:g}",
+                    f"{rank['low']:g} to {rank['high']:g}",
+                    f"{rank['probability_best']:.2f}",
+                ]
+            )
+        text += [*_table(["Variant", "Rank", "95 % interval", "Probability to be best"], lines), ""]
+        text += [f"## Paired tests of {describe_measure(known)}", ""]
+        labels = {variant.name: variant.label for variant in results.variants}
+        lines = [
+            [
+                labels[row["a"]], labels[row["b"]], str(row["cases"]), known.text(row["median_difference"]),
+                f"{row['p']:.3g}", f"{row['p_holm']:.3g}", f"{row['effect_size']:+.2f}",
+            ]
+            for row in results.tests[measure]
+        ]  # fmt: skip
+        text += _table(["A", "B", "Cases", "Median of A − B", "p", "p (Holm)", "Effect size"], lines)
+    return "\n".join(text) + "\n"
+
+
+def results_groups(results: Results) -> list[tuple[Group, list[str]]]:
+    """The groups with those of their measures that there are."""
+    pairs = [(group, [name for name in group.columns if name in results.measures]) for group in GROUPS]
+    return [(group, measures) for group, measures in pairs if measures]
+
+
+def lead_measure(results: Results) -> str:
+    """The measure that decides: Dice on the native grid, if it was measured."""
+    return "native_dice" if "native_dice" in results.measures else results.measures[0]
+
+
+def describe_measure(known: Column) -> str:
+    """A measure with its grid and definition."""
+    grid = "resampled grid" if known.name.startswith("resampled_") else "native grid"
+    return f"{known.label} ({grid})"
+
+
+def _mean_over_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        for row in read_rows(run.folder / "metrics.csv"):
+            rows.setdefault(row["case"], []).append(row)
+    return [
+        {name: value if name in NO_NUMBERS else _mean([row[name] for row in same]) for name, value in same[0].items()}
+        for _, same in sorted(rows.items())
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of nothing but NaN
+        return float(np.nanmean(values))
+
+
+def _refuse_other_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    first, *others = cases
+    expected = {row["case"]: row["lesion_ml"] for row in cases[first]}
+    for name in others:
+        found = {row["case"]: row["lesion_ml"] for row in cases[name]}
+        if odd := sorted(set(expected) ^ set(found)):
+            raise UserError(
+                f"{first} and {name} were not evaluated on the same cases; only one has {', '.join(odd[:5])}."
+            )
+        if odd := [case for case in expected if not math.isclose(expected[case], found[case], rel_tol=1e-6)]:
+            raise UserError(f"{first} and {name} were evaluated against other labels in {', '.join(odd[:5])}.")
+
+
+def _class_sizes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    sizes = {"all": len(rows)}
+    for row in sorted(rows, key=lambda row: row["lesion_fraction"]):
+        sizes[row["size_class"]] = sizes.get(row["size_class"], 0) + 1
+    return sizes
+
+
+def _published(results: Results) -> list[str]:
+    return [key for key in ("dice", "msd_mm", "nsd", "epochs") if any(key in v.published for v in results.variants)]
+
+
+def _heading(known: Column) -> str:
+    return f"{known.heading} {'↑' if known.better == 'higher' else '↓'}"
+
+
+def _cell(results: Results, variant: Variant, measure: str, published: str) -> str:
+    figures = results.summary[variant.name]["all"][measure]
+    known = column(measure)
+    text = known.text(figures["mean"])
+    if variant.name in results.best(measure):
+        text = f"**{text}**"
+    if figures["low"] is not None:
+        text += f" [{known.text(figures['low'])}, {known.text(figures['high'])}]"
+    if figures["mean_as_printed"] == "Inf":
+        text += f"; as printed: Inf ({figures['infinite']} of {results.classes['all']} infinite)"
+    if published in variant.published:
+        text += f"; paper: {printed(variant.published[published])}"
+    return text
+
+
+def _epochs_cell(results: Results, variant: Variant, group: Group) -> str:
+    text = f"{results.epochs[variant.name][0]:g}"
+    if any(group.columns.values()) and "epochs" in variant.published:
+        text += f"; paper: {variant.published['epochs']:g}"
+    return text
+
+
+def printed(value: float) -> str:
+    """A figure as the paper's Table 1 prints it."""
+    return "Inf" if math.isinf(value) else f"{value:.4f}"
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(header), line("---" for _ in header), *map(line, lines)]
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    table = io.StringIO()
+    if lines:
+        writer = csv.DictWriter(table, list(lines[0]), lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)
+    return table.getvalue()
+
+
+def _last_if_nan(value: float) -> float:
+    return math.inf if math.isnan(value) else value

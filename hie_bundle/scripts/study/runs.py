@@ -1,0 +1,267 @@
+"""What a study runs: one training and one evaluation of each variant, seed and fold; what is done already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from monai.bundle import ConfigParser
+
+from ..bonbid import Limits, datalist, require_usable
+from ..bonbid.checks import item_files
+from ..bonbid.files import atomic_path, write_json
+from ..errors import UserError
+from .variants import Variant
+
+__all__ = ["Cohort", "Run", "find_cases", "record_done", "refuse_other_conditions", "whole_numbers", "write_configs"]
+
+TRAINING, EVALUATION = "train.yaml", "evaluate.yaml"  # the configs in a run's folder
+# where things are and how fast they go; everything else decides what comes out
+_IRRELEVANT_ENDS = ("_dir", "_path", "_root")
+_IRRELEVANT = ("device", "progress", "resume", "cache_rate", "datalist")
+_STUDY_KEYS = ("variants", "seeds", "parallel", "devices", "threads", "evaluation_configs", "loss_study")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant, trained and evaluated with one seed on one fold.
+
+    Attributes:
+        variant: which.
+        seed: of everything random.
+        fold: which is held out; None for the official split.
+        folder: where everything of this run lies.
+    """
+
+    variant: Variant
+    seed: int
+    fold: int | None
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.variant.name}, seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
+
+    @property
+    def done(self) -> bool:
+        """Whether it has been trained and evaluated."""
+        return (self.folder / "done.json").is_file() and (self.folder / "metrics.csv").is_file()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Of a run that is done: ``epochs`` that were trained, ``best_epoch``, ``best_val_dice``."""
+        return json.loads((self.folder / "done.json").read_text())
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The cases of one seed and fold.
+
+    Attributes:
+        items: MONAI data items of ``train``, ``val`` (which choose the weights) and ``evaluated``.
+        fingerprint: the case ids of the three, and the SHA-256 of all files.
+    """
+
+    items: Mapping[str, list[dict[str, Any]]]
+    fingerprint: Mapping[str, Any]
+
+
+def whole_numbers(value: Any, what: str, least: int) -> list[int]:
+    """Numbers from the command line: ``0,1,2`` as a text, a tuple, or one number.
+
+    Raises:
+        UserError: when one is not a whole number, is smaller than ``least``, or stands twice.
+    """
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    numbers = []
+    for part in parts:
+        text = str(part).strip()
+        if isinstance(part, bool) or not text.lstrip("-").isdigit() or int(text) < least:
+            raise UserError(f"{what} takes whole numbers from {least} on, with commas between; not {value!r}.")
+        numbers.append(int(text))
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise UserError(f"{what} needs at least one number, and each once; not {value!r}.")
+    return numbers
+
+
+def find_cases(
+    dataset_dir: Path,
+    split: str,
+    seeds: Sequence[int],
+    num_folds: int | None,
+    file: str | None,
+    limits: Limits | None,
+) -> dict[tuple[int, int | None], Cohort]:
+    """The cases of every seed and fold, checked.
+
+    Args:
+        dataset_dir: folder with the dataset.
+        split: which cases are evaluated; ``val`` are those of the fold, if there are folds.
+        seeds: of the folds.
+        num_folds: how many; None for the official split.
+        file: a data list instead of a search in ``dataset_dir``.
+        limits: what a usable case looks like.
+
+    Raises:
+        DatasetError: when there are none, or some are unusable; names each.
+        UserError: when there are fewer patients than folds.
+    """
+    folds: Sequence[int | None] = [None]
+    if num_folds is not None:
+        (number,) = whole_numbers(num_folds, "--num_folds", 2)
+        folds = range(number)
+    cohorts = {}
+    everything: dict[str, dict[str, Any]] = {}
+    for seed in seeds:
+        for fold in folds:
+            items = {
+                name: datalist(dataset_dir, wanted, fold=fold, num_folds=num_folds, seed=seed, file=file)
+                for name, wanted in (("train", "train"), ("val", "val"), ("evaluated", split))
+            }
+            if fold is not None and (not items["train"] or not items["val"]):
+                pool = {item["case"] for item in items["train"] + items["val"]}
+                if pool:  # none at all is told below
+                    raise UserError(
+                        f"The {len(pool)} cases of {dataset_dir} are too few patients for {num_folds} folds; "
+                        "use a smaller --num_folds."
+                    )
+            for name, purpose in (("train", "training"), ("evaluated", f"evaluation on the split {split}")):
+                if not items[name]:
+                    require_usable(items[name], dataset_dir, purpose, limits)
+            everything |= {item["case"]: item for part in items.values() for item in part}
+            cohorts[seed, fold] = items
+    require_usable(list(everything.values()), dataset_dir, "the study", limits)
+    digests = {case: _digest(item_files(item).values()) for case, item in everything.items()}
+    return {
+        key: Cohort(
+            items,
+            {name: [item["case"] for item in part] for name, part in items.items()}
+            | {"sha256": _joined(digests[item["case"]] for part in items.values() for item in part)},
+        )
+        for key, items in cohorts.items()
+    }
+
+
+def write_configs(run: Run, configs: Mapping[str, ConfigParser], common: Mapping[str, Any]) -> None:
+    """Write a run's configs to its folder: with them MONAI repeats the run by hand.
+
+    Args:
+        run: which.
+        configs: merged configs, by the name of the file.
+        common: values that all runs share: where the bundle, the data are, the folds.
+    """
+    for name, parser in configs.items():
+        content = _settled(run, parser, common)
+        with atomic_path(run.folder / name) as temporary:
+            temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def refuse_other_conditions(
+    run: Run, configs: Mapping[str, ConfigParser], common: Mapping[str, Any], cohort: Cohort, version: str
+) -> dict[str, Any]:
+    """Make sure that what an earlier study left in a run's folder was made under the same conditions.
+
+    Returns:
+        The conditions, to be written to the folder before the run starts.
+
+    Raises:
+        UserError: when they differ, with what differs.
+    """
+    conditions = {
+        "version": version,
+        "data": dict(cohort.fingerprint),
+        "settings": {name: _flat(_relevant(_settled(run, parser, common))) for name, parser in configs.items()},
+    }
+    conditions = json.loads(json.dumps(conditions))
+    path = run.folder / "conditions.json"
+    if not path.is_file():
+        return conditions
+    advice = (
+        "Results are comparable only under the same conditions: choose another --output_dir, or remove that folder "
+        "to run it anew."
+    )
+    try:
+        before = json.loads(path.read_text())
+        data = before["data"]
+        changed: dict[str, str] = {}
+        for name in configs:
+            old, new = before["settings"][name], conditions["settings"][name]
+            for key in {**old, **new}:
+                if old.get(key) != new.get(key):
+                    changed.setdefault(key, f"{key} was {old.get(key)!r}, is {new.get(key)!r}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as the conditions of a run ({error!r}). {advice}") from error
+    if data != conditions["data"]:
+        parts = [part for part in ("train", "val", "evaluated") if data.get(part) != conditions["data"][part]]
+        what = f"other cases ({', '.join(parts)})" if parts else "cases of the same names in other files"
+        raise UserError(f"{run.folder} holds a run on {what}. {advice}")
+    if changed:
+        shown = "; ".join(list(changed.values())[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
+        raise UserError(f"{run.folder} holds a run with other settings: {shown}. {advice}")
+    if before.get("version") != version:
+        raise UserError(f"{run.folder} holds a run of version {before.get('version')}; this is {version}. {advice}")
+    return conditions
+
+
+def record_done(run: Run) -> None:
+    """Note that a run has been trained and evaluated, and for how long it trained."""
+    state = torch.load(run.folder / "models" / "resume_state.pt", map_location="cpu", weights_only=True)
+    best = float(state["best_metric"])
+    write_json(
+        run.folder / "done.json",
+        {
+            "epochs": state["epoch"],
+            "best_epoch": state["best_metric_epoch"],
+            "best_val_dice": best if math.isfinite(best) else None,
+        },
+    )
+
+
+def _settled(run: Run, parser: ConfigParser, common: Mapping[str, Any]) -> dict[str, Any]:
+    """A merged config with everything that the study decides set."""
+    content = json.loads(
+        json.dumps({key: value for key, value in parser.get().items() if key not in ("_meta_", *_STUDY_KEYS)})
+    )
+    content |= {
+        **common,
+        "output_dir": str(run.folder),
+        "ckpt_dir": str(run.folder / "models"),
+        "ckpt_path": str(run.folder / "models" / "model.pt"),
+        "seed": run.seed,
+        "fold": run.fold,
+        "resume": True,
+    }
+    return content
+
+
+def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value for key, value in config.items() if key not in _IRRELEVANT and not key.endswith(_IRRELEVANT_ENDS)
+    }
+
+
+def _flat(content: Any, name: str = "") -> dict[str, Any]:
+    """Nested values by id, as on a command line."""
+    if not isinstance(content, dict | list) or not content:
+        return {name: content}
+    pairs = content.items() if isinstance(content, dict) else enumerate(content)
+    return {key: one for part, value in pairs for key, one in _flat(value, f"{name}#{part}".lstrip("#")).items()}
+
+
+def _digest(files: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with Path(file).open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _joined(digests: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
