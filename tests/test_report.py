@@ -330,8 +330,11 @@ def test_gain_of_an_ensemble() -> None:
     plot = plots.ensemble_gain(rows)
     assert plot is not None
     assert {"model 1", "model 2", "ensemble"} <= set(_texts(plot))
-    assert "gains +0.020 Dice" in plot.caption
-    assert "(95 % CI +0.020 to +0.020)" in plot.caption
+    assert plot.caption.endswith("each alone and without flips: +0.020 Dice (95 % CI +0.020 to +0.020).")
+    single = plots.ensemble_gain([{name: row[name] for name in row if name != "member_2_dice"} for row in rows])
+    assert single is not None
+    assert {"with flips", "without flips"} <= set(_texts(single))
+    assert "the same model without flips: +0.030 Dice" in single.caption
     assert plots.ensemble_gain(many_rows(3)) is None
 
 

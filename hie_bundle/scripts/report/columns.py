@@ -32,10 +32,14 @@ class Column:
     meaning: str = ""
 
     @property
+    def bare(self) -> str:
+        """The name without the grid."""
+        return self.name.removeprefix("native_").removeprefix("resampled_")
+
+    @property
     def origin(self) -> str:
         """By whose definition, and on which grid if that is not the native one."""
-        bare = self.name.removeprefix("native_").removeprefix("resampled_")
-        by = "paper’s" if bare.startswith("paper_") else "challenge’s" if bare in ("masd_mm", "nsd") else ""
+        by = "paper’s" if self.bare.startswith("paper_") else "challenge’s" if self.bare in ("masd_mm", "nsd") else ""
         return ", ".join(part for part in (by, "resampled" if self.name.startswith("resampled_") else "") if part)
 
     @property

@@ -50,7 +50,7 @@ def provenance(checkpoints: Sequence[str | Path] = ()) -> dict[str, Any]:
             continue
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "checkpoints": [{"path": str(Path(path).absolute()), "sha256": _sha256(Path(path))} for path in checkpoints],
+        "checkpoints": [{"path": str(Path(path).resolve()), "sha256": _sha256(Path(path))} for path in checkpoints],
         "versions": versions,
     }
 
@@ -88,7 +88,7 @@ def write_report(
         ensemble_plot=plots.ensemble_gain(rows),
         case_columns=[column(name) for name in CASE_COLUMNS if name in rows[0]],
         cases=[_case(n, rows[i], views.get(str(rows[i]["case"]), ())) for n, i in enumerate(order, 1)],
-        glossary=[known for known in (column(name) for name in rows[0]) if known.meaning],
+        glossary={known.bare: known.meaning for known in map(column, rows[0]) if known.meaning},
         windows=windows or {},
     )
     tables.write_atomically(path, page)

@@ -166,7 +166,7 @@ def bland_altman(rows: Rows) -> Plot:
 
 
 def ensemble_gain(rows: Rows) -> Plot | None:
-    """Mean Dice of the ensemble and of each of its models alone; None where there are no models to compare.
+    """Mean Dice of the ensemble (or of the mean over flips) and of each model alone; None without such columns.
 
     Args:
         rows: with the columns ``member_1_dice``, ``member_2_dice``, …
@@ -174,30 +174,30 @@ def ensemble_gain(rows: Rows) -> Plot | None:
     members = [name for name in rows[0] if re.fullmatch(r"member_\d+_dice", name)]
     if not members:
         return None
-    ensemble = np.array([row["native_dice"] for row in rows])
-    shown = {f"model {i}": np.array([row[name] for row in rows]) for i, name in enumerate(members, 1)}
+    alone = [np.array([row[name] for row in rows]) for name in members]
+    together = np.array([row["native_dice"] for row in rows])
+    names = [f"model {i}" for i in range(1, len(members) + 1)] if len(members) > 1 else ["without flips"]
+    names.append("ensemble" if len(members) > 1 else "with flips")
     told = []
     with _style():
-        figure, axes = _figure(height=1.2 + 0.35 * (len(shown) + 1))
-        for place, (label, values) in enumerate({**shown, "ensemble": ensemble}.items()):
+        figure, axes = _figure(height=1.2 + 0.35 * len(names))
+        for place, (label, values) in enumerate(zip(names, [*alone, together], strict=True)):
             figures = describe(list(values))
-            if figures["mean"] is None:
-                continue
-            colour = ORANGE if label == "ensemble" else BLUE
+            colour = ORANGE if values is together else BLUE
             if figures["low"] is not None:
                 axes.hlines(place, figures["low"], figures["high"], color=colour, linewidth=2)
             axes.scatter([figures["mean"]], [place], s=40, color=colour, zorder=3)
             told.append(f"{label} {figures['mean']:.3f}")
-        axes.set_yticks(range(len(shown) + 1), [*shown, "ensemble"])
-        axes.set_ylim(len(shown) + 0.6, -0.6)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlabel("Mean Dice with 95 % confidence interval")
         image = _svg(figure)
-    gain = describe(list(ensemble - np.mean(list(shown.values()), axis=0)))
-    caption = "Native grid; each model alone and without flips."
-    if gain["mean"] is not None:
-        caption += f" The ensemble gains {gain['mean']:+.3f} Dice over the mean of its models"
-        caption += f" (95 % CI {gain['low']:+.3f} to {gain['high']:+.3f})." if gain["low"] is not None else "."
-    return Plot("Ensemble and its models", image, caption.replace("-", "−"), f"Mean Dice: {', '.join(told)}.")
+    gain = describe(list(together - np.mean(alone, axis=0)))
+    caption = f"Native grid. Gain over {'the mean of the models' if len(members) > 1 else 'the same model'}"
+    caption += f"{', each alone and' if len(members) > 1 else ''} without flips: {gain['mean']:+.3f} Dice"
+    caption += f" (95 % CI {gain['low']:+.3f} to {gain['high']:+.3f})." if gain["low"] is not None else "."
+    title = "Ensemble and its models" if len(members) > 1 else "Flips at test time"
+    return Plot(title, image, caption.replace("-", "−"), f"Mean Dice: {', '.join(told)}.")
 
 
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
