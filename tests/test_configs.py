@@ -19,6 +19,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Invertd, LoadImaged
 from monai.transforms.traits import RandomizableTrait
 
+from scripts import metrics
 from scripts.transforms import LoadMapsd
 
 CONFIGS = BUNDLE / "configs"
@@ -348,22 +349,35 @@ def test_inference_command_writes_masks_on_the_maps_grid(
 
 
 def test_masks_equal_the_evaluated_ones(tiny_cohort: Path, trained: Path, tmp_path: Path, monai_bundle: Run) -> None:
-    """Inference and evaluation are two configs: they must segment alike."""
-    monai_bundle(
-        "run", config_file=INFER, dataset_dir=tiny_cohort, split="test", output_dir=tmp_path, threshold=0.02,
-        ckpt_path=trained / "models" / "model.pt", spatial_size=TINY["spatial_size"], features=TINY["features"],
-    )  # fmt: skip
+    """Inference, by PyTorch and by OpenVINO, and evaluation are several configs: they must segment alike."""
+    first = trained / "models" / "model.pt"
+    weights = torch.load(first, weights_only=True)["model"]
+    torch.save({"model": weights | {"output.bias": weights["output.bias"] + 0.3}}, tmp_path / "second.pt")
+    ensemble = {"ckpt_path": f"['{first}','{tmp_path / 'second.pt'}']", "flips": "[0]", "threshold": 0.02}
+    for name, options in {
+        "torch": {"config_file": INFER},
+        "openvino": {"config_file": f"['{INFER}','{CONFIGS / 'inference_openvino.yaml'}']", "precision": "float32"},
+    }.items():
+        monai_bundle(
+            "run", dataset_dir=tiny_cohort, split="test", output_dir=tmp_path / name, **options, **ensemble,
+            spatial_size=TINY["spatial_size"], features=TINY["features"],
+        )  # fmt: skip
     monai_bundle(
         "run", "evaluating", config_file=f"['{TRAIN}','{EVALUATE}']", dataset_dir=tiny_cohort, split="test",
-        output_dir=tmp_path / "eval", ckpt_dir=trained / "models", threshold=0.02, **TINY,
+        output_dir=tmp_path / "eval", **ensemble, **TINY,
     )  # fmt: skip
     with (tmp_path / "eval" / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
+    assert len(rows) == 3
     for row in rows:
-        mask = nibabel.load(tmp_path / f"{row['case']}_lesion.nii.gz")
-        volume_ml = np.asarray(mask.dataobj).sum() * np.prod(mask.header.get_zooms()) / 1000
-        assert volume_ml > 0
-        assert float(row["predicted_ml"]) == pytest.approx(volume_ml, rel=1e-5)
+        masks = {
+            name: np.asarray(nibabel.load(tmp_path / name / f"{row['case']}_lesion.nii.gz").dataobj)
+            for name in ("torch", "openvino", "eval/masks")
+        }
+        assert masks["torch"].any()
+        np.testing.assert_array_equal(masks["torch"], masks["eval/masks"])
+        assert metrics.dice(masks["torch"] > 0, masks["openvino"] > 0) >= 0.999
+        assert {"member_1_dice", "member_2_dice"} <= row.keys()
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

@@ -1,17 +1,20 @@
-"""Averages over checkpoints and mirrored inputs against plain arithmetic."""
+"""Averages against plain arithmetic; OpenVINO and bfloat16 against PyTorch in float32."""
 
 from __future__ import annotations
 
+import logging
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from scripts.ensembles import EnsembleInferer
+from scripts import inferers
 from scripts.errors import UserError
+from scripts.inferers import EnsembleInferer, OpenVINOInferer, TorchInferer
 from scripts.networks import HIEUNet
 
 SHAPE = (1, 2, 16, 24, 8)
@@ -110,3 +113,60 @@ def test_members_that_do_not_fit_are_named(checkpoints: list[str], image: torch.
         EnsembleInferer([checkpoints[0], str(tmp_path / "absent.pt")])(image, _network(0))
     with pytest.raises(UserError, match="empty list"):
         EnsembleInferer([])
+
+
+# --- backends and precisions ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_bfloat16_gives_float32_logits_close_to_those_of_float32(image: torch.Tensor) -> None:
+    network = _network(0)
+    exact, rounded = TorchInferer()(image, network), TorchInferer("bfloat16")(image, network)
+    assert torch.equal(exact, network(image))
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)  # it was rounded
+    assert (rounded - exact).abs().mean() < 0.05 * exact.std()
+    with pytest.raises(UserError, match="choose one of: float32, bfloat16"):
+        TorchInferer("float16")
+
+
+@torch.no_grad()
+def test_openvino_equals_pytorch(image: torch.Tensor) -> None:
+    other = torch.randn((2, 2, 8, 16, 8), generator=torch.Generator().manual_seed(6))
+    inferer = OpenVINOInferer("float32")
+    for seed in (0, 1):  # two networks and two shapes through one inferer
+        network = _network(seed)
+        for volume in (image, MetaTensor(other), image):
+            output = inferer(volume, network)
+            assert output.dtype == torch.float32
+            torch.testing.assert_close(output, network(volume.as_subclass(torch.Tensor)), rtol=1e-4, atol=1e-4)
+    rounded, exact = OpenVINOInferer("bfloat16")(image, network), network(image)
+    assert (rounded - exact).abs().mean() < 0.05 * exact.std()
+
+
+@torch.no_grad()
+def test_openvino_in_an_ensemble(checkpoints: list[str], image: torch.Tensor) -> None:
+    network = _network(0)
+    expected = EnsembleInferer(checkpoints, flips=[0], members=True)(image, network)
+    inferer = EnsembleInferer(checkpoints, flips=[0], members=True, inferer=OpenVINOInferer("float32"))
+    torch.testing.assert_close(inferer(image, network), expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_without_openvino_pytorch_does_the_work_and_says_so(
+    image: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(inferers, "openvino", None)
+    network = _network(0)
+    with caplog.at_level(logging.WARNING):
+        inferer = OpenVINOInferer()
+        assert torch.equal(inferer(image, network), network(image))
+    (record,) = caplog.records
+    assert "'openvino' is not installed" in record.message
+
+
+def test_a_cpu_without_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(inferers.openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
+    with caplog.at_level(logging.WARNING):
+        assert OpenVINOInferer("bfloat16").hint == "f32"
+    assert "no instructions for bfloat16" in caplog.text

@@ -1,0 +1,62 @@
+"""The network in other runtimes' forms, by MONAI's own commands: the same output."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openvino
+import pytest
+import torch
+from conftest import BUNDLE
+
+from scripts.networks import HIEUNet
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+FEATURES = [2, 3, 4, 5]
+SHAPE = (1, 2, 24, 16, 8)
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> HIEUNet:
+    torch.manual_seed(0)
+    network = HIEUNet(in_channels=2, out_channels=1, features=FEATURES).eval()
+    torch.save({"model": network.state_dict()}, tmp_path / "model.pt")
+    return network
+
+
+def _options(tmp_path: Path, output: str) -> dict[str, Any]:
+    return {
+        "filepath": tmp_path / output,
+        "ckpt_file": tmp_path / "model.pt",
+        "config_file": "configs/inference.yaml",
+        "meta_file": "configs/metadata.json",
+        "net_id": "network_def",
+        "key_in_ckpt": "model",
+        "features": FEATURES,
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("traced", [False, True])
+def test_torchscript(traced: bool, network: HIEUNet, tmp_path: Path, monai_bundle: Run) -> None:
+    options = {"use_trace": True, "input_shape": list(SHAPE)} if traced else {}
+    monai_bundle("ckpt_export", cwd=BUNDLE, **_options(tmp_path, "model.ts"), **options)
+    exported = torch.jit.load(tmp_path / "model.ts").eval()
+    image = torch.randn(SHAPE)
+    torch.testing.assert_close(exported(image), network(image), rtol=1e-5, atol=1e-5)
+    if not traced:  # a scripted network takes any shape
+        image = torch.randn(2, 2, 8, 8, 16)
+        torch.testing.assert_close(exported(image), network(image), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_onnx(network: HIEUNet, tmp_path: Path, monai_bundle: Run) -> None:
+    monai_bundle("onnx_export", cwd=BUNDLE, **_options(tmp_path, "model.onnx"), use_trace=True, input_shape=list(SHAPE))
+    core = openvino.Core()
+    exported = core.compile_model(core.read_model(tmp_path / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    image = torch.randn(SHAPE)
+    output = torch.from_numpy(exported(image.numpy())[0])
+    torch.testing.assert_close(output, network(image), rtol=1e-4, atol=1e-4)
