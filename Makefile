@@ -2,16 +2,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO := runs/demo
+STUDY := runs/study
 CONFIGS := hie_bundle/configs
 RUN := $(VENV)/bin/python -m monai.bundle run
 TRAIN_DEMO := "['$(CONFIGS)/train.yaml','$(CONFIGS)/demo.yaml']"
 EVALUATE_DEMO := "['$(CONFIGS)/train.yaml','$(CONFIGS)/evaluate.yaml','$(CONFIGS)/demo.yaml']"
+STUDY_DEMO := "['$(CONFIGS)/train.yaml','$(CONFIGS)/study.yaml','$(CONFIGS)/demo.yaml']"
 INFER_DEMO := "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']"
 
-.PHONY: help install demo test test-slow lint bench clean
+.PHONY: help install demo study test test-slow lint bench clean
 
 help:
 	@echo "make demo        a phantom cohort, trained on, evaluated and segmented, under $(DEMO)"
+	@echo "make study       the six losses compared on such a cohort, under $(STUDY); goes on where it was stopped"
 	@echo "make test        the checks and tests, except the slow ones"
 	@echo "make test-slow   the slow tests"
 	@echo "make lint        ruff and mypy"
@@ -38,6 +41,13 @@ demo: install
 	@echo "curves       $(VENV)/bin/tensorboard --logdir $(DEMO)/eval/tensorboard"
 	@echo "evaluation   $(DEMO)/eval/metrics.csv, metrics.json, overlays/"
 	@echo "masks        $(DEMO)/masks"
+
+# two trainings of one thread each do more on two cores than one of two threads
+study: install
+	$(RUN) phantom --config_file $(CONFIGS)/data.yaml --output_dir $(STUDY)/data --num_train 48 --num_val 8 --num_test 16 --seed 0
+	$(RUN) loss_study --config_file $(STUDY_DEMO) --dataset_dir $(STUDY)/data --output_dir $(STUDY) --split test --parallel 2
+	@echo
+	@cat $(STUDY)/study.md
 
 test: install lint
 	$(VENV)/bin/python -m pytest -m "not slow"
