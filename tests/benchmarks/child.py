@@ -72,11 +72,14 @@ class PhaseTimer:
             self.losses.append(float(engine.state.output[0]["loss"]))
 
 
-def run(workflow_type: str, config: str, engine_id: str, overrides: dict[str, Any]) -> PhaseTimer:
+def run(workflow_type: str, configs: list[str], engine_id: str, overrides: dict[str, Any]) -> PhaseTimer:
     from monai.bundle import ConfigWorkflow
 
     workflow = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / config), workflow_type=workflow_type, logging_file=False, **overrides
+        config_file=[str(BUNDLE / "configs" / name) for name in configs],
+        workflow_type=workflow_type,
+        logging_file=False,
+        **overrides,
     )
     workflow.initialize()
     timer = PhaseTimer(workflow.parser.get_parsed_content(engine_id))
@@ -91,14 +94,14 @@ def train(recipe: str, network: str, **overrides: Any) -> dict[str, Any]:
         overrides |= STOCK_TRAINING
     if network == "pointwise":
         overrides["network_def"] = POINTWISE_NETWORK
-    timer = run("train", "train.yaml", "train#trainer", overrides)
+    timer = run("train", ["train.yaml"], "train#trainer", overrides)
     epoch = timer.epochs[-1]
     return {"epoch_s": sum(epoch.values()), "step_s": timer.steps[-1], "phases_s": epoch, "losses": timer.losses}
 
 
-def segment(**overrides: Any) -> dict[str, Any]:
+def segment(configs: list[str], **overrides: Any) -> dict[str, Any]:
     """Median time of a case, from reading its maps to its mask on disk; the first case warms up."""
-    timer = run("infer", "inference.yaml", "evaluator", overrides)
+    timer = run("infer", configs, "evaluator", overrides)
     return {"case_s": statistics.median(timer.steps[1:] or timer.steps)}
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import monai.losses
 import numpy as np
+import surface_distance
 import torch
 import torchio
+from monai.metrics import compute_average_surface_distance, compute_surface_dice
 from scipy import ndimage
 from timing import compare, seconds
 from torch.nn import functional
 
-from scripts import losses
+from scripts import losses, metrics
 from scripts.distance import boundary_distance
 from scripts.transforms import fast
 
@@ -111,6 +113,35 @@ def transform(make: Callable[[Any], torchio.Transform], shape: Shape, repeats: i
     return result
 
 
+def case_metrics(shape: Shape, repeats: int) -> dict[str, Any]:
+    """All surface metrics of a case whose lesion is a fifth of the brain: the libraries' own functions against ours."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    brain = (grid**2).sum(0) < 0.8
+    truth_field = ndimage.gaussian_filter(rng.normal(size=shape), 4)
+    pred_field = truth_field + 0.3 * ndimage.gaussian_filter(rng.normal(size=shape), 4)
+    pred, truth = (brain & (field > np.quantile(field[brain], 0.8)) for field in (pred_field, truth_field))
+    spacing = (0.9, 0.9, 2.0)
+
+    def stock() -> list[float]:
+        surfels = surface_distance.compute_surface_distances(truth, pred, spacing)
+        p, t = (torch.from_numpy(mask)[None, None] for mask in (pred, truth))
+        options: dict[str, Any] = {"include_background": True, "spacing": list(spacing)}
+        directed = [float(compute_average_surface_distance(a, b, **options)) for a, b in ((p, t), (t, p))]
+        return [
+            float(np.mean(surface_distance.compute_average_surface_distance(surfels))),
+            surface_distance.compute_surface_dice_at_tolerance(surfels, 2.0),
+            surface_distance.compute_robust_hausdorff(surfels, 95),
+            sum(directed) / 2,
+            float(compute_surface_dice(p, t, [2.0], **options)),
+        ]
+
+    ours = metrics.case_metrics(pred, truth, spacing)
+    names = ("masd_mm", "nsd", "hd95_mm", "paper_msd_mm", "paper_nsd")
+    np.testing.assert_allclose([ours[name] for name in names], stock(), rtol=1e-6)
+    return compare(stock, lambda: metrics.case_metrics(pred, truth, spacing), repeats)
+
+
 def study_chain(module: Any) -> torchio.Compose:
     """The study's five augmentations; those that are not in ``module`` are TorchIO's."""
 
@@ -128,7 +159,9 @@ def study_chain(module: Any) -> torchio.Compose:
     )
 
 
-def parts(batch_size: int, shape: Shape, repeats: int, draws: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def parts(
+    batch_size: int, shape: Shape, metrics_shape: Shape, repeats: int, draws: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every part at one size: its name and its times."""
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         yield f"Hausdorff loss and gradient, {device}", hausdorff_loss(batch_size, shape, repeats, device)
@@ -137,6 +170,7 @@ def parts(batch_size: int, shape: Shape, repeats: int, draws: int) -> Iterator[t
     yield "anisotropy", transform(lambda m: m.RandomAnisotropy(downsampling=(1.2, 2.0)), shape, repeats)
     yield "blur", transform(lambda m: m.RandomBlur(std=(0.0, 0.5)), shape, repeats)
     yield "all five augmentations, each with p = 0.5", transform(study_chain, shape, repeats, draws)
+    yield "metrics of a case", case_metrics(metrics_shape, repeats)
 
 
 def growth(shapes: list[Shape], batch_sizes: list[int], repeats: int) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -77,24 +77,39 @@ def training(
         "progress": False,
         **config,
     }
-    recipes = [{"recipe": recipe, **job} for recipe in ("stock", "ours")]
-    pointwise, unet = ([{"network": network, **recipe} for recipe in recipes] for network in ("pointwise", "unet"))
+    recipes: list[dict[str, Any]] = [{"recipe": recipe, **job} for recipe in ("stock", "ours")]
+    pointwise, unet = ([{**recipe, "network": network} for recipe in recipes] for network in ("pointwise", "unet"))
     yield (
         "epoch without the network (data, loss, metrics, validation)",
         in_turn(*[{**recipe, "epochs": 2} for recipe in pointwise], value="epoch_s", repeats=repeats),
     )
+    if torch.cuda.is_available():
+        fed = [child(**recipes[1], network="unet", epochs=4, num_workers=8, cache_rate=1.0) for _ in range(repeats)]
+        idle = [one["phases_s"]["data"] / one["epoch_s"] for one in fed]
+        yield (
+            "epoch on the GPU, cached cases, 8 workers",
+            {
+                "ours_s": statistics.median(one["epoch_s"] for one in fed),
+                "idle_share": statistics.median(idle),  # of the epoch, waiting for the next batch
+                "repeats": repeats,
+                "all_s": {"ours": [one["epoch_s"] for one in fed]},
+            },
+        )
     yield (
         "training step with the network",
         in_turn(*[{**recipe, "epochs": 1} for recipe in unet], value="step_s", repeats=repeats),
     )
 
 
-def segmentation(dataset_dir: Path, folder: Path, repeats: int, **config: Any) -> Iterator[tuple[str, Any]]:
+def segmentation(
+    dataset_dir: Path, folder: Path, repeats: int, ckpt_path: Path | None, **config: Any
+) -> Iterator[tuple[str, Any]]:
     """Seconds per case from ``.mha`` to the saved mask, with weights as good as any for this purpose."""
-    weights = folder / "model.pt"
-    torch.manual_seed(0)
-    features = {"features": config["features"]} if "features" in config else {}
-    torch.save({"model": HIEUNet(in_channels=2, out_channels=1, **features).state_dict()}, weights)
+    weights = ckpt_path or folder / "model.pt"
+    if not ckpt_path:
+        torch.manual_seed(0)
+        features = {"features": config["features"]} if "features" in config else {}
+        torch.save({"model": HIEUNet(in_channels=2, out_channels=1, **features).state_dict()}, weights)
     job = {
         "job": "segment",
         "dataset_dir": str(dataset_dir),
@@ -103,14 +118,18 @@ def segmentation(dataset_dir: Path, folder: Path, repeats: int, **config: Any) -
         "split": "test",
         **config,
     }
-    runs = [child(**job) for _ in range(repeats)]
-    times = [run["case_s"] for run in runs]
-    yield (
-        "one case, .mha to saved mask",
-        {
-            "ours_s": statistics.median(times),
-            "repeats": repeats,
-            "all_s": {"ours": times},
-            "ours_peak_memory_mb": statistics.median(run["peak_memory_mb"] for run in runs),
-        },
-    )
+    runs: dict[str, list[dict[str, Any]]] = {"PyTorch": [], "OpenVINO": []}
+    for _ in range(repeats):
+        runs["PyTorch"].append(child(configs=["inference.yaml"], **job))
+        runs["OpenVINO"].append(child(configs=["inference.yaml", "inference_openvino.yaml"], **job))
+    for name, several in runs.items():
+        times = [one["case_s"] for one in several]
+        yield (
+            f"one case, .mha to saved mask: {name}",
+            {
+                "ours_s": statistics.median(times),
+                "repeats": repeats,
+                "all_s": {"ours": times},
+                "ours_peak_memory_mb": statistics.median(one["peak_memory_mb"] for one in several),
+            },
+        )
