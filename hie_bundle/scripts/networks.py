@@ -120,7 +120,11 @@ class HIEUNet(nn.Module):
         skip2 = self.encoder2(self.pool(skip1))
         skip3 = self.encoder3(self.pool(skip2))
         x = self.bottleneck(self.pool(skip3))
-        x = self.decoder3(torch.cat([skip3, self.upsample3(x)], dim=1))
-        x = self.decoder2(torch.cat([skip2, self.upsample2(x)], dim=1))
-        x = self.decoder1(torch.cat([skip1, self.upsample1(x)], dim=1))
-        return self.output(x)
+        # a quarter of a prediction's memory: what is joined is not needed by itself any more
+        x = torch.cat([skip3, self.upsample3(x)], dim=1)
+        del skip3
+        x = torch.cat([skip2, self.upsample2(self.decoder3(x))], dim=1)
+        del skip2
+        x = torch.cat([skip1, self.upsample1(self.decoder2(x))], dim=1)
+        del skip1
+        return self.output(self.decoder1(x))
