@@ -17,6 +17,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Orientation
 
 from . import bonbid, metrics, report
+from .distributed import gather_interleaved
 
 __all__ = ["CaseEvaluation"]
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 class CaseEvaluation:
     """Measure every case on its native and on the resampled grid and write the results when all are done.
+
+    Of several processes each measures and draws its cases, and the first one writes the results of all.
 
     An Ignite handler of an evaluator; without one, call :meth:`add` for each case and :meth:`completed` at the end.
 
@@ -142,6 +145,10 @@ class CaseEvaluation:
 
     def completed(self, _: SupervisedEvaluator | None = None) -> None:
         """Write the tables and the report, and log the comparison with the baseline."""
+        rows, views = gather_interleaved(self.rows), gather_interleaved(list(self.views.items()))
+        if rows is None or views is None:
+            return
+        self.rows, self.views = rows, dict(views)
         info = {**self.info, **report.provenance(self.checkpoints)}
         summary = report.write_results(self.rows, self.output_dir, info)
         table = report.comparison_table(self.rows)

@@ -22,6 +22,7 @@ from monai.handlers import CheckpointLoader as StockCheckpointLoader
 from monai.utils import CommonKeys
 from torch import nn
 
+from .distributed import from_first, is_first
 from .errors import UserError
 
 __all__ = [
@@ -188,6 +189,8 @@ class BestModelSaver:
     finished run always leaves a model. The file is written under another name and renamed: an interrupted run neither
     leaves half a file nor loses the one before. It holds plain tensors under the key ``model``, as other tools expect.
 
+    Of several processes the first one writes.
+
     Stand it after the ``ValidationHandler`` in the trainer's handlers.
 
     Args:
@@ -217,6 +220,8 @@ class BestModelSaver:
             self._save()
 
     def _save(self) -> None:
+        if not is_first():
+            return
         save_atomically({"model": _bare(self.network).state_dict()}, self.path)
         logger.info("Saved %s", self.path)
 
@@ -255,7 +260,8 @@ class Resume:
     """Save the whole state of a run after every epoch; go on from it when the run is started again.
 
     With :class:`EpochSeed` a run that was stopped and resumed ends with the same weights as one that was not (same
-    machine, CPU). Resuming a run that had finished does nothing.
+    machine, CPU). Resuming a run that had finished does nothing. Of several processes the first one writes and reads,
+    and gives the others what it read: all go on from the same epoch, also where they do not see the same files.
 
     Stand it last in the trainer's handlers.
 
@@ -280,9 +286,14 @@ class Resume:
 
     def load(self, engine: SupervisedTrainer) -> None:
         """Restore the state if asked to and if there is one."""
-        if not self.resume or not self.path.is_file():
+        if not self.resume:
             return
-        state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
+        state = None
+        if is_first() and self.path.is_file():
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = from_first(state)
+        if state is None:
+            return
         for name, item in self.objects.items():
             (_bare(item) if isinstance(item, nn.Module) else item).load_state_dict(state["objects"][name])
         if state["scaler"] is not None and engine.scaler is not None:
@@ -296,6 +307,8 @@ class Resume:
 
     def save(self, engine: SupervisedTrainer) -> None:
         """Keep the state after an epoch."""
+        if not is_first():
+            return
         scaler = engine.scaler
         state = {
             "objects": {

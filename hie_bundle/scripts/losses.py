@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from monai.losses import HausdorffDTLoss as StockHausdorffDTLoss
@@ -11,6 +12,7 @@ from monai.utils import LossReduction
 from torch import nn
 
 from .distance import boundary_distance
+from .distributed import mean_over_ranks
 
 __all__ = ["CompoundLoss", "HausdorffDTLoss", "LogHausdorffDTLoss"]
 
@@ -64,11 +66,28 @@ class LogHausdorffDTLoss(HausdorffDTLoss):
 
     Eq. 4 as printed, 1 / (1 + HD), falls as the distance grows, so its log would reward bad masks; the study's own
     code used the logarithm of one plus MONAI's loss, which is what this is.
+
+    The mean over the batch is inside the logarithm, so the mean of the losses of a batch's parts is not its loss.
+
+    Args:
+        over_ranks: in distributed training, take the mean over the items of all ranks, which must be equally many on
+            each. The value is then the loss of the whole batch on every rank, and the ranks' gradients average to its
+            gradient, as they do without this for losses that are means over items.
+        options: see ``monai.losses.HausdorffDTLoss``.
     """
+
+    def __init__(self, over_ranks: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.over_ranks = over_ranks
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """See ``monai.losses.HausdorffDTLoss.forward``."""
-        return torch.log1p(super().forward(input, target))
+        distance = super().forward(input, target)
+        if not self.over_ranks:
+            return torch.log1p(distance)
+        whole = mean_over_ranks(distance)
+        # the value of log(1 + whole), with its derivative 1 / (1 + whole) for this rank's part
+        return torch.log1p(whole) + (distance - distance.detach()) / (1 + whole)
 
 
 class CompoundLoss(nn.Module):
