@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import chain, zip_longest
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -15,7 +18,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import distributed, nn
 
-from .errors import UserError
+from .errors import UserError, user_error
 
 __all__ = [
     "SameBuffers",
@@ -35,7 +38,8 @@ def start(device: torch.device, timeout_minutes: float = 60) -> None:
     """Join the process group of a ``torchrun``: NCCL where the device is CUDA, Gloo on the CPU.
 
     From then on rank 0 alone logs what is not a warning, and of several ranks that end with an exception the first one
-    alone shows it: the others' are its consequences, or the same.
+    alone shows it: the others' are its consequences, or the same. torchrun, which ends all ranks when one fails,
+    repeats a :class:`UserError` in its table of failures.
 
     Args:
         device: of this rank; the current one of CUDA from then on.
@@ -176,5 +180,13 @@ def _show_first_failure() -> None:
         if first:
             previous(kind, error, trace)
             print(f"rank {rank} failed; the other ranks end with it", file=sys.stderr, flush=True)
+            _tell_torchrun(error)
 
     sys.excepthook = hook
+
+
+def _tell_torchrun(error: BaseException) -> None:
+    """Leave the message where torchrun looks for it: its table of failures, the last thing on the screen, shows it."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file and (mistake := user_error(error)):
+        Path(file).write_text(json.dumps({"message": str(mistake), "timestamp": str(int(time.time()))}))

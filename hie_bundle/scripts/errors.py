@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TypeVar
 
-__all__ = ["UserError", "choose", "show_plainly"]
+__all__ = ["UserError", "choose", "show_plainly", "user_error"]
 
 
 Option = TypeVar("Option")
@@ -45,14 +45,24 @@ def show_plainly() -> None:
         return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        chain = [error]
-        while chain[-1].__cause__ is not None:
-            chain.append(chain[-1].__cause__)
-        if mistake := next((cause for cause in chain if isinstance(cause, UserError)), None):
+        if mistake := user_error(error):
             print(f"\nerror: {mistake}", file=sys.stderr)
             return
         previous(kind, error, trace)
-        if len(chain) > 1:
-            print(f"\ncaused by {type(chain[-1]).__name__}: {chain[-1]}", file=sys.stderr)
+        first = _causes(error)[-1]
+        if first is not error:
+            print(f"\ncaused by {type(first).__name__}: {first}", file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """The :class:`UserError` among an exception and its causes, if there is one."""
+    return next((cause for cause in _causes(error) if isinstance(cause, UserError)), None)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain
