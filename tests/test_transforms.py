@@ -1,5 +1,9 @@
 """The TorchIO bridge: random for the cache, geometry kept, labels handled as labels, reproducible."""
 
+from pathlib import Path
+from typing import Any
+
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -8,7 +12,8 @@ from monai.data import CacheDataset, DataLoader, MetaTensor
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
-from scripts.transforms import RandTorchIOd
+from scripts.errors import UserError
+from scripts.transforms import LoadMapsd, RandTorchIOd
 
 OBLIQUE = np.array([[1.1, 0.3, 0.0, -40], [-0.3, 1.0, 0.4, 25], [0.1, -0.4, 3.0, 7], [0, 0, 0, 1]], dtype=float)
 FLIPPED = np.diag([-1.5, 1.5, 4.0, 1.0])
@@ -161,3 +166,32 @@ def test_each_transform_is_applied_with_its_probability() -> None:
     image = torch.zeros(1, 2, 2, 2)
     applied = sum(bool(bridge({"image": image})["image"].any()) for _ in range(400))
     assert 160 < applied < 240  # 4 standard deviations
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [([0], "1 channel, not the two maps"), ([0, 1, 1], "3 channels"), ([1, 0], "ADC must come first"), ([0, 1], "")],
+)
+@pytest.mark.parametrize("stacked", [True, False])
+def test_maps_that_would_give_a_wrong_mask_are_refused(
+    channels: list[int], message: str, stacked: bool, tmp_path: Path
+) -> None:
+    """For tools that call the transforms without the workflow and its checks."""
+    adc = np.zeros((9, 8, 7), np.float32)
+    adc[2:7, 2:6, 1:6] = np.random.default_rng(0).uniform(600, 2000, (5, 4, 5))
+    maps = [adc, np.where(adc > 0, (adc - 1300) / 300, 0).astype(np.float32)]
+    if stacked:
+        image: Any = str(tmp_path / "stack.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(np.stack([maps[c] for c in channels], -1).squeeze(), np.eye(4)), image)
+    else:
+        image = [str(tmp_path / f"{position}.nii.gz") for position in range(len(channels))]
+        for path, c in zip(image, channels, strict=True):
+            nibabel.save(nibabel.Nifti1Image(maps[c], np.eye(4)), path)
+    load = LoadMapsd("image")
+    if not message:
+        loaded = EnsureChannelFirstd("image")(load({"image": image}))["image"]
+        np.testing.assert_array_equal(loaded.numpy(), np.stack(maps))
+        return
+    with pytest.raises(UserError, match=message) as error:
+        load({"image": image})
+    assert str(tmp_path) in str(error.value)

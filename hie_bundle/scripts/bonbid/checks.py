@@ -245,20 +245,14 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
     if report.normalised or not judge:
         return
 
-    def like_adc(array: NDArray[np.float64]) -> bool:
-        positive = array[array > 0]
-        return positive.size > 0 and limits.adc_range[0] <= float(np.median(positive)) <= limits.adc_range[1]
-
-    def like_zadc(array: NDArray[np.float64]) -> bool:
-        return bool(np.abs(array).max() <= limits.zadc_limit)
-
-    if like_adc(adc) and like_zadc(zadc):
+    fit = like_adc(adc, limits), like_zadc(zadc, limits)
+    if all(fit):
         return
     ranges = f"ADC {_span(report.adc_range)}, ZADC {_span(report.zadc_range)}"
-    if like_adc(zadc) and like_zadc(adc):
+    if are_swapped(adc, zadc, limits):
         report.problems.append(Problem(_file(report, "adc"), f"and the ZADC map are swapped (values: {ranges})"))
         return
-    if not like_adc(adc):
+    if not fit[0]:
         median = float(np.median(adc[adc > 0])) if (adc > 0).any() else 0.0
         message = f"is no ADC map in 1e-6 mm²/s: the median of its positive voxels is {median:.4g}, not between "
         message += f"{limits.adc_range[0]:g} and {limits.adc_range[1]:g}"
@@ -266,9 +260,27 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
             if limits.adc_range[0] <= median * factor <= limits.adc_range[1]:
                 message += f" (multiply it by {factor:g})"
         report.problems.append(Problem(_file(report, "adc"), message))
-    if not like_zadc(zadc):
+    if not fit[1]:
         message = f"is no Z map: its values go from {_span(report.zadc_range)}, beyond ±{limits.zadc_limit:g}"
         report.problems.append(Problem(_file(report, "zadc"), message))
+
+
+def like_adc(array: NDArray[Any], limits: Limits) -> bool:
+    """Whether the values can be those of an ADC map in 1e-6 mm²/s."""
+    positive = array[array > 0]
+    return positive.size > 0 and limits.adc_range[0] <= float(np.median(positive)) <= limits.adc_range[1]
+
+
+def like_zadc(array: NDArray[Any], limits: Limits) -> bool:
+    """Whether the values can be those of a ZADC map."""
+    return bool(np.abs(array).max() <= limits.zadc_limit)
+
+
+def are_swapped(adc: NDArray[Any], zadc: NDArray[Any], limits: Limits) -> bool:
+    """Whether each of the maps can only be the other."""
+    if like_adc(adc, limits) and like_zadc(zadc, limits):
+        return False
+    return like_adc(zadc, limits) and like_zadc(adc, limits)
 
 
 def brain_of(adc: NDArray[Any], normalised: bool) -> NDArray[np.bool_]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,9 @@ from monai.config import PathLike
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImage, LoadImaged
 from monai.utils import MetaKeys
+
+from ..bonbid.checks import Limits, are_swapped
+from ..errors import UserError
 
 __all__ = ["LoadMapsd"]
 
@@ -48,11 +53,46 @@ class LoadMaps(LoadImage):
 class LoadMapsd(LoadImaged):
     """Dictionary form of :class:`LoadMaps`, for image keys and label keys alike.
 
+    Tools that call the transforms without the workflow (MONAI Label, a notebook) pass no check of their cases: what
+    would give a wrong mask without an error is refused here.
+
     Args:
         keys: keys of file names, or of lists of file names to be stacked as channels.
+        maps_key: the key that holds the two maps.
+        limits: what the maps may look like; the defaults if None.
         allow_missing_keys: do not raise when a key is missing.
+
+    Raises:
+        UserError: when called, if the image does not have two channels, or they can only be ZADC and ADC instead of
+            ADC and ZADC, by their values.
     """
 
-    def __init__(self, keys: str | Sequence[str], allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        maps_key: str = "image",
+        limits: Limits | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys=allow_missing_keys)
         self._loader = LoadMaps(image_only=True)
+        self.maps_key = maps_key
+        self.limits = limits or Limits()
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+        loaded = super().__call__(data, reader)
+        if self.maps_key in self.keys and self.maps_key in loaded:
+            self._check(data[self.maps_key], loaded[self.maps_key])
+        return loaded
+
+    def _check(self, files: Any, image: MetaTensor) -> None:
+        axis = image.meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM)
+        if not isinstance(axis, (int, float)) or math.isnan(axis):  # MONAI's "no_channel"
+            axis, image = 0, image[None]
+        channels = image.shape[int(axis)]
+        name = files if isinstance(files, (str, Path)) else " and ".join(map(str, files))
+        if channels != 2:
+            raise UserError(f"{name}: {channels} channel{'s' * (channels != 1)}, not the two maps ADC and ZADC.")
+        adc, zadc = image.as_tensor().numpy().take([0, 1], int(axis)).swapaxes(0, int(axis))
+        if are_swapped(adc, zadc, self.limits):
+            raise UserError(f"{name}: the channels are ZADC and ADC by their values; ADC must come first.")
