@@ -87,12 +87,13 @@ class LoadMapsd(LoadImaged):
 
     def _check(self, files: Any, image: MetaTensor) -> None:
         axis = image.meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM)
+        maps = image.as_tensor().numpy()
         if not isinstance(axis, (int, float)) or math.isnan(axis):  # MONAI's "no_channel"
-            axis, image = 0, image[None]
-        channels = image.shape[int(axis)]
+            axis, maps = 0, maps[None]
+        channels = maps.shape[int(axis)]
         name = files if isinstance(files, (str, Path)) else " and ".join(map(str, files))
         if channels != 2:
             raise UserError(f"{name}: {channels} channel{'s' * (channels != 1)}, not the two maps ADC and ZADC.")
-        adc, zadc = image.as_tensor().numpy().take([0, 1], int(axis)).swapaxes(0, int(axis))
+        adc, zadc = maps.swapaxes(0, int(axis))
         if are_swapped(adc, zadc, self.limits):
             raise UserError(f"{name}: the channels are ZADC and ADC by their values; ADC must come first.")
