@@ -189,6 +189,15 @@ def test_resampling_and_inversion_bring_a_mask_back(
     assert mask.shape == shape
     assert 2 * (mask & label).sum() / (mask.sum() + label.sum()) > 0.95
 
+    options = {"output_dir": str(tmp_path / "out"), "output_ext": extension}
+    save = _parser(INFER, **options).get_parsed_content("postprocessing").transforms[-1]
+    save({"pred": (back["pred"] > 0.5).to(torch.uint8)})
+    (file,) = (tmp_path / "out").iterdir()
+    saved, truth = SimpleITK.ReadImage(str(file)), SimpleITK.ReadImage(item["label"])
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(saved).transpose(2, 1, 0), mask)
+    for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(saved, get)() == pytest.approx(getattr(truth, get)(), abs=1e-4)
+
 
 def test_a_stacked_file_gives_the_same_image_as_two_files(tmp_path: Path) -> None:
     item, _ = _write_case(tmp_path, DIRECTIONS["flipped"], (31, 29, 17), ".nii.gz")
