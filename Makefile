@@ -10,15 +10,23 @@ EVALUATE_DEMO := "['$(CONFIGS)/train.yaml','$(CONFIGS)/evaluate.yaml','$(CONFIGS
 STUDY_DEMO := "['$(CONFIGS)/train.yaml','$(CONFIGS)/study.yaml','$(CONFIGS)/demo.yaml']"
 INFER_DEMO := "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']"
 
-.PHONY: help install demo study test test-slow lint bench clean
+# the bundle's version; empty in a tree without it
+VERSION = $(shell sed -n 's/^  "version": "\(.*\)",/\1/p' hie_bundle/configs/metadata.json)
+WEIGHTS = $(if $(wildcard hie_bundle/models/model.pt),--prefix=hie_bundle/models/ --add-file=hie_bundle/models/model.pt)
+LABEL_VENV := .venv-monailabel
+
+.PHONY: help install demo study test test-slow test-monailabel lint bench package large_files clean
 
 help:
 	@echo "make demo        a phantom cohort, trained on, evaluated and segmented, under $(DEMO)"
 	@echo "make study       the six losses compared on such a cohort, under $(STUDY); goes on where it was stopped"
 	@echo "make test        the checks and tests, except the slow ones"
 	@echo "make test-slow   the slow tests"
+	@echo "make test-monailabel   the bundle in a real MONAI Label server; an environment of several GB"
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       every part against its stock counterpart; an hour or more, alone on the machine"
+	@echo "make package     the committed bundle, and models/model.pt if it is there, as dist/hie_bundle_v<version>.zip"
+	@echo "make large_files URL=...   for the Model Zoo: where models/model.pt can be fetched, with its hash"
 	@echo "make clean       remove $(DEMO) and the environment"
 
 install: $(VENV)/.installed
@@ -55,6 +63,14 @@ test: install lint
 test-slow: install
 	$(VENV)/bin/python -m pytest -m slow
 
+test-monailabel: $(LABEL_VENV)/.installed
+	$(LABEL_VENV)/bin/python -m pytest tests/monailabel
+
+$(LABEL_VENV)/.installed: tests/monailabel/requirements.txt
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_VENV)/bin/python -m pip install --quiet -r tests/monailabel/requirements.txt
+	touch $@
+
 lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -63,5 +79,17 @@ lint: install
 bench: install
 	$(VENV)/bin/python tests/benchmarks
 
+package:
+	mkdir -p dist
+	git archive --format=zip --output=dist/hie_bundle_v$(VERSION).zip $(WEIGHTS) --prefix=hie_bundle/ HEAD:hie_bundle
+	@echo "dist/hie_bundle_v$(VERSION).zip$(if $(WEIGHTS),, (without weights: there is no hie_bundle/models/model.pt))"
+
+large_files:
+	@test -n "$(URL)" || { echo "say where the weights are: make large_files URL=https://..."; exit 2; }
+	@test -f hie_bundle/models/model.pt || { echo "there is no hie_bundle/models/model.pt"; exit 2; }
+	@printf 'large_files:\n- path: models/model.pt\n  url: "%s"\n  hash_val: %s\n  hash_type: sha256\n' \
+		"$(URL)" "$$(sha256sum hie_bundle/models/model.pt | cut -d' ' -f1)" > hie_bundle/large_files.yml
+	@cat hie_bundle/large_files.yml
+
 clean:
-	rm -rf $(DEMO) $(VENV)
+	rm -rf $(DEMO) $(VENV) $(LABEL_VENV) dist
