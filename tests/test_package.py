@@ -15,8 +15,6 @@ from conftest import BUNDLE, ROOT
 
 from scripts.networks import HIEUNet
 
-VERSION = json.loads((BUNDLE / "configs" / "metadata.json").read_text())["version"]
-
 
 def _make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, check=False)
