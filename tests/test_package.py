@@ -11,7 +11,7 @@ import monai.bundle
 import pytest
 import torch
 import yaml
-from conftest import BUNDLE, ROOT
+from conftest import ROOT
 
 from scripts.networks import HIEUNet
 

@@ -1,0 +1,270 @@
+"""The unchanged bundle in a real MONAI Label server: listed, segmenting, trained, refusing what it should.
+
+    make test-monailabel
+
+makes an environment of its own (several GB) and runs this there. The tests are one conversation, in their order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import requests
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+APP = Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle"
+MODEL = "hie_bundle"
+# cases are small; the network and its input are those of the bundle as it is
+PHANTOM = {"matrix_sizes": [36, 44], "slice_range": [10, 14], "fine_mm": 4.0, "atlas_step_mm": 4.0, "num_healthy": 4}
+
+
+class Server:
+    """A running server, its folders and its log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.app, self.studies, self.log = folder / "app", folder / "studies", folder / "server.log"
+        self.model = self.app / "model" / MODEL
+        self.labels = folder / "labels"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [
+            *(sys.executable, "-m", "monailabel.main", "start_server"),
+            *("--app", str(self.app), "--studies", str(self.studies), "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--conf", "models", MODEL, "--conf", "zoo_source", "local", "--conf", "sam2", "false"),
+        ]
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=self.app, start_new_session=True
+            )
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                pytest.fail(f"the server ended:\n{self.log.read_text()[-3000:]}")
+            try:
+                self.info = requests.get(self.url("info/"), timeout=20).json()
+            except requests.ConnectionError:
+                time.sleep(0.5)
+            else:
+                return
+        pytest.fail("the server did not start within three minutes")
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{path}"
+
+    def infer(self, image: str, output: str, **params: Any) -> requests.Response:
+        return requests.post(
+            self.url(f"infer/{MODEL}"),
+            params={"image": image, "output": output},
+            data={"params": json.dumps({"device": "cpu", **params})},
+            timeout=300,
+        )
+
+    def mask(self, image: str, folder: Path) -> nibabel.Nifti1Image:
+        answer = self.infer(image, "image")
+        assert answer.status_code == 200, answer.text
+        file = folder / f"{image}_mask.nii.gz"
+        file.write_bytes(answer.content)
+        return nibabel.load(file)
+
+
+def _bundle(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "monai.bundle", *arguments], check=True, cwd=ROOT, capture_output=True)
+
+
+def _turned(file: Path, target: Path, oblique: bool) -> None:
+    """The same case in another storage order, its axes flipped and swapped, and tilted if asked to."""
+    image = nibabel.load(file)
+    data, affine = np.asarray(image.dataobj), image.affine
+    orientation = nibabel.orientations.axcodes2ornt("PIL")
+    change = nibabel.orientations.ornt_transform(nibabel.io_orientation(affine), orientation)
+    affine = affine @ nibabel.orientations.inv_ornt_aff(change, data.shape[:3])
+    data = nibabel.orientations.apply_orientation(data, change)
+    if oblique:
+        c, s = np.cos(0.2), np.sin(0.2)
+        affine = np.array([[c, -s, 0, 3], [s, c, 0, -7], [0, 0, 1, 5], [0, 0, 0, 1]]) @ affine
+    nibabel.save(nibabel.Nifti1Image(data, affine), target)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("monailabel")
+    server = Server(folder)
+    shutil.copytree(APP, server.app)
+    shutil.copytree(ROOT / "hie_bundle", server.model, ignore=shutil.ignore_patterns("__pycache__", "eval", "*.pt"))
+    (server.model / "models").mkdir(exist_ok=True)
+    options = [f"--{name}={value}" for name, value in PHANTOM.items()]
+    data = str(ROOT / "hie_bundle" / "configs" / "data.yaml")
+    _bundle(
+        *("run", "phantom", "--config_file", data, "--output_dir", str(folder / "cohort"), "--num_train", "4"),
+        *("--num_val", "1", "--num_test", "1", "--seed", "3", *options),
+    )
+    _bundle(
+        *("run", "preprocessing", "--config_file", data, "--dataset_dir", str(folder / "cohort")),
+        *("--format", "native_stack", "--output_dir", str(folder / "stacks")),
+    )
+    server.studies.mkdir()
+    server.labels.mkdir()
+    for split in ("train", "test"):
+        for file in (folder / "stacks" / split).glob("*.nii.gz"):
+            shutil.copy(file, server.studies / file.name)
+            shutil.copy(folder / "stacks" / split / "labels" / "final" / file.name, server.labels / file.name)
+    first = sorted(server.studies.iterdir())[0]
+    _turned(first, server.studies / "turned.nii.gz", oblique=False)
+    _turned(first, server.studies / "oblique.nii.gz", oblique=True)
+    _save_weights(server)
+    server.start()
+    yield server
+    server.stop()
+
+
+def _save_weights(server: Server) -> None:
+    """Weights of a network that marks dark ADC and low ZADC: random ones, with the last bias set to mark 5 %."""
+    sys.path.insert(0, str(server.model))
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(server.model / "configs" / "inference.yaml")
+    parser.update({"dataset_dir": str(server.studies), "bundle_root": str(server.model)})
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def").eval()
+    image = parser.get_parsed_content("preprocessing")({"image": str(sorted(server.studies.iterdir())[0])})["image"]
+    with torch.no_grad():
+        network.output.bias -= network(image[None].as_tensor()).flatten().sort().values[-(image[0].numel() // 20)]
+    torch.save({"model": network.state_dict()}, server.model / "models" / "model.pt")
+    sys.path.remove(str(server.model))
+
+
+def test_the_bundle_is_listed_with_its_one_label(server: Server) -> None:
+    model = server.info["models"][MODEL]
+    assert model["type"] == "segmentation"
+    assert model["dimension"] == 3
+    assert model["labels"] == {"lesion": 1}
+    assert MODEL in server.info["trainers"]
+    metadata = json.loads((server.model / "configs" / "metadata.json").read_text())
+    assert model["version"] == metadata["version"]
+
+
+def test_masks_lie_on_the_cases_grid_and_equal_those_of_the_command(server: Server, tmp_path: Path) -> None:
+    studies = sorted(server.studies.glob("*.nii.gz"))
+    _bundle(
+        *("run", "--config_file", str(server.model / "configs" / "inference.yaml")),
+        *("--dataset_dir", str(server.studies), "--output_dir", str(tmp_path / "command")),
+    )
+    for file in studies:
+        name = file.name.removesuffix(".nii.gz")
+        study, mask = nibabel.load(file), server.mask(name, tmp_path)
+        values = np.asarray(mask.dataobj)
+        assert values.dtype == np.uint8
+        assert set(np.unique(values)) == {0, 1}
+        assert mask.shape == study.shape[:3]
+        np.testing.assert_allclose(mask.affine, study.affine, atol=1e-4)
+        command = nibabel.load(tmp_path / "command" / f"{name}_lesion.nii.gz")
+        np.testing.assert_array_equal(values, np.asarray(command.dataobj))
+
+
+def test_a_turned_case_has_the_mask_in_the_same_place(server: Server, tmp_path: Path) -> None:
+    """What a wrong inversion would get wrong, though shape and affine are right."""
+    first = sorted(path for path in server.studies.glob("*.nii.gz") if path.name.startswith("MGH"))[0]
+    straight = server.mask(first.name.removesuffix(".nii.gz"), tmp_path)
+    for name in ("turned", "oblique"):
+        turned = server.mask(name, tmp_path)
+        to_straight = nibabel.orientations.ornt_transform(
+            nibabel.orientations.axcodes2ornt("PIL"), nibabel.io_orientation(straight.affine)
+        )
+        back = nibabel.orientations.apply_orientation(np.asarray(turned.dataobj), to_straight) > 0
+        same = np.asarray(straight.dataobj) > 0
+        assert 2 * (back & same).sum() / (back.sum() + same.sum()) > 0.99
+
+
+def test_the_answer_numbers_its_one_label(server: Server) -> None:
+    """3D Slicer makes a segment of each name here, and colours it itself."""
+    name = sorted(path.name for path in server.studies.glob("MGH*.nii.gz"))[0].removesuffix(".nii.gz")
+    answer = server.infer(name, "json")
+    assert answer.status_code == 200
+    assert answer.json()["label_names"] == {"lesion": 1}
+
+
+def test_training_from_submitted_labels_saves_new_weights_that_are_used(server: Server, tmp_path: Path) -> None:
+    names = [path.name.removesuffix(".nii.gz") for path in sorted(server.labels.iterdir())][:3]
+    for name in names:
+        with (server.labels / f"{name}.nii.gz").open("rb") as label:
+            answer = requests.put(
+                server.url("datastore/label"),
+                params={"image": name, "tag": "final"},
+                data={"params": json.dumps({"label_info": [{"name": "lesion", "idx": 1}]})},
+                files={"label": (f"{name}.nii.gz", label)},
+                timeout=60,
+            )
+        assert answer.status_code == 200, answer.text
+    weights = server.model / "models" / "model.pt"
+    before, old_mask = weights.read_bytes(), np.asarray(server.mask(names[0], tmp_path).dataobj)
+    answer = requests.post(
+        server.url(f"train/{MODEL}"),
+        params={"run_sync": True},
+        json={"device": "cpu", "max_epochs": 1, "val_split": 0.34, "pretrained": True, "run_id": "run"},
+        timeout=900,
+    )
+    assert answer.status_code == 200, answer.text
+    status = requests.get(server.url("train/"), params={"all": True}, timeout=60).text
+    assert '"status":"DONE"' in status.replace(" ", ""), status
+    assert weights.read_bytes() != before
+    content = torch.load(weights, weights_only=True)["model"]
+    assert all(torch.isfinite(value).all() for value in content.values())
+    new_mask = np.asarray(server.mask(names[0], tmp_path).dataobj)
+    assert (new_mask != old_mask).any()
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [([0], "1 channel, not the two maps"), ([0, 1, 1], "3 channels"), ([1, 0], "ADC must come first")],
+    ids=["one channel", "three channels", "swapped"],
+)
+def test_a_case_without_the_two_maps_in_order_is_refused(channels: list[int], message: str, server: Server) -> None:
+    source = nibabel.load(sorted(server.studies.glob("MGH*.nii.gz"))[0])
+    data = np.asarray(source.dataobj)[..., channels].squeeze()
+    name = f"bad_{len(channels)}_{channels[0]}"
+    nibabel.save(nibabel.Nifti1Image(data, source.affine), server.studies / f"{name}.nii.gz")
+    time.sleep(3)  # the server watches the folder
+    answer = server.infer(name, "image")
+    assert answer.status_code == 500
+    deadline = time.monotonic() + 20
+    while message not in server.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert message in server.log.read_text()
+
+
+def test_a_bundle_without_weights_is_named(server: Server) -> None:
+    """Last: the server is started anew."""
+    server.stop()
+    for file in (server.model / "models").glob("*.pt"):
+        file.unlink()
+    server.start()
+    assert MODEL not in server.info["models"] or not server.info["models"][MODEL]["labels"]
+    assert "model.pt" in server.log.read_text()
