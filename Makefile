@@ -47,7 +47,7 @@ demo: install
 	@echo "cohort       $(DEMO)/data"
 	@echo "weights      $(DEMO)/models/model.pt"
 	@echo "curves       $(VENV)/bin/tensorboard --logdir $(DEMO)/eval/tensorboard"
-	@echo "evaluation   $(DEMO)/eval/metrics.csv, metrics.json, overlays/"
+	@echo "evaluation   $(DEMO)/eval/report.html, metrics.csv, metrics.json, overlays/"
 	@echo "masks        $(DEMO)/masks"
 
 # two trainings of one thread each do more on two cores than one of two threads
@@ -81,7 +81,7 @@ bench: install
 
 package:
 	mkdir -p dist
-	git archive --format=zip --output=dist/hie_bundle_v$(VERSION).zip $(WEIGHTS) --prefix=hie_bundle/ HEAD:hie_bundle
+	git archive --format=zip --output=dist/hie_bundle_v$(VERSION).zip $(WEIGHTS) --prefix= HEAD hie_bundle
 	@echo "dist/hie_bundle_v$(VERSION).zip$(if $(WEIGHTS),, (without weights: there is no hie_bundle/models/model.pt))"
 
 large_files:

@@ -42,7 +42,7 @@ def test_parts_and_segmentation(tmp_path: Path, tiny_cohort: Path) -> None:
 
 @pytest.mark.slow
 def test_training(tmp_path: Path, tiny_cohort: Path) -> None:
-    results = run(tmp_path, tiny_cohort, "training")["results"]
+    results = run(tmp_path, tiny_cohort, "epoch,step")["results"]
     assert len(results) == 2
     for result in results.values():
         assert {"data", "forward", "loss", "backward", "update", "validation"} == set(result["ours_phases_s"])

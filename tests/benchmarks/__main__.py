@@ -1,6 +1,6 @@
 """Benchmarks against the stock libraries: ``make bench``, or
 
-    python tests/benchmarks [--size paper|tiny] [--only parts,growth,forward,training,segmentation] [--repeats 5]
+    python tests/benchmarks [--size paper|tiny] [--only parts,growth,forward,epoch,step,segmentation] [--repeats 5]
                             [--dataset_dir DIR] [--ckpt_path FILE] [--output FILE]
 
 Prints a line per comparison and writes everything as JSON; results already in the file stay, if not measured anew.
@@ -48,7 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "config": {"spatial_size": [24, 24, 16], "features": [2, 4, 6, 8]},
     },
 }
-SECTIONS = ("parts", "growth", "forward", "training", "segmentation")
+SECTIONS = ("parts", "growth", "forward", "epoch", "step", "segmentation")
 
 
 def main() -> None:
@@ -93,11 +93,12 @@ def measure(
     if "forward" in sections:
         features = size["config"].get("features", [32, 64, 128, 256])
         yield from forward.forward(size["shape"], features, repeats, arguments.ckpt_path)
-    if {"training", "segmentation"} & set(sections):
+    if {"epoch", "step", "segmentation"} & set(sections):
         tiny = arguments.size == "tiny"
         dataset_dir = arguments.dataset_dir or workflows.cohort(folder / "data", size["cases"], tiny)
-        if "training" in sections:
-            yield from workflows.training(dataset_dir, folder, size["batch_size"], repeats, **size["config"])
+        for section, work in (("epoch", workflows.epoch), ("step", workflows.step)):
+            if section in sections:
+                yield from work(dataset_dir, folder, size["batch_size"], repeats, **size["config"])
         if "segmentation" in sections:
             yield from workflows.segmentation(dataset_dir, folder, repeats, arguments.ckpt_path, **size["config"])
 

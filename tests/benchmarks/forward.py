@@ -49,6 +49,6 @@ def forward(
                 result["mean_logit_error"] = error
                 if ckpt_path:
                     masks = [torch.sigmoid(logit) > 0.5 for logit in (output, expected)]
-                    total = int(masks[0].sum() + masks[1].sum())
-                    result["mask_dice"] = 2 * int((masks[0] & masks[1]).sum()) / total if total else 1.0
+                    if total := int(masks[0].sum() + masks[1].sum()):  # two empty masks would say nothing
+                        result["mask_dice"] = 2 * int((masks[0] & masks[1]).sum()) / total
                 yield f"network forward, {device}: {name}", result

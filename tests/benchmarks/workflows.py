@@ -63,12 +63,10 @@ def cohort(folder: Path, cases: int, tiny: bool) -> Path:
     return folder
 
 
-def training(
-    dataset_dir: Path, folder: Path, batch_size: int, repeats: int, **config: Any
-) -> Iterator[tuple[str, Any]]:
-    """The stock recipe against ours: same cases, seed and order. ``config`` goes to train.yaml."""
+def _recipes(dataset_dir: Path, folder: Path, batch_size: int, network: str, **config: Any) -> list[dict[str, Any]]:
     job = {
         "job": "train",
+        "network": network,
         "dataset_dir": str(dataset_dir),
         "output_dir": str(folder / "eval"),
         "ckpt_dir": str(folder / "models"),
@@ -77,28 +75,32 @@ def training(
         "progress": False,
         **config,
     }
-    recipes: list[dict[str, Any]] = [{"recipe": recipe, **job} for recipe in ("stock", "ours")]
-    pointwise, unet = ([{**recipe, "network": network} for recipe in recipes] for network in ("pointwise", "unet"))
-    yield (
-        "epoch without the network (data, loss, metrics, validation)",
-        in_turn(*[{**recipe, "epochs": 2} for recipe in pointwise], value="epoch_s", repeats=repeats),
-    )
+    return [{"recipe": recipe, **job} for recipe in ("stock", "ours")]
+
+
+def epoch(dataset_dir: Path, folder: Path, batch_size: int, repeats: int, **config: Any) -> Iterator[tuple[str, Any]]:
+    """Everything but the network, the stock recipe against ours: same cases, seed and order."""
+    recipes = _recipes(dataset_dir, folder, batch_size, "pointwise", epochs=2, **config)
+    name = "epoch without the network (data, loss, metrics, validation)"
+    yield name, in_turn(*recipes, value="epoch_s", repeats=repeats)
+
+
+def step(dataset_dir: Path, folder: Path, batch_size: int, repeats: int, **config: Any) -> Iterator[tuple[str, Any]]:
+    """A training step with the network, the stock recipe against ours; on CUDA also how long the GPU waits."""
+    recipes = _recipes(dataset_dir, folder, batch_size, "unet", epochs=1, **config)
+    yield "training step with the network", in_turn(*recipes, value="step_s", repeats=repeats)
     if torch.cuda.is_available():
-        fed = [child(**recipes[1], network="unet", epochs=4, num_workers=8, cache_rate=1.0) for _ in range(repeats)]
-        idle = [one["phases_s"]["data"] / one["epoch_s"] for one in fed]
+        fed = [child(**{**recipes[1], "epochs": 4, "num_workers": 8}) for _ in range(repeats)]
         yield (
             "epoch on the GPU, cached cases, 8 workers",
             {
                 "ours_s": statistics.median(one["epoch_s"] for one in fed),
-                "idle_share": statistics.median(idle),  # of the epoch, waiting for the next batch
+                # of the epoch, waiting for the next batch
+                "idle_share": statistics.median(one["phases_s"]["data"] / one["epoch_s"] for one in fed),
                 "repeats": repeats,
                 "all_s": {"ours": [one["epoch_s"] for one in fed]},
             },
         )
-    yield (
-        "training step with the network",
-        in_turn(*[{**recipe, "epochs": 1} for recipe in unet], value="step_s", repeats=repeats),
-    )
 
 
 def segmentation(

@@ -60,15 +60,13 @@ def write_study(
         info={**info, **provenance()},
         cases=results.classes["all"],
         runs=sum(len(members) for members in results.runs.values()),
-        leader=_leader(results, lead, leader),
+        leader=_leader(results, lead),
         tables=[_table_1(results, group, measures) for group, measures in results_groups(results)],
         sizes=_by_size(results, lead),
         size_measure=describe_measure(column(lead)),
         classes=results.classes,
         rankings=[_ranking(results, measure) for measure in results.measures],
-        plots=[
-            plot for measure in _plotted(results) for plot in (mean_plot(results, measure), rank_plot(results, measure))
-        ],
+        plots=[draw(results, measure) for draw in (mean_plot, rank_plot) for measure in _plotted(results)],
         tests=[_tests(results, measure, leader) for measure in results.measures],
         many=len(results.variants) > MANY,
         curves=curve_plots(results),
@@ -84,16 +82,20 @@ def _plotted(results: Results) -> list[str]:
     return [name for name in results.measures if name.startswith("native_")] or results.measures
 
 
-def _leader(results: Results, measure: str, leader: Variant) -> dict[str, str]:
+def _leader(results: Results, measure: str) -> dict[str, str]:
+    """Who is first, and how surely; of several that share the place, all."""
     known = column(measure)
-    figures = results.summary[leader.name]["all"][measure]
-    rank = results.ranks[measure][leader.name]
+    ranks = results.ranks[measure]
+    order = results.by_rank(measure)
+    first = [variant for variant in order if ranks[variant.name]["rank"] == ranks[order[0].name]["rank"]]
+    figures = results.summary[order[0].name]["all"][measure]
+    shares = sum(ranks[variant.name]["probability_best"] for variant in first)
     return {
-        "label": leader.label,
+        "label": " and ".join(variant.label for variant in first) or "–",
         "measure": describe_measure(known),
         "mean": known.text(figures["mean"]),
         "interval": _interval(known.text, figures),
-        "share": "–" if math.isnan(rank["probability_best"]) else f"{100 * rank['probability_best']:.0f} %",
+        "share": "–" if math.isnan(shares) else f"{100 * shares:.0f} %",
     }
 
 
@@ -186,7 +188,8 @@ def _ranking(results: Results, measure: str) -> dict[str, Any]:
         }
     rows = [[row[measure] for row in results.cases[variant.name]] for variant in results.variants]
     used = sum(all(math.isfinite(value) for value in values) for values in zip(*rows, strict=True))
-    return {"measure": describe_measure(column(measure)), "cases": used, "cells": cells}
+    known = column(measure)
+    return {"label": known.label, "measure": describe_measure(known), "cases": used, "cells": cells}
 
 
 def _tests(results: Results, measure: str, leader: Variant) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Results:
         return _class_sizes(next(iter(self.cases.values())))
 
     def best(self, measure: str, size_class: str = "all") -> set[str]:
-        """The variants with the best mean, as printed; none where only one is compared."""
+        """The variants with the best mean, as printed; none where all are alike. One with an infinite value is not."""
         known = column(measure)
         means = {
             variant.name: known.text(mean)
@@ -98,7 +98,8 @@ class Results:
             return set()
         ends = sorted(means.values(), key=lambda text: float(text.replace("−", "-")))
         end = ends[-1] if known.better == "higher" else ends[0]
-        return {name for name, text in means.items() if text == end}
+        winners = {name for name, text in means.items() if text == end}
+        return winners if len(winners) < len(self.variants) else set()
 
     def by_rank(self, measure: str) -> list[Variant]:
         """The variants, best first."""
