@@ -58,7 +58,7 @@ study: install
 	@cat $(STUDY)/study.md
 
 test: install lint
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: install
 	$(VENV)/bin/python -m pytest -m slow

@@ -105,12 +105,20 @@ def segment(configs: list[str], **overrides: Any) -> dict[str, Any]:
     return {"case_s": statistics.median(timer.steps[1:] or timer.steps)}
 
 
+def peak_memory_mb() -> float:
+    """Largest resident size of this process; getrusage's would start with that of the process that started it."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     sys.path.insert(0, str(BUNDLE))
     stdout, sys.stdout = sys.stdout, sys.stderr  # the last line of standard output is the result
     result = {"train": train, "segment": segment}[job.pop("job")](**job)
-    result["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result["peak_memory_mb"] = peak_memory_mb()
     import torch
 
     if torch.cuda.is_available():
