@@ -17,7 +17,7 @@ import pytest
 from matplotlib.image import imread
 from scipy import stats
 
-from scripts import report
+from scripts import files, report
 from scripts.bonbid import size_class
 from scripts.report import plots
 
@@ -157,14 +157,14 @@ def test_no_results_are_no_file(tmp_path: Path) -> None:
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.csv"
-    report.write_atomically(path, "old")
+    files.write_atomically(path, "old")
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        report.write_atomically(path, "new")
+        files.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
 

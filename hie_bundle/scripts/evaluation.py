@@ -18,6 +18,7 @@ from monai.transforms import Orientation
 
 from . import bonbid, metrics, report
 from .distributed import gather_interleaved
+from .files import write_atomically
 
 __all__ = ["CaseEvaluation"]
 
@@ -139,9 +140,7 @@ class CaseEvaluation:
         windows = (self.adc_window, self.zadc_window)
         self.views[item["case"]] = report.case_views(*volumes, *windows)
         file = f"{item['case'].replace('/', '_')}.png"
-        report.write_atomically(
-            self.output_dir / "overlays" / file, report.render_case(*volumes, item["case"], *windows)
-        )
+        write_atomically(self.output_dir / "overlays" / file, report.render_case(*volumes, item["case"], *windows))
 
     def completed(self, _: SupervisedEvaluator | None = None) -> None:
         """Write the tables and the report, and log the comparison with the baseline."""
@@ -152,7 +151,7 @@ class CaseEvaluation:
         info = {**self.info, **report.provenance(self.checkpoints)}
         summary = report.write_results(self.rows, self.output_dir, info)
         table = report.comparison_table(self.rows)
-        report.write_atomically(self.output_dir / "comparison.txt", table + "\n")
+        write_atomically(self.output_dir / "comparison.txt", table + "\n")
         report.write_report(
             self.output_dir / "report.html",
             self.rows,

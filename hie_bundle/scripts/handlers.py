@@ -6,7 +6,6 @@ They attach like MONAI's own (``handler.attach(engine)``) and stand in a config'
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import nn
 
 from .distributed import from_first, is_first
 from .errors import UserError
+from .files import atomic_path
 
 __all__ = [
     "BestModelSaver",
@@ -327,13 +327,8 @@ class Resume:
 
 def save_atomically(content: Mapping[str, Any], path: Path) -> None:
     """``torch.save`` to a neighbouring name, then rename: readers see the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic_path(path) as temporary:
         torch.save(content, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _misfits(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from .files import write_json
+from ..files import write_json
 
 __all__ = ["MANIFEST", "ArchiveError", "differences", "unpack"]
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_json
 from .errors import DatasetError, one_line
-from .files import write_json
 from .folds import fold_of_case, size_class
 from .gate import case_of, check_items, require_usable
 from .layout import SPLITS, Case, find_cases, patient_of

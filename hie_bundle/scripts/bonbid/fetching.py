@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import http.client
 import shutil
 import time
@@ -15,6 +14,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from ..files import sha256_of
 from .archive import MANIFEST, ArchiveError, differences, unpack
 from .errors import DatasetError
 from .layout import SPLITS, find_cases
@@ -118,14 +118,14 @@ def _is_there(folder: Path) -> bool:
 def _fetch(url: str, part: Path, sha256: str, tries: int, pause_s: float, timeout_s: float, max_bytes: int) -> None:
     """Complete ``part`` and compare its checksum; what does not match is removed."""
     resumed = part.exists() and part.stat().st_size > 0
-    if resumed and _sha256(part) == sha256:  # complete, but not unpacked: the disk was full, say
+    if resumed and sha256_of(part) == sha256:  # complete, but not unpacked: the disk was full, say
         return
     _complete(url, part, tries, pause_s, timeout_s, max_bytes)
-    found = _sha256(part)
+    found = sha256_of(part)
     if found != sha256 and resumed:  # what was there may have been of another file
         part.unlink()
         _complete(url, part, tries, pause_s, timeout_s, max_bytes)
-        found = _sha256(part)
+        found = sha256_of(part)
     if found != sha256:
         part.unlink()
         raise DatasetError(
@@ -211,11 +211,3 @@ def _copy(
             if have + received > max_bytes:
                 raise DatasetError(f"{url} is larger than {max_bytes} bytes.")
     return received
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -15,9 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..files import write_json
 from .checks import CaseReport, Limits, Problem, check_case, item_files
 from .errors import DatasetError
-from .files import write_json
 from .layout import Case, find_cases, output_name, part_of
 
 __all__ = ["check_items", "require_usable"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..files import write_json
 from .checks import CaseReport, Limits, Problem, item_files
 from .errors import DatasetError
-from .files import write_json
 from .folds import size_class
 from .gate import check_items, duplicate_problems, list_problems, nothing_found
 from .layout import Case, find_cases

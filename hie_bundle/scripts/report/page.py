@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..files import sha256_of, write_atomically
 from ..statistics import describe
 from . import plots, tables
 from .columns import GROUPS, Column, column, grouped
@@ -50,7 +51,7 @@ def provenance(checkpoints: Sequence[str | Path] = ()) -> dict[str, Any]:
             continue
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "checkpoints": [{"path": str(Path(path).resolve()), "sha256": _sha256(Path(path))} for path in checkpoints],
+        "checkpoints": [{"path": str(Path(path).resolve()), "sha256": sha256_of(path)} for path in checkpoints],
         "versions": versions,
     }
 
@@ -91,7 +92,7 @@ def write_report(
         glossary={known.bare: known.meaning for known in map(column, rows[0]) if known.meaning},
         windows=windows or {},
     )
-    tables.write_atomically(path, page)
+    write_atomically(path, page)
 
 
 def render_page(template: str | Path, **context: Any) -> str:
@@ -241,11 +242,3 @@ def _facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
             if one is not None:
                 facts.append((label, str(one)))
     return facts
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

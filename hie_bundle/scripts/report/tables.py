@@ -6,17 +6,17 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..files import write_atomically
 from ..statistics import describe
 from .columns import NO_NUMBERS
 
-__all__ = ["comparison_table", "read_rows", "summarise", "volume_agreement", "write_atomically", "write_results"]
+__all__ = ["comparison_table", "read_rows", "summarise", "volume_agreement", "write_results"]
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -134,17 +134,3 @@ def worst_first(rows: Rows) -> list[int]:
             -abs(rows[i]["predicted_ml"] - rows[i]["lesion_ml"]),
         ),
     )
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write under a neighbouring name, then rename: readers see the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if isinstance(content, bytes):
-            temporary.write_bytes(content)
-        else:
-            temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -15,8 +15,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from ..bonbid import SPLITS, Limits
-from ..bonbid.files import write_json
 from ..errors import UserError, choose
+from ..files import write_json
 from .page import write_study
 from .processes import Job, exclusive, run_jobs
 from .results import collect

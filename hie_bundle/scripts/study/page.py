@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..report import provenance, render_page, write_atomically
+from ..files import write_atomically
+from ..report import provenance, render_page
 from ..report.columns import column
 from .pictures import curve_plots, figure_2, mean_plot, rank_plot, strips
 from .results import (

@@ -16,8 +16,8 @@ from monai.bundle import ConfigParser
 
 from ..bonbid import Limits, datalist, require_usable
 from ..bonbid.checks import item_files
-from ..bonbid.files import atomic_path, write_json
 from ..errors import UserError
+from ..files import sha256_of, write_atomically, write_json
 from .variants import Variant
 
 __all__ = ["Cohort", "Run", "find_cases", "record_done", "refuse_other_conditions", "whole_numbers", "write_configs"]
@@ -137,7 +137,7 @@ def find_cases(
             everything |= {item["case"]: item for part in items.values() for item in part}
             cohorts[seed, fold] = items
     require_usable(list(everything.values()), dataset_dir, "the study", limits)
-    digests = {case: _digest(item_files(item).values()) for case, item in everything.items()}
+    digests = {case: sha256_of(*item_files(item).values()) for case, item in everything.items()}
     return {
         key: Cohort(
             items,
@@ -158,8 +158,7 @@ def write_configs(run: Run, configs: Mapping[str, ConfigParser], common: Mapping
     """
     for name, parser in configs.items():
         content = _settled(run, parser, common)
-        with atomic_path(run.folder / name) as temporary:
-            temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_atomically(run.folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def refuse_other_conditions(
@@ -252,15 +251,6 @@ def _flat(content: Any, name: str = "") -> dict[str, Any]:
         return {name: content}
     pairs = content.items() if isinstance(content, dict) else enumerate(content)
     return {key: one for part, value in pairs for key, one in _flat(value, f"{name}#{part}".lstrip("#")).items()}
-
-
-def _digest(files: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with Path(file).open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _joined(digests: Iterable[str]) -> str:

@@ -1,0 +1,51 @@
+"""Files written whole or not at all, and what tells one from another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["atomic_path", "sha256_of", "write_atomically", "write_json"]
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, with its extension, that takes its name when the block ends without an error.
+
+    Args:
+        path: the file to be; its folder is made if needed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write a text (UTF-8) or bytes, replacing what was there at once."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
+    """Write ``data`` as JSON, replacing what was there at once."""
+    write_atomically(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
+
+
+def sha256_of(*paths: str | Path) -> str:
+    """SHA-256 of a file's content, or of several files' one after the other, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with Path(path).open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
