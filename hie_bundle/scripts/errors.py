@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TypeVar
 
-__all__ = ["UserError", "choose", "show_plainly", "user_error"]
+__all__ = ["UserError", "choose", "first_cause", "show_plainly", "user_error"]
 
 
 Option = TypeVar("Option")
@@ -49,7 +49,7 @@ def show_plainly() -> None:
             print(f"\nerror: {mistake}", file=sys.stderr)
             return
         previous(kind, error, trace)
-        first = _causes(error)[-1]
+        first = first_cause(error)
         if first is not error:
             print(f"\ncaused by {type(first).__name__}: {first}", file=sys.stderr)
 
@@ -59,6 +59,11 @@ def show_plainly() -> None:
 def user_error(error: BaseException) -> UserError | None:
     """The :class:`UserError` among an exception and its causes, if there is one."""
     return next((cause for cause in _causes(error) if isinstance(cause, UserError)), None)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The exception that all others in the chain of causes go back to; the exception itself if it has none."""
+    return _causes(error)[-1]
 
 
 def _causes(error: BaseException) -> list[BaseException]:

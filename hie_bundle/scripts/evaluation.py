@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Events
-from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Orientation
 
@@ -106,7 +104,7 @@ class CaseEvaluation:
         adc, zadc = item["native_image"].cpu().numpy()
         brain = (adc != 0) | (zadc != 0)  # the maps are skull-stripped: exactly zero outside the brain
         truth, pred = _mask(item["native_label"]), _mask(item["native_pred"])
-        spacing_mm = _spacing_mm(item["native_label"])
+        spacing_mm = metrics.spacing_of(item["native_label"])
         voxel_ml = float(np.prod(spacing_mm)) / 1000
         lesion_fraction = float(truth.sum() / max(brain.sum(), 1))
         lesion_ml, predicted_ml = (float(mask.sum()) * voxel_ml for mask in (truth, pred))
@@ -122,7 +120,7 @@ class CaseEvaluation:
         }
         grids = {"native": (pred, truth, spacing_mm)}
         if "pred" in item:
-            grids["resampled"] = (_mask(item["pred"]), _mask(item["label"]), _spacing_mm(item["label"]))
+            grids["resampled"] = (_mask(item["pred"]), _mask(item["label"]), metrics.spacing_of(item["label"]))
         for grid, masks in grids.items():
             measured = metrics.case_metrics(*masks, self.tolerance_mm, self.lesion_overlap)
             row |= {f"{grid}_{name}": value for name, value in measured.items()}
@@ -136,7 +134,7 @@ class CaseEvaluation:
         upright = Orientation(axcodes="RAS", labels=None)
         image, truth, pred = (upright(item[f"native_{name}"]) for name in ("image", "label", "pred"))
         adc, zadc = image.cpu().numpy()
-        volumes = (adc, zadc, _mask(truth), _mask(pred), _spacing_mm(image))
+        volumes = (adc, zadc, _mask(truth), _mask(pred), metrics.spacing_of(image))
         windows = (self.adc_window, self.zadc_window)
         self.views[item["case"]] = report.case_views(*volumes, *windows)
         file = f"{item['case'].replace('/', '_')}.png"
@@ -172,8 +170,3 @@ def _relative(difference: float, volume: float) -> float:
 
 def _mask(tensor: torch.Tensor, channel: int = 0) -> np.ndarray:
     return tensor.cpu().numpy()[channel] > 0.5
-
-
-def _spacing_mm(tensor: torch.Tensor) -> tuple[float, ...]:
-    assert isinstance(tensor, MetaTensor)
-    return tuple(float(s) for s in affine_to_spacing(tensor.affine.cpu().numpy()))

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from .cores import available_cores
 from .errors import UserError
 
 __all__ = ["available_memory", "cache_memory", "network_memory", "require_memory", "workers"]
@@ -36,8 +37,7 @@ def workers(device: str | torch.device) -> int:
     """
     if torch.device(device).type != "cuda":
         return CPU_WORKERS
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(MOST_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def available_memory(device: str | torch.device = "cpu", cgroup: str | Path = "/sys/fs/cgroup") -> int:

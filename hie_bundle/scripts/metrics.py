@@ -40,6 +40,7 @@ __all__ = [
     "lesion_metrics",
     "overlap_metrics",
     "paper_metrics",
+    "spacing_of",
 ]
 
 Mask = NDArray[np.bool_]
@@ -269,7 +270,7 @@ class CaseMetric(CumulativeIterationMetric):
         for index in np.ndindex(*y.shape[:2]):
             options = dict(self.options)
             if "spacing_mm" in options and options["spacing_mm"] is None:
-                options["spacing_mm"] = _spacing_of(y, index[0])
+                options["spacing_mm"] = spacing_of(y, index[0])
             spacing = options.get("spacing_mm", (1.0, 1.0, 1.0))
             pred, truth = (part[index].cpu().numpy() > 0.5 for part in (y_pred, y))
             values[index] = self.function(*_cropped(pred, truth, spacing), **options)[self.name]
@@ -326,8 +327,13 @@ def _components(mask: Mask, other: Mask, overlap: float) -> tuple[int, int]:
     return int(count), int(((covered >= overlap * sizes) & (covered > 0)).sum())
 
 
-def _spacing_of(tensor: torch.Tensor, item: int) -> tuple[float, ...]:
+def spacing_of(tensor: torch.Tensor, item: int = 0) -> tuple[float, ...]:
+    """Voxel size in mm along each axis of an image (C, X, Y, Z), or of one item of a batch (B, C, X, Y, Z).
+
+    Raises:
+        ValueError: when the tensor carries no affine, being no MetaTensor.
+    """
     if not isinstance(tensor, MetaTensor):
-        raise ValueError("y carries no affine to take the voxel size from; give spacing_mm.")
+        raise ValueError("there is no affine to take the voxel size from; give spacing_mm.")
     affine = tensor.affine.cpu().numpy()
     return tuple(float(s) for s in affine_to_spacing(affine if affine.ndim == 2 else affine[item]))

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from scripts.cores import available_cores
+
 
 def machine() -> dict[str, Any]:
     """What the figures depend on; no names of hosts or users."""
@@ -21,7 +23,7 @@ def machine() -> dict[str, Any]:
     )
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),

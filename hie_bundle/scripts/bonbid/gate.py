@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..cores import available_cores
 from ..files import write_json
 from .checks import CaseReport, Limits, Problem, check_case, item_files
 from .errors import DatasetError
@@ -115,7 +116,7 @@ def check_items(
 def thread_count(num_workers: int | None) -> int:
     """That many threads, at least one; as many as there are cores for this process if None."""
     if num_workers is None:
-        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_workers = available_cores()
     return max(1, num_workers)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -17,6 +16,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..cores import available_cores
 from .case import simulate_case
 
 MANIFEST = "phantom.json"
@@ -114,7 +114,7 @@ def write_cohort(
 
     write = partial(write_case, seed=int(seed), options=options)
     if num_workers is None:
-        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_workers = available_cores()
     num_workers = min(num_workers, len(jobs))
     with tqdm(total=len(jobs), desc="phantom", unit="case", disable=not progress) as bar:
         if num_workers <= 1:

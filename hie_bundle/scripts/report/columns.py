@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 __all__ = ["GROUPS", "Column", "Group", "column", "grouped"]
 
@@ -54,6 +55,10 @@ class Column:
         if value in (float("inf"), float("-inf")):
             return "∞" if value > 0 else "−∞"
         return f"{value:.{self.digits}f}".replace("-", "−")
+
+    def interval(self, figures: Mapping[str, Any]) -> str:
+        """The ``low`` and ``high`` of :func:`scripts.statistics.describe` as they are printed; empty without any."""
+        return "" if figures["low"] is None else f"{self.text(figures['low'])} to {self.text(figures['high'])}"
 
 
 _CHALLENGE = "challenge's definition (surface elements weighted by area)"

@@ -134,7 +134,7 @@ def _headline(summary: Mapping[str, Any], rows: tables.Rows) -> list[dict[str, s
                 {
                     "label": f"mean {known.label}",
                     "value": known.text(figures["mean"]) + (unit if figures["mean"] is not None else ""),
-                    "interval": _interval(known, figures),
+                    "interval": known.interval(figures),
                     "note": _share(figures, summary["cases"]),
                 }
             )
@@ -147,7 +147,7 @@ def _headline(summary: Mapping[str, Any], rows: tables.Rows) -> list[dict[str, s
                 {
                     "label": "Dice gained over the ZADC threshold",
                     "value": ("+" if gain["mean"] > 0 else "") + signed.text(gain["mean"]),
-                    "interval": _interval(signed, gain),
+                    "interval": signed.interval(gain),
                     "note": f"threshold alone: {signed.text(summary['metrics']['baseline_dice']['mean'])}{unsure}",
                 }
             )
@@ -162,19 +162,13 @@ def _line(known: Column, summary: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "column": known,
         "cells": [
-            {"mean": known.text(f["mean"]), "interval": _interval(known, f), "note": _share(f, cases)}
+            {"mean": known.text(f["mean"]), "interval": known.interval(f), "note": _share(f, cases)}
             for f, cases in parts
         ],
         "median": known.text(overall["median"]),
         "printed": overall["mean_as_printed"],
         "counts": " / ".join(str(overall[name]) for name in ("defined", "undefined", "infinite")),
     }
-
-
-def _interval(known: Column, figures: Mapping[str, Any]) -> str:
-    if figures["low"] is None:
-        return ""
-    return f"{known.text(figures['low'])} to {known.text(figures['high'])}"
 
 
 def _share(figures: Mapping[str, Any], cases: int) -> str:

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["PRED_COLOUR", "TRUTH_COLOUR", "SliceView", "case_views", "render_case"]
+__all__ = ["PRED_COLOUR", "TRUTH_COLOUR", "SliceView", "axial", "case_views", "render_case", "shown_box"]
 
 TRUTH_COLOUR, PRED_COLOUR = "#56b4e9", "#e69f00"  # told apart by colour-blind readers (Okabe and Ito)
 MARGIN = 3  # voxels around the brain
@@ -89,14 +89,14 @@ def case_views(
     if errors.any():
         worst = z if errors[z] == errors.max() else int(errors.argmax())
         reasons[worst] = (*reasons.get(worst, ()), "worst error")
-    box = _box(brain | truth | pred)
+    box = shown_box(brain | truth | pred)
     pixel_mm = float(spacing_mm[0]), float(spacing_mm[1])
     views = []
     for z, why in reasons.items():
-        t, p, inside = (_axial(volume, box, z) for volume in (truth, pred, brain))
+        t, p, inside = (axial(volume, box, z) for volume in (truth, pred, brain))
         pictures = []
         for volume, window in ((adc, adc_window), (zadc, zadc_window)):
-            grey = (_axial(volume, box, z) - window[0]) / (window[1] - window[0])
+            grey = (axial(volume, box, z) - window[0]) / (window[1] - window[0])
             pictures.append(_png(np.where(inside, grey, 0)))  # black outside the brain, also in ZADC
         area = pixel_mm[0] * pixel_mm[1]
         views.append(
@@ -145,19 +145,19 @@ def render_case(
     """
     brain = (adc != 0) | (zadc != 0)
     z, _ = _fullest_slice(truth, pred, brain)
-    box = _box(brain | truth | pred)
+    box = shown_box(brain | truth | pred)
     figure = Figure(figsize=(8, 4.9), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     aspect = spacing_mm[1] / spacing_mm[0]
-    outside = ~_axial(brain, box, z)
+    outside = ~axial(brain, box, z)
     for axes, volume, name, window in zip(
         figure.subplots(1, 2), (adc, zadc), ("ADC (10⁻⁶ mm²/s)", "ZADC"), (adc_window, zadc_window), strict=True
     ):
-        inside_brain = np.ma.masked_where(outside, _axial(volume, box, z))  # black outside, also in ZADC
+        inside_brain = np.ma.masked_where(outside, axial(volume, box, z))  # black outside, also in ZADC
         shown = axes.imshow(inside_brain, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
         for mask, colour, style in ((truth, TRUTH_COLOUR, "-"), (pred, PRED_COLOUR, "--")):
-            if _axial(mask, box, z).any():
-                axes.contour(_axial(mask, box, z), [0.5], colors=colour, linewidths=1.4, linestyles=style)
+            if axial(mask, box, z).any():
+                axes.contour(axial(mask, box, z), [0.5], colors=colour, linewidths=1.4, linestyles=style)
         axes.set_axis_off()
         axes.set_title(name, color="white", fontsize=10)
         bar = figure.colorbar(shown, ax=axes, shrink=0.7, pad=0.02)
@@ -181,7 +181,7 @@ def _fullest_slice(truth: Mask, pred: Mask, brain: Mask) -> tuple[int, str]:
     return int(counts[what].argmax()), what
 
 
-def _box(shown: Mask) -> tuple[slice, slice]:
+def shown_box(shown: Mask) -> tuple[slice, slice]:
     """What is shown: the extent along X and Y with a margin; everything where there is nothing."""
     x, y = (np.flatnonzero(shown.any(axis=axes)) for axes in ((1, 2), (0, 2)))
     if not len(x):
@@ -189,7 +189,7 @@ def _box(shown: Mask) -> tuple[slice, slice]:
     return slice(max(x[0] - MARGIN, 0), x[-1] + MARGIN + 1), slice(max(y[0] - MARGIN, 0), y[-1] + MARGIN + 1)
 
 
-def _axial(volume: NDArray[Any], box: tuple[slice, slice], z: int) -> NDArray[Any]:
+def axial(volume: NDArray[Any], box: tuple[slice, slice], z: int) -> NDArray[Any]:
     """Rows from anterior to posterior, columns from the patient's right to left."""
     return volume[(*box, z)].T[::-1, ::-1]
 

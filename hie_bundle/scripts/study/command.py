@@ -15,6 +15,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from ..bonbid import SPLITS, Limits
+from ..cores import available_cores
 from ..errors import UserError, choose
 from ..files import write_json
 from .page import write_study
@@ -187,6 +188,5 @@ def _environment(threads: int | None, parallel: int) -> dict[str, str]:
     environment: Mapping[str, str] = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if threads is None and "OMP_NUM_THREADS" in environment:
         return dict(environment)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    number = max(1, cores // parallel) if threads is None else whole_numbers(threads, "--threads", 1)[0]
+    number = max(1, available_cores() // parallel) if threads is None else whole_numbers(threads, "--threads", 1)[0]
     return {**environment, "OMP_NUM_THREADS": str(number)}

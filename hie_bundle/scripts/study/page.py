@@ -95,7 +95,7 @@ def _leader(results: Results, measure: str) -> dict[str, str]:
         "label": " and ".join(variant.label for variant in first) or "–",
         "measure": describe_measure(known),
         "mean": known.text(figures["mean"]),
-        "interval": _interval(known.text, figures),
+        "interval": known.interval(figures),
         "share": "–" if math.isnan(shares) else f"{100 * shares:.0f} %",
     }
 
@@ -115,7 +115,7 @@ def _table_1(results: Results, group: Any, measures: Sequence[str]) -> dict[str,
                 {
                     "mean": known.text(figures["mean"]),
                     "best": variant.name in best[measure],
-                    "interval": _interval(known.text, figures),
+                    "interval": known.interval(figures),
                     "notes": _undefined(figures, results.classes["all"]),
                     "paper": printed(variant.published[key]) if key in variant.published else "",
                     "paper_best": variant.name in best_published.get(measure, ()),
@@ -167,7 +167,7 @@ def _by_size(results: Results, measure: str) -> list[dict[str, Any]]:
             "cells": [
                 {
                     "mean": known.text(results.summary[variant.name][size][measure]["mean"]),
-                    "interval": _interval(known.text, results.summary[variant.name][size][measure]),
+                    "interval": known.interval(results.summary[variant.name][size][measure]),
                     "best": variant.name in best[size],
                 }
                 for size in results.classes
@@ -224,10 +224,6 @@ def _variant(variant: Variant, results: Results, folder: Path) -> dict[str, Any]
             for run in results.runs[variant.name]
         ],
     }
-
-
-def _interval(text: Any, figures: Mapping[str, Any]) -> str:
-    return "" if figures["low"] is None else f"{text(figures['low'])} to {text(figures['high'])}"
 
 
 def _p(value: float) -> str:

@@ -21,7 +21,8 @@ from ..bonbid import read_volume
 from ..bonbid.checks import item_files
 from ..report import PRED_COLOUR, TRUTH_COLOUR, read_curves
 from ..report.columns import column
-from ..report.plots import BLUE, GREY, ORANGE, Plot, _figure, _legend, _style, _svg
+from ..report.pictures import axial, shown_box
+from ..report.plots import BLUE, GREY, ORANGE, Plot, _figure, _style, _svg
 from ..report.tables import read_rows
 from .results import Results, describe_measure
 
@@ -29,7 +30,6 @@ __all__ = ["Panel", "Strip", "curve_plots", "figure_2", "mean_plot", "rank_plot"
 
 COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", GREY)  # Okabe and Ito
 LINES = ("-", "--", ":", "-.")
-MARGIN = 3  # voxels around the brain
 PANELS_A_ROW = 7
 PANEL_INCHES = 2.0
 
@@ -224,7 +224,6 @@ def curve_plots(results: Results) -> list[Plot]:
             axes.set_ylabel("Mean Dice, resampled grid")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             if told:
-                _legend(axes)
                 axes.legend(
                     frameon=False, loc="lower left", bbox_to_anchor=(-0.1, 1), ncols=2, borderaxespad=0, fontsize=8.5
                 )
@@ -253,13 +252,7 @@ def _strip(
     adc, spacing_mm = _upright(adc, image.affine)
     truth = _upright(label.array, label.affine)[0] > 0.5
     z = int(truth.sum((0, 1)).argmax())
-    brain = adc != 0
-    x, y = (np.flatnonzero((brain | truth).any(axis=axes)) for axes in ((1, 2), (0, 2)))
-    columns = slice(max(x[0] - MARGIN, 0), x[-1] + MARGIN + 1)
-    rows = slice(max(y[0] - MARGIN, 0), y[-1] + MARGIN + 1)
-
-    def axial(volume: NDArray[Any]) -> NDArray[Any]:
-        return volume[columns, rows, z].T[::-1, ::-1]
+    box = shown_box((adc != 0) | truth)
 
     masks = {}
     for variant in results.variants:
@@ -270,14 +263,14 @@ def _strip(
             saved = read_volume(path)
             mask = _upright(saved.array, saved.affine)[0] > 0.5
             dice = next(r["native_dice"] for r in read_rows(run.folder / "metrics.csv") if r["case"] == row["case"])
-            masks[variant.label] = (axial(mask), f"Dice {column('native_dice').text(dice)}")
+            masks[variant.label] = (axial(mask, box, z), f"Dice {column('native_dice').text(dice)}")
             break
     low, high = adc_window
     return Strip(
         title=f"{kind}: {row['case']}",
         note=f"{100 * row['lesion_fraction']:.2g} % of the brain, slice {z + 1} of {truth.shape[2]}",
-        adc=np.clip((axial(adc) - low) / (high - low), 0, 1),
-        truth=axial(truth),
+        adc=np.clip((axial(adc, box, z) - low) / (high - low), 0, 1),
+        truth=axial(truth, box, z),
         masks=masks,
         aspect=float(spacing_mm[1] / spacing_mm[0]),
     )

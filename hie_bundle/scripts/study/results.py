@@ -14,10 +14,10 @@ import numpy as np
 
 from ..errors import UserError
 from ..report.columns import NO_NUMBERS, Column, column
-from ..report.tables import read_rows
+from ..report.tables import by_size_class, read_rows
 from ..statistics import describe, paired_tests, ranking
 from .runs import Run
-from .variants import Variant
+from .variants import PUBLISHED, Variant
 
 __all__ = ["GROUPS", "Group", "Results", "cases_csv", "collect", "markdown", "study_csv", "tests_csv"]
 
@@ -273,14 +273,11 @@ def _refuse_other_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Non
 
 
 def _class_sizes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    sizes = {"all": len(rows)}
-    for row in sorted(rows, key=lambda row: row["lesion_fraction"]):
-        sizes[row["size_class"]] = sizes.get(row["size_class"], 0) + 1
-    return sizes
+    return {"all": len(rows)} | {name: len(members) for name, members in by_size_class(rows).items()}
 
 
 def _published(results: Results) -> list[str]:
-    return [key for key in ("dice", "msd_mm", "nsd", "epochs") if any(key in v.published for v in results.variants)]
+    return [key for key in PUBLISHED if any(key in v.published for v in results.variants)]
 
 
 def _heading(known: Column) -> str:

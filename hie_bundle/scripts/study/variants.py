@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.scripts import run as bundle_run
 from monai.bundle.scripts import update_kwargs
 
-from ..errors import UserError
+from ..errors import UserError, first_cause, user_error
 
 __all__ = ["PUBLISHED", "Source", "Variant", "invocation", "read_variants", "rehearse", "select", "variant_configs"]
 
@@ -195,9 +195,7 @@ def rehearse(config: ConfigParser, variant: Variant) -> None:
         try:
             parser.get_parsed_content(part)
         except Exception as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None and not isinstance(cause, UserError):
-                cause = cause.__cause__
+            cause = user_error(error) or first_cause(error)
             raise UserError(f"variant {variant.name}: its {part} cannot be made: {cause}") from error
 
 
