@@ -12,10 +12,11 @@ from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from scripts import inferers
+from scripts import openvino_inferer
 from scripts.errors import UserError
-from scripts.inferers import EnsembleInferer, OpenVINOInferer, TorchInferer
+from scripts.inferers import EnsembleInferer, TorchInferer
 from scripts.networks import HIEUNet
+from scripts.openvino_inferer import OpenVINOInferer
 
 SHAPE = (1, 2, 16, 24, 8)
 
@@ -156,7 +157,7 @@ def test_openvino_in_an_ensemble(checkpoints: list[str], image: torch.Tensor) ->
 def test_without_openvino_pytorch_does_the_work_and_says_so(
     image: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(inferers, "openvino", None)
+    monkeypatch.setattr(openvino_inferer, "openvino", None)
     network = _network(0)
     with caplog.at_level(logging.WARNING):
         inferer = OpenVINOInferer()
@@ -166,7 +167,7 @@ def test_without_openvino_pytorch_does_the_work_and_says_so(
 
 
 def test_a_cpu_without_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(inferers.openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
+    monkeypatch.setattr(openvino_inferer.openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
     with caplog.at_level(logging.WARNING):
         assert OpenVINOInferer("bfloat16").hint == "f32"
     assert "no instructions for bfloat16" in caplog.text

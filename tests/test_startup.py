@@ -11,7 +11,7 @@ import pytest
 from conftest import BUNDLE
 
 # of the third-party packages and of the bundle itself
-HEAVY = ["torchio", "jinja2", "surface_distance", "cc3d", "pandas", "onnx", "onnxscript"]
+HEAVY = ["torchio", "jinja2", "surface_distance", "cc3d", "pandas", "onnx", "onnxscript", "openvino"]
 OWN = ["scripts.report", "scripts.study", "scripts.phantom", "scripts.evaluation", "scripts.metrics", "scripts.scoring"]
 
 PROGRAM = """

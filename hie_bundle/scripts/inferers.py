@@ -1,8 +1,7 @@
-"""How a trained network is run: at which precision, by PyTorch or OpenVINO, alone or averaged with others."""
+"""How a trained network is run: at which precision, alone or averaged with others."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from itertools import combinations
@@ -15,14 +14,7 @@ from torch import nn
 from .errors import choose
 from .handlers import as_paths, read_weights
 
-try:
-    import openvino
-except ImportError:
-    openvino = None
-
-__all__ = ["EnsembleInferer", "OpenVINOInferer", "TorchInferer"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["PRECISIONS", "EnsembleInferer", "TorchInferer"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -46,52 +38,6 @@ class TorchInferer(Inferer):
             return network(inputs, *args, **kwargs)
         with torch.autocast(inputs.device.type, self.dtype):
             return network(inputs, *args, **kwargs).float()
-
-
-class OpenVINOInferer(Inferer):
-    """The whole volume through the network by OpenVINO; both are on the CPU.
-
-    A network is converted at its first call, and compiled once for each shape of input; it is taken to be in evaluation
-    mode with its final weights by then. Where OpenVINO is not installed, a log line says so and PyTorch does the work.
-
-    Args:
-        precision: ``bfloat16``, for which the CPU needs instructions of its own: where it has none, a log line says so
-            and the precision is ``float32``.
-
-    Raises:
-        UserError: when there is no such precision.
-    """
-
-    def __init__(self, precision: str = "bfloat16") -> None:
-        choose(PRECISIONS, precision, "precision")
-        self.hint = "bf16" if precision == "bfloat16" else "f32"
-        self.fallback = TorchInferer()
-        self._compiled: dict[tuple[nn.Module, torch.Size], Any] = {}
-        if openvino is None:
-            logger.warning(
-                "The package 'openvino' is not installed: PyTorch runs the network, which is slower on a CPU "
-                "(pip install openvino)."
-            )
-        elif self.hint == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            logger.warning("This CPU has no instructions for bfloat16: OpenVINO runs the network in float32.")
-            self.hint = "f32"
-
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        if openvino is None:
-            return self.fallback(inputs, network, *args, **kwargs)
-        assert isinstance(network, nn.Module)
-        key = (network, inputs.shape)
-        # a MetaTensor would pass through its dispatcher at each operation
-        plain = inputs.as_subclass(torch.Tensor).float().contiguous()
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(network, plain)
-        return torch.from_numpy(self._compiled[key](plain.numpy())[0])
-
-    def _compile(self, network: nn.Module, example: torch.Tensor) -> Any:
-        with torch.no_grad():  # exported symbolically: nothing is computed
-            program = torch.export.export(network, (example,))
-        properties = {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY"}
-        return openvino.Core().compile_model(openvino.convert_model(program), "CPU", properties)
 
 
 class EnsembleInferer(Inferer):

@@ -10,8 +10,9 @@ import torch
 from parts import Shape, sample
 from timing import compare
 
-from scripts.inferers import OpenVINOInferer, TorchInferer
+from scripts.inferers import TorchInferer
 from scripts.networks import HIEUNet
+from scripts.openvino_inferer import OpenVINOInferer
 
 
 def forward(
