@@ -12,7 +12,10 @@ INFER_DEMO := "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']"
 
 # the bundle's version; empty in a tree without it
 VERSION = $(shell sed -n 's/^  "version": "\(.*\)",/\1/p' hie_bundle/configs/metadata.json)
-WEIGHTS = $(if $(wildcard hie_bundle/models/model.pt),--prefix=hie_bundle/models/ --add-file=hie_bundle/models/model.pt)
+WEIGHTS = $(wildcard hie_bundle/models/model.pt)
+PACKED = --prefix=hie_bundle/models/ --add-file=dist/models/model.pt --add-file=dist/models/model.json
+# what has PyTorch: the environment, if it is there
+WITH_TORCH = $(abspath $(firstword $(wildcard $(VENV)/bin/python) $(shell command -v $(PYTHON))))
 LABEL_VENV := .venv-monailabel
 
 .PHONY: help install demo study test test-slow test-monailabel lint bench package large_files clean
@@ -26,7 +29,7 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       every part against its stock counterpart; an hour or more, alone on the machine"
 	@echo "make package     the committed bundle, and models/model.pt if it is there, as dist/hie_bundle_v<version>.zip"
-	@echo "make large_files URL=...   for the Model Zoo: where models/model.pt can be fetched, with its hash"
+	@echo "make large_files URL=...   for the Model Zoo: where dist/models/model.pt can be fetched, with its hash"
 	@echo "make clean       remove $(DEMO) and the environment"
 
 install: $(VENV)/.installed
@@ -79,16 +82,21 @@ lint: install
 bench: install
 	$(VENV)/bin/python tests/benchmarks
 
-package:
+# the weights as the Model Zoo's tools take them, and what they were trained with beside them
+dist/models/model.pt: hie_bundle/models/model.pt
+	cd hie_bundle && $(WITH_TORCH) -c "from scripts.weights import write_bare; write_bare('models/model.pt', '../$@')"
+
+package: $(if $(WEIGHTS),dist/models/model.pt)
 	mkdir -p dist
-	git archive --format=zip --output=dist/hie_bundle_v$(VERSION).zip $(WEIGHTS) --prefix= HEAD hie_bundle
+	git archive --format=zip --output=dist/hie_bundle_v$(VERSION).zip $(if $(WEIGHTS),$(PACKED)) --prefix= HEAD hie_bundle
 	@echo "dist/hie_bundle_v$(VERSION).zip$(if $(WEIGHTS),, (without weights: there is no hie_bundle/models/model.pt))"
 
-large_files:
-	@test -n "$(URL)" || { echo "say where the weights are: make large_files URL=https://..."; exit 2; }
-	@test -f hie_bundle/models/model.pt || { echo "there is no hie_bundle/models/model.pt"; exit 2; }
+large_files: $(if $(WEIGHTS),dist/models/model.pt)
+	@test -n "$(URL)" || { echo "say where dist/models/model.pt will be: make large_files URL=https://..."; exit 2; }
+	@test -n "$(WEIGHTS)" || { echo "there is no hie_bundle/models/model.pt"; exit 2; }
+	@cp dist/models/model.json hie_bundle/models/model.json
 	@printf 'large_files:\n- path: models/model.pt\n  url: "%s"\n  hash_val: %s\n  hash_type: sha256\n' \
-		"$(URL)" "$$(sha256sum hie_bundle/models/model.pt | cut -d' ' -f1)" > hie_bundle/large_files.yml
+		"$(URL)" "$$(sha256sum dist/models/model.pt | cut -d' ' -f1)" > hie_bundle/large_files.yml
 	@cat hie_bundle/large_files.yml
 
 clean:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from monai.transforms import Invertd, LoadImaged
 from monai.transforms.traits import RandomizableTrait
 
 from scripts import metrics
+from scripts.recipe import recipe_of
 from scripts.transforms import LoadMapsd
 
 CONFIGS = BUNDLE / "configs"
@@ -74,7 +76,7 @@ def test_values_are_the_papers(augmentation: str) -> None:
         "loss_name": "tversky_hausdorff", "augmentation_probability": 0.5,
     }  # fmt: skip
     assert {name: parser[name] for name in expected} == expected
-    transforms = parser.get_parsed_content("train#random_transforms#0").transform.transforms
+    transforms = parser.get_parsed_content("augment#0").transform.transforms
     assert [type(t).__name__ for t in transforms] == [
         "RandomNoise", "RandomAnisotropy", "RandomBlur", "RandomGamma", "RandomElasticDeformation",
     ]  # fmt: skip
@@ -101,12 +103,13 @@ def test_form_that_monai_label_reads() -> None:
     assert "data" in train["train#dataset"]
     assert "max_epochs" in train["train#trainer"]
     assert "network" in train
-    steps = [t["_target_"] for t in inference["preprocessing#transforms"]]
-    assert steps[:2] == ["scripts.transforms.LoadMapsd", "EnsureChannelFirstd"]
+    steps = inference.get_parsed_content("preprocessing").transforms
+    names = [type(step).__name__ for step in steps]
+    assert names[:2] == ["LoadMapsd", "EnsureChannelFirstd"]
     assert issubclass(LoadMapsd, LoadImaged)  # by which it is known there
-    assert "channel_dim" not in inference["preprocessing#transforms"][1]
-    assert not {"Spacingd", "SelectItemsd"} & set(steps)
-    last = [t["_target_"] for t in inference["postprocessing#transforms"]]
+    assert steps[1].adjuster.input_channel_dim is None
+    assert not {"Spacingd", "SelectItemsd"} & set(names)
+    last = [type(step).__name__ for step in inference.get_parsed_content("postprocessing").transforms]
     assert last == ["Activationsd", "Invertd", "AsDiscreted", "CastToTyped", "SaveImaged"]
     assert "@device.type" not in Path(TRAIN).read_text() + Path(INFER).read_text()
     channels = json.loads((CONFIGS / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"][
@@ -120,22 +123,69 @@ def test_device_may_be_a_string(tmp_path: Path) -> None:
     assert parser.get_parsed_content("train#trainer").amp is False
 
 
-def test_training_and_inference_prepare_images_alike() -> None:
-    train = [dict(t) for t in _parser(TRAIN)["train#deterministic_transforms"]]
-    inference = _parser(INFER)["preprocessing#transforms"]
-    for ours, theirs in zip(train, inference, strict=True):
-        mode = ours["mode"][0] if isinstance(ours.get("mode"), list) else ours.get("mode")
-        assert {**ours, "keys": "image", **({"mode": mode} if mode else {})} == theirs
-    for name in ("spatial_size", "features", "dropout"):
-        assert _parser(TRAIN)[name] == _parser(INFER)[name]
+def test_the_recipe_is_the_same_in_training_and_inference() -> None:
+    """MONAI Label and the Model Zoo read each file alone, so it stands in both."""
+    blocks = [re.findall(r"^# --- the recipe:.*^# --- end of the recipe", Path(file).read_text(), re.M | re.S)
+              for file in (TRAIN, INFER)]  # fmt: skip
+    assert len(blocks[0]) == 1
+    assert blocks[0] == blocks[1]
+    ours, theirs = (recipe_of(_parser(file)) for file in (TRAIN, INFER))
+    assert ours == theirs
+    assert ours["spatial_size"] == [192, 192, 32]
+
+
+@pytest.mark.parametrize(
+    ("mixins", "runs"),
+    [
+        ([], "training"),
+        (["demo"], "training"),
+        (["multi_gpu_train"], "training"),
+        (["evaluate"], "evaluating"),
+        (["evaluate", "demo"], "evaluating"),
+        (["evaluate", "multi_gpu_evaluate"], "evaluating"),
+        (["study"], "loss_study"),
+        (["study", "demo"], "loss_study"),
+        (["study", "study_weights"], "loss_study"),
+    ],
+)
+def test_plain_run_does_what_the_files_name_says(mixins: list[str], runs: str) -> None:
+    assert _parser(TRAIN, *(str(CONFIGS / f"{name}.yaml") for name in mixins))["run"] == f"$@{runs}"
+
+
+def test_every_mixin_on_train_yaml_is_in_that_table() -> None:
+    (marks,) = [m for m in test_plain_run_does_what_the_files_name_says.pytestmark if m.name == "parametrize"]  # type: ignore[attr-defined]
+    tried = {name for mixins, _ in marks.args[1] for name in mixins}
+    apart = {"train", "inference", "inference_openvino", "data"}  # no mixins on train.yaml
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} - apart == tried
+
+
+def test_a_training_beside_evaluate_yaml_stays_the_training() -> None:
+    """Validation neither reloads weights nor sees the cases that --split names."""
+    alone, beside = _parser(TRAIN), _parser(TRAIN, EVALUATE, split="test")
+    for name in ("training", "train", "validate", "initialize", "network"):
+        assert beside[name] == alone[name]
 
 
 def test_only_deterministic_transforms_are_cached() -> None:
     parser = _parser(TRAIN)
-    assert not any(
-        isinstance(t, RandomizableTrait) for t in parser.get_parsed_content("train#deterministic_transforms")
-    )
-    assert all(isinstance(t, RandomizableTrait) for t in parser.get_parsed_content("train#random_transforms"))
+    for stage in parser.get_parsed_content("transforms").values():
+        assert not any(isinstance(t, RandomizableTrait) for t in stage)
+    assert all(isinstance(t, RandomizableTrait) for t in parser.get_parsed_content("augment"))
+
+
+def test_one_set_of_limits_reaches_what_checks_and_what_loads() -> None:
+    for file in (TRAIN, INFER):
+        parser = _parser(file, **{"limits#zadc_limit": 7.0})
+        assert parser.get_parsed_content("transforms")["load"][0].limits.zadc_limit == 7.0
+        assert parser.get_parsed_content("limits").zadc_limit == 7.0
+
+
+def test_lists_are_never_referred_to_by_position_nor_blocks_copied() -> None:
+    for file in CONFIGS.glob("*.yaml"):
+        text = re.sub(r"#.*", "", "\n".join(line for line in file.read_text().splitlines() if not line.startswith("#")))
+        assert not re.search(r"[@%][\w:]*::\d", file.read_text()), file
+        assert not re.search(r"[@%]\w+(?:#\w+)*#\d", file.read_text()), file
+        assert "%" not in text, file
 
 
 # --- geometry -----------------------------------------------------------------------------------------------------
@@ -190,7 +240,7 @@ def test_resampling_and_inversion_bring_a_mask_back(
     assert 2 * (mask & label).sum() / (mask.sum() + label.sum()) > 0.95
 
     options = {"output_dir": str(tmp_path / "out"), "output_ext": extension}
-    save = _parser(INFER, **options).get_parsed_content("postprocessing").transforms[-1]
+    save = _parser(INFER, **options).get_parsed_content("save")[-1]
     save({"pred": (back["pred"] > 0.5).to(torch.uint8)})
     (file,) = (tmp_path / "out").iterdir()
     saved, truth = SimpleITK.ReadImage(str(file)), SimpleITK.ReadImage(item["label"])

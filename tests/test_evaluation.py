@@ -12,9 +12,12 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from torch import nn
 
 from scripts import metrics, report
+from scripts.errors import UserError
 from scripts.evaluation import CaseEvaluation
+from scripts.weights import save_weights
 
 SPACING = np.array([1.5, 1.0, 4.0])
 SHAPE = (20, 18, 8)
@@ -36,7 +39,8 @@ def _item(
         "case": case,
         "native_image": tensor(adc, zadc),
         "native_label": tensor(truth),
-        "native_pred": tensor(pred, *members),
+        "native_pred": tensor(pred),
+        **({"native_members": tensor(*members)} if members else {}),
     }
     if resampled:
         item |= {"pred": tensor(pred)[:, ::2], "label": tensor(truth)[:, ::2]}
@@ -72,11 +76,19 @@ def test_a_row_says_what_was_measured(tmp_path: Path) -> None:
     )
 
 
-def test_further_channels_are_members_of_an_ensemble(tmp_path: Path) -> None:
+def test_members_of_an_ensemble(tmp_path: Path) -> None:
     truth, pred, _ = _masks()
     row = CaseEvaluation(str(tmp_path)).measure(_item(truth, pred, (truth, np.zeros_like(truth))))
     assert row["native_dice"] == pytest.approx(0.75)
     assert (row["member_1_dice"], row["member_2_dice"]) == (1.0, 0.0)
+
+
+def test_a_second_channel_of_a_prediction_is_refused(tmp_path: Path) -> None:
+    truth, pred, _ = _masks()
+    item = _item(truth, pred)
+    item["native_pred"] = torch.cat([item["native_pred"], item["native_pred"]])
+    with pytest.raises(UserError, match="one channel, not 2"):
+        CaseEvaluation(str(tmp_path)).measure(item)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +118,8 @@ def _engine(items: list[dict[str, Any]]) -> Engine:
 def test_files_at_the_end(overlays: bool, tmp_path: Path) -> None:
     truth, pred, _ = _masks()
     items = [_item(truth, pred, case="A-1"), _item(truth, truth, case="B/2"), _item(pred & truth, pred, case="C 3")]
-    (tmp_path / "model.pt").write_bytes(b"weights")
+    training = {"loss": "dice", "seed": 7, "epoch": 12, "val_mean_dice": 0.43}
+    save_weights(nn.Linear(1, 1), tmp_path / "model.pt", recipe={}, training=training)
     evaluation = CaseEvaluation(
         str(tmp_path / "out"), {"split": "test", "fold": None}, str(tmp_path / "model.pt"), overlays=overlays
     )
@@ -125,3 +138,5 @@ def test_files_at_the_end(overlays: bool, tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<article") == (3 if overlays else 0)
     assert summary["info"]["checkpoints"][0]["sha256"] in page
+    assert summary["info"]["training"] == ["loss dice, seed 7, epoch 12, val_mean_dice 0.43"]
+    assert "loss dice, seed 7, epoch 12, val_mean_dice 0.43" in page

@@ -13,7 +13,7 @@ from monai.metrics import DiceMetric
 from monai.transforms import Compose, RandGaussianNoised
 from torch import nn
 
-from scripts import handlers
+from scripts import handlers, weights
 from scripts.errors import UserError
 
 
@@ -311,8 +311,8 @@ def test_checkpoint_loader_says_what_is_wrong(tmp_path: Path) -> None:
 
 def test_atomic_save_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    handlers.save_atomically({"a": torch.ones(1)}, path)
+    weights.save_atomically({"a": torch.ones(1)}, path)
     with pytest.raises(Exception, match="pickle"):
-        handlers.save_atomically({"a": lambda: None}, path)
+        weights.save_atomically({"a": lambda: None}, path)
     assert torch.load(path, weights_only=True)["a"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]

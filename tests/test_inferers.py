@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from scripts import openvino_inferer
+from scripts import openvino_backend
 from scripts.errors import UserError
-from scripts.inferers import EnsembleInferer, TorchInferer
+from scripts.inferers import EnsembleInferer, EnsembleMembers, TorchBackend
 from scripts.networks import HIEUNet
-from scripts.openvino_inferer import OpenVINOInferer
+from scripts.openvino_backend import OpenVINOBackend
 
 SHAPE = (1, 2, 16, 24, 8)
 
@@ -48,9 +49,10 @@ def image() -> torch.Tensor:
 @torch.no_grad()
 def test_one_checkpoint_without_flips_is_the_network(checkpoints: list[str], image: torch.Tensor) -> None:
     network = _network(0)
-    for members in (False, True):
-        for one in (checkpoints[0], checkpoints[:1]):
-            assert torch.equal(EnsembleInferer(one, members=members)(image, network), network(image))
+    for one in (checkpoints[0], checkpoints[:1]):
+        inferer = EnsembleInferer(one)
+        assert torch.equal(inferer(image, network), network(image))
+        assert inferer.members is None
 
 
 @torch.no_grad()
@@ -64,17 +66,56 @@ def test_mean_probability_by_hand(checkpoints: list[str], image: torch.Tensor, f
         mirrored = torch.from_numpy(image.numpy()[(slice(None), slice(None), *mirror)].copy())
         output = torch.sigmoid(network(mirrored))[:, 0].numpy()
         expected.append(torch.from_numpy(output[(slice(None), *mirror)].copy()))
-    inferer = EnsembleInferer(checkpoints, flips=flips, members=True)
+    inferer = EnsembleInferer(checkpoints, flips=flips)
     for _ in range(2):  # the second call uses the copies of the first
         logit = inferer(image, networks[0])
-        assert logit.shape == (1, 4, *SHAPE[2:])
+        assert logit.shape == (1, 1, *SHAPE[2:])
+        assert inferer.members is not None
+        assert inferer.members.shape == (1, 3, *SHAPE[2:])
         mean = torch.stack(expected).mean(0)
         assert mean.std() > 0.02
         torch.testing.assert_close(torch.sigmoid(logit[:, 0]), mean, rtol=0, atol=1e-6)
-        for channel, network in enumerate(networks, start=1):
-            torch.testing.assert_close(logit[:, channel : channel + 1], network(image), rtol=0, atol=1e-5)
-    alone = EnsembleInferer(checkpoints, flips=flips)(image, networks[0])
-    torch.testing.assert_close(alone, logit[:, :1])
+        for channel, network in enumerate(networks):
+            torch.testing.assert_close(inferer.members[:, channel : channel + 1], network(image), rtol=0, atol=1e-5)
+
+
+class TwoLogits(nn.Module):
+    """Background's and lesion's logit, whose softmax is the sigmoid of the inner network's."""
+
+    def __init__(self, inner: nn.Module, channels: int = 2) -> None:
+        super().__init__()
+        self.inner, self.channels = inner, channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logit = self.inner(x)
+        return torch.cat([torch.full_like(logit, 0.7)] * (self.channels - 1) + [logit + 0.7], dim=1)
+
+
+@torch.no_grad()
+def test_networks_with_a_background_channel_are_averaged_by_their_softmax(image: torch.Tensor, tmp_path: Path) -> None:
+    networks = [TwoLogits(_network(seed)).eval() for seed in range(2)]
+    paths = [str(tmp_path / f"{seed}.pt") for seed in range(2)]
+    for network, path in zip(networks, paths, strict=True):
+        torch.save(network.state_dict(), path)
+    inferer = EnsembleInferer(paths)
+    expected = torch.stack([torch.softmax(network(image), dim=1) for network in networks]).mean(0)
+    torch.testing.assert_close(torch.softmax(inferer(image, networks[0]), dim=1), expected)
+    assert inferer.members is not None
+    torch.testing.assert_close(inferer.members[:, :1], networks[0].inner(image), rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="3 output channels"):
+        EnsembleInferer(paths[:1], flips=[0])(image, TwoLogits(_network(0), channels=3))
+
+
+def test_members_stand_beside_the_prediction(checkpoints: list[str], image: torch.Tensor) -> None:
+    for paths, expected in ((checkpoints, (1, 3, *SHAPE[2:])), (checkpoints[:1], None)):
+        inferer = EnsembleInferer(paths)
+        engine = SupervisedEvaluator(
+            device=torch.device("cpu"), val_data_loader=[{"image": image}], network=_network(0), inferer=inferer,
+            val_handlers=[EnsembleMembers(inferer, "members")], decollate=False,
+        )  # fmt: skip
+        engine.run()
+        members = engine.state.output.get("members")
+        assert (None if members is None else tuple(members.shape)) == expected
 
 
 @torch.no_grad()
@@ -103,7 +144,7 @@ def test_windows_are_averaged_like_whole_volumes(checkpoints: list[str], image: 
     window = SlidingWindowInferer(roi_size=SHAPE[2:], sw_batch_size=1)
     network = _network(0)
     whole = EnsembleInferer(checkpoints)(image, network)
-    torch.testing.assert_close(EnsembleInferer(checkpoints, inferer=window)(image, network), whole)
+    torch.testing.assert_close(EnsembleInferer(checkpoints, window=window)(image, network), whole)
 
 
 def test_members_that_do_not_fit_are_named(checkpoints: list[str], image: torch.Tensor, tmp_path: Path) -> None:
@@ -122,52 +163,55 @@ def test_members_that_do_not_fit_are_named(checkpoints: list[str], image: torch.
 @torch.no_grad()
 def test_bfloat16_gives_float32_logits_close_to_those_of_float32(image: torch.Tensor) -> None:
     network = _network(0)
-    exact, rounded = TorchInferer()(image, network), TorchInferer("bfloat16")(image, network)
+    exact, rounded = TorchBackend()(network, image), TorchBackend("bfloat16")(network, image)
     assert torch.equal(exact, network(image))
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, exact)  # it was rounded
     assert (rounded - exact).abs().mean() < 0.05 * exact.std()
     with pytest.raises(UserError, match="choose one of: float32, bfloat16"):
-        TorchInferer("float16")
+        TorchBackend("float16")
 
 
 @torch.no_grad()
 def test_openvino_equals_pytorch(image: torch.Tensor) -> None:
     other = torch.randn((2, 2, 8, 16, 8), generator=torch.Generator().manual_seed(6))
-    inferer = OpenVINOInferer("float32")
+    backend = OpenVINOBackend("float32")
     for seed in (0, 1):  # two networks and two shapes through one inferer
         network = _network(seed)
         for volume in (image, MetaTensor(other), image):
-            output = inferer(volume, network)
+            output = backend(network, volume)
             assert output.dtype == torch.float32
             torch.testing.assert_close(output, network(volume.as_subclass(torch.Tensor)), rtol=1e-4, atol=1e-4)
-    rounded, exact = OpenVINOInferer("bfloat16")(image, network), network(image)
+    rounded, exact = OpenVINOBackend("bfloat16")(network, image), network(image)
     assert (rounded - exact).abs().mean() < 0.05 * exact.std()
 
 
 @torch.no_grad()
 def test_openvino_in_an_ensemble(checkpoints: list[str], image: torch.Tensor) -> None:
     network = _network(0)
-    expected = EnsembleInferer(checkpoints, flips=[0], members=True)(image, network)
-    inferer = EnsembleInferer(checkpoints, flips=[0], members=True, inferer=OpenVINOInferer("float32"))
-    torch.testing.assert_close(inferer(image, network), expected, rtol=1e-3, atol=1e-3)
+    window = SlidingWindowInferer(roi_size=(8, 16, 8), sw_batch_size=1, overlap=0.5)
+    for layers in ({}, {"window": window}):
+        reference = EnsembleInferer(checkpoints, flips=[0], **layers)
+        inferer = EnsembleInferer(checkpoints, flips=[0], backend=OpenVINOBackend("float32"), **layers)
+        torch.testing.assert_close(inferer(image, network), reference(image, network), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(inferer.members, reference.members, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
 def test_without_openvino_pytorch_does_the_work_and_says_so(
     image: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(openvino_inferer, "openvino", None)
+    monkeypatch.setattr(openvino_backend, "openvino", None)
     network = _network(0)
     with caplog.at_level(logging.WARNING):
-        inferer = OpenVINOInferer()
-        assert torch.equal(inferer(image, network), network(image))
+        backend = OpenVINOBackend()
+        assert torch.equal(backend(network, image), network(image))
     (record,) = caplog.records
     assert "'openvino' is not installed" in record.message
 
 
 def test_a_cpu_without_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(openvino_inferer.openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
+    monkeypatch.setattr(openvino_backend.openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
     with caplog.at_level(logging.WARNING):
-        assert OpenVINOInferer("bfloat16").hint == "f32"
+        assert OpenVINOBackend("bfloat16").hint == "f32"
     assert "no instructions for bfloat16" in caplog.text

@@ -91,7 +91,7 @@ def test_the_container_limits_what_is_available(tmp_path: Path) -> None:
 def test_enough_memory_is_announced(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         machine.require_memory(
-            HIEUNet(features=[2, 3, 4, 5]), (192, 192, 32), 1, "cpu", cached={"training": 85, "validation": 4}
+            HIEUNet(features=[2, 3, 4, 5]), (192, 192, 32), 2, 1, "cpu", cached={"training": 85, "validation": 4}
         )
     # 89 cases of two maps and a label, four bytes a voxel
     assert f"{89 * 3 * 4 * 192 * 192 * 32 / 1e9:.1f} GB" in caplog.text
@@ -102,14 +102,14 @@ def test_too_little_memory_is_refused_with_the_estimate(monkeypatch: pytest.Monk
     monkeypatch.setattr(machine, "available_memory", lambda *_: int(6e9))
     network = HIEUNet()
     with pytest.raises(UserError, match=r"need about 12\.\d GB .* 6\.0 GB are available") as error:
-        machine.require_memory(network, (192, 192, 32), 4, "cpu")
+        machine.require_memory(network, (192, 192, 32), 2, 4, "cpu")
     assert "--batch_size" in str(error.value)
     assert "--cache_rate" not in str(error.value)
     with pytest.raises(UserError, match="--cache_rate"):
-        machine.require_memory(HIEUNet(features=[2, 3, 4, 5]), (192, 192, 32), 1, "cpu", cached={"training": 1000})
-    machine.require_memory(network, (192, 192, 32), 1, "cpu", training=False)
+        machine.require_memory(HIEUNet(features=[2, 3, 4, 5]), (192, 192, 32), 2, 1, "cpu", cached={"training": 1000})
+    machine.require_memory(network, (192, 192, 32), 2, 1, "cpu", training=False)
     with pytest.raises(UserError, match="prediction"):
-        machine.require_memory(network, (512, 512, 256), 1, "cpu", training=False)
+        machine.require_memory(network, (512, 512, 256), 2, 1, "cpu", training=False)
 
 
 def test_a_network_that_cannot_be_estimated_is_let_through_with_a_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -117,7 +117,7 @@ def test_a_network_that_cannot_be_estimated_is_let_through_with_a_line(caplog: p
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x[:, :1] if x.max().item() > 0 else x[:, 1:]
 
-    machine.require_memory(LooksAtValues(), (16, 16, 16), 1, "cpu")
+    machine.require_memory(LooksAtValues(), (16, 16, 16), 2, 1, "cpu")
     assert "could not be estimated" in caplog.text
 
 

@@ -46,7 +46,7 @@ def transforms(spatial_size: list[int]) -> Compose:
     parser = ConfigParser()
     parser.read_config(str(TRAIN))
     parser.update({"spatial_size": spatial_size})
-    return Compose(parser.get_parsed_content("train#deterministic_transforms"))
+    return Compose(parser.get_parsed_content("validate#preprocessing").transforms)
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -55,7 +55,7 @@ def times(folder: Path) -> dict[str, int]:
 
 
 def resample(cohort: Path, output: Path, **options: Any) -> None:
-    preprocess(cohort, output, config_file=TRAIN, overrides={"spatial_size": SIZE}, num_workers=2, **options)
+    preprocess(cohort, output, recipe_configs=[TRAIN], overrides={"spatial_size": SIZE}, num_workers=2, **options)
 
 
 @pytest.mark.parametrize("extension", [".nii.gz", ".nii"])
@@ -82,7 +82,7 @@ def test_the_transforms_are_those_of_the_training_config(cohort: Path, tmp_path:
     text = TRAIN.read_text()
     assert text.count("axcodes: RAS") == 1
     config.write_text(text.replace("axcodes: RAS", "axcodes: LPI"))
-    preprocess(cohort, tmp_path / "out", config_file=config, overrides={"spatial_size": SIZE})
+    preprocess(cohort, tmp_path / "out", recipe_configs=[config], overrides={"spatial_size": SIZE})
     image = nib.load(tmp_path / "out" / "train" / "a-VISIT_01.nii.gz")
     assert nib.aff2axcodes(image.affine) == ("L", "P", "I")
 
@@ -121,12 +121,12 @@ def test_an_interrupted_run_leaves_whole_files_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(nib, "save", full)
         with pytest.raises(DatasetError, match=r"cannot be written \(No space left on device\)"):
-            preprocess(cohort, out, format, config_file=TRAIN, overrides={"spatial_size": SIZE}, num_workers=1)
+            preprocess(cohort, out, format, recipe_configs=[TRAIN], overrides={"spatial_size": SIZE}, num_workers=1)
     assert len(times(out)) == 3
     assert not list(out.rglob(".*"))
     for path in out.rglob("*.nii.gz"):
         bonbid.read_volume(path)
-    preprocess(cohort, out, format, config_file=TRAIN, overrides={"spatial_size": SIZE})
+    preprocess(cohort, out, format, recipe_configs=[TRAIN], overrides={"spatial_size": SIZE})
     assert len(times(out)) == (12 if format == "nnunet" else 8)
 
 
@@ -149,7 +149,7 @@ def test_native_stacks_hold_the_maps_unresampled(cohort: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("format", preparation.FORMATS)
 def test_geometry_is_the_same_for_itk_and_nibabel(cohort: Path, tmp_path: Path, format: str) -> None:
-    preprocess(cohort, tmp_path / "out", format, config_file=TRAIN, overrides={"spatial_size": SIZE})
+    preprocess(cohort, tmp_path / "out", format, recipe_configs=[TRAIN], overrides={"spatial_size": SIZE})
     files = list((tmp_path / "out").rglob("*a-VISIT_01*.nii.gz"))
     assert len(files) == (3 if format == "nnunet" else 2)
     for path in files:
@@ -249,7 +249,7 @@ def test_refusals(cohort: Path, tmp_path: Path) -> None:
     for arguments in ({"format": "native_stack"}, {"overrides": {"spatial_size": [8, 8, 8]}}, {"extension": ".nii"}):
         with pytest.raises(DatasetError, match="from another dataset or with other settings"):
             preprocess(
-                cohort, tmp_path / "out", **{"config_file": TRAIN, "overrides": {"spatial_size": SIZE}} | arguments
+                cohort, tmp_path / "out", **{"recipe_configs": [TRAIN], "overrides": {"spatial_size": SIZE}} | arguments
             )  # type: ignore[arg-type]
     assert times(tmp_path / "out") == before
     next(cohort.rglob("a-VISIT_01*lesion*")).write_bytes(b"")

@@ -27,7 +27,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from scipy import stats
 
 from scripts.errors import UserError
-from scripts.study import Source, Variant, collect, loss_study
+from scripts.study import Variant, collect, loss_study
 from scripts.study.command import _configs
 from scripts.study.page import write_study
 from scripts.study.processes import Job, exclusive, run_jobs
@@ -41,12 +41,18 @@ TRAIN, STUDY, EVALUATE, WEIGHTS = (
     str(CONFIGS / f"{name}.yaml") for name in ("train", "study", "evaluate", "study_weights")
 )
 SETTINGS = {name: yaml.safe_load(value) for name, value in TINY.items()} | {"epochs": 2, "threshold": 0.02}
-SOURCE = Source((TRAIN, STUDY), SETTINGS)
 LOSSES = ("dice", "tversky_hausdorff")
 
 
+def _config(*files: str, **overrides: Any) -> dict[str, Any]:
+    parser = ConfigParser()
+    parser.read_config(list(files))
+    parser.update(overrides)
+    return {key: value for key, value in parser.get().items() if key != "_meta_"}
+
+
 def _shipped(*files: str) -> list[Variant]:
-    return read_variants(Source(files).parser().get("variants"))
+    return read_variants(_config(*files)["variants"])
 
 
 # --- what is compared ---------------------------------------------------------------------------------------------
@@ -67,11 +73,11 @@ def test_the_six_losses_and_the_papers_table() -> None:
 
 
 def test_the_weights_are_the_papers_grid_and_reach_the_loss() -> None:
-    source = Source((TRAIN, STUDY, WEIGHTS))
-    variants = _shipped(*source.files)
+    config = _config(TRAIN, STUDY, WEIGHTS)
+    variants = read_variants(config["variants"])
     found = set()
     for variant in variants:
-        parser, _ = variant_configs(source, variant, [EVALUATE])
+        parser, _ = variant_configs(config, variant, EVALUATE)
         rehearse(parser, variant)
         loss = parser.get_parsed_content("loss")
         found.add((loss.region_weight, loss.boundary_weight))
@@ -79,11 +85,11 @@ def test_the_weights_are_the_papers_grid_and_reach_the_loss() -> None:
     assert len(variants) == 25
 
 
-@pytest.mark.parametrize("losses", ["tversky,dice", "tversky, dice", ("tversky", "dice"), ["dice", "tversky"]])
-def test_variants_are_chosen_by_name(losses: Any) -> None:
+@pytest.mark.parametrize("compare", ["tversky,dice", "tversky, dice", ("tversky", "dice"), ["dice", "tversky"]])
+def test_variants_are_chosen_by_name(compare: Any) -> None:
     variants = _shipped(TRAIN, STUDY)
-    assert [v.name for v in select(variants, losses)] == ["dice", "tversky"]
-    assert select(variants, "all") == select(variants, {"dice": object()}) == variants
+    assert [v.name for v in select(variants, compare)] == ["dice", "tversky"]
+    assert select(variants, "all") == variants
 
 
 @pytest.mark.parametrize("value", ["0,1,2", (0, 1, 2), [0, 1, 2], "0, 1, 2", ("0", "1", "2")])
@@ -119,7 +125,7 @@ def test_a_list_that_is_none(content: Any, message: str) -> None:
 
 def test_mistakes_in_a_variant_are_named_before_anything_runs() -> None:
     def configs(**overrides: Any) -> None:
-        _configs(SOURCE, [Variant("odd", "odd", overrides, {})], [EVALUATE])
+        _configs(_config(TRAIN, STUDY, **SETTINGS), [Variant("odd", "odd", overrides, {})], EVALUATE)
 
     with pytest.raises(UserError, match=r"variant odd: learning_rat: .* did you mean learning_rate\?"):
         configs(learning_rat=0.1)
@@ -127,25 +133,21 @@ def test_mistakes_in_a_variant_are_named_before_anything_runs() -> None:
         configs(loss_name="dcie")
     with pytest.raises(UserError, match=r"variant odd: its network_def cannot be made"):
         configs(**{"network_def#depth": 3})
-    with pytest.raises(UserError, match=r"--epohcs: .* did you mean epochs\?"):
-        _configs(Source((TRAIN, STUDY), {"epohcs": 3}), _shipped(TRAIN, STUDY)[:1], [EVALUATE])
     configs(
         **{"losses#dice#batch": True, "network_def": {"_target_": "SegResNet", "in_channels": 2, "out_channels": 1}}
     )
 
 
-def test_a_value_reaches_what_repeats_it_and_evaluation_alone_takes_its_own() -> None:
-    """Macros are expanded after a variant has set its values."""
-    variant = Variant(
-        "v", "v", {"train#deterministic_transforms#3#mode": ["bilinear", "nearest"], "threshold": 0.1}, {}
-    )
-    training, evaluation = variant_configs(SOURCE, variant, [EVALUATE])
-    assert "threshold" not in training
-    assert evaluation["threshold"] == 0.1
-    for parser in (training, evaluation):
-        parser.parse()
-    assert training["validate#preprocessing#transforms#3#mode"] == ["bilinear", "nearest"]
-    assert evaluation["validate#preprocessing#transforms#4#mode"] == ["bilinear", "nearest"]
+def test_a_value_reaches_every_workflow_and_evaluation_alone_takes_its_own() -> None:
+    step = {"_target_": "ScaleIntensityd", "keys": "image", "factor": 0.5}
+    variant = Variant("v", "v", {"transforms#values": [step], "flips": [0]}, {})
+    training, evaluation = variant_configs(_config(TRAIN, STUDY, **SETTINGS), variant, EVALUATE)
+    assert "flips" not in training
+    assert evaluation["flips"] == [0]
+    assert evaluation["threshold"] == SETTINGS["threshold"]  # the study's, not the default
+    for parser, name in ((training, "train"), (training, "validate"), (evaluation, "evaluate")):
+        transforms = parser.get_parsed_content(f"{name}#preprocessing").transforms
+        assert "ScaleIntensityd" in [type(transform).__name__ for transform in transforms]
 
 
 # --- the same conditions ------------------------------------------------------------------------------------------
@@ -153,7 +155,7 @@ def test_a_value_reaches_what_repeats_it_and_evaluation_alone_takes_its_own() ->
 
 def test_variants_start_from_the_same_weights_and_see_the_same_batches(tiny_cohort: Path, tmp_path: Path) -> None:
     variants = select(_shipped(TRAIN, STUDY), "dice,tversky_hausdorff,hausdorff")
-    configs = _configs(SOURCE, variants, [EVALUATE])
+    configs = _configs(_config(TRAIN, STUDY, **SETTINGS), variants, EVALUATE)
     seen: dict[tuple[str, int], list[str]] = {}
     for variant, seed in [*((variant, 0) for variant in variants), (variants[0], 1)]:
         run = Run(variant, seed, None, tmp_path / f"{variant.name}{seed}")
@@ -405,7 +407,7 @@ TABLES = ("study.csv", "study_cases.csv", "study_tests.csv", "study.md")
 
 def _start(cohort: Path, output_dir: Path, **options: Any) -> subprocess.Popen[str]:
     """The study as a user starts it, alone in its process group."""
-    settings = {**SETTINGS, "losses": ",".join(LOSSES), "dataset_dir": cohort, "output_dir": output_dir, **options}
+    settings = {**SETTINGS, "compare": ",".join(LOSSES), "dataset_dir": cohort, "output_dir": output_dir, **options}
     command = [sys.executable, "-m", "monai.bundle", "run", "loss_study", "--config_file", f"['{TRAIN}','{STUDY}']"]
     command += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
@@ -437,8 +439,10 @@ def studied(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def _again(cohort: Path, folder: Path, source: Source = SOURCE, losses: Any = LOSSES, **options: Any) -> None:
-    loss_study(str(BUNDLE), str(cohort), str(folder), losses, evaluation_configs=[EVALUATE], source=source, **options)
+def _again(cohort: Path, folder: Path, compare: Any = LOSSES, changed: Any = None, **options: Any) -> None:
+    workflow = ConfigWorkflow([TRAIN, STUDY], logging_file=False, **{**SETTINGS, **(changed or {})})
+    workflow.parser.parse()
+    loss_study(workflow, str(BUNDLE), str(cohort), str(folder), compare, evaluation_config=EVALUATE, **options)
 
 
 def test_the_command_leaves_tables_page_figure_and_every_runs_report(studied: Path, tiny_cohort: Path) -> None:
@@ -478,7 +482,7 @@ def test_other_conditions_are_not_mixed_with_those_of_a_folder(
         ({"threshold": 0.5}, r"threshold was 0.02, is 0.5"),
     ):
         with pytest.raises(UserError, match=message):
-            _again(tiny_cohort, studied, Source((TRAIN, STUDY), {**SETTINGS, **changed}))
+            _again(tiny_cohort, studied, changed=changed)
     with pytest.raises(UserError, match=r"holds a run on other cases \(evaluated\)"):
         _again(tiny_cohort, studied, split="test")
     label = next((tiny_cohort / "BONBID2023_Train" / "3LABEL").iterdir())
@@ -493,7 +497,7 @@ def test_other_conditions_are_not_mixed_with_those_of_a_folder(
 def test_bad_input_is_one_message_before_anything_starts(tiny_cohort: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     for options, message in (
-        ({"losses": "dice,twersky"}, r"no variant 'twersky'; did you mean tversky\? Choose from: dice, dice_focal"),
+        ({"compare": "dice,twersky"}, r"no variant 'twersky'; did you mean tversky\? Choose from: dice, dice_focal"),
         ({"seeds": "0,x"}, "--seeds takes whole numbers"),
         ({"num_folds": 40}, r"The 7 cases of .* are too few patients for 40 folds"),
         ({"num_folds": 1}, "--num_folds takes whole numbers from 2 on"),
@@ -512,8 +516,8 @@ def test_bad_input_is_one_message_before_anything_starts(tiny_cohort: Path, tmp_
 
 
 def test_a_typing_error_on_the_command_line_ends_with_its_message(tiny_cohort: Path, tmp_path: Path) -> None:
-    output = _finish(_start(tiny_cohort, tmp_path / "out", losses="dcie"), status=1)
-    assert "error: --losses: there is no variant 'dcie'; did you mean dice?" in output.splitlines()[-1]
+    output = _finish(_start(tiny_cohort, tmp_path / "out", losses="dcie"), status=1)  # --compare's older name
+    assert "error: --compare: there is no variant 'dcie'; did you mean dice?" in output.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
@@ -555,7 +559,7 @@ def test_killed_at_any_moment(moment: str, studied: Path, tiny_cohort: Path, tmp
 
 @pytest.mark.slow
 def test_folds_and_seeds_hold_out_every_case_once(tiny_cohort: Path, tmp_path: Path) -> None:
-    _finish(_start(tiny_cohort, tmp_path, losses="dice", num_folds=2, seeds="0,1", parallel=2, epochs=1))
+    _finish(_start(tiny_cohort, tmp_path, compare="dice", num_folds=2, seeds="0,1", parallel=2, epochs=1))
     assert len(list(tmp_path.glob("dice/seed_[01]/fold_[01]/done.json"))) == 4
     for seed in (0, 1):
         cases = [

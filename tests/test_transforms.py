@@ -13,7 +13,8 @@ from monai.data.utils import set_rnd
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from scripts.errors import UserError
-from scripts.transforms import LoadMapsd, RandTorchIOd
+from scripts.transforms import LoadMapsd
+from scripts.transforms.bridge import RandTorchIOd
 
 OBLIQUE = np.array([[1.1, 0.3, 0.0, -40], [-0.3, 1.0, 0.4, 25], [0.1, -0.4, 3.0, 7], [0, 0, 0, 1]], dtype=float)
 FLIPPED = np.diag([-1.5, 1.5, 4.0, 1.0])

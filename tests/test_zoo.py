@@ -26,7 +26,7 @@ OVERRIDES: dict[str, Any] = {
 }
 WORKFLOWS = {
     "train": ("train", ["train.yaml"], {"epochs": 1, "batch_size": 2}),
-    "evaluate": ("train", ["train.yaml", "evaluate.yaml"], {"split": "test", "run_id": "evaluating"}),
+    "evaluate": ("train", ["train.yaml", "evaluate.yaml"], {"split": "test"}),
     "infer": ("infer", ["inference.yaml"], {"split": "test"}),
     "infer with OpenVINO": ("infer", ["inference.yaml", "inference_openvino.yaml"], {"split": "test"}),
 }
@@ -51,7 +51,6 @@ def test_workflow_through_its_life(name: str, weights: Path, tmp_path: Path, tin
         meta_file=str(CONFIGS / "metadata.json"),
         logging_file=str(CONFIGS / "logging.conf"),
         workflow_type=kind,
-        run_id=options.pop("run_id", "run"),
         **options,
     )
     workflow.initialize()

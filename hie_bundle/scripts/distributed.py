@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import distributed, nn
 
+from . import bonbid
 from .errors import UserError, user_error
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "gather_interleaved",
     "is_first",
     "mean_over_ranks",
+    "require_usable",
     "shard",
     "start",
 ]
@@ -34,7 +36,7 @@ __all__ = [
 Item = TypeVar("Item")
 
 
-def start(device: torch.device, timeout_minutes: float = 60) -> None:
+def start(device: str | torch.device, timeout_minutes: float = 60) -> None:
     """Join the process group of a ``torchrun``: NCCL where the device is CUDA, Gloo on the CPU.
 
     From then on rank 0 alone logs what is not a warning, and of several ranks that end with an exception the first one
@@ -54,6 +56,7 @@ def start(device: torch.device, timeout_minutes: float = 60) -> None:
             "multi_gpu_*.yaml are for several processes. Start them with: torchrun --standalone --nproc_per_node=N "
             "-m monai.bundle run … (docs/scaling.md), or leave this config out."
         )
+    device = torch.device(device)
     on_cuda = device.type == "cuda"
     if on_cuda and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
         raise UserError(
@@ -106,6 +109,25 @@ def shard(items: Sequence[Item], rank: int, world_size: int, copies: bool = True
     if items and not copies:
         raise UserError(f"There are {len(items)} cases for {world_size} processes; start at most {len(items)}.")
     return list(items)
+
+
+def require_usable(items: Sequence[Mapping[str, Any]], *args: Any, **kwargs: Any) -> None:
+    """:func:`scripts.bonbid.require_usable`; of several processes the first checks the cases of all, the others wait.
+
+    Args:
+        items: of this process; which other ones have, too, counts once.
+        args: see there.
+        kwargs: see there.
+
+    Raises:
+        DatasetError: on the first process.
+    """
+    everything = gather_interleaved(list(items))
+    if everything is not None:
+        once = {json.dumps(item, sort_keys=True, default=str): item for item in everything}
+        bonbid.require_usable(list(once.values()), *args, **kwargs)
+    if distributed.is_initialized():
+        distributed.barrier()
 
 
 def gather_interleaved(values: list[Item]) -> list[Item] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from monai.transforms import Orientation
 
 from . import bonbid, metrics, report
 from .distributed import gather_interleaved
+from .errors import UserError
 from .files import write_atomically
+from .weights import read_record
 
 __all__ = ["CaseEvaluation"]
 
@@ -31,16 +34,17 @@ class CaseEvaluation:
     An Ignite handler of an evaluator; without one, call :meth:`add` for each case and :meth:`completed` at the end.
 
     Of each case it reads ``case``, its id; ``native_image`` (ADC in 1e-6 mm²/s, ZADC, as in the files),
-    ``native_label`` and ``native_pred`` (masks on the file's grid; further channels of the prediction are the masks of
-    an ensemble's members, each alone); and, where there are any, ``pred`` and ``label`` (masks on the network's grid).
-    All have shape (C, X, Y, Z) and carry their affine, which is where the spacing in mm comes from.
+    ``native_label`` and ``native_pred`` (masks on the file's grid, of one channel); and, where there are any,
+    ``native_members`` (masks of an ensemble's members, a channel each), ``pred`` and ``label`` (masks on the network's
+    grid). All have shape (C, X, Y, Z) and carry their affine, which is where the spacing in mm comes from.
 
     Args:
         output_dir: where ``metrics.csv`` (one row a case), ``metrics.json`` (the summary), ``comparison.txt`` (the
             prediction against the baseline), ``report.html`` and ``overlays/`` (a picture of each case) go. The
             report shows the training curves of ``tensorboard/`` in this folder, if there are any.
         info: what the results are of (data, split, settings …); repeated in the summary and the report.
-        checkpoints: file or files with the weights that predicted; named with their SHA-256.
+        checkpoints: file or files with the weights that predicted; named with their SHA-256 and what they say of their
+            training.
         tolerance_mm: tolerance of the normalised surface Dice.
         lesion_overlap: share of a lesion that must be met for it to count as detected, see
             :func:`scripts.metrics.lesion_metrics`.
@@ -77,6 +81,14 @@ class CaseEvaluation:
         self.zadc_window = zadc_window
         self.rows: list[dict[str, Any]] = []
         self.views: dict[str, list[report.SliceView]] = {}
+
+    def of(self, info: Mapping[str, Any], checkpoints: str | Sequence[str] = ()) -> CaseEvaluation:
+        """The same for other predictions: with more ``info``, and the weights that they come from."""
+        other = copy(self)
+        other.info = {**self.info, **info}
+        other.checkpoints = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
+        other.rows, other.views = [], {}
+        return other
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Act after each case and at the end."""
@@ -125,8 +137,8 @@ class CaseEvaluation:
             measured = metrics.case_metrics(*masks, self.tolerance_mm, self.lesion_overlap)
             row |= {f"{grid}_{name}": value for name, value in measured.items()}
         row["baseline_dice"] = metrics.dice(brain & (zadc < self.baseline_threshold), truth)
-        for member in range(1, len(item["native_pred"])):
-            row[f"member_{member}_dice"] = metrics.dice(_mask(item["native_pred"], member), truth)
+        for number, member in enumerate(item.get("native_members", ()), start=1):
+            row[f"member_{number}_dice"] = metrics.dice(_mask(member[None]), truth)
         return row
 
     def draw(self, item: Mapping[str, Any]) -> None:
@@ -147,6 +159,8 @@ class CaseEvaluation:
             return
         self.rows, self.views = rows, dict(views)
         info = {**self.info, **report.provenance(self.checkpoints)}
+        if self.checkpoints:
+            info["training"] = [_said(read_record(Path(path)).get("training")) for path in self.checkpoints]
         summary = report.write_results(self.rows, self.output_dir, info)
         table = report.comparison_table(self.rows)
         write_atomically(self.output_dir / "comparison.txt", table + "\n")
@@ -162,11 +176,27 @@ class CaseEvaluation:
         logger.info("Wrote report.html, metrics.csv, metrics.json and comparison.txt to %s", self.output_dir)
 
 
+def _said(training: Mapping[str, Any] | None) -> str:
+    """What weights say of their training, in a line."""
+    if not training:
+        return "unknown"
+    return ", ".join(f"{name} {round(v, 4) if isinstance(v, float) else v}" for name, v in training.items())
+
+
 def _relative(difference: float, volume: float) -> float:
     if volume:
         return difference / volume
     return math.inf if difference else 0.0
 
 
-def _mask(tensor: torch.Tensor, channel: int = 0) -> np.ndarray:
-    return tensor.cpu().numpy()[channel] > 0.5
+def _mask(tensor: torch.Tensor) -> np.ndarray:
+    """
+    Raises:
+        UserError: when there are several channels.
+    """
+    if len(tensor) != 1:
+        raise UserError(
+            f"A mask has one channel, not {len(tensor)}: what the recipe's `activate` and `decide` make of the "
+            "network's output must be the lesion alone."
+        )
+    return tensor.cpu().numpy()[0] > 0.5

@@ -22,8 +22,8 @@ from monai.utils import CommonKeys
 from torch import nn
 
 from .distributed import from_first, is_first
-from .errors import UserError
-from .files import atomic_path
+from .recipe import Recipe, refuse_other_recipe
+from .weights import as_paths, bare, read_record, read_weights, save_atomically, save_weights
 
 __all__ = [
     "BestModelSaver",
@@ -33,9 +33,6 @@ __all__ = [
     "GradientClipping",
     "L1Penalty",
     "Resume",
-    "as_paths",
-    "read_weights",
-    "save_atomically",
 ]
 
 logger = logging.getLogger(__name__)
@@ -127,67 +124,55 @@ class CheckpointLoader(StockCheckpointLoader):
 
     ``load_path`` may be a list, of an ensemble: the first is loaded, all are looked at.
 
+    Args:
+        load_path: file or files with weights.
+        load_dict: see the parent class.
+        recipe: the config's, see :func:`scripts.recipe.describe`; None compares nothing.
+        other_recipe: use weights of another recipe all the same.
+        options: see the parent class.
+
     Raises:
-        UserError: when a path does not exist or is no checkpoint, or its weights do not fit the network, naming the
-            layers.
+        UserError: when a path does not exist or is no checkpoint, its weights do not fit the network, naming the
+            layers, or were trained with another recipe, naming what differs.
     """
 
-    def __init__(self, load_path: str | Sequence[str], load_dict: dict[str, Any], **options: Any) -> None:
+    def __init__(
+        self,
+        load_path: str | Sequence[str],
+        load_dict: dict[str, Any],
+        recipe: Recipe | None = None,
+        other_recipe: bool = False,
+        **options: Any,
+    ) -> None:
         self.paths = as_paths(load_path)
+        self.recipe = recipe
+        self.other_recipe = other_recipe
         super().__init__(str(self.paths[0]), load_dict, **options)
 
     def __call__(self, engine: Engine) -> None:
         for path in self.paths:
+            self._check_recipe(path)
             for name, item in self.load_dict.items():
                 if isinstance(item, nn.Module):
                     read_weights(path, item, name)
         super().__call__(engine)
 
-
-def as_paths(load_path: str | Sequence[str]) -> list[Path]:
-    """One path or several as a list; at least one.
-
-    Raises:
-        UserError: when there is none.
-    """
-    paths = [Path(load_path)] if isinstance(load_path, str) else [Path(path) for path in load_path]
-    if not paths:
-        raise UserError("ckpt_path is an empty list; name at least one checkpoint.")
-    return paths
-
-
-def read_weights(path: Path, network: nn.Module, name: str = "model") -> Mapping[str, Any]:
-    """The weights in a checkpoint, under ``name`` or bare, once it is sure that they fit the network.
-
-    Raises:
-        UserError: when they do not, or cannot be read.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"There is no checkpoint at {path.absolute()}. Train first (`run training`), "
-            "or point --ckpt_dir (evaluation) or --ckpt_path (inference) to where the weights are."
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is not a checkpoint that PyTorch can read safely: {error}") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not the weights of a network by layer.")
-    weights = content.get(name, content)
-    if problems := _misfits(weights, _bare(network).state_dict()):
-        raise UserError(
-            f"The weights in {path} do not fit the network; were they trained with other `features`?\n"
-            + "\n".join(problems)
-        )
-    return weights
+    def _check_recipe(self, path: Path) -> None:
+        if self.recipe is None or self.other_recipe:
+            return
+        trained = read_record(path).get("recipe")
+        if trained is None:
+            logger.warning("%s does not say what it was trained with; the config's recipe is taken.", path)
+        remedy = "Give the training's configs and options here, too; or, if you mean it, --other_recipe True."
+        refuse_other_recipe(trained, self.recipe, str(path), remedy)
 
 
 class BestModelSaver:
-    """Write ``{"model": state_dict}`` to ``path`` after every validation that was the best so far.
+    """Write the weights, with what they were trained with, to ``path`` after every validation that was the best so far.
 
     When training ends without a validation result (no validation cases, say) the last weights are written, so that a
     finished run always leaves a model. The file is written under another name and renamed: an interrupted run neither
-    leaves half a file nor loses the one before. It holds plain tensors under the key ``model``, as other tools expect.
+    leaves half a file nor loses the one before. What it holds: :mod:`scripts.weights`.
 
     Of several processes the first one writes.
 
@@ -197,12 +182,23 @@ class BestModelSaver:
         network: the network that is trained.
         path: where the weights go, e.g. ``ckpt_dir/model.pt``.
         validator: the evaluator whose key metric chooses.
+        recipe: the config's, see :func:`scripts.recipe.describe`; written beside the weights.
+        training: what else is to be known of the weights (loss, seed); the epoch and its key metric are added.
     """
 
-    def __init__(self, network: nn.Module, path: str, validator: Evaluator) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        path: str,
+        validator: Evaluator,
+        recipe: Recipe | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
         self.network = network
         self.path = Path(path).resolve()
         self.validator = validator
+        self.recipe = recipe
+        self.training = training or {}
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Act after each epoch of the trainer, and at its end."""
@@ -211,18 +207,19 @@ class BestModelSaver:
 
     def __call__(self, engine: SupervisedTrainer) -> None:
         if self.validator.state.best_metric_epoch == engine.state.epoch:
-            self._save()
+            self._save(engine.state.epoch, float(self.validator.state.best_metric))
 
     def completed(self, engine: SupervisedTrainer) -> None:
         """Save the last weights when no validation chose any."""
         if self.validator.state.best_metric_epoch == -1:
             logger.warning("No validation result to choose by: saving the last weights.")
-            self._save()
+            self._save(engine.state.epoch)
 
-    def _save(self) -> None:
+    def _save(self, epoch: int, validation: float | None = None) -> None:
         if not is_first():
             return
-        save_atomically({"model": _bare(self.network).state_dict()}, self.path)
+        training = {**self.training, "epoch": epoch, self.validator.state.key_metric_name or "validation": validation}
+        save_weights(self.network, self.path, self.recipe, training)
         logger.info("Saved %s", self.path)
 
 
@@ -271,9 +268,21 @@ class Resume:
             the validator's best metric are added here.
         validator: the validator whose best metric is kept.
         resume: whether to go on from ``path`` if it exists; otherwise the run starts afresh and overwrites it.
+        recipe: the config's, see :func:`scripts.recipe.describe`; kept, and compared when a run goes on.
+
+    Raises:
+        UserError: when a run would go on with another recipe.
     """
 
-    def __init__(self, path: str, objects: Mapping[str, Any], validator: Evaluator, resume: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        objects: Mapping[str, Any],
+        validator: Evaluator,
+        resume: bool = False,
+        recipe: Recipe | None = None,
+    ) -> None:
+        self.recipe = recipe
         self.path = Path(path)
         self.objects = objects
         self.validator = validator
@@ -294,8 +303,10 @@ class Resume:
         state = from_first(state)
         if state is None:
             return
+        remedy = "Resume with the options that it was started with, or choose another --ckpt_dir."
+        refuse_other_recipe(state.get("recipe"), self.recipe, f"The run in {self.path}", remedy)
         for name, item in self.objects.items():
-            (_bare(item) if isinstance(item, nn.Module) else item).load_state_dict(state["objects"][name])
+            (bare(item) if isinstance(item, nn.Module) else item).load_state_dict(state["objects"][name])
         if state["scaler"] is not None and engine.scaler is not None:
             engine.scaler.load_state_dict(state["scaler"])
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
@@ -312,7 +323,7 @@ class Resume:
         scaler = engine.scaler
         state = {
             "objects": {
-                name: (_bare(item) if isinstance(item, nn.Module) else item).state_dict()
+                name: (bare(item) if isinstance(item, nn.Module) else item).state_dict()
                 for name, item in self.objects.items()
             },
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -321,27 +332,6 @@ class Resume:
             "best_metric": float(self.validator.state.best_metric),
             "best_metric_epoch": self.validator.state.best_metric_epoch,
             "stopped": bool(engine.should_terminate),
+            "recipe": self.recipe,
         }
         save_atomically(state, self.path)
-
-
-def save_atomically(content: Mapping[str, Any], path: Path) -> None:
-    """``torch.save`` to a neighbouring name, then rename: readers see the old file or the new one, never a part."""
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
-
-
-def _misfits(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> list[str]:
-    """One line for each layer that is missing, superfluous or of another shape."""
-    lines = [f"  missing: {name}" for name in expected if name not in weights]
-    lines += [f"  not in the network: {name}" for name in weights if name not in expected]
-    for name in expected:
-        shape = tuple(getattr(weights.get(name), "shape", ()))
-        if name in weights and shape != tuple(expected[name].shape):
-            lines.append(f"  {name}: {shape} in the file, {tuple(expected[name].shape)} in the network")
-    return lines
-
-
-def _bare(network: nn.Module) -> nn.Module:
-    """The network inside a ``DistributedDataParallel`` wrapper, whose state dict has no ``module.`` prefix."""
-    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network

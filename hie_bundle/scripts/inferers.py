@@ -1,30 +1,40 @@
-"""How a trained network is run: at which precision, alone or averaged with others."""
+"""How a trained network sees a volume, in layers that compose: backend, window, mirrored inputs, checkpoints.
+
+A *backend* runs the network on one tensor; a *window* (a MONAI ``Inferer``, such as ``SlidingWindowInferer``) decides
+what it is run on; and :class:`EnsembleInferer` averages over mirrorings and checkpoints.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
+from ignite.engine import Engine
+from monai.engines.utils import IterationEvents
+from monai.inferers import Inferer, SimpleInferer
 from torch import nn
 
-from .errors import choose
-from .handlers import as_paths, read_weights
+from .errors import UserError, choose
+from .weights import as_paths, read_weights
 
-__all__ = ["PRECISIONS", "EnsembleInferer", "TorchInferer"]
+__all__ = ["PRECISIONS", "EnsembleInferer", "EnsembleMembers", "TorchBackend"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+# network and input to logits
+Backend = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
-class TorchInferer(Inferer):
-    """The whole volume through the network by PyTorch, on its device.
+
+class TorchBackend:
+    """PyTorch runs the network, by default in float32, with bfloat16 under autocast.
 
     Args:
-        precision: ``float32``, or ``bfloat16`` for automatic mixed precision with it, on CPUs and CUDA devices. Weights
-            stay float32, and logits come back as float32.
+        precision: ``float32`` or ``bfloat16``. On CPUs PyTorch's bfloat16 is faster only with instructions for it
+            (AMX, AVX512-BF16), and takes more memory; see docs/performance.md.
 
     Raises:
         UserError: when there is no such precision.
@@ -33,80 +43,125 @@ class TorchInferer(Inferer):
     def __init__(self, precision: str = "float32") -> None:
         self.dtype = choose(PRECISIONS, precision, "precision")
 
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         if self.dtype == torch.float32:
-            return network(inputs, *args, **kwargs)
+            return network(inputs)
         with torch.autocast(inputs.device.type, self.dtype):
-            return network(inputs, *args, **kwargs).float()
+            return network(inputs).float()
 
 
 class EnsembleInferer(Inferer):
     """Mean lesion probability over checkpoints of one network and over mirrored inputs, as a logit.
 
-    Called as any inferer, with inputs (B, C, X, Y, Z) and the network, it gives logits (B, 1, X, Y, Z). With one
-    checkpoint and no flips these are the network's own. The network is expected to hold the first checkpoint's weights
-    (:class:`scripts.handlers.CheckpointLoader` sees to it); the others are read at the first call, into copies of it.
+    With one checkpoint and without mirroring the result is that of the one prediction. The engine's network must hold
+    the first checkpoint's weights already, as :class:`scripts.handlers.CheckpointLoader` puts them; those of the others
+    are read at the first call, into copies that stay in memory: as much as the network's weights for each.
+
+    A network has one logit, the lesion's, or two, background's and lesion's, whose softmax is averaged.
 
     Args:
-        checkpoints: one file with the network's weights, or several.
-        flips: spatial axes that are mirrored; predictions are averaged over every combination of them, so two axes
-            cost four passes. Volumes are in RAS+ order here: axis 0 exchanges left and right.
-        members: whether each checkpoint's own logit, without flips, follows the mean as a further channel. With one
-            checkpoint and no flips there is nothing to add.
-        inferer: how one network sees one input; by default a :class:`TorchInferer`.
+        checkpoints: file or files with weights, all for the same network.
+        flips: spatial axes, 0 to 2, that are mirrored: every combination of them is predicted and mirrored back, so n
+            axes take 2ⁿ predictions.
+        window: what the network is run on at once; the whole volume if None.
+        backend: what runs it; PyTorch in float32 if None.
+
+    Attributes:
+        members: after a call of several checkpoints or mirrorings, the lesion's logits of each checkpoint by itself,
+            not mirrored, shape (B, checkpoints, X, Y, Z); otherwise None.
 
     Raises:
-        UserError: when a checkpoint does not exist, cannot be read, or does not fit the network.
+        UserError: when a checkpoint cannot be read or does not fit the network, naming the layers; when there are more
+            than two logits to average.
     """
 
     def __init__(
         self,
         checkpoints: str | Sequence[str],
         flips: Sequence[int] = (),
-        members: bool = False,
-        inferer: Inferer | None = None,
+        window: Inferer | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self.checkpoints = as_paths(checkpoints)
         self.flips = tuple(flips)
-        self.members = members
-        self.inferer = inferer or TorchInferer()
-        self._first: Callable[..., Any] | None = None
+        self.window = window or SimpleInferer()
+        self.backend = backend or TorchBackend()
+        self.members: torch.Tensor | None = None
+        self._first: nn.Module | None = None
         self._others: list[nn.Module] = []
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        def predict(one: Callable[..., Any], axes: tuple[int, ...] = ()) -> torch.Tensor:
-            spatial = [axis + 2 for axis in axes]
-            seen = torch.flip(inputs, spatial) if axes else inputs
-            logit = self.inferer(seen, one, *args, **kwargs)
-            return torch.flip(logit, spatial) if axes else logit
-
+        assert isinstance(network, nn.Module)
+        self.members = None
         if len(self.checkpoints) == 1 and not self.flips:
-            return predict(network)
+            return self._predict(inputs, network)
         networks = self._networks(network)
-        own: list[torch.Tensor] = []
+        alone: list[torch.Tensor] = []
         total: torch.Tensor | float = 0.0
         for one in networks:
             for axes in self._mirrorings():
-                logit = predict(one, axes).float()
+                logits = self._predict(inputs, one, axes).float()
                 if not axes:
-                    own.append(logit)
-                total = total + torch.sigmoid(logit)
+                    alone.append(_lesion_logit(logits))
+                total = total + torch.sigmoid(_lesion_logit(logits))
         assert isinstance(total, torch.Tensor)
+        self.members = torch.cat(alone, dim=1)
         # float32 rounding may carry a mean of ones above one
         mean = (total / (len(networks) * 2 ** len(self.flips))).clamp(0, 1)
-        return torch.cat([torch.logit(mean), *(own if self.members else [])], dim=1)
+        if logits.shape[1] == 1:
+            return torch.logit(mean)
+        return torch.cat([1 - mean, mean], dim=1).log()
+
+    def _predict(self, inputs: torch.Tensor, network: nn.Module, axes: tuple[int, ...] = ()) -> torch.Tensor:
+        spatial = [axis + 2 for axis in axes]
+        seen = torch.flip(inputs, spatial) if axes else inputs
+        logits = self.window(seen, partial(self.backend, network))
+        return torch.flip(logits, spatial) if axes else logits
 
     def _mirrorings(self) -> Iterator[tuple[int, ...]]:
         for count in range(len(self.flips) + 1):
             yield from combinations(self.flips, count)
 
-    def _networks(self, network: Callable[..., Any]) -> list[Callable[..., Any]]:
+    def _networks(self, network: nn.Module) -> list[nn.Module]:
         if self._first is not network:
             self._others = []
             for path in self.checkpoints[1:]:
-                assert isinstance(network, nn.Module)
                 other = deepcopy(network)
                 other.load_state_dict(read_weights(path, other))
                 self._others.append(other)
             self._first = network
         return [network, *self._others]
+
+
+class EnsembleMembers:
+    """Put what the members of an ensemble say by themselves beside its prediction, where post-processing sees it.
+
+    Args:
+        inferer: the evaluator's.
+        key: under which the logits, shape (B, checkpoints, X, Y, Z), stand in the engine's output.
+    """
+
+    def __init__(self, inferer: EnsembleInferer, key: str) -> None:
+        self.inferer = inferer
+        self.key = key
+
+    def attach(self, engine: Engine) -> None:
+        """Act after the network has run."""
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if self.inferer.members is not None:
+            output: dict[str, Any] = engine.state.output  # type: ignore[assignment]
+            output[self.key] = self.inferer.members
+
+
+def _lesion_logit(logits: torch.Tensor) -> torch.Tensor:
+    """The logit whose sigmoid is the lesion's probability, shape (B, 1, X, Y, Z)."""
+    if logits.shape[1] == 1:
+        return logits
+    if logits.shape[1] == 2:
+        return logits[:, 1:] - logits[:, :1]
+    raise UserError(
+        f"The network has {logits.shape[1]} output channels; several checkpoints or mirrored inputs are averaged for "
+        "networks with one logit (the lesion's) or two (background, lesion)."
+    )

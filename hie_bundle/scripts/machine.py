@@ -12,12 +12,13 @@ from typing import Any
 
 import psutil
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from .cores import available_cores
 from .errors import UserError
+from .weights import bare
 
 __all__ = ["available_memory", "cache_memory", "network_memory", "require_memory", "workers"]
 
@@ -62,9 +63,9 @@ def available_memory(device: str | torch.device = "cpu", cgroup: str | Path = "/
     return available
 
 
-def cache_memory(cases: float, spatial_size: Sequence[int], channels: int) -> int:
-    """Bytes of that many cases in memory after resampling: float32, ``channels`` for the maps and one for the label."""
-    return int(4 * cases * (channels + 1) * torch.Size(spatial_size).numel())
+def cache_memory(cases: float, volume_size: Sequence[int], in_channels: int) -> int:
+    """Bytes of that many cases in memory after their transforms: float32, the image's channels and the label's one."""
+    return int(4 * cases * (in_channels + 1) * torch.Size(volume_size).numel())
 
 
 def network_memory(network: nn.Module, shape: Sequence[int], training: bool) -> int:
@@ -91,32 +92,41 @@ def network_memory(network: nn.Module, shape: Sequence[int], training: bool) -> 
 
 def require_memory(
     network: nn.Module,
-    spatial_size: Sequence[int],
+    input_size: Sequence[int],
+    in_channels: int,
     batch_size: int,
     device: str | torch.device,
-    channels: int = 2,
     training: bool = True,
+    volume_size: Sequence[int] | None = None,
     cached: Mapping[str, float] | None = None,
 ) -> None:
     """Log what is going to be kept in memory, and stop before anything starts if it is more than there is.
 
+    Of several processes each takes its share of a batch; those of one machine share its memory and keep their cases in
+    it, each its own. They wait for each other, so that nobody fills the memory that another one is looking at.
+
     Args:
-        network: the network that will run.
-        spatial_size: of the volumes it sees.
-        batch_size: how many at a time.
+        network: the network that will run, perhaps inside a ``DistributedDataParallel`` wrapper.
+        input_size: spatial size of what it sees at once.
+        in_channels: of the input.
+        batch_size: how many at a time, in all processes together.
         device: where it runs.
-        channels: of the input.
         training: whether it is trained.
-        cached: how many cases of each split are kept in memory.
+        volume_size: spatial size of a case that is kept in memory, ``input_size`` if None.
+        cached: how many cases of each split this process keeps in memory.
 
     Raises:
         UserError: with the estimates, what is available, and what to lower.
     """
     on_cpu = torch.device(device).type == "cpu"
-    cases = sum((cached or {}).values())
-    cache = cache_memory(cases, spatial_size, channels)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if distributed.is_initialized() else 1
+    if distributed.is_initialized() and not on_cpu:
+        batch_size //= distributed.get_world_size()
+    cached = {split: count * processes for split, count in (cached or {}).items()}
+    cases = sum(cached.values())
+    cache = cache_memory(cases, volume_size or input_size, in_channels)
     try:
-        step = network_memory(network, (batch_size, channels, *spatial_size), training)
+        step = network_memory(bare(network), (batch_size, in_channels, *input_size), training)
     except (
         NotImplementedError,
         RuntimeError,
@@ -124,9 +134,9 @@ def require_memory(
         logger.warning("How much memory the network takes could not be estimated: %s", error)
         step = 0
     work = "a training step" if training else "a prediction"
-    work += f" at batch size {batch_size}, {'×'.join(map(str, spatial_size))}"
+    work += f" at batch size {batch_size}, {'×'.join(map(str, input_size))}"
     if cases:
-        of = ", ".join(f"{count:g} {split}" for split, count in (cached or {}).items())
+        of = ", ".join(f"{count:g} {split}" for split, count in cached.items())
         logger.info("Keeping %.1f GB of preprocessed cases in memory (%s).", cache / GB, of)
     host = PROCESS_BYTES + cache + step * on_cpu
     for place, needed, what in (
@@ -146,6 +156,8 @@ def require_memory(
                 f"{what}{cache_note} would need about {needed / GB:.1f} GB of memory on {place}; "
                 f"{available / GB:.1f} GB are available. Nothing was started. Lower {' or '.join(remedies)}."
             )
+    if distributed.is_initialized():
+        distributed.barrier()
 
 
 class _PeakMemory(TorchDispatchMode):

@@ -32,8 +32,7 @@ def preprocess(
     output_dir: str | Path,
     format: str = "resampled",
     labels: bool = True,
-    config_file: str | Path | None = None,
-    transforms_id: str = "train#deterministic_transforms",
+    recipe_configs: Sequence[str | Path] = (),
     overrides: Mapping[str, Any] | None = None,
     dataset_name: str = "Dataset001_HIE",
     extension: str = ".nii.gz",
@@ -50,12 +49,11 @@ def preprocess(
     Args:
         dataset_dir: folder with the cases.
         output_dir: outside ``dataset_dir``; created if needed; one that holds other files is refused.
-        format: ``resampled``: what ``transforms_id`` makes of a case, float32; ``native_stack``: the two maps as they
-            are, float32; ``nnunet``: the three files as they are, one NIfTI each.
+        format: ``resampled``: what a recipe's transforms make of a case, float32; ``native_stack``: the two maps as
+            they are, float32; ``nnunet``: the three files as they are, one NIfTI each.
         labels: every case must have a label; otherwise labels are written where there are any.
-        config_file: for ``resampled``: the config that trains.
-        transforms_id: the id of its deterministic transforms.
-        overrides: other values for keys of that config, e.g. ``{"spatial_size": [96, 96, 32]}``.
+        recipe_configs: for ``resampled``: the config that trains, and mixins.
+        overrides: other values for keys of these configs, e.g. ``{"spatial_size": [96, 96, 32]}``.
         dataset_name: for ``nnunet``: the dataset's folder in ``output_dir``.
         extension: of ``resampled`` and ``native_stack``: ``.nii.gz``, or ``.nii``, which is larger and loads faster.
         limits: what a case may look like; the defaults if None.
@@ -78,7 +76,7 @@ def preprocess(
     settings: dict[str, Any] = {"format": format, "dataset_dir": str(source)}
     writer: Writer = _write_stack
     if format == "resampled":
-        writer, settings["transforms"] = _resampling_writer(config_file, transforms_id, overrides or {})
+        writer, settings["recipe"] = _resampling_writer(recipe_configs, overrides or {})
     if format == "nnunet":
         writer, root = _write_separately, root / dataset_name
         place: Callable[[Case], tuple[list[Path], Path]] = partial(_nnunet_paths, root)
@@ -191,21 +189,22 @@ def _write_label(case: Case, path: Path, affine: NDArray[np.float64]) -> None:
 
 
 def _resampling_writer(
-    config_file: str | Path | None, transforms_id: str, overrides: Mapping[str, Any]
-) -> tuple[Writer, list[Any]]:
-    """The writer that applies a training config's deterministic transforms, and these as the config declares them."""
+    recipe_configs: Sequence[str | Path], overrides: Mapping[str, Any]
+) -> tuple[Writer, Mapping[str, Any]]:
+    """The writer that applies a recipe's transforms, and the recipe in words."""
     from monai.bundle import ConfigParser
     from monai.transforms import Compose
 
-    if config_file is None:
-        raise DatasetError("The format resampled needs the config whose transforms it applies.")
+    from .recipe import recipe_of
+
+    if not recipe_configs:
+        raise DatasetError("The format resampled needs the configs of the recipe whose transforms it applies.")
     parser = ConfigParser()
-    parser.read_config(str(config_file))
+    parser.read_config([str(file) for file in recipe_configs])
     parser.update(dict(overrides))
-    transforms = parser.get_parsed_content(transforms_id)
-    for transform in transforms:
-        transform.allow_missing_keys = True  # a case may have no label
-    compose = Compose(transforms)
+    described = recipe_of(parser)
+    stages = parser.get_parsed_content("transforms")
+    compose = Compose([*stages["load"], *stages["grid"], *stages["values"]])
 
     def write(case: Case, images: Sequence[Path], label: Path) -> None:
         data = compose(case.item(labels=case.label is not None))
@@ -214,16 +213,7 @@ def _resampling_writer(
         if case.label:
             write_nifti(label, data["label"][0].numpy().astype(np.uint8), data["label"].affine.numpy())
 
-    return write, _declared(parser, parser[transforms_id])
-
-
-def _declared(parser: Any, node: Any) -> Any:
-    """A part of a config with the values that it refers to."""
-    if isinstance(node, dict):
-        return {key: _declared(parser, value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_declared(parser, value) for value in node]
-    return parser.get_parsed_content(node[1:]) if isinstance(node, str) and node.startswith("@") else node
+    return write, described
 
 
 def _describe_for_nnunet(root: Path, file_ending: str = ".nii.gz") -> None:

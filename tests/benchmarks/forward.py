@@ -10,9 +10,9 @@ import torch
 from parts import Shape, sample
 from timing import compare
 
-from scripts.inferers import TorchInferer
+from scripts.inferers import TorchBackend
 from scripts.networks import HIEUNet
-from scripts.openvino_inferer import OpenVINOInferer
+from scripts.openvino_backend import OpenVINOBackend
 
 
 def forward(
@@ -33,19 +33,19 @@ def forward(
         image = sample(shape).image.data[None].to(device)
         image = (image - image.mean((2, 3, 4), keepdim=True)) / image.std((2, 3, 4), keepdim=True)
         ways = {
-            "PyTorch float32, channels last": TorchInferer("float32"),
-            "PyTorch bfloat16, channels last": TorchInferer("bfloat16"),
+            "PyTorch float32, channels last": TorchBackend("float32"),
+            "PyTorch bfloat16, channels last": TorchBackend("bfloat16"),
         }
         if device == "cpu":
-            ways |= {"OpenVINO float32": OpenVINOInferer("float32"), "OpenVINO bfloat16": OpenVINOInferer("bfloat16")}
+            ways |= {"OpenVINO float32": OpenVINOBackend("float32"), "OpenVINO bfloat16": OpenVINOBackend("bfloat16")}
         with torch.inference_mode():
             expected = stock(image)
-            for name, inferer in ways.items():
-                output = inferer(image, network)
+            for name, backend in ways.items():
+                output = backend(network, image)
                 error = float((output - expected).abs().mean())  # of logits; those of a rare class are about -4
                 assert error < (0.05 if "bfloat16" in name else 1e-3), f"{name}: {error}"
                 result = compare(
-                    lambda net=stock, x=image: net(x), lambda f=inferer, net=network, x=image: f(x, net), repeats
+                    lambda net=stock, x=image: net(x), lambda f=backend, net=network, x=image: f(net, x), repeats
                 )
                 result["mean_logit_error"] = error
                 if ckpt_path:

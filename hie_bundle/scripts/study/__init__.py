@@ -2,6 +2,6 @@
 
 from .command import loss_study
 from .results import Results, collect
-from .variants import Source, Variant, invocation
+from .variants import Variant
 
-__all__ = ["Results", "Source", "Variant", "collect", "invocation", "loss_study"]
+__all__ = ["Results", "Variant", "collect", "loss_study"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from ..bonbid import SPLITS, Limits
 from ..cores import available_cores
@@ -31,7 +31,7 @@ from .runs import (
     whole_numbers,
     write_configs,
 )
-from .variants import Source, Variant, invocation, read_variants, rehearse, select, variant_configs
+from .variants import Variant, read_variants, rehearse, select, variant_configs
 
 __all__ = ["loss_study"]
 
@@ -39,10 +39,11 @@ logger = logging.getLogger(__name__)
 
 
 def loss_study(
+    workflow: ConfigWorkflow,
     bundle_root: str,
     dataset_dir: str,
     output_dir: str,
-    losses: Any = "all",
+    compare: Any = "all",
     seeds: Any = 0,
     num_folds: int | None = None,
     fold: int | None = None,
@@ -52,9 +53,8 @@ def loss_study(
     parallel: int = 1,
     devices: Any = None,
     threads: int | None = None,
-    evaluation_configs: Sequence[str] = (),
+    evaluation_config: str | Path = "configs/evaluate.yaml",
     adc_window: Sequence[float] = (0, 2500),
-    source: Source | None = None,
 ) -> None:
     """Train and evaluate every variant of a config under the same conditions, then compare them.
 
@@ -64,10 +64,12 @@ def loss_study(
     written.
 
     Args:
+        workflow: that runs the study; its merged config, values of the command line included, is what every variant
+            starts from.
         bundle_root: folder with ``configs`` and ``scripts``.
         dataset_dir: the dataset.
         output_dir: of the study.
-        losses: names of the variants, or ``all``.
+        compare: names of the variants, or ``all``.
         seeds: of everything random; each variant runs with each.
         num_folds: cross-validate with that many folds; every case is then evaluated by the run that did not see it.
         fold: must be None: the study runs every fold.
@@ -77,16 +79,19 @@ def loss_study(
         parallel: how many runs at a time.
         devices: such as ``cuda:0,cuda:1``, given to the runs in turn; None leaves the config's ``device``.
         threads: CPU threads of each run; None divides the cores, unless OMP_NUM_THREADS is set.
-        evaluation_configs: files that, after the first config, turn a training into an evaluation.
+        evaluation_config: what adds an evaluation to a training.
         adc_window: ADC shown as black and as white in Figure 2.
-        source: the config; None takes that of the running command.
 
     Raises:
         UserError: before anything starts: unknown variants or keys, bad numbers, unusable data, a folder with results
             of other conditions. Later: when a run fails.
     """
-    source = source or invocation()
-    chosen = select(read_variants(source.parser().get("variants")), losses)
+    config = {key: value for key, value in workflow.parser.get().items() if key != "_meta_"}
+    if not isinstance(config["losses"], Mapping):  # the option's name before 0.3
+        logger.warning("--losses is --compare now; the losses are those of train.yaml.")
+        compare = config["losses"]
+        config["losses"] = ConfigParser.load_config_file(str(Path(bundle_root) / "configs" / "train.yaml"))["losses"]
+    chosen = select(read_variants(config.get("variants")), compare)
     if fold is not None:
         raise UserError("The study runs every fold; leave out --fold.")
     choose(dict.fromkeys(SPLITS), split, "split")
@@ -104,7 +109,7 @@ def loss_study(
         "num_folds": num_folds,
         "split": split,
     }
-    configs = _configs(source, chosen, evaluation_configs)
+    configs = _configs(config, chosen, evaluation_config)
     runs = [
         Run(variant, seed, one, folder / variant.name / f"seed_{seed}" / ("" if one is None else f"fold_{one}"))
         for seed, one in cohorts
@@ -141,12 +146,12 @@ def loss_study(
 
 
 def _configs(
-    source: Source, variants: Sequence[Variant], evaluation_configs: Sequence[str]
+    config: Mapping[str, Any], variants: Sequence[Variant], evaluation_config: str | Path
 ) -> dict[str, dict[str, ConfigParser]]:
     """The merged configs of each variant, by the name of their file, once each has been tried."""
     configs = {}
     for variant in variants:
-        training, evaluation = variant_configs(source, variant, evaluation_configs)
+        training, evaluation = variant_configs(config, variant, evaluation_config)
         rehearse(training, variant)
         configs[variant.name] = {TRAINING: training, EVALUATION: evaluation}
     return configs

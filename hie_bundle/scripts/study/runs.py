@@ -23,10 +23,11 @@ from .variants import Variant
 __all__ = ["Cohort", "Run", "find_cases", "record_done", "refuse_other_conditions", "whole_numbers", "write_configs"]
 
 TRAINING, EVALUATION = "train.yaml", "evaluate.yaml"  # the configs in a run's folder
+RUN_IDS = {TRAINING: "$@training", EVALUATION: "$@evaluating"}  # what plain `run` does with them
 # where things are and how fast they go; everything else decides what comes out
 _IRRELEVANT_ENDS = ("_dir", "_path", "_root")
-_IRRELEVANT = ("device", "progress", "resume", "cache_rate", "datalist")
-_STUDY_KEYS = ("variants", "seeds", "parallel", "devices", "threads", "evaluation_configs", "loss_study")
+_IRRELEVANT = ("device", "progress", "resume", "cache_rate", "datalist", "run")
+_STUDY_KEYS = ("variants", "seeds", "parallel", "devices", "threads", "compare", "evaluation_config", "loss_study")
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def write_configs(run: Run, configs: Mapping[str, ConfigParser], common: Mapping
         common: values that all runs share: where the bundle, the data are, the folds.
     """
     for name, parser in configs.items():
-        content = _settled(run, parser, common)
+        content = _settled(run, parser, common) | {"run": RUN_IDS[name]}
         write_atomically(run.folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 

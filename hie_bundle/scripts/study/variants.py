@@ -5,47 +5,24 @@ from __future__ import annotations
 import difflib
 import json
 import re
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
-from monai.bundle.scripts import run as bundle_run
-from monai.bundle.scripts import update_kwargs
 
 from ..errors import UserError, first_cause, user_error
 
-__all__ = ["PUBLISHED", "Source", "Variant", "invocation", "read_variants", "rehearse", "select", "variant_configs"]
+__all__ = ["PUBLISHED", "Variant", "read_variants", "rehearse", "select", "variant_configs"]
 
 PUBLISHED = ("dice", "msd_mm", "nsd", "epochs")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-_RUN_ARGUMENTS = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking")  # of `monai.bundle run`
 # what a variant must not set: it would see other data, or the study itself sets it
 _RESERVED = (
     "bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "ckpt_path", "seed", "fold", "num_folds",
-    "split", "resume", "variants", "seeds", "train#dataset#data", "validate#dataset",
+    "split", "resume", "variants", "seeds", "cases", "train#dataset#data", "validate#dataset", "evaluate#dataset",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Source:
-    """A config as the user put it together.
-
-    Attributes:
-        files: merged in this order.
-        overrides: values set on top, by id, as on the command line.
-    """
-
-    files: tuple[str, ...]
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
-    def parser(self, extra: Sequence[str] = ()) -> ConfigParser:
-        """The merged files before macros are expanded, without the overrides; ``extra`` ones stand after the first."""
-        parser = ConfigParser()
-        parser.read_config([self.files[0], *extra, *self.files[1:]])
-        return parser
 
 
 @dataclass(frozen=True)
@@ -64,30 +41,6 @@ class Variant:
     label: str
     overrides: Mapping[str, Any]
     published: Mapping[str, float]
-
-
-def invocation() -> Source:
-    """The config files and values that the running ``python -m monai.bundle run`` was given.
-
-    MONAI keeps neither: its parser holds the merged config with its macros expanded, in which a variant's value would
-    no longer reach the places that repeat it. Its ``run`` is still on the stack and knows both.
-
-    Raises:
-        RuntimeError: when there is no such command.
-    """
-    for frame, _ in traceback.walk_stack(None):
-        if frame.f_code is bundle_run.__code__:
-            given = frame.f_locals
-            arguments = update_kwargs(
-                args=given["args_file"], config_file=given["config_file"], **given["override"]
-            )  # as `run` merges them itself
-            files = arguments.pop("config_file")
-            for name in (*_RUN_ARGUMENTS, "losses"):  # --losses chooses variants, the config's losses stay
-                arguments.pop(name, None)
-            if isinstance(files, str):
-                files = [files] if Path(files).is_file() else files.split(",")
-            return Source(tuple(str(file) for file in files), arguments)
-    raise RuntimeError("the study starts from `python -m monai.bundle run`, or from a Source.")
 
 
 def read_variants(content: Any) -> list[Variant]:
@@ -130,20 +83,17 @@ def read_variants(content: Any) -> list[Variant]:
     return variants
 
 
-def select(variants: Sequence[Variant], losses: Any) -> list[Variant]:
+def select(variants: Sequence[Variant], compare: Any) -> list[Variant]:
     """The variants that were asked for, in the order of the list.
 
     Args:
         variants: to choose from.
-        losses: ``all``, or names as a text with commas or as a sequence. A mapping, which the config's own ``losses``
-            are, counts as ``all``: nothing was asked for.
+        compare: ``all``, or names as a text with commas or as a sequence.
 
     Raises:
         UserError: an unknown name, or none.
     """
-    if isinstance(losses, Mapping):
-        return list(variants)
-    wanted = losses.split(",") if isinstance(losses, str) else losses
+    wanted = compare.split(",") if isinstance(compare, str) else compare
     wanted = [str(name).strip() for name in (wanted if isinstance(wanted, list | tuple) else [wanted])]
     names = [variant.name for variant in variants]
     if wanted == ["all"]:
@@ -152,36 +102,36 @@ def select(variants: Sequence[Variant], losses: Any) -> list[Variant]:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
             hint = f"; did you mean {near[0]}?" if near else "."
-            raise UserError(f"--losses: there is no variant {name!r}{hint} Choose from: {', '.join(names)}; or all.")
+            raise UserError(f"--compare: there is no variant {name!r}{hint} Choose from: {', '.join(names)}; or all.")
     return [variant for variant in variants if variant.name in wanted]
 
 
 def variant_configs(
-    source: Source, variant: Variant, evaluation_configs: Sequence[str]
+    config: Mapping[str, Any], variant: Variant, evaluation_config: str | Path
 ) -> tuple[ConfigParser, ConfigParser]:
-    """The merged configs of one variant, of its training and of its evaluation.
+    """The configs of one variant, of its training and of its evaluation.
 
     A value is set in both, or where its key exists: those of the evaluation alone are unknown to the training.
 
     Args:
-        source: what all variants share.
+        config: what all variants share: the merged config of the study, with the values of the command line.
         variant: what this one sets.
-        evaluation_configs: files that, after the first, turn a training into an evaluation.
+        evaluation_config: adds an evaluation to a training; what the config says already stays.
 
     Raises:
         UserError: when a key exists in neither.
     """
-    parsers = source.parser(), source.parser(evaluation_configs)
-    given = [(f"--{name}", name, value) for name, value in source.overrides.items()]
-    given += [(f"variant {variant.name}: {name}", name, value) for name, value in variant.overrides.items()]
-    for what, name, value in given:
+    training = ConfigParser(_copy(config))
+    evaluation = ConfigParser({**ConfigParser.load_config_file(str(evaluation_config)), **_copy(config)})
+    for name, value in variant.overrides.items():
         name = name.replace("::", "#")
-        takers = [parser for parser in parsers if _takes(parser, name)]
+        takers = [parser for parser in (training, evaluation) if _takes(parser, name)]
         if not takers:
-            raise UserError(f"{what}: the config has no such key{_hint(parsers[1], name)}")
+            hint = _hint(evaluation, name)
+            raise UserError(f"variant {variant.name}: {name}: the config has no such key{hint}")
         for parser in takers:
             parser[name] = _copy(value)
-    return parsers
+    return training, evaluation
 
 
 def rehearse(config: ConfigParser, variant: Variant) -> None:
@@ -191,7 +141,7 @@ def rehearse(config: ConfigParser, variant: Variant) -> None:
         UserError: when that fails, with the first cause.
     """
     parser = ConfigParser(_copy(config.get()))
-    for part in ("loss", "network_def", "train#random_transforms"):
+    for part in ("loss", "network_def", "transforms", "augment"):
         try:
             parser.get_parsed_content(part)
         except Exception as error:

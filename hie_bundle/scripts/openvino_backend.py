@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
 from torch import nn
 
 from .errors import choose
-from .inferers import PRECISIONS, TorchInferer
+from .inferers import PRECISIONS, TorchBackend
 
 try:
     import openvino
 except ImportError:
     openvino = None
 
-__all__ = ["OpenVINOInferer"]
+__all__ = ["OpenVINOBackend"]
 
 logger = logging.getLogger(__name__)
 
 
-class OpenVINOInferer(Inferer):
-    """The whole volume through the network by OpenVINO; both are on the CPU.
+class OpenVINOBackend:
+    """OpenVINO runs the network; both are on the CPU.
 
     A network is converted at its first call, and compiled once for each shape of input; it is taken to be in evaluation
     mode with its final weights by then. Where OpenVINO is not installed, a log line says so and PyTorch does the work.
@@ -40,7 +38,7 @@ class OpenVINOInferer(Inferer):
     def __init__(self, precision: str = "bfloat16") -> None:
         choose(PRECISIONS, precision, "precision")
         self.hint = "bf16" if precision == "bfloat16" else "f32"
-        self.fallback = TorchInferer()
+        self.fallback = TorchBackend()
         self._compiled: dict[tuple[nn.Module, torch.Size], Any] = {}
         if openvino is None:
             logger.warning(
@@ -51,10 +49,9 @@ class OpenVINOInferer(Inferer):
             logger.warning("This CPU has no instructions for bfloat16: OpenVINO runs the network in float32.")
             self.hint = "f32"
 
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         if openvino is None:
-            return self.fallback(inputs, network, *args, **kwargs)
-        assert isinstance(network, nn.Module)
+            return self.fallback(network, inputs)
         key = (network, inputs.shape)
         # a MetaTensor would pass through its dispatcher at each operation
         plain = inputs.as_subclass(torch.Tensor).float().contiguous()

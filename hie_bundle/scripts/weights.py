@@ -1,0 +1,131 @@
+"""Weights on disk: a file that knows what it was trained with, read only where it fits.
+
+Training writes ``{"model": state_dict, "recipe": JSON, "training": JSON}``, which ``torch.load(weights_only=True)``,
+MONAI's ``CheckpointLoader`` and MONAI Label take. Tools that want a bare state dict (the Model Zoo's ``ckpt_export``
+without a key) get one from :func:`write_bare`, with the rest in a file beside it: ``model.json`` beside ``model.pt``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import UserError
+from .files import atomic_path, sha256_of, write_json
+
+__all__ = ["as_paths", "bare", "read_record", "read_weights", "save_atomically", "save_weights", "write_bare"]
+
+
+def as_paths(load_path: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One path or several as a list; at least one.
+
+    Raises:
+        UserError: when there is none.
+    """
+    paths = [Path(load_path)] if isinstance(load_path, str | Path) else [Path(path) for path in load_path]
+    if not paths:
+        raise UserError("ckpt_path is an empty list; name at least one checkpoint.")
+    return paths
+
+
+def read_weights(path: Path, network: nn.Module, name: str = "model") -> Mapping[str, Any]:
+    """The weights in a checkpoint, under ``name`` or bare, once it is sure that they fit the network.
+
+    Raises:
+        UserError: when they do not, or cannot be read.
+    """
+    content = _read(path)
+    weights = content.get(name, content)
+    if problems := _misfits(weights, bare(network).state_dict()):
+        raise UserError(
+            f"The weights in {path} do not fit the network; were they trained with other `features`?\n"
+            + "\n".join(problems)
+        )
+    return weights
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: ``recipe`` and ``training``, or nothing.
+
+    Raises:
+        UserError: when the checkpoint cannot be read, or the file beside it is of other weights.
+    """
+    content = _read(path)
+    if "recipe" in content:
+        return {name: json.loads(content[name]) for name in ("recipe", "training") if name in content}
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return {}
+    try:
+        record = json.loads(beside.read_text())
+        of = record["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{beside} does not say what {path.name} was trained with ({error!r}); remove it.") from error
+    if of != sha256_of(path):
+        raise UserError(f"{beside} tells of other weights than those in {path.name}; remove it, or get the right one.")
+    return record
+
+
+def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: Mapping[str, Any] | None = None) -> None:
+    """Write a network's weights with what is known of them, replacing what was there at once.
+
+    Args:
+        network: perhaps inside a ``DistributedDataParallel`` wrapper.
+        path: the file to be.
+        recipe: see :func:`scripts.recipe.describe`; left out if None.
+        training: loss, epoch, seed …; plain values.
+    """
+    content: dict[str, Any] = {"model": bare(network).state_dict()}
+    if recipe is not None:
+        content |= {"recipe": json.dumps(recipe), "training": json.dumps(training or {})}
+    save_atomically(content, path)
+
+
+def write_bare(path: str | Path, target: str | Path) -> None:
+    """A checkpoint as a bare state dict, and what it says of itself beside it, as ``.json``."""
+    path, target = Path(path), Path(target)
+    content = _read(path)
+    save_atomically(content.get("model", content), target)
+    write_json(target.with_suffix(".json"), {**read_record(path), "sha256": sha256_of(target)}, indent=1)
+
+
+def save_atomically(content: Mapping[str, Any], path: Path) -> None:
+    """``torch.save`` to a neighbouring name, then rename: readers see the old file or the new one, never a part."""
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network inside a ``DistributedDataParallel`` wrapper, whose state dict has no ``module.`` prefix."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            f"There is no checkpoint at {path.absolute()}. Train first (`run training`), "
+            "or point --ckpt_dir (evaluation) or --ckpt_path (inference) to where the weights are."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is not a checkpoint that PyTorch can read safely: {error}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not the weights of a network by layer.")
+    return content
+
+
+def _misfits(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> list[str]:
+    """One line for each layer that is missing, superfluous or of another shape."""
+    lines = [f"  missing: {name}" for name in expected if name not in weights]
+    lines += [f"  not in the network: {name}" for name in weights if name not in expected]
+    for name in expected:
+        shape = tuple(getattr(weights.get(name), "shape", ()))
+        if name in weights and shape != tuple(expected[name].shape):
+            lines.append(f"  {name}: {shape} in the file, {tuple(expected[name].shape)} in the network")
+    return lines
