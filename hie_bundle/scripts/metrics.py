@@ -7,8 +7,9 @@ Both are computed here from one pair of directed distances each, between the ele
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -32,6 +33,8 @@ from surface_distance.lookup_tables import (
     create_table_neighbour_code_to_surface_area,
 )
 
+from .measures import FAMILIES, Measure, measured_by
+
 __all__ = [
     "CaseMetric",
     "case_metrics",
@@ -45,6 +48,9 @@ __all__ = [
 
 Mask = NDArray[np.bool_]
 
+_CHALLENGE = "challenge's definition (surface elements weighted by area)"
+_PAPER = "paper's definition (MONAI, border voxels)"
+
 
 def dice(pred: Mask, truth: Mask) -> float:
     """2·|P ∩ T| / (|P| + |T|) (paper, Eq. 9); 1 when both masks are empty, 0 when exactly one is."""
@@ -52,6 +58,16 @@ def dice(pred: Mask, truth: Mask) -> float:
     return 1.0 if total == 0 else 2.0 * int((pred & truth).sum()) / total
 
 
+@measured_by(
+    Measure(
+        "dice", "Dice", "2·|P∩T| / (|P|+|T|); 1 when both masks are empty, 0 when one is.",
+        better="higher", group="shared", in_cases=True, published="dice",
+    ),
+    Measure("precision", "Precision", "Share of the prediction that is lesion; undefined without a prediction.",
+            better="higher", compared=False),
+    Measure("sensitivity", "Sensitivity", "Share of the lesion that is predicted; undefined without a lesion.",
+            better="higher", compared=False),
+)  # fmt: skip
 def overlap_metrics(pred: Mask, truth: Mask) -> dict[str, float]:
     """Voxel overlap; the challenge and the paper agree on it.
 
@@ -72,6 +88,24 @@ def overlap_metrics(pred: Mask, truth: Mask) -> dict[str, float]:
     }
 
 
+@measured_by(
+    Measure(
+        "masd_mm", "MASD",
+        f"Mean of the two directed average surface distances, {_CHALLENGE}; 0 when both masks are empty, undefined "
+        "when one is.",
+        "mm", "lower", 2, group="challenge", in_cases=True,
+    ),
+    Measure(
+        "nsd", "NSD",
+        f"Share of the surfaces within the tolerance, {_CHALLENGE}; 1 when both masks are empty, 0 when one is.",
+        better="higher", group="challenge", in_cases=True,
+    ),
+    Measure(
+        "hd95_mm", "HD95",
+        "95th percentile of the surface distances (Hausdorff); 0 when both masks are empty, infinite when one is.",
+        "mm", "lower", 2, in_cases=True, compared=False,
+    ),
+)  # fmt: skip
 def challenge_metrics(
     pred: Mask, truth: Mask, spacing_mm: Sequence[float], tolerance_mm: float = 2.0
 ) -> dict[str, float]:
@@ -113,6 +147,20 @@ def challenge_metrics(
     }
 
 
+@measured_by(
+    Measure(
+        "paper_msd_mm", "MSD",
+        f"Mean of the two directed average surface distances (Eq. 7), {_PAPER}; infinite when one mask is empty, "
+        "undefined when both are.",
+        "mm", "lower", 2, group="paper", in_cases=True, published="msd_mm",
+    ),
+    Measure(
+        "paper_nsd", "NSD",
+        f"Share of the border voxels within the tolerance (Eq. 8), {_PAPER}; 0 when one mask is empty, undefined when "
+        "both are.",
+        better="higher", group="paper", in_cases=True, published="nsd",
+    ),
+)  # fmt: skip
 def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Sequence[float], tolerance_mm: float = 2.0) -> dict[str, float]:
     """The surface metrics as the paper computed them, with MONAI.
 
@@ -147,6 +195,17 @@ def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Sequence[float], toleranc
     }
 
 
+@measured_by(
+    Measure("lesions", "Lesions, truth", "Connected components (26 neighbours) of the truth.", digits=1,
+            compared=False),
+    Measure("predicted_lesions", "Lesions, predicted", "Those of the prediction.", digits=1, compared=False),
+    Measure("lesion_sensitivity", "Lesion sensitivity",
+            "Share of the lesions that are found; undefined without a lesion.", better="higher", compared=False),
+    Measure("lesion_false_positives", "False-positive lesions", "Predicted components that meet no lesion.",
+            better="lower", digits=1, compared=False),
+    Measure("lesion_f1", "Lesion F1", "F1 score of the lesions as objects; 1 when both masks are empty, 0 when one is.",
+            better="higher", in_cases=True, compared=False),
+)  # fmt: skip
 def lesion_metrics(pred: Mask, truth: Mask, lesion_overlap: float = 0.0) -> dict[str, float]:
     """Detection of lesions as wholes: connected components (26-neighbourhood) of the two masks.
 
@@ -205,20 +264,15 @@ def case_metrics(
         lesion_overlap: see :func:`lesion_metrics`.
 
     Returns:
-        What :func:`overlap_metrics`, :func:`challenge_metrics`, :func:`paper_metrics` and :func:`lesion_metrics`
-        return.
+        What every registered function returns (:data:`scripts.measures.FAMILIES`).
 
     Raises:
         ValueError: when the masks have different shapes or are not three-dimensional, a spacing is not one positive
             number for each axis, or ``lesion_overlap`` is not in [0, 1].
     """
     pred, truth = _cropped(pred, truth, spacing_mm)
-    return {
-        **overlap_metrics(pred, truth),
-        **challenge_metrics(pred, truth, spacing_mm, tolerance_mm),
-        **paper_metrics(pred, truth, spacing_mm, tolerance_mm),
-        **lesion_metrics(pred, truth, lesion_overlap),
-    }
+    options = {"spacing_mm": spacing_mm, "tolerance_mm": tolerance_mm, "lesion_overlap": lesion_overlap}
+    return {name: value for family in FAMILIES for name, value in family(pred, truth, **options).items()}
 
 
 class CaseMetric(CumulativeIterationMetric):
@@ -246,34 +300,26 @@ class CaseMetric(CumulativeIterationMetric):
         lesion_overlap: float = 0.0,
     ) -> None:
         super().__init__()
-        of_surfaces = {"spacing_mm": spacing_mm, "tolerance_mm": tolerance_mm}
-        groups: list[tuple[set[str], Callable[..., dict[str, float]], dict[str, Any]]] = [
-            ({"dice", "precision", "sensitivity"}, overlap_metrics, {}),
-            ({"masd_mm", "nsd", "hd95_mm"}, challenge_metrics, of_surfaces),
-            ({"paper_msd_mm", "paper_nsd"}, paper_metrics, of_surfaces),
-            (
-                {"lesions", "predicted_lesions", "lesion_sensitivity", "lesion_false_positives", "lesion_f1"},
-                lesion_metrics,
-                {"lesion_overlap": lesion_overlap},
-            ),
-        ]
-        known = [key for names, _, _ in groups for key in sorted(names)]
+        known = [known for family in FAMILIES for known in family.names]
         if name not in known:
             raise ValueError(f"there is no metric '{name}'; choose one of: {', '.join(known)}.")
         self.name = name
-        _, self.function, self.options = next(group for group in groups if name in group[0])
+        self.family = next(family for family in FAMILIES if name in family.names)
+        self.spacing_mm = spacing_mm
+        self.options = {"tolerance_mm": tolerance_mm, "lesion_overlap": lesion_overlap}
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
         if y is None or y_pred.shape != y.shape or y_pred.ndim != 5:
             raise ValueError("y_pred and y must be masks of one shape (B, C, X, Y, Z).")
         values = torch.empty(y.shape[:2])
         for index in np.ndindex(*y.shape[:2]):
-            options = dict(self.options)
-            if "spacing_mm" in options and options["spacing_mm"] is None:
-                options["spacing_mm"] = spacing_of(y, index[0])
-            spacing = options.get("spacing_mm", (1.0, 1.0, 1.0))
+            spacing = self.spacing_mm
+            if spacing is None:  # measures that need none are measured without, too
+                takes_spacing = "spacing_mm" in inspect.signature(self.family.function).parameters
+                spacing = spacing_of(y, index[0]) if takes_spacing else (1.0, 1.0, 1.0)
             pred, truth = (part[index].cpu().numpy() > 0.5 for part in (y_pred, y))
-            values[index] = self.function(*_cropped(pred, truth, spacing), **options)[self.name]
+            masks = _cropped(pred, truth, spacing)
+            values[index] = self.family(*masks, spacing_mm=spacing, **self.options)[self.name]
         return values
 
     def aggregate(self) -> torch.Tensor:  # type: ignore[override]

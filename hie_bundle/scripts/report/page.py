@@ -15,9 +15,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..files import sha256_of, write_atomically
+from ..measures import Measure, column
 from ..statistics import describe
 from . import plots, tables
-from .columns import GROUPS, Column, column, grouped
+from .columns import GROUPS, case_columns, grouped
 from .pictures import PRED_COLOUR, TRUTH_COLOUR, SliceView
 
 __all__ = ["provenance", "render_page", "write_report"]
@@ -26,10 +27,6 @@ HERE = Path(__file__).parent
 PACKAGES = (
     "monai", "torch", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk", "surface-distance-based-measures",
     "connected-components-3d", "matplotlib",
-)  # fmt: skip
-CASE_COLUMNS = (
-    "size_class", "native_dice", "baseline_dice", "lesion_ml", "predicted_ml", "native_masd_mm", "native_nsd",
-    "native_hd95_mm", "native_paper_msd_mm", "native_paper_nsd", "native_lesion_f1", "resampled_dice",
 )  # fmt: skip
 
 
@@ -87,9 +84,9 @@ def write_report(
         volume_plots=[plots.dice_by_volume(rows), plots.volumes(rows), plots.bland_altman(rows)],
         training_plots=plots.training_curves(curves or {}),
         ensemble_plot=plots.ensemble_gain(rows),
-        case_columns=[column(name) for name in CASE_COLUMNS if name in rows[0]],
+        case_columns=case_columns(rows[0]),
         cases=[_case(n, rows[i], views.get(str(rows[i]["case"]), ())) for n, i in enumerate(order, 1)],
-        glossary={known.bare: known.meaning for known in map(column, rows[0]) if known.meaning},
+        glossary={known.bare: known.meaning for known in [column(name) for name in rows[0] if name != "case"]},
         windows=windows or {},
     )
     write_atomically(path, page)
@@ -141,7 +138,7 @@ def _headline(summary: Mapping[str, Any], rows: tables.Rows) -> list[dict[str, s
     if "baseline_dice" in rows[0]:
         gain = describe([row["native_dice"] - row["baseline_dice"] for row in rows])
         if gain["mean"] is not None:
-            signed = Column("gain", "gain")
+            signed = Measure("gain", "gain", "")
             unsure = "; the interval includes 0" if gain["low"] is not None and gain["low"] <= 0 <= gain["high"] else ""
             tiles.append(
                 {
@@ -154,7 +151,7 @@ def _headline(summary: Mapping[str, Any], rows: tables.Rows) -> list[dict[str, s
     return tiles
 
 
-def _line(known: Column, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _line(known: Measure, summary: Mapping[str, Any]) -> dict[str, Any]:
     """One line of a summary table."""
     overall = summary["metrics"][known.name]
     parts = [(overall, summary["cases"])]
@@ -192,13 +189,10 @@ def _case(number: int, row: Mapping[str, Any], views: Sequence[SliceView]) -> di
         return "" if isinstance(value, float) and math.isnan(value) else value
 
     cells = []
-    for name in CASE_COLUMNS:
-        if name in row:
-            known = column(name)
-            text = row[name] if isinstance(row[name], str) else known.text(row[name])
-            cells.append(
-                {"text": text, "value": sortable(row["lesion_fraction"] if name == "size_class" else row[name])}
-            )
+    for known in case_columns(row):
+        value = row[known.name]
+        text = value if isinstance(value, str) else known.text(value)
+        cells.append({"text": text, "value": sortable(row["lesion_fraction"] if known.name == "size_class" else value)})
     measures = {
         "native_dice": "Dice",
         "native_masd_mm": "MASD",

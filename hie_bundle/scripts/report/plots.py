@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..measures import Measure, column
 from ..statistics import describe
-from .columns import Column, column
+from .drawing import BLUE, GREY, ORANGE, Plot, house_style, new_figure, svg_of
 from .tables import Rows, by_size_class, volume_agreement
 
 __all__ = [
-    "Plot",
     "bland_altman",
     "dice_by_volume",
     "ensemble_gain",
@@ -34,18 +28,7 @@ __all__ = [
     "volumes",
 ]
 
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#767676"  # Okabe and Ito, on white
 SMALLEST_ML = 0.1  # below it, volume axes are linear, so that 0 has a place
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot for the page: an SVG image as data URI, what stands below it, and what is told instead of it."""
-
-    title: str
-    image: str
-    caption: str
-    alt: str
 
 
 def metric_by_size(rows: Rows, name: str) -> Plot:
@@ -59,8 +42,8 @@ def metric_by_size(rows: Rows, name: str) -> Plot:
     classes = {**by_size_class(rows), "all": list(rows)}
     rng = np.random.default_rng(0)  # of the jitter
     labels, told = [], []
-    with _style():
-        figure, axes = _figure()
+    with house_style():
+        figure, axes = new_figure()
         for place, (label, members) in enumerate(classes.items()):
             values = np.array([row[name] for row in members], dtype=float)
             finite = values[np.isfinite(values)]
@@ -85,7 +68,7 @@ def metric_by_size(rows: Rows, name: str) -> Plot:
         axes.set_xlim(-0.6, len(labels) - 0.4)
         axes.tick_params(axis="x", length=0)
         _limits(axes, known, [row[name] for row in rows])
-        image = _svg(figure)
+        image = svg_of(figure)
     told_all = f"{known.heading} by lesion size, one point a case. Medians: {'; '.join(told)}."
     return Plot(known.heading + {"higher": " ↑", "lower": " ↓"}.get(known.better, ""), image, "", told_all)
 
@@ -93,8 +76,8 @@ def metric_by_size(rows: Rows, name: str) -> Plot:
 def dice_by_volume(rows: Rows) -> Plot:
     """Dice of the prediction and of the threshold against the lesion's volume."""
     volume = np.array([row["lesion_ml"] for row in rows])
-    with _style():
-        figure, axes = _figure()
+    with house_style():
+        figure, axes = new_figure()
         if "baseline_dice" in rows[0]:
             axes.scatter(
                 volume, [row["baseline_dice"] for row in rows], s=22, marker="s", facecolors="none", edgecolors=GREY,
@@ -106,7 +89,7 @@ def dice_by_volume(rows: Rows) -> Plot:
         axes.set_ylabel("Dice")
         axes.set_ylim(-0.04, 1.04)
         _legend(axes)
-        image = _svg(figure)
+        image = svg_of(figure)
     return Plot(
         "Dice against lesion volume",
         image,
@@ -118,8 +101,8 @@ def dice_by_volume(rows: Rows) -> Plot:
 def volumes(rows: Rows) -> Plot:
     """Predicted against true volume."""
     truth, pred = (np.array([row[name] for row in rows]) for name in ("lesion_ml", "predicted_ml"))
-    with _style():
-        figure, axes = _figure()
+    with house_style():
+        figure, axes = new_figure()
         largest = max(float(truth.max()), float(pred.max()), 2 * SMALLEST_ML)
         axes.plot([0, largest], [0, largest], color=GREY, linewidth=1, linestyle="--", label="equal volumes")
         axes.scatter(truth, pred, s=22, color=BLUE, alpha=0.8, label="case")
@@ -129,7 +112,7 @@ def volumes(rows: Rows) -> Plot:
         axes.set_xlabel("Lesion volume, truth (ml)")
         axes.set_ylabel("Lesion volume, predicted (ml)")
         _legend(axes)
-        image = _svg(figure)
+        image = svg_of(figure)
     over = int((pred > truth).sum())
     caption = f"{over} of {len(rows)} volumes are predicted too large, {int((pred < truth).sum())} too small."
     return Plot("Predicted against true volume", image, caption, f"Predicted against true volume. {caption}")
@@ -139,8 +122,8 @@ def bland_altman(rows: Rows) -> Plot:
     """Difference of predicted and true volume against their mean, with the limits of agreement."""
     truth, pred = (np.array([row[name] for row in rows]) for name in ("lesion_ml", "predicted_ml"))
     limits = volume_agreement(rows)
-    with _style():
-        figure, axes = _figure()
+    with house_style():
+        figure, axes = new_figure()
         axes.axhline(0, color="#bbbbbb", linewidth=0.8)
         names = {"high": "+1.96 SD", "bias": "mean", "low": "−1.96 SD"}
         drawn = [(name, value) for name in names if (value := limits[name]) is not None]
@@ -158,7 +141,7 @@ def bland_altman(rows: Rows) -> Plot:
         for place, (name, value) in zip(places, drawn, strict=True):
             label = f"{names[name]}\n{_ml(value)}"
             axes.text(1.02, place, label, color=ORANGE, fontsize=9, va="center", transform=axes.transAxes)
-        image = _svg(figure)
+        image = svg_of(figure)
     caption = f"Mean difference {_ml(limits['bias'])} ml"
     if limits["low"] is not None:
         caption += f", limits of agreement {_ml(limits['low'])} to {_ml(limits['high'])} ml (mean ∓ 1.96 SD)"
@@ -179,8 +162,8 @@ def ensemble_gain(rows: Rows) -> Plot | None:
     names = [f"model {i}" for i in range(1, len(members) + 1)] if len(members) > 1 else ["without flips"]
     names.append("ensemble" if len(members) > 1 else "with flips")
     told = []
-    with _style():
-        figure, axes = _figure(height=1.2 + 0.35 * len(names))
+    with house_style():
+        figure, axes = new_figure(height=1.2 + 0.35 * len(names))
         for place, (label, values) in enumerate(zip(names, [*alone, together], strict=True)):
             figures = describe(list(values))
             colour = ORANGE if values is together else BLUE
@@ -191,7 +174,7 @@ def ensemble_gain(rows: Rows) -> Plot | None:
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlabel("Mean Dice with 95 % confidence interval")
-        image = _svg(figure)
+        image = svg_of(figure)
     gain = describe(list(together - np.mean(alone, axis=0)))
     caption = f"Native grid. Gain over {'the mean of the models' if len(members) > 1 else 'the same model'}"
     caption += f"{', each alone and' if len(members) > 1 else ''} without flips: {gain['mean']:+.3f} Dice"
@@ -235,8 +218,8 @@ def training_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> list[P
     if curves.get("loss"):
         steps, values = np.array(curves["loss"], dtype=float).T
         window = max(1, len(values) // 30)
-        with _style():
-            figure, axes = _figure()
+        with house_style():
+            figure, axes = new_figure()
             axes.plot(steps, values, color=BLUE, linewidth=0.6, alpha=0.45, label="each batch")
             if window > 1:
                 smooth = np.convolve(values, np.ones(window) / window, mode="valid")
@@ -245,7 +228,7 @@ def training_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> list[P
             axes.set_xlabel("Iteration")
             axes.set_ylabel("Loss")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            image = _svg(figure)
+            image = svg_of(figure)
         plots.append(
             Plot(
                 "Training loss", image, "", f"Loss over {len(values)} iterations: {values[0]:.3g} to {values[-1]:.3g}."
@@ -254,8 +237,8 @@ def training_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> list[P
     dice = {tag: curves[f"{tag}_mean_dice"] for tag in ("train", "val") if curves.get(f"{tag}_mean_dice")}
     if dice:
         caption = ""
-        with _style():
-            figure, axes = _figure()
+        with house_style():
+            figure, axes = new_figure()
             looks = {"train": ("training", BLUE, "-"), "val": ("validation", ORANGE, "-")}
             for tag, points in dice.items():
                 epochs, values = np.array(points, dtype=float).T
@@ -269,45 +252,9 @@ def training_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> list[P
             axes.set_ylabel("Mean Dice, resampled grid")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             _legend(axes)
-            image = _svg(figure)
+            image = svg_of(figure)
         plots.append(Plot("Dice during training", image, caption, f"Mean Dice by epoch. {caption}"))
     return plots
-
-
-def _style() -> AbstractContextManager[None]:
-    return mpl.rc_context(
-        {
-            "font.family": "sans-serif",
-            "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
-            "font.size": 10,
-            "axes.labelsize": 10,
-            "xtick.labelsize": 9.5,
-            "ytick.labelsize": 9.5,
-            "legend.fontsize": 9.5,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": "#666666",
-            "axes.grid": True,
-            "axes.grid.axis": "y",
-            "grid.color": "#e6e6e6",
-            "grid.linewidth": 0.8,
-            "axes.axisbelow": True,
-            "svg.fonttype": "none",  # text stays text: small, and as crisp as the page
-            "svg.hashsalt": "report",  # the same data give the same file
-        }
-    )
-
-
-def _figure(width: float = 4.2, height: float = 3.0) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, figure.subplots()
-
-
-def _svg(figure: Figure) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _volume_axis(axes: Axes, which: str, values: Any) -> None:
@@ -323,7 +270,7 @@ def _volume_axis(axes: Axes, which: str, values: Any) -> None:
     (axes.set_xlim if which == "x" else axes.set_ylim)(-SMALLEST_ML * 0.3, largest * 1.6)
 
 
-def _limits(axes: Axes, known: Column, values: Sequence[float]) -> None:
+def _limits(axes: Axes, known: Measure, values: Sequence[float]) -> None:
     """Shares from 0 to 1, everything else from 0."""
     top = max((value for value in values if math.isfinite(value)), default=1.0)
     if known.better == "higher" and not known.unit and top <= 1:

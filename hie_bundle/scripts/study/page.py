@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically
+from ..measures import column
 from ..report import provenance, render_page
-from ..report.columns import column
 from .pictures import curve_plots, figure_2, mean_plot, rank_plot, strips
 from .results import (
     Results,
@@ -102,7 +102,7 @@ def _leader(results: Results, measure: str) -> dict[str, str]:
 
 def _table_1(results: Results, group: Any, measures: Sequence[str]) -> dict[str, Any]:
     best = {measure: results.best(measure) for measure in measures}
-    published = {measure: group.columns[measure] for measure in measures if group.columns[measure]}
+    published = {measure: group.figure(measure) for measure in measures if group.figure(measure)}
     best_published = {measure: _best_published(results, measure, key) for measure, key in published.items()}
     lines = []
     for variant in results.variants:

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from ..bonbid import read_volume
 from ..bonbid.checks import item_files
+from ..measures import column
 from ..report import PRED_COLOUR, TRUTH_COLOUR, read_curves
-from ..report.columns import column
+from ..report.drawing import BLUE, GREY, ORANGE, Plot, house_style, new_figure, svg_of
 from ..report.pictures import axial, shown_box
-from ..report.plots import BLUE, GREY, ORANGE, Plot, _figure, _style, _svg
 from ..report.tables import read_rows
 from .results import Results, describe_measure
 
@@ -148,8 +148,8 @@ def mean_plot(results: Results, measure: str) -> Plot:
     order = results.by_rank(measure)
     rng = np.random.default_rng(0)  # of the jitter
     told = []
-    with _style():
-        figure, axes = _figure(height=1.1 + 0.36 * len(order))
+    with house_style():
+        figure, axes = new_figure(height=1.1 + 0.36 * len(order))
         for place, variant in enumerate(order):
             values = np.array([row[measure] for row in results.cases[variant.name]], dtype=float)
             finite = values[np.isfinite(values)]
@@ -165,7 +165,7 @@ def mean_plot(results: Results, measure: str) -> Plot:
             told.append(f"{variant.label} {known.text(figures['mean'])}")
         _variant_axis(axes, [variant.label for variant in order])
         axes.set_xlabel(known.heading)
-        image = _svg(figure)
+        image = svg_of(figure)
     title = f"{describe_measure(known)}{' ↑' if known.better == 'higher' else ' ↓'}"
     return Plot(title, image, "", f"Means of {title}: {'; '.join(told)}.")
 
@@ -175,8 +175,8 @@ def rank_plot(results: Results, measure: str) -> Plot:
     known = column(measure)
     order = results.by_rank(measure)
     told = []
-    with _style():
-        figure, axes = _figure(height=1.1 + 0.36 * len(order))
+    with house_style():
+        figure, axes = new_figure(height=1.1 + 0.36 * len(order))
         for place, variant in enumerate(order):
             rank = results.ranks[measure][variant.name]
             if np.isnan(rank["rank"]):
@@ -191,7 +191,7 @@ def rank_plot(results: Results, measure: str) -> Plot:
         axes.set_xlim(0.6, len(order) + 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("Rank (1 is best)")
-        image = _svg(figure)
+        image = svg_of(figure)
     title = f"Rank by {describe_measure(known)}"
     return Plot(title, image, "", f"{title}: {'; '.join(told)}.")
 
@@ -204,8 +204,8 @@ def curve_plots(results: Results) -> list[Plot]:
     drawn = []
     for tag, what in (("val_mean_dice", "Validation Dice"), ("train_mean_dice", "Training Dice")):
         told = []
-        with _style():
-            figure, axes = _figure(height=3.0 + 0.2 * ((len(results.variants) + 1) // 2))
+        with house_style():
+            figure, axes = new_figure(height=3.0 + 0.2 * ((len(results.variants) + 1) // 2))
             for place, variant in enumerate(results.variants):
                 runs = [dict(curve[tag]) for curve in curves[variant.name] if curve.get(tag)]
                 if not runs:
@@ -227,7 +227,7 @@ def curve_plots(results: Results) -> list[Plot]:
                 axes.legend(
                     frameon=False, loc="lower left", bbox_to_anchor=(-0.1, 1), ncols=2, borderaxespad=0, fontsize=8.5
                 )
-            image = _svg(figure)
+            image = svg_of(figure)
         if told:
             drawn.append(Plot(what, image, "", f"{what} by epoch: {'; '.join(told)}."))
     return drawn

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..report.columns import NO_NUMBERS, Column, column
+from ..measures import Measure, column
+from ..report.columns import NO_NUMBERS
 from ..report.tables import by_size_class, read_rows
 from ..statistics import describe, paired_tests, ranking
 from .runs import Run
@@ -28,28 +29,50 @@ class Group:
 
     Attributes:
         title: for people.
-        columns: of ``metrics.csv``, and which published figure each compares with; "" if none does.
+        grid: ``native`` or ``resampled``.
+        definitions: whose; see :data:`scripts.measures.GROUPS`.
         explanation: what to know before comparing.
+        published: whether a variant's published figures stand beside them.
     """
 
     title: str
-    columns: Mapping[str, str]
+    grid: str
+    definitions: tuple[str, ...]
     explanation: str
+    published: bool = False
+
+    def columns(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Those of a table's columns that stand in this group."""
+        known = [column(name) for name in rows[0] if name.startswith(f"{self.grid}_")]
+        return [one.name for one in known if one.compared and one.group in self.definitions]
+
+    def figure(self, measure: str) -> str:
+        """The name of the published figure that a column compares with; "" if none does."""
+        return column(measure).published if self.published else ""
 
 
 GROUPS = (
     Group(
         "Paper’s protocol, resampled grid",
-        {"resampled_dice": "dice", "resampled_paper_msd_mm": "msd_mm", "resampled_paper_nsd": "nsd"},
+        "resampled",
+        ("shared", "paper"),
         "Measured as in the paper’s Table 1: MONAI’s metrics on the network’s grid. “Paper” is the figure printed "
         "there, of four real validation cases and an unstated tolerance of the NSD; an order of magnitude to compare "
         "with, no more.",
+        published=True,
     ),
     Group(
         "Challenge’s definitions, native grid",
-        {"native_dice": "", "native_masd_mm": "", "native_nsd": ""},
+        "native",
+        ("shared", "challenge"),
         "Masks compared on the grid of the label file, surfaces weighted by their area: the numbers of the BONBID-HIE "
         "challenge. The paper has no such figures.",
+    ),
+    Group(
+        "Further measures, native grid",
+        "native",
+        ("further",),
+        "Masks compared on the grid of the label file.",
     ),
 )
 
@@ -118,7 +141,8 @@ def collect(variants: Sequence[Variant], runs: Iterable[Run]) -> Results:
     cases = {name: _mean_over_runs(members) for name, members in of_variant.items()}
     _refuse_other_cases(cases)
     first = next(iter(cases.values()))
-    measures = [name for group in GROUPS for name in group.columns if all(name in rows[0] for rows in cases.values())]
+    common = [{name: None for name in first[0] if all(name in rows[0] for rows in cases.values())}]
+    measures = [name for group in GROUPS for name in group.columns(common)]
     classes = _class_sizes(first)
     summary = {
         name: {
@@ -193,7 +217,7 @@ def markdown(results: Results) -> str:
         header = ["Variant", *(_heading(known) for known in names), "Epochs"]
         lines = []
         for variant in results.variants:
-            cells = [_cell(results, variant, measure, group.columns[measure]) for measure in measures]
+            cells = [_cell(results, variant, measure, group.figure(measure)) for measure in measures]
             lines.append([variant.label, *cells, _epochs_cell(results, variant, group)])
         text += [*_table(header, lines), ""]
     if results.measures:
@@ -227,7 +251,7 @@ def markdown(results: Results) -> str:
 
 def results_groups(results: Results) -> list[tuple[Group, list[str]]]:
     """The groups with those of their measures that there are."""
-    pairs = [(group, [name for name in group.columns if name in results.measures]) for group in GROUPS]
+    pairs = [(group, group.columns([dict.fromkeys(results.measures)])) for group in GROUPS]
     return [(group, measures) for group, measures in pairs if measures]
 
 
@@ -236,7 +260,7 @@ def lead_measure(results: Results) -> str:
     return "native_dice" if "native_dice" in results.measures else results.measures[0]
 
 
-def describe_measure(known: Column) -> str:
+def describe_measure(known: Measure) -> str:
     """A measure with its grid and definition."""
     grid = "resampled grid" if known.name.startswith("resampled_") else "native grid"
     return f"{known.label} ({grid})"
@@ -280,7 +304,7 @@ def _published(results: Results) -> list[str]:
     return [key for key in PUBLISHED if any(key in v.published for v in results.variants)]
 
 
-def _heading(known: Column) -> str:
+def _heading(known: Measure) -> str:
     return f"{known.heading} {'↑' if known.better == 'higher' else '↓'}"
 
 
@@ -301,7 +325,7 @@ def _cell(results: Results, variant: Variant, measure: str, published: str) -> s
 
 def _epochs_cell(results: Results, variant: Variant, group: Group) -> str:
     text = f"{results.epochs[variant.name][0]:g}"
-    if any(group.columns.values()) and "epochs" in variant.published:
+    if group.published and "epochs" in variant.published:
         text += f"; paper: {variant.published['epochs']:g}"
     return text
 
