@@ -281,13 +281,13 @@ def test_nothing_found(tmp_path: Path) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The cases that are really read."""
     cases: list[str] = []
-    original = bonbid.gate.check_case
+    original = bonbid.remembered.check_case
 
     def counting(case: str, *args: Any) -> CaseReport:
         cases.append(case)
         return original(case, *args)
 
-    monkeypatch.setattr(bonbid.gate, "check_case", counting)
+    monkeypatch.setattr(bonbid.remembered, "check_case", counting)
     return cases
 
 

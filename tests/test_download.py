@@ -301,9 +301,6 @@ EVIL = {
     "drive": ([(member("C:/evil.txt"), b"x")], "would lie outside"),
     "link": ([(member("BONBID2023_Train/link", 0o120777), b"/etc/passwd")], "is a link or a device"),
     "device": ([(member("BONBID2023_Train/null", 0o020666), b"")], "is a link or a device"),
-    "bomb": ([(member("BONBID2023_Train/zeros"), bytes(10_000_000))], "would unpack to 10000000"),
-    "many": ([(member(f"BONBID2023_Train/{n}"), b"x") for n in range(60)], "at most 50 are unpacked"),
-    "twice": ([(member("BONBID2023_Train/a"), b"x"), (member("BONBID2023_Train/A"), b"y")], "twice"),
     "empty": ([], "it is empty"),
 }
 
@@ -319,7 +316,7 @@ def test_unsafe_archives(tmp_path: Path, serve: Any, kind: str) -> None:
     server = serve({"BONBID2023_Train.zip": buffer.getvalue()})
     target = tmp_path / "inner" / "data"
     with pytest.raises(DatasetError, match=message):
-        download(target, server.url, archives(train=buffer.getvalue()), "train", max_members=50)
+        download(target, server.url, archives(train=buffer.getvalue()), "train")
     assert leftovers(target) == [".BONBID2023_Train.zip.part"]
     assert not list(tmp_path.rglob("evil*"))
 

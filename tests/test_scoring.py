@@ -20,6 +20,7 @@ from bonbid_cases import oblique, write_case
 from conftest import BUNDLE
 from monai.bundle import ConfigWorkflow
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_surface_dice
+from monai.transforms import Compose, EnsureChannelFirstd, Resized
 from surface_distance import (
     compute_average_surface_distance as surfel_average_distance,
 )
@@ -29,9 +30,10 @@ from surface_distance import (
     compute_surface_distances,
 )
 
-from scripts import bonbid, report, scoring
+from scripts import bonbid, metrics, report, scoring
 from scripts.errors import UserError
 from scripts.evaluation import CaseEvaluation
+from scripts.transforms import LoadMapsd
 
 CONFIGS = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", "evaluate")]
 
@@ -54,7 +56,7 @@ def _rotation(rng: np.random.Generator, turned: bool) -> np.ndarray:
 def _reference(truth_file: Path, pred_file: Path) -> dict[str, float]:
     """Both definitions from the files alone, straight from the tools that define them."""
     truth, pred = nib.load(truth_file), nib.load(pred_file)
-    spacing = np.linalg.norm(truth.affine[:3, :3], axis=0)
+    spacing = sitk.ReadImage(str(truth_file)).GetSpacing()  # as the challenge's evaluator reads it
     t, p = np.asarray(truth.dataobj) > 0, np.asarray(pred.dataobj) > 0
     if t.any() or p.any():
         distances = compute_surface_distances(t, p, spacing)
@@ -121,10 +123,74 @@ def test_scores_equal_the_reference_tools_on_the_files(tmp_path: Path, monkeypat
             for names in (("dice", "masd_mm", "nsd"), ("paper_msd_mm", "paper_nsd"))
         )
         for ours, theirs in challenge.values():
-            assert ours == pytest.approx(theirs, abs=1e-6, rel=0, nan_ok=True), row["case"]
+            assert ours == pytest.approx(theirs, abs=1e-9, rel=0, nan_ok=True), row["case"]
         for ours, theirs in paper.values():
             assert ours == pytest.approx(theirs, abs=1e-6, rel=2e-7, nan_ok=True), row["case"]
         assert not any(name.startswith("resampled_") for name in row)
+
+
+TIED = [(1.0, 1.0, 1.0), (1.2, 1.2, 1.6), (1.5, 1.5, 2.0), (2.0, 2.0, 2.0), (1.0, 1.0, 2.0), (1.2, 1.6, 2.4)]
+
+
+def _write_tied(folder: Path, number: int) -> dict[str, Any]:
+    """A case and its mask whose surfaces are often exactly 2 mm apart, permuted or oblique, as ``.mha`` or NIfTI."""
+    rng = np.random.default_rng(number)
+    shape, spacing = tuple(int(n) for n in rng.integers(8, 13, 3)), TIED[number % len(TIED)]
+    truth = np.zeros(shape, np.uint8)
+    low = rng.integers(1, 4, 3)
+    truth[tuple(slice(start, start + 4) for start in low)] = 1
+    pred = np.roll(truth, rng.integers(-2, 3, 3), axis=(0, 1, 2)) | (rng.random(shape) > 0.995)
+    direction, origin = _rotation(rng, turned=number % 3 > 0), rng.uniform(-80, 80, 3)
+    extension = (".mha", ".nii.gz")[number // len(TIED) % 2]
+    maps = {"adc": np.full(shape, 1200, np.int16), "zadc": rng.normal(size=shape).astype(np.float32)}
+    files = {}
+    for part, array in {**maps, "label": truth, "mask": pred.astype(np.uint8)}.items():
+        image = sitk.GetImageFromArray(array.T)
+        image.SetSpacing(spacing)
+        image.SetDirection(direction.ravel().tolist())
+        image.SetOrigin(origin.tolist())
+        files[part] = str(folder / f"tied-{number:03d}_{'lesion' if part == 'mask' else part}{extension}")
+        if part == "mask":
+            files[part] = str(folder / "masks" / Path(files[part]).name)
+        sitk.WriteImage(image, files[part])
+    return {"case": f"tied-{number:03d}", "image": [files["adc"], files["zadc"]], "label": files["label"]}
+
+
+def test_surfaces_exactly_the_tolerance_apart_are_within_it_as_for_the_evaluator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The affine gives 2.0000000000000004 mm where the header says 2: a third of the figures were too low."""
+    (tmp_path / "masks").mkdir()
+    items = [_write_tied(tmp_path, number) for number in range(300)]
+    evaluation = CaseEvaluation(str(tmp_path / "out"), overlays=False)
+    monkeypatch.setattr(evaluation, "completed", lambda: None)
+    scoring.score(items, tmp_path / "masks", evaluation)
+    beyond = 0
+    for item, row in zip(items, evaluation.rows, strict=True):
+        images = [sitk.ReadImage(str(file)) for file in (item["label"], next(tmp_path.glob(f"masks/{item['case']}_*")))]
+        truth, pred = (sitk.GetArrayFromImage(image).T > 0 for image in images)
+        distances = compute_surface_distances(truth, pred, images[0].GetSpacing())
+        expected = float(np.mean(surfel_average_distance(distances)))
+        assert row["native_nsd"] == pytest.approx(compute_surface_dice_at_tolerance(distances, 2.0), abs=1e-9, rel=0)
+        assert row["native_masd_mm"] == pytest.approx(expected, abs=1e-9, rel=0)
+        affine = bonbid.read_volume(item["label"]).affine
+        rounded = compute_surface_distances(truth, pred, np.linalg.norm(affine[:3, :3], axis=0))
+        beyond += compute_surface_dice_at_tolerance(rounded, 2.0) != compute_surface_dice_at_tolerance(distances, 2.0)
+    assert beyond > 30  # the data show the fault
+
+
+def test_evaluation_takes_the_same_voxel_sizes_from_the_same_files(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    load = Compose([LoadMapsd(["image", "label"]), EnsureChannelFirstd(["image", "label"])])
+    for number in range(24):
+        item = _write_tied(tmp_path, number)
+        loaded = load({name: item[name] for name in ("image", "label")})
+        stated = sitk.ReadImage(item["label"]).GetSpacing()
+        assert metrics.spacing_of(loaded["label"]) == stated
+        assert tuple(bonbid.read_volume(item["label"]).spacing_mm) == stated
+        halved = Resized("label", [4, 4, 4])(loaded)["label"]  # another grid than the header's
+        sizes = np.array(loaded["label"].shape[1:]) / 4 * stated
+        assert metrics.spacing_of(halved) == pytest.approx(sizes, rel=1e-6)
 
 
 @pytest.fixture

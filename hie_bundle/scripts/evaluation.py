@@ -114,7 +114,7 @@ class CaseEvaluation:
     def measure(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """The row of one case."""
         adc, zadc = item["native_image"].cpu().numpy()
-        brain = (adc != 0) | (zadc != 0)  # the maps are skull-stripped: exactly zero outside the brain
+        brain = bonbid.brain_of(adc)
         truth, pred = _mask(item["native_label"]), _mask(item["native_pred"])
         spacing_mm = metrics.spacing_of(item["native_label"])
         voxel_ml = float(np.prod(spacing_mm)) / 1000

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .bonbid import Case, DatasetError, Limits, find_cases, read_volume, require_usable, write_datalist
-from .bonbid.gate import thread_count
+from .bonbid.remembered import thread_count
 from .files import atomic_path, write_json
 
 __all__ = ["FORMATS", "preprocess"]

@@ -128,4 +128,4 @@ def _single(array: np.ndarray) -> np.ndarray:
 
 def _tensor(array: np.ndarray, grid: Volume) -> MetaTensor:
     values = torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32))
-    return MetaTensor(values, affine=torch.as_tensor(grid.affine))
+    return MetaTensor(values, affine=torch.as_tensor(grid.affine), meta={"spacing": grid.spacing_mm})

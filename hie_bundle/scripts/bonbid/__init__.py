@@ -1,16 +1,19 @@
 """BONBID-HIE's layout: finding cases, splits and folds, checks, download. Knows files, not tensors."""
 
+from .brain import are_normalised, brain_of
 from .checks import CaseReport, Limits, Problem, check_case
 from .datalists import datalist, write_datalist
 from .errors import DatasetError
 from .fetching import download
-from .folds import fold_of_case, size_class
-from .gate import check_items, require_usable
+from .folds import SIZE_CLASSES, fold_of_case, size_class
+from .gate import require_usable
 from .layout import SPLITS, Case, find_cases, output_name, patient_of
+from .remembered import check_items
 from .survey import check
 from .volumes import Volume, VolumeError, read_volume
 
 __all__ = [
+    "SIZE_CLASSES",
     "SPLITS",
     "Case",
     "CaseReport",
@@ -19,6 +22,8 @@ __all__ = [
     "Problem",
     "Volume",
     "VolumeError",
+    "are_normalised",
+    "brain_of",
     "check",
     "check_case",
     "check_items",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .brain import are_normalised, brain_of
 from .volumes import Volume, VolumeError, read_volume
 
 __all__ = ["CaseReport", "Limits", "Problem", "check_case"]
@@ -236,7 +237,7 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
     """Measure the maps and, if asked to judge, say whether they can be what they are called."""
     adc, zadc = (np.asarray(volumes[part].array, np.float64) for part in ("adc", "zadc"))
     report.adc_range, report.zadc_range = ([float(a.min()), float(a.max())] for a in (adc, zadc))
-    report.normalised = all(abs(a.mean()) < 0.01 and abs(a.std() - 1) < 0.01 for a in (adc, zadc))
+    report.normalised = are_normalised(adc, zadc)
     brain = brain_of(adc, report.normalised)
     voxel_ml = float(np.prod(volumes["adc"].spacing_mm)) / 1000
     report.brain_ml = float(brain.sum()) * voxel_ml
@@ -281,11 +282,6 @@ def are_swapped(adc: NDArray[Any], zadc: NDArray[Any], limits: Limits) -> bool:
     if like_adc(adc, limits) and like_zadc(zadc, limits):
         return False
     return like_adc(zadc, limits) and like_zadc(adc, limits)
-
-
-def brain_of(adc: NDArray[Any], normalised: bool) -> NDArray[np.bool_]:
-    """Brain mask of a skull-stripped ADC map: above 0, or above the lowest value if it has been normalised."""
-    return adc > (adc.min() + 1e-6 if normalised else 0)
 
 
 def _check_label(report: CaseReport, volumes: dict[str, Volume], limits: Limits) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_json
+from .checks import Limits
 from .errors import DatasetError, one_line
 from .folds import fold_of_case, size_class
-from .gate import case_of, check_items, require_usable
+from .gate import require_usable
 from .layout import SPLITS, Case, find_cases, patient_of
+from .remembered import case_of, check_items
 
 __all__ = ["datalist", "write_datalist"]
 
@@ -27,6 +29,7 @@ def datalist(
     num_folds: int | None = None,
     seed: int = 0,
     file: str | Path | None = None,
+    limits: Limits | None = None,
 ) -> list[dict[str, Any]]:
     """List the cases of one split.
 
@@ -39,6 +42,7 @@ def datalist(
         seed: of the folds.
         file: a data list in the decathlon form instead of a search in ``dataset_dir``, its paths relative to itself.
             Lists ``training`` (with ``fold`` keys, if ``fold`` is given), ``validation`` and ``test``.
+        limits: what a case may look like, for the folds, which are divided by lesion size; the defaults if None.
 
     Returns:
         ``{"image": [adc, zadc] or stacked, "label": path, "case": id}`` with absolute paths, sorted by case. Files
@@ -61,7 +65,7 @@ def datalist(
     _refuse_shared_patients(cases, split, folds=num_folds is not None)
     if num_folds is not None and split != "test":
         pool = [case for case in cases if case.split != "test"]
-        folds = fold_of_case(pool, num_folds, seed)
+        folds = fold_of_case(pool, num_folds, seed, limits)
         if split is not None:
             pool = [case for case in pool if (folds[case.case] == fold) == (split == "val")]
         cases = pool if split is not None else cases
@@ -125,6 +129,7 @@ def write_datalist(
     num_folds: int | None = None,
     seed: int = 0,
     labels: bool = True,
+    limits: Limits | None = None,
 ) -> None:
     """Write the cases as a data list in the decathlon form, for ``--datalist``, MONAI and Auto3DSeg.
 
@@ -138,20 +143,22 @@ def write_datalist(
             None writes the official split as ``training``, ``validation`` and ``test``.
         seed: of the folds.
         labels: every case must have a label; otherwise the list is without them.
+        limits: what a case may look like; the defaults if None.
 
     Raises:
         DatasetError: there is no case, some are unusable, or the file cannot be written.
     """
     output_file = Path(output_file).absolute()
     everything = datalist(dataset_dir, None, labels)
-    require_usable(everything, dataset_dir, "a data list")
+    require_usable(everything, dataset_dir, "a data list", limits)
     if num_folds is None:
         lists = {key: datalist(dataset_dir, split, labels) for split, key in _KEYS.items()}
     else:
         lists = {"training": [], "test": datalist(dataset_dir, "test", labels)}
         for fold in range(num_folds):
             lists["training"] += [
-                {**item, "fold": fold} for item in datalist(dataset_dir, "val", labels, fold, num_folds, seed)
+                {**item, "fold": fold}
+                for item in datalist(dataset_dir, "val", labels, fold, num_folds, seed, limits=limits)
             ]
     for item in (item for items in lists.values() for item in items):
         for key in ("image", "label") if labels else ("image",):
@@ -160,7 +167,7 @@ def write_datalist(
                 for path in ([item[key]] if isinstance(item[key], str) else item[key])
             ]
             item[key] = paths if isinstance(item[key], list) else paths[0]
-    classes = {report.case: size_class(report.lesion_fraction) for report in check_items(everything)}
+    classes = {report.case: size_class(report.lesion_fraction) for report in check_items(everything, limits)}
     data = {
         "name": "HIE lesions",
         "description": f"{num_folds} folds, seed {seed}" if num_folds else "official split",

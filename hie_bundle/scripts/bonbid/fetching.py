@@ -38,9 +38,6 @@ def download(
     pause_s: float = 1.0,
     timeout_s: float = 60.0,
     max_archive_bytes: int = 16 << 30,
-    max_bytes: int = 64 << 30,
-    max_ratio: float = 200.0,
-    max_members: int = 10_000,
 ) -> None:
     """Fetch, verify and unpack the archives of some splits.
 
@@ -57,9 +54,6 @@ def download(
         pause_s: seconds between two of these, doubled each time, at most 30.
         timeout_s: seconds without any data after which a connection counts as broken.
         max_archive_bytes: largest archive.
-        max_bytes: largest size of an archive's files together.
-        max_ratio: largest ratio of the two.
-        max_members: largest number of files in an archive.
 
     Raises:
         DatasetError: no connection, wrong checksum, unsafe archive, full disk, or another folder in the way.
@@ -85,7 +79,7 @@ def download(
         try:
             root.mkdir(parents=True, exist_ok=True)
             _fetch(f"{base_url.rstrip('/')}/{name}", part, sha256, tries, pause_s, timeout_s, max_archive_bytes)
-            unpack(part, folder, max_bytes, max_ratio, max_members)
+            unpack(part, folder)
         except ArchiveError as error:
             raise DatasetError(f"{name} was fetched to {part}, but {error}. Nothing was unpacked.") from error
         except OSError as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from .gate import check_items
+from .checks import Limits
 from .layout import Case
+from .remembered import check_items
 
 __all__ = ["SIZE_CLASSES", "fold_of_case", "size_class"]
 
@@ -23,21 +24,23 @@ def size_class(fraction: float | None) -> str:
     return next(name for name, end in SIZE_CLASSES.items() if fraction < end)
 
 
-def fold_of_case(cases: Sequence[Case], num_folds: int, seed: int = 0) -> dict[str, int]:
+def fold_of_case(cases: Sequence[Case], num_folds: int, seed: int = 0, limits: Limits | None = None) -> dict[str, int]:
     """Assign cases to folds that are alike in their lesion sizes.
 
     Patients are shuffled within each size class (that of their largest lesion) and dealt out to the folds in turn, so
-    that two folds differ by at most one patient in total and at most one in each class. Reads the cases' labels.
+    that two folds differ by at most one patient in total and at most one in each class. (scikit-learn's
+    ``StratifiedGroupKFold`` promises neither, and would deal the cases of every seed anew.) Reads the cases' labels.
 
     Args:
         cases: to be divided.
         num_folds: at least 1.
         seed: of the shuffling.
+        limits: what a case may look like; the defaults if None.
 
     Returns:
         Fold, 0 to ``num_folds`` - 1, by case id.
     """
-    reports = check_items([case.item() for case in cases])
+    reports = check_items([case.item() for case in cases], limits)
     largest: dict[str, float] = {}
     for case, report in zip(cases, reports, strict=True):
         fraction = -1.0 if report.lesion_fraction is None else report.lesion_fraction

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..files import write_json
+from .advice import list_problems, nothing_found
 from .checks import CaseReport, Limits, Problem, item_files
 from .errors import DatasetError
 from .folds import size_class
-from .gate import check_items, duplicate_problems, list_problems, nothing_found
+from .gate import duplicate_problems
 from .layout import Case, find_cases
+from .remembered import check_items
 
 __all__ = ["check"]
 

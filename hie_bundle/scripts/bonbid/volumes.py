@@ -49,14 +49,22 @@ class Volume:
     Attributes:
         array: (X, Y, Z), or (X, Y, Z, C) for a stacked file; as stored, rescaled by the file's slope and intercept.
         affine: (4, 4) from voxel indices to millimetres, in nibabel's RAS+ convention.
+        header_spacing_mm: voxel size along each axis as the file states it; None where there is no file.
     """
 
     array: NDArray[Any]
     affine: NDArray[np.float64]
+    header_spacing_mm: tuple[float, ...] | None = None
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        """Voxel size along each axis: the affine's; the file's own, which is free of rounding, where they agree."""
+        from nibabel.affines import voxel_sizes
+
+        sizes = voxel_sizes(self.affine)
+        if self.header_spacing_mm is None:
+            return sizes
+        return np.where(np.isclose(self.header_spacing_mm, sizes, rtol=1e-5, atol=0), self.header_spacing_mm, sizes)
 
 
 def read_volume(path: str | Path, max_bytes: int = 1 << 31) -> Volume:
@@ -125,7 +133,7 @@ def _read_meta_image(path: Path, max_bytes: int) -> Volume:
     affine[:3, 3] = image.GetOrigin()
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's LPS to RAS
     _check_affine(affine)
-    return Volume(array.T, affine)
+    return Volume(array.T, affine, image.GetSpacing())
 
 
 def _meta_header(file: io.BufferedReader) -> dict[str, str]:
@@ -255,6 +263,7 @@ def _read_nifti(path: Path, max_bytes: int) -> Volume:
         # MONAI's reader takes the qform where the sform does not agree with the voxel size
         image = correct_nifti_header_if_necessary(kind.from_bytes(data))
         array, affine = np.asanyarray(image.dataobj), np.array(image.affine, dtype=np.float64)
+        spacing = tuple(float(size) for size in image.header["pixdim"][1:4])
     except VolumeError:
         raise
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -262,7 +271,7 @@ def _read_nifti(path: Path, max_bytes: int) -> Volume:
     except Exception as error:  # nibabel raises what it happens to meet
         raise VolumeError(f"cannot be read as NIfTI ({one_line(error)})") from error
     _check_affine(affine)
-    return Volume(array, affine)
+    return Volume(array, affine, spacing)
 
 
 def _check_affine(affine: NDArray[np.float64]) -> None:

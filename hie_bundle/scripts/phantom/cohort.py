@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..cores import available_cores
-from .case import simulate_case
+from ..errors import UserError
+from .case import Settings, simulate_case
 
 MANIFEST = "phantom.json"
 FORMAT = 3  # raised whenever the same seed gives different volumes
@@ -40,20 +41,12 @@ def write_cohort(
     num_test: int = 8,
     seed: int = 0,
     num_workers: int | None = None,
-    matrix_sizes: Sequence[int] = (128, 160, 192, 256),
-    slice_range: tuple[int, int] = (16, 64),
-    spacing_range_mm: tuple[float, float] = (0.9, 2.0),
-    slice_thickness_range_mm: tuple[float, float] = (2.0, 5.0),
-    fine_mm: float = 1.2,
-    artefact_probability: float = 0.08,
-    registration_mm: float = 1.35,
-    num_healthy: int = 13,
-    atlas_step_mm: float = 1.5,
     progress: bool = True,
+    **settings: Any,
 ) -> None:
     """Write a simulated cohort to ``output_dir/BONBID2023_{Train,Val,Test}``.
 
-    Cases are numbered through train, val and test; a case depends on ``seed``, its number and the acquisition knobs
+    Cases are numbered through train, val and test; a case depends on ``seed``, its number and the settings
     only, never on the cohort's size or the number of processes. A second call with the same arguments completes what
     is missing. Smaller ``matrix_sizes`` and ``slice_range`` with a larger ``fine_mm`` and ``atlas_step_mm`` give a
     tiny cohort for tests.
@@ -65,42 +58,19 @@ def write_cohort(
         num_test: number of test cases.
         seed: of everything random.
         num_workers: processes; None for one a core, 0 or 1 for none beside this one.
-        matrix_sizes: in-plane sizes to draw from, in voxels.
-        slice_range: least and greatest number of slices.
-        spacing_range_mm: least and greatest in-plane voxel size; exceeded where the matrix is too small for a brain.
-        slice_thickness_range_mm: least and greatest slice thickness; exceeded where there are too few slices.
-        fine_mm: sampling distance of the anatomy; partial volume is averaged from it.
-        artefact_probability: of motion, of signal loss and of a strong bias, each.
-        registration_mm: standard deviation along each axis of a case's misalignment with the atlas.
-        num_healthy: number of healthy newborns in the normative atlas.
-        atlas_step_mm: voxel size of the atlas.
         progress: show a progress bar.
+        settings: values of :class:`scripts.phantom.Settings`.
 
     Raises:
-        FileExistsError: if ``output_dir`` holds another cohort, real or simulated.
-        ValueError: if a count is negative or all are 0, or a range is empty.
+        UserError: if ``output_dir`` holds another cohort, real or simulated, a count is negative or all are 0, or
+            there are no such settings.
     """
     if min(num_train, num_val, num_test) < 0 or num_train + num_val + num_test == 0:
-        raise ValueError(f"Nothing to simulate: num_train={num_train}, num_val={num_val}, num_test={num_test}")
-    if not matrix_sizes or min(matrix_sizes) < 16:
-        raise ValueError(f"matrix_sizes must be 16 or more, got {list(matrix_sizes)}")
-    for low, high in (slice_range, spacing_range_mm, slice_thickness_range_mm):
-        if not 0 < low <= high:
-            raise ValueError(f"A range is (least, greatest), both positive, got ({low}, {high})")
+        raise UserError(f"Nothing to simulate: num_train={num_train}, num_val={num_val}, num_test={num_test}.")
+    scanned = Settings(**settings)
     root = Path(output_dir)
-    options = {
-        "matrix_sizes": [int(n) for n in matrix_sizes],
-        "slice_range": [int(n) for n in slice_range],
-        "spacing_range_mm": [float(v) for v in spacing_range_mm],
-        "slice_thickness_range_mm": [float(v) for v in slice_thickness_range_mm],
-        "fine_mm": float(fine_mm),
-        "artefact_probability": float(artefact_probability),
-        "registration_mm": float(registration_mm),
-        "num_healthy": int(num_healthy),
-        "atlas_step_mm": float(atlas_step_mm),
-    }
     counts = {"Train": int(num_train), "Val": int(num_val), "Test": int(num_test)}
-    claim(root, {"format": FORMAT, "seed": int(seed), "cases": counts, "options": options})
+    claim(root, {"format": FORMAT, "seed": int(seed), "cases": counts, "options": asdict(scanned)})
 
     jobs, number = [], 0
     for split, count in counts.items():
@@ -112,7 +82,7 @@ def write_cohort(
                 jobs.append((folder, case_number))
         number += count
 
-    write = partial(write_case, seed=int(seed), options=options)
+    write = partial(write_case, seed=int(seed), settings=scanned)
     if num_workers is None:
         num_workers = available_cores()
     num_workers = min(num_workers, len(jobs))
@@ -137,15 +107,15 @@ def claim(root: Path, manifest: dict[str, Any]) -> None:
     """Mark ``root`` as the folder of this cohort, or raise if it is another's."""
     path = root / MANIFEST
     if path.exists():
-        if json.loads(path.read_text()) != manifest:
-            raise FileExistsError(
+        if json.loads(path.read_text()) != json.loads(json.dumps(manifest)):
+            raise UserError(
                 f"{root} holds a phantom cohort made with other settings (see {path}). "
                 "Choose another output_dir, or delete that folder first."
             )
         return
     foreign = [*root.glob("BONBID2023_*"), *root.glob("*/BONBID2023_*")]
     if foreign:
-        raise FileExistsError(
+        raise UserError(
             f"{root} already holds {foreign[0].name}, which is not a phantom cohort. Choose another output_dir."
         )
     root.mkdir(parents=True, exist_ok=True)
@@ -155,9 +125,9 @@ def claim(root: Path, manifest: dict[str, Any]) -> None:
         draft.replace(path)
 
 
-def write_case(folder: Path, case_number: int, *, seed: int, options: dict[str, Any]) -> None:
+def write_case(folder: Path, case_number: int, *, seed: int, settings: Settings) -> None:
     """Simulate one case and write its three files, each whole or not at all."""
-    case = simulate_case(seed, case_number, **options)
+    case = simulate_case(seed, case_number, settings)
 
     def save(values: NDArray[Any], path: Path) -> None:
         image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))

@@ -7,23 +7,25 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-SIZE_CLASSES = (("under 1 %", 0.0, 0.01), ("1-5 %", 0.01, 0.05), ("5-20 %", 0.05, 0.2), ("over 20 %", 0.2, 1.0))
+from ..bonbid import SIZE_CLASSES, brain_of, find_cases, size_class
+from ..errors import UserError
+from ..metrics import dice
 
 
-def find_cases(dataset_dir: str | Path) -> list[tuple[str, Path, Path, Path]]:
+def _files(dataset_dir: str | Path) -> list[tuple[str, Path, Path, Path]]:
     """Case id, ADC, ZADC and label file of every case below ``dataset_dir``, by id.
 
     Raises:
-        FileNotFoundError: if there is none.
+        UserError: if there is none.
     """
-    cases = []
-    for adc in Path(dataset_dir).rglob("1ADC_ss/*-ADC_ss.mha"):
-        case, split = adc.name.removesuffix("-ADC_ss.mha"), adc.parents[1]
-        zadc = split / "2Z_ADC" / f"Zmap_{case}-ADC_smooth2mm_clipped10.mha"
-        cases.append((case, adc, zadc, split / "3LABEL" / f"{case}_lesion.mha"))
+    cases = [
+        (case.case, case.adc, case.zadc, case.label)
+        for case in find_cases(dataset_dir)
+        if case.adc and case.zadc and case.label
+    ]
     if not cases:
-        raise FileNotFoundError(f"No 1ADC_ss/*-ADC_ss.mha below {dataset_dir}")
-    return sorted(cases)
+        raise UserError(f"There is no case with ADC, ZADC and a label below {dataset_dir}.")
+    return cases
 
 
 def case_stats(adc_path: Path, zadc_path: Path, label_path: Path, threshold: float) -> dict[str, float]:
@@ -31,12 +33,12 @@ def case_stats(adc_path: Path, zadc_path: Path, label_path: Path, threshold: flo
     image = sitk.ReadImage(str(adc_path))
     adc = sitk.GetArrayViewFromImage(image)
     zadc, label = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (zadc_path, label_path))
-    brain, lesion, guess = adc > 0, label > 0, zadc < threshold
+    brain, lesion = brain_of(adc), label > 0
+    guess = brain & (zadc < threshold)
     row = {"voxels": float(brain.sum()), "fraction": float(lesion.sum() / brain.sum())}
     row["volume_ml"] = row["voxels"] * float(np.prod(image.GetSpacing())) / 1000
-    marked = int(lesion.sum() + guess.sum())
-    row["dice"] = 2 * int((lesion & guess).sum()) / marked if marked else 1.0
-    row["healthy_below"] = float((guess & brain & ~lesion).sum() / brain.sum())
+    row["dice"] = dice(guess, lesion)
+    row["healthy_below"] = float((guess & ~lesion).sum() / brain.sum())
     for name, values in (("adc", adc[brain]), ("zadc", zadc[brain])):
         values = values.astype(np.float64)
         row |= {f"{name}_sum": values.sum(), f"{name}_squares": (values**2).sum()}
@@ -50,7 +52,7 @@ def case_stats(adc_path: Path, zadc_path: Path, label_path: Path, threshold: flo
 def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0) -> dict[str, float]:
     """Figures by which a phantom is compared with the real cohort.
 
-    The brain is where ADC is not 0; a lesion's fraction is its share of the brain's voxels. ``adc_*`` and ``zadc_*``
+    A lesion's fraction is its share of the brain's voxels. ``adc_*`` and ``zadc_*``
     pool the brain voxels of all cases, ``*_of_cases`` average the cases' own figures. Dice is the challenge's: 1 if
     truth and baseline are both empty, 0 if one is. A figure without any case to take it from is NaN.
 
@@ -59,11 +61,11 @@ def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0) -> dict[str, 
         threshold: the baseline segments ``ZADC < threshold``.
 
     Raises:
-        FileNotFoundError: if there is no case.
+        UserError: if there is no case.
     """
-    rows = [case_stats(adc, zadc, label, threshold) for _, adc, zadc, label in find_cases(dataset_dir)]
+    rows = [case_stats(adc, zadc, label, threshold) for _, adc, zadc, label in _files(dataset_dir)]
     column = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-    fraction, dice, voxels = column["fraction"], column["dice"], column["voxels"].sum()
+    fraction, scores, voxels = column["fraction"], column["dice"], column["voxels"].sum()
 
     def mean(values: np.ndarray) -> float:
         values = values[np.isfinite(values)]
@@ -84,11 +86,12 @@ def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0) -> dict[str, 
     stats |= {
         "lesion_adc": mean(column["lesion_adc"]),
         "lesion_zadc": mean(column["lesion_zadc"]),
-        "baseline_dice": mean(dice),
-        "baseline_dice_lesioned": mean(dice[fraction > 0]),
+        "baseline_dice": mean(scores),
+        "baseline_dice_lesioned": mean(scores[fraction > 0]),
     }
-    for name, low, high in SIZE_CLASSES:
-        stats[f"baseline_dice {name}"] = mean(dice[(fraction > low) & (fraction <= high)])
+    classes = np.array([size_class(value) for value in fraction])
+    for name in SIZE_CLASSES:
+        stats[f"baseline_dice {name}"] = mean(scores[classes == name])
     stats["healthy_share_below"] = mean(column["healthy_below"])
     stats["brain_volume_ml"] = mean(column["volume_ml"])
     return stats | {f"mean_size_{axis}": mean(column[f"size_{axis}"]) for axis in "xyz"}
@@ -113,7 +116,7 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
         num_cases: at most this many.
 
     Raises:
-        FileNotFoundError: if there is no case.
+        UserError: if there is no case.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
@@ -121,7 +124,7 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    cases = find_cases(dataset_dir)
+    cases = _files(dataset_dir)
     cases = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, num_cases).round().astype(int))]
     z_colours = LinearSegmentedColormap.from_list(
         "z", ["#b8f2ff", "#2aa8ff", "#1c4f9c", "#2b2f38", "#9c4a1c", "#ff9a2a", "#fff2b8"]

@@ -16,6 +16,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..bonbid import brain_of
+
 __all__ = ["PRED_COLOUR", "TRUTH_COLOUR", "SliceView", "axial", "case_views", "render_case", "shown_box"]
 
 TRUTH_COLOUR, PRED_COLOUR = "#56b4e9", "#e69f00"  # told apart by colour-blind readers (Okabe and Ito)
@@ -81,7 +83,7 @@ def case_views(
         One view where the two slices coincide or nothing is wrong, else two. Without annotated lesion the first is the
         slice with most prediction, without that the one with most brain.
     """
-    brain = (adc != 0) | (zadc != 0)
+    brain = brain_of(adc)
     reasons: dict[int, tuple[str, ...]] = {}
     z, what = _fullest_slice(truth, pred, brain)
     reasons[z] = (f"most {what}",)
@@ -143,7 +145,7 @@ def render_case(
     Returns:
         A PNG image; the patient's right is on the left, as radiologists look at it.
     """
-    brain = (adc != 0) | (zadc != 0)
+    brain = brain_of(adc)
     z, _ = _fullest_slice(truth, pred, brain)
     box = shown_box(brain | truth | pred)
     figure = Figure(figsize=(8, 4.9), facecolor="black", layout="constrained")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ..bonbid import read_volume
+from ..bonbid import brain_of, read_volume
 from ..bonbid.checks import item_files
 from ..measures import column
 from ..report import PRED_COLOUR, TRUTH_COLOUR, read_curves
@@ -252,7 +252,7 @@ def _strip(
     adc, spacing_mm = _upright(adc, image.affine)
     truth = _upright(label.array, label.affine)[0] > 0.5
     z = int(truth.sum((0, 1)).argmax())
-    box = shown_box((adc != 0) | truth)
+    box = shown_box(brain_of(adc) | truth)
 
     masks = {}
     for variant in results.variants:

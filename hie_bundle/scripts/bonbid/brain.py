@@ -1,0 +1,29 @@
+"""What counts as brain, and whether maps are as they were acquired: one definition for everything that measures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["are_normalised", "brain_of"]
+
+
+def brain_of(adc: NDArray[Any], normalised: bool = False) -> NDArray[np.bool_]:
+    """Brain mask of a skull-stripped ADC map: where it is above 0.
+
+    Args:
+        adc: any shape, 1e-6 mm²/s.
+        normalised: the map has been normalised since (:func:`are_normalised`): then where it is above its lowest value,
+            which is the background's.
+    """
+    return np.asarray(adc > (adc.min() + 1e-6 if normalised else 0))
+
+
+def are_normalised(adc: NDArray[Any], zadc: NDArray[Any]) -> bool:
+    """Whether both maps have mean 0 and standard deviation 1 over the volume, as preprocessing leaves them.
+
+    Their values then say nothing about ADC, Z-scores or the brain's volume.
+    """
+    return all(abs(values.mean()) < 0.01 and abs(values.std() - 1) < 0.01 for values in (adc, zadc))
