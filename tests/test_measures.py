@@ -21,7 +21,7 @@ from scripts.study import Variant, collect
 from scripts.study.results import markdown
 
 RNG = np.random.default_rng(3)
-PRED, TRUTH = (RNG.random((2, 9, 8, 7)) > 0.6)[:, :, :, :]
+PRED, TRUTH = RNG.random((2, 9, 8, 7)) > 0.6
 
 
 @pytest.fixture

@@ -1,1 +1,34 @@
-"""Python hooks of the bundle. The configs name what they use, as ``scripts.<module>.<name>``."""
+"""Python hooks of the bundle. The configs name what they use, as ``scripts.<module>.<name>``.
+
+====================  ==============================================================================================
+``bonbid``            the dataset: finding cases, splits, folds, checks, download; files, not tensors
+``phantom``           how a cohort is simulated
+``preparation``       the dataset in other forms, written once: resampled, stacked, nnU-Net's
+``transforms``        loading two maps (``loading``); TorchIO in MONAI (``bridge``); three of its own, faster (``fast``)
+``networks``          the study's U-Net
+``distance``          exact Euclidean distance fields
+``losses``            Hausdorff distance loss, its logarithm, compounds
+``handlers``          what training adds to MONAI's engine: L1 term, clipping, seeds, checkpoints, stopping, resuming
+``recipe``            what weights were trained with, in words; where another recipe is refused
+``weights``           files with weights: written, read, checked
+``inferers``          how a network sees a volume: backend, window, mirrorings, checkpoints
+``openvino_backend``  the same network run by OpenVINO
+``metrics``           figures from two masks, each with its registration
+``measures``          the registrations: label, unit, direction, definition; what tables, plots and the study follow
+``evaluation``        one row a case, and everything written at the end
+``scoring``           the same for masks of any origin
+``statistics``        means, intervals, tests, ranks
+``report``            tables, pictures, plots and the page of one evaluation
+``study``             several variants trained, evaluated and compared
+``distributed``       several processes: start, shares, failures
+``machine``, ``cores``  memory, workers, cores
+``errors``, ``files``   what a user can mend, in one line; files written whole
+====================  ==============================================================================================
+
+Geometry. A file's affine is read in ``bonbid.volumes`` (checks, scoring) and by MONAI's readers in
+``transforms.loading`` (networks); a test holds them equal. From there a MetaTensor carries it. The native grid is left
+in the recipe's ``transforms#grid`` and come back to by ``Invertd`` in ``evaluate.yaml`` and ``inference.yaml``, which
+undoes what the image went through. Voxel sizes in mm come from ``metrics.spacing_of`` (tensors) and
+``Volume.spacing_mm`` (files), both the header's own. Pictures are turned upright in ``report.pictures``. Whether two
+files are on one grid is for ``bonbid.checks.grid_difference`` to say.
+"""

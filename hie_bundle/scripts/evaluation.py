@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Orientation
 
 from . import bonbid, metrics, report
 from .distributed import gather_interleaved
@@ -143,10 +142,11 @@ class CaseEvaluation:
 
     def draw(self, item: Mapping[str, Any]) -> None:
         """Write the picture of one case, and keep its slices for the report."""
-        upright = Orientation(axcodes="RAS", labels=None)
-        image, truth, pred = (upright(item[f"native_{name}"]) for name in ("image", "label", "pred"))
-        adc, zadc = image.cpu().numpy()
-        volumes = (adc, zadc, _mask(truth), _mask(pred), metrics.spacing_of(image))
+        arrays = [*item["native_image"].cpu().numpy(), *(_mask(item[f"native_{name}"]) for name in ("label", "pred"))]
+        affine = item["native_image"].affine.cpu().numpy()
+        (adc, spacing_mm), *others = (report.upright(array, affine) for array in arrays)
+        zadc, truth, pred = (array for array, _ in others)
+        volumes = (adc, zadc, truth, pred, spacing_mm)
         windows = (self.adc_window, self.zadc_window)
         self.views[item["case"]] = report.case_views(*volumes, *windows)
         file = f"{item['case'].replace('/', '_')}.png"

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from ..bonbid import SIZE_CLASSES, brain_of, find_cases, size_class
+from ..bonbid import SIZE_CLASSES, brain_of, find_cases, read_volume, size_class
 from ..errors import UserError
-from ..metrics import dice
 
 
 def _files(dataset_dir: str | Path) -> list[tuple[str, Path, Path, Path]]:
@@ -30,6 +29,8 @@ def _files(dataset_dir: str | Path) -> list[tuple[str, Path, Path, Path]]:
 
 def case_stats(adc_path: Path, zadc_path: Path, label_path: Path, threshold: float) -> dict[str, float]:
     """Figures of one case; sums and sums of squares allow pooling over cases."""
+    from ..metrics import dice  # not where a cohort is simulated: PyTorch would come along
+
     image = sitk.ReadImage(str(adc_path))
     adc = sitk.GetArrayViewFromImage(image)
     zadc, label = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (zadc_path, label_path))
@@ -124,6 +125,8 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    from ..report import upright
+
     cases = _files(dataset_dir)
     cases = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, num_cases).round().astype(int))]
     z_colours = LinearSegmentedColormap.from_list(
@@ -140,9 +143,10 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
     for axis in cells.flat:
         axis.set_axis_off()
     for number, (case, *paths) in enumerate(cases):
-        images = [sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS") for path in paths]
-        step_x, step_y, _ = images[0].GetSpacing()
-        adc, zadc, label = (sitk.GetArrayFromImage(image) for image in images)
+        turned = [upright(volume.array, volume.affine) for volume in map(read_volume, paths)]
+        step_x, step_y, _ = turned[0][1]
+        # slices, rows from front to back, columns from the patient's right to left
+        adc, zadc, label = (array[::-1, ::-1].transpose(2, 1, 0) for array, _ in turned)
         areas = (adc > 0).sum((1, 2)) * (label.sum((1, 2), dtype=int) if label.any() else 1)
         k = int(areas.argmax())
         brain = adc[k] > 0

@@ -13,6 +13,8 @@ from contourpy import contour_generator
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -189,6 +191,14 @@ def shown_box(shown: Mask) -> tuple[slice, slice]:
     if not len(x):
         return slice(None), slice(None)
     return slice(max(x[0] - MARGIN, 0), x[-1] + MARGIN + 1), slice(max(y[0] - MARGIN, 0), y[-1] + MARGIN + 1)
+
+
+def upright(array: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], tuple[float, ...]]:
+    """A volume (X, Y, Z) turned so that its axes run to the right, front and head as nearly as they can without
+    resampling; and its voxel size along them in mm."""
+    orientation = io_orientation(affine)
+    sizes = voxel_sizes(affine)[np.argsort(orientation[:, 0])]
+    return apply_orientation(array, orientation), tuple(float(size) for size in sizes)
 
 
 def axial(volume: NDArray[Any], box: tuple[slice, slice], z: int) -> NDArray[Any]:

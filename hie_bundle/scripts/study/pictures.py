@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,7 +21,7 @@ from ..bonbid.checks import item_files
 from ..measures import column
 from ..report import PRED_COLOUR, TRUTH_COLOUR, read_curves
 from ..report.drawing import BLUE, GREY, ORANGE, Plot, house_style, new_figure, svg_of
-from ..report.pictures import axial, shown_box
+from ..report.pictures import axial, shown_box, upright
 from ..report.tables import read_rows
 from .results import Results, describe_measure
 
@@ -249,8 +248,8 @@ def _strip(
     files = item_files(item)
     image, label = read_volume(files.get("adc") or files["stacked"]), read_volume(files["label"])
     adc = image.array if image.array.ndim == 3 else image.array[..., 0]
-    adc, spacing_mm = _upright(adc, image.affine)
-    truth = _upright(label.array, label.affine)[0] > 0.5
+    adc, spacing_mm = upright(adc, image.affine)
+    truth = upright(label.array, label.affine)[0] > 0.5
     z = int(truth.sum((0, 1)).argmax())
     box = shown_box(brain_of(adc) | truth)
 
@@ -261,7 +260,7 @@ def _strip(
             if not path.is_file():
                 continue
             saved = read_volume(path)
-            mask = _upright(saved.array, saved.affine)[0] > 0.5
+            mask = upright(saved.array, saved.affine)[0] > 0.5
             dice = next(r["native_dice"] for r in read_rows(run.folder / "metrics.csv") if r["case"] == row["case"])
             masks[variant.label] = (axial(mask, box, z), f"Dice {column('native_dice').text(dice)}")
             break
@@ -274,11 +273,3 @@ def _strip(
         masks=masks,
         aspect=float(spacing_mm[1] / spacing_mm[0]),
     )
-
-
-def _upright(array: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A volume with its axes along right, front and head as nearly as they are; its voxel size in mm."""
-    orientation = nibabel.orientations.io_orientation(affine)
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    turned = nibabel.orientations.apply_orientation(array, orientation)
-    return turned, spacing_mm[np.argsort(orientation[:, 0])]

@@ -1,0 +1,95 @@
+"""What docs/extending.md shows works as it stands there, on a copy of the bundle."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import BUNDLE
+
+PAGE = (BUNDLE / "docs" / "extending.md").read_text()
+BLOCKS = {name: text for _, name, text in re.findall(r"```(yaml|python)\n# (\S+)\n(.*?)```", PAGE, re.S)}
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from monai.bundle import ConfigWorkflow
+
+bundle, cohort, out, names = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:]
+tiny = dict(spatial_size=[24, 24, 16], features=[2, 4, 6, 8], num_workers=0, device="cpu", dataset_dir=cohort)
+
+def run(kind, *files, **options):
+    configs = [str(bundle / "configs" / f"{file}.yaml") for file in files]
+    workflow = ConfigWorkflow(configs, workflow_type=kind, logging_file=False, **{**tiny, **options})
+    workflow.initialize()
+    workflow.run()
+    return workflow
+
+for name in names:
+    folders = dict(ckpt_dir=str(out / name), output_dir=str(out / name))
+    training = run("train", "train", name, epochs=1, batch_size=2, **folders)
+    run("train", "train", "evaluate", name, split="val", **folders)
+    masks = dict(ckpt_path=str(out / name / "model.pt"), output_dir=str(out / name / "masks"))
+    run("infer", "inference", *([name] if name != "loss" else []), split="val", **masks)
+    get = training.parser.get_parsed_content
+    print(name, json.dumps([type(get("loss")).__name__, type(get("network")).__name__, get("in_channels")]))
+"""
+
+
+def test_every_block_is_known() -> None:
+    assert set(BLOCKS) == {"loss.yaml", "loss_study.yaml", "network.yaml", "channel.yaml", "patches.yaml", "metrics.py"}
+
+
+@pytest.fixture(scope="module")
+def extended(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list]]:
+    """A copy of the bundle with every block in its place, used in every workflow; and what each run was made of."""
+    folder = tmp_path_factory.mktemp("extended")
+    bundle = folder / "hie_bundle"
+    shutil.copytree(BUNDLE, bundle, ignore=shutil.ignore_patterns("models", "eval", "__pycache__"))
+    for name, text in BLOCKS.items():
+        if name.endswith(".yaml"):
+            (bundle / "configs" / name).write_text(text)
+    with (bundle / "scripts" / "metrics.py").open("a") as module:
+        module.write("\n\n" + BLOCKS["metrics.py"])
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, bundle, tiny_cohort, folder, "loss", "network", "channel", "patches"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = (
+        line.split(" ", 1)
+        for line in result.stdout.splitlines()
+        if re.match(r"(loss|network|channel|patches) \[", line)
+    )
+    return folder, {name: json.loads(rest) for name, rest in lines}
+
+
+def test_each_reaches_training_evaluation_and_inference(extended: tuple[Path, dict[str, list]]) -> None:
+    folder, made = extended
+    paper = ["CompoundLoss", "HIEUNet", 2]
+    assert made == {
+        "loss": ["DiceCELoss", *paper[1:]],
+        "network": [paper[0], "SegResNet", 2],
+        "channel": [*paper[:2], 3],
+        "patches": paper,
+    }
+    for name in made:
+        assert len(list((folder / name / "masks").glob("*_lesion.nii.gz"))) == 2
+
+
+def test_a_measure_is_in_every_table_and_on_the_page(extended: tuple[Path, dict[str, list]]) -> None:
+    folder, made = extended
+    for name in made:
+        rows = list(csv.DictReader((folder / name / "metrics.csv").open()))
+        assert {"native_jaccard", "resampled_jaccard"} <= rows[0].keys()
+        for row in rows:
+            dice = float(row["native_dice"])
+            assert float(row["native_jaccard"]) == pytest.approx(dice / (2 - dice))
+        assert "Jaccard" in (folder / name / "report.html").read_text()
