@@ -124,6 +124,7 @@ class CaseEvaluation:
             "size_class": bonbid.size_class(lesion_fraction),
             "lesion_fraction": lesion_fraction,
             "brain_ml": float(brain.sum()) * voxel_ml,
+            "largest_distance_mm": _diagonal(brain | truth | pred, spacing_mm),
             "lesion_ml": lesion_ml,
             "predicted_ml": predicted_ml,
             "volume_difference_ml": predicted_ml - lesion_ml,
@@ -187,6 +188,16 @@ def _relative(difference: float, volume: float) -> float:
     if volume:
         return difference / volume
     return math.inf if difference else 0.0
+
+
+def _diagonal(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
+    """Of the box around a mask in mm; 0 of an empty one."""
+    if not mask.any():
+        return 0.0
+    extent = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    return float(
+        np.linalg.norm([(axis[-1] - axis[0] + 1) * step for axis, step in zip(extent, spacing_mm, strict=True)])
+    )
 
 
 def _mask(tensor: torch.Tensor) -> np.ndarray:

@@ -7,6 +7,7 @@ A figure is registered where it is computed: :func:`measured_by` on a function o
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -48,6 +49,13 @@ class Measure:
     in_cases: bool = False
     compared: bool = True
     published: str = ""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest value that there can be."""
+        if self.better == "higher" and not self.unit:
+            return 0.0, 1.0
+        return (0.0 if self.better == "lower" else -math.inf), math.inf
 
     @property
     def bare(self) -> str:
@@ -157,6 +165,9 @@ register(
     Measure("brain_ml", "Brain volume", "Where the ADC map is above zero.", "ml", digits=1, group="case"),
     Measure("lesion_ml", "Lesion volume", "Of the truth.", "ml", digits=2, group="case", in_cases=True),
     Measure("predicted_ml", "Predicted volume", "Of the prediction.", "ml", digits=2, group="case", in_cases=True),
+    Measure("largest_distance_mm", "Largest distance",
+            "Diagonal of the box around brain and both masks: no two surfaces can be further apart.", "mm", digits=1,
+            group="case"),
     Measure(
         "volume_difference_ml", "Volume difference", "Prediction minus truth.", "ml", "zero", 2, compared=False,
     ),

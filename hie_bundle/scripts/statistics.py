@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -11,11 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["describe", "holm", "paired_tests", "ranking"]
+__all__ = ["describe", "holm", "paired_tests", "penalised", "ranking", "smallest_p"]
+
+
+# with fewer values no interval that could be had holds what it promises; see docs/statistics.md
+LEAST_FOR_INTERVAL = 4
+_CHUNK = 1000  # resamples at a time
 
 
 def describe(
-    values: Sequence[float], resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
+    values: Sequence[float],
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> dict[str, Any]:
     """Mean, spread and a bootstrap confidence interval of one metric over the cases.
 
@@ -24,31 +34,21 @@ def describe(
         resamples: how often the cases are drawn with replacement.
         confidence: coverage of the interval, in (0, 1).
         seed: of the resampling.
+        bounds: least and greatest value that there can be; the interval ends there.
 
     Returns:
         ``mean``, ``median`` and ``std`` (of the sample as a population) over the finite values, and ``low`` and
-        ``high``, the percentile bootstrap interval of that mean (SciPy); all None when no value is finite. With one
-        finite value the interval is None. ``mean_as_printed``: the mean over the values that are not NaN, as text to
-        four digits, which is "Inf" as soon as one is infinite (paper, Table 1), and "-" without any. ``defined``,
-        ``undefined`` and ``infinite``: how many values are finite, NaN and infinite.
+        ``high``, the studentised bootstrap interval of that mean (Efron 1981; docs/statistics.md has its coverage); all
+        None when no value is finite. With fewer than four finite values the interval is None. ``mean_as_printed``: the
+        mean over the values that are not NaN, as text to four digits, which is "Inf" as soon as one is infinite (paper,
+        Table 1), and "-" without any. ``defined``, ``undefined`` and ``infinite``: how many values are finite, NaN and
+        infinite.
     """
     array = np.asarray(values, dtype=float)
     finite = array[np.isfinite(array)]
     low = high = None
-    if len(finite) > 1:
-        if (finite == finite[0]).all():
-            low = high = float(finite[0])
-        else:
-            interval = stats.bootstrap(
-                (finite,),
-                np.mean,
-                n_resamples=resamples,
-                confidence_level=confidence,
-                method="percentile",
-                rng=np.random.default_rng(seed),
-                batch=1000,  # bounds the memory for cohorts of thousands
-            ).confidence_interval
-            low, high = float(interval.low), float(interval.high)
+    if len(finite) >= LEAST_FOR_INTERVAL:
+        low, high = np.clip(_studentised_interval(finite, resamples, confidence, seed), *bounds).tolist()
     printed = f"{finite.mean():.4f}" if len(finite) else "-"
     return {
         "mean": float(finite.mean()) if len(finite) else None,
@@ -61,6 +61,55 @@ def describe(
         "undefined": int(np.isnan(array).sum()),
         "infinite": int(np.isinf(array).sum()),
     }
+
+
+@lru_cache(maxsize=64)
+def _weights(count: int, resamples: int, seed: tuple[int, int]) -> NDArray[np.float32]:
+    """How often each of ``count`` cases is drawn in each resample, (resamples, count); the same for all measures."""
+    drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=resamples)
+    return drawn.astype(np.float32)
+
+
+def _studentised_interval(
+    values: NDArray[np.float64], resamples: int, confidence: float, seed: int
+) -> tuple[float, float]:
+    """Bootstrap-t: the quantiles of (resampled mean − mean) by the resample's own standard error, put around the mean.
+
+    SciPy's bootstrap has no such interval; the percentile one covers 73 to 93 % at 4 to 16 values, this one 91 to 97 %.
+    """
+    count, mean = len(values), values.mean()
+    error = values.std(ddof=1) / math.sqrt(count)
+    if error < 1e-12 * max(1.0, abs(mean)):
+        return float(mean), float(mean)
+    centred = values - mean
+    ratios = []
+    for chunk in range(-(-resamples // _CHUNK)):  # bounds the memory for cohorts of thousands
+        weights = _weights(count, min(_CHUNK, resamples - chunk * _CHUNK), (seed, chunk))
+        means = weights @ centred / count
+        errors = np.sqrt((weights @ centred**2 / count - means**2).clip(0) / (count - 1))
+        spread = errors > 1e-9 * error  # one value drawn every time says nothing of the spread
+        ratios.append(means[spread] / errors[spread])
+    low, high = np.quantile(np.concatenate(ratios), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(mean - high * error), float(mean - low * error)
+
+
+def smallest_p(cases: int, tests: int) -> float:
+    """The smallest p that Wilcoxon's test can give with that many cases, after Holm's correction for as many tests."""
+    return min(1.0, tests * 2.0 ** (1 - cases)) if cases else 1.0
+
+
+def penalised(values: Sequence[float], failed: Sequence[bool], largest: Sequence[float]) -> list[float]:
+    """Distances that can be compared: where exactly one of the two masks is empty, the case's largest possible one.
+
+    A variant that leaves most masks empty would otherwise be compared by its easiest cases alone, and win.
+
+    Args:
+        values: one a case, NaN or infinite where there is no distance.
+        failed: whether exactly one of the masks is empty.
+        largest: the case's largest possible distance.
+    """
+    return [most if bad and not math.isfinite(value) else value
+            for value, bad, most in zip(values, failed, largest, strict=True)]  # fmt: skip
 
 
 def paired_tests(values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
@@ -141,8 +190,8 @@ def ranking(
 
     Returns:
         For each variant ``rank`` (1 is best; ties share the mean of their ranks), ``low`` and ``high``, the interval of
-        its rank over the draws, and ``probability_best``: the share of draws it wins (ties share a draw). All NaN
-        without a case to rank on.
+        its rank over the draws, and ``share_of_draws_first``: the share of the bootstrap draws that it wins (ties share
+        a draw), which is no probability of being the best. All NaN without a case to rank on.
 
     Raises:
         ValueError: when the variants have different numbers of cases.
@@ -153,7 +202,7 @@ def ranking(
     table = table[:, np.isfinite(table).all(axis=0)] * (-1 if higher_is_better else 1)
     count = table.shape[1]
     if count == 0:
-        nothing = dict.fromkeys(("rank", "low", "high", "probability_best"), math.nan)
+        nothing = dict.fromkeys(("rank", "low", "high", "share_of_draws_first"), math.nan)
         return {name: dict(nothing) for name in values}
     rng = np.random.default_rng(seed)
     weights: NDArray[np.int64] = rng.multinomial(count, [1 / count] * count, size=resamples)
@@ -169,7 +218,7 @@ def ranking(
             "rank": float(overall[i]),
             "low": float(low[i]),
             "high": float(high[i]),
-            "probability_best": float(shares[i]),
+            "share_of_draws_first": float(shares[i]),
         }
         for i, name in enumerate(values)
     }

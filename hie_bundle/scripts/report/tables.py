@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..files import write_atomically
+from ..measures import column
 from ..statistics import describe
 from .columns import NO_NUMBERS
 
@@ -70,7 +71,7 @@ def summarise(rows: Rows) -> dict[str, Any]:
     pred_empty = np.array([row["predicted_ml"] == 0 for row in rows])
 
     def metrics(members: Rows) -> dict[str, Any]:
-        return {name: describe([row[name] for row in members]) for name in columns}
+        return {name: describe([row[name] for row in members], bounds=column(name).bounds) for name in columns}
 
     return {
         "cases": len(rows),
@@ -113,7 +114,10 @@ def comparison_table(rows: Rows) -> str:
     interval, overall and by lesion size."""
     lines = [f"{'lesion size':<12} {'cases':>5}   {'network':<20} {'ZADC < threshold':<20} (mean Dice, native grid)"]
     for name, members in {**by_size_class(rows), "all": rows}.items():
-        network, baseline = (_interval(describe([row[c] for row in members])) for c in ("native_dice", "baseline_dice"))
+        network, baseline = (
+            _interval(describe([row[name] for row in members], bounds=(0, 1)))
+            for name in ("native_dice", "baseline_dice")
+        )
         lines.append(f"{name:<12} {len(members):>5}   {network:<20} {baseline}".rstrip())
     return "\n".join(lines)
 

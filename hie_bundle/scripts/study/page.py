@@ -11,6 +11,7 @@ from typing import Any
 from ..files import write_atomically
 from ..measures import column
 from ..report import provenance, render_page
+from ..statistics import smallest_p
 from .pictures import curve_plots, figure_2, mean_plot, rank_plot, strips
 from .results import (
     Results,
@@ -68,6 +69,8 @@ def write_study(
         classes=results.classes,
         rankings=[_ranking(results, measure) for measure in results.measures],
         plots=[draw(results, measure) for draw in (mean_plot, rank_plot) for measure in _plotted(results)],
+        pairs=(pairs := len(results.variants) * (len(results.variants) - 1) // 2),
+        smallest_p=smallest_p(results.classes["all"], pairs),
         tests=[_tests(results, measure, leader) for measure in results.measures],
         many=len(results.variants) > MANY,
         curves=curve_plots(results),
@@ -90,7 +93,7 @@ def _leader(results: Results, measure: str) -> dict[str, str]:
     order = results.by_rank(measure)
     first = [variant for variant in order if ranks[variant.name]["rank"] == ranks[order[0].name]["rank"]]
     figures = results.summary[order[0].name]["all"][measure]
-    shares = sum(ranks[variant.name]["probability_best"] for variant in first)
+    shares = sum(ranks[variant.name]["share_of_draws_first"] for variant in first)
     return {
         "label": " and ".join(variant.label for variant in first) or "–",
         "measure": describe_measure(known),
@@ -185,9 +188,9 @@ def _ranking(results: Results, measure: str) -> dict[str, Any]:
         cells[variant.label] = {
             "rank": "–" if missing else f"{rank['rank']:g}",
             "interval": "" if missing else f"{rank['low']:g} to {rank['high']:g}",
-            "share": "" if missing else f"best in {100 * rank['probability_best']:.0f} %",
+            "share": "" if missing else f"first in {100 * rank['share_of_draws_first']:.0f} %",
         }
-    rows = [[row[measure] for row in results.cases[variant.name]] for variant in results.variants]
+    rows = [results.compared[measure][variant.name] for variant in results.variants]
     used = sum(all(math.isfinite(value) for value in values) for values in zip(*rows, strict=True))
     known = column(measure)
     return {"label": known.label, "measure": describe_measure(known), "cases": used, "cells": cells}

@@ -182,7 +182,7 @@ def rank_plot(results: Results, measure: str) -> Plot:
                 continue
             axes.hlines(place, rank["low"], rank["high"], color=ORANGE, linewidth=2.4)
             axes.scatter([rank["rank"]], [place], s=42, color=ORANGE, zorder=3)
-            share = f"{100 * rank['probability_best']:.0f} %"
+            share = f"{100 * rank['share_of_draws_first']:.0f} %"
             axes.text(1.02, place, share, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
             told.append(f"{variant.label} rank {rank['rank']:g}, best in {share}")
         axes.text(1.02, -0.75, "best in", transform=axes.get_yaxis_transform(), va="center", fontsize=9)

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..measures import Measure, column
 from ..report.columns import NO_NUMBERS
 from ..report.tables import by_size_class, read_rows
-from ..statistics import describe, paired_tests, ranking
+from ..statistics import describe, paired_tests, penalised, ranking, smallest_p
 from .runs import Run
 from .variants import PUBLISHED, Variant
 
@@ -90,6 +90,8 @@ class Results:
         measures: the columns of :data:`GROUPS` that there are.
         summary: for each variant, class of lesion size (``all`` first) and measure what
             :func:`scripts.statistics.describe` says.
+        compared: for each measure and variant the values that are ranked and tested: its value in each case, and where
+            a distance does not exist because exactly one mask is empty, the case's largest possible one.
         tests: for each measure the rows of :func:`scripts.statistics.paired_tests`.
         ranks: for each measure what :func:`scripts.statistics.ranking` says.
     """
@@ -100,6 +102,7 @@ class Results:
     epochs: dict[str, tuple[float, float]]
     measures: list[str]
     summary: dict[str, dict[str, dict[str, dict[str, Any]]]]
+    compared: dict[str, dict[str, list[float]]]
     tests: dict[str, list[dict[str, Any]]]
     ranks: dict[str, dict[str, dict[str, float]]]
 
@@ -109,20 +112,40 @@ class Results:
         return _class_sizes(next(iter(self.cases.values())))
 
     def best(self, measure: str, size_class: str = "all") -> set[str]:
-        """The variants with the best mean, as printed; none where all are alike. One with an infinite value is not."""
+        """The variants with the best mean of what is compared, as printed; none where all are alike.
+
+        A variant that is undefined or infinite in some case, or a measure that is left without a common case, has no
+        winner in bold.
+        """
         known = column(measure)
-        means = {
-            variant.name: known.text(mean)
-            for variant in self.variants
-            if (mean := self.summary[variant.name][size_class][measure]["mean"]) is not None
-            and self.summary[variant.name][size_class][measure]["mean_as_printed"] != "Inf"
-        }
-        if len(self.variants) < 2 or not means:
+        table = np.array([self.compared[measure][variant.name] for variant in self.variants], dtype=float)
+        rows = next(iter(self.cases.values()))
+        chosen = [size_class in ("all", row["size_class"]) for row in rows]
+        table = table[:, np.array(chosen) & np.isfinite(table).all(axis=0)]
+        if len(self.variants) < 2 or not table.shape[1]:
             return set()
-        ends = sorted(means.values(), key=lambda text: float(text.replace("−", "-")))
-        end = ends[-1] if known.better == "higher" else ends[0]
-        winners = {name for name, text in means.items() if text == end}
-        return winners if len(winners) < len(self.variants) else set()
+        means = {
+            v.name: float(known.text(mean).replace("−", "-"))
+            for v, mean in zip(self.variants, table.mean(axis=1), strict=True)
+        }
+        end = max(means.values()) if known.better == "higher" else min(means.values())
+        first = {name for name, mean in means.items() if mean == end}
+        figures = {name: self.summary[name][size_class][measure] for name in first}
+        winners = {
+            name for name in first if not figures[name]["infinite"] and not self.failures(name, measure, size_class)
+        }
+        return winners if len(first) < len(self.variants) else set()
+
+    def failures(self, variant: str, measure: str, size_class: str = "all") -> int:
+        """In how many cases a variant has no such figure where another one has."""
+        rows = [row for row in self.cases[variant] if size_class in ("all", row["size_class"])]
+        others = [
+            [row for row in rows_of if size_class in ("all", row["size_class"])] for rows_of in self.cases.values()
+        ]
+        return sum(
+            not math.isfinite(row[measure]) and any(math.isfinite(same[i][measure]) for same in others)
+            for i, row in enumerate(rows)
+        )
 
     def by_rank(self, measure: str) -> list[Variant]:
         """The variants, best first."""
@@ -147,14 +170,16 @@ def collect(variants: Sequence[Variant], runs: Iterable[Run]) -> Results:
     summary = {
         name: {
             size: {
-                measure: describe([row[measure] for row in rows if size in ("all", row["size_class"])])
+                measure: describe(
+                    [row[measure] for row in rows if size in ("all", row["size_class"])], bounds=column(measure).bounds
+                )
                 for measure in measures
             }
             for size in classes
         }
         for name, rows in cases.items()
     }
-    values = {measure: {name: [row[measure] for row in rows] for name, rows in cases.items()} for measure in measures}
+    values = {measure: {name: _comparable(rows, measure) for name, rows in cases.items()} for measure in measures}
     epochs = {}
     for name, members in of_variant.items():
         records = [run.record for run in members]
@@ -169,6 +194,7 @@ def collect(variants: Sequence[Variant], runs: Iterable[Run]) -> Results:
         epochs,
         measures,
         summary,
+        values,
         {measure: paired_tests(of) for measure, of in values.items()},
         {measure: ranking(of, column(measure).better == "higher") for measure, of in values.items()},
     )
@@ -232,11 +258,17 @@ def markdown(results: Results) -> str:
                     variant.label,
                     f"{rank['rank']:g}",
                     f"{rank['low']:g} to {rank['high']:g}",
-                    f"{rank['probability_best']:.2f}",
+                    f"{rank['share_of_draws_first']:.2f}",
                 ]
             )
-        text += [*_table(["Variant", "Rank", "95 % interval", "Probability to be best"], lines), ""]
+        text += [*_table(["Variant", "Rank", "95 % interval", "Share of draws first"], lines), ""]
         text += [f"## Paired tests of {describe_measure(known)}", ""]
+        least = smallest_p(results.classes["all"], len(results.tests[measure]))
+        if least > 0.05:
+            text += [
+                f"With so few cases the smallest p that could come out after Holm's correction is {least:.2g}.",
+                "",
+            ]
         labels = {variant.name: variant.label for variant in results.variants}
         lines = [
             [
@@ -264,6 +296,16 @@ def describe_measure(known: Measure) -> str:
     """A measure with its grid and definition."""
     grid = "resampled grid" if known.name.startswith("resampled_") else "native grid"
     return f"{known.label} ({grid})"
+
+
+def _comparable(rows: Sequence[Mapping[str, Any]], measure: str) -> list[float]:
+    """A variant's values as they are compared; see :func:`scripts.statistics.penalised`."""
+    values = [float(row[measure]) for row in rows]
+    known = column(measure)
+    if known.better != "lower" or known.unit != "mm" or "largest_distance_mm" not in rows[0]:
+        return values
+    failed = [(row["lesion_ml"] == 0) != (row["predicted_ml"] == 0) for row in rows]
+    return penalised(values, failed, [float(row["largest_distance_mm"]) for row in rows])
 
 
 def _mean_over_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -318,6 +360,8 @@ def _cell(results: Results, variant: Variant, measure: str, published: str) -> s
         text += f" [{known.text(figures['low'])}, {known.text(figures['high'])}]"
     if figures["mean_as_printed"] == "Inf":
         text += f"; as printed: Inf ({figures['infinite']} of {results.classes['all']} infinite)"
+    if figures["undefined"]:
+        text += f"; undefined in {figures['undefined']}"
     if published in variant.published:
         text += f"; paper: {printed(variant.published[published])}"
     return text
