@@ -106,6 +106,7 @@ def test_form_that_monai_label_reads() -> None:
     steps = inference.get_parsed_content("preprocessing").transforms
     names = [type(step).__name__ for step in steps]
     assert names[:2] == ["LoadMapsd", "EnsureChannelFirstd"]
+    assert steps[0].keys == ("image",)  # its place is taken by a loader that fails on a missing key
     assert issubclass(LoadMapsd, LoadImaged)  # by which it is known there
     assert steps[1].adjuster.input_channel_dim is None
     assert not {"Spacingd", "SelectItemsd"} & set(names)

@@ -103,7 +103,7 @@ def test_intervals_can_be_recomputed_from_the_table(tmp_path: Path) -> None:
             assert figures["mean"] == pytest.approx(finite.mean())
             assert figures["median"] == pytest.approx(np.median(finite))
             assert figures["std"] == pytest.approx(finite.std())
-            if len(finite) < 4 or np.ptp(finite) == 0:
+            if len(finite) < 9 or np.ptp(finite) == 0:  # with fewer the draws alone move the ends far
                 continue
             # the same in other words, with other draws: the ends differ by the resampling alone
             draws = np.random.default_rng(1).choice(finite, (10_000, len(finite)))

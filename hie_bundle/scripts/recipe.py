@@ -15,8 +15,8 @@ __all__ = ["describe", "refuse_other_recipe"]
 
 # the parts of a recipe that weights depend on: how a case becomes the network's input, and the network
 PARTS = ("in_channels", "input_size", "transforms", "network_def")
-# arguments that change nothing once a network is trained
-_IRRELEVANT = re.compile(r"(^|#)(limits|allow_missing_keys|prior|drop\w*)(#|$)")
+# values that change nothing once a network is trained
+_IRRELEVANT = re.compile(r"(^|#)(limits|loaded|allow_missing_keys|prior|drop\w*)(#|$)")
 _REFERENCE = re.compile(r"@([A-Za-z]\w*(?:(?:#|::)\w+)*)")
 
 Recipe = Mapping[str, Any]
