@@ -31,7 +31,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 # decided in the config: what depends on other keys, on the terminal, or comes from the record
 NOT_DEFAULTS = {
     "progress", "cache_file", "output_dir", "output_file", "dataset_dir", "num_cases", "base_url", "archives", "terms",
-    "splits", "limits", "num_folds", "recipe_configs", "overrides",
+    "splits", "limits", "varieties", "num_folds", "recipe_configs", "overrides",
 }  # fmt: skip
 
 

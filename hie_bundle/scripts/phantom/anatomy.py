@@ -130,6 +130,7 @@ class Subject:
     ventricle_mm: float  # added to the ventricles' radius
     cavum_mm: float  # half width of the cavum septi pellucidi
     cortex_mm: float
+    tract: float = 0.9  # ADC of myelinating tracts, against deep grey matter
 
 
 def draw_subject(rng: np.random.Generator, common: RandomField, *, patient: bool) -> Subject:
@@ -222,7 +223,9 @@ def evaluate(subject: Subject, points_mm: FloatArray, edge_mm: float = 1.0) -> T
     paint(ellipsoid(points_mm, (0, 3, -6), (12, 9, 4)), deep * 1.08, 2.0)  # hypothalamus
     capsule = ((13, 2, 8, 1.0), (15.5, 0, 8, 1.4), (21, -12, 7, 1.6), (24, -10, 18, 1.5), (22, -8, 30, 1.5))
     peduncle = ((19, -8, 6, 1.8), (16, -9, -4, 2.2), (9, -8, -14, 3.0), (5, -6, -26, 3.0))
-    paint(np.maximum(tube(mirrored, capsule), tube(mirrored, peduncle)), deep * 0.9)  # posterior limb and on down
+    paint(
+        np.maximum(tube(mirrored, capsule), tube(mirrored, peduncle)), deep * subject.tract
+    )  # posterior limb and on down
     cortex = 1 - ramp(pial - np.float32(subject.cortex_mm), edge_mm)
     primary = np.exp(-(((y + 6) / 10) ** 2)) + np.exp(-(((y + 50) / 10) ** 2) - ((z - 2) / 8) ** 2)
     adc += cortex * (np.float32(subject.adc_cortex) * (1 - np.float32(0.06) * primary) - adc)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ..errors import UserError
-from .acquisition import OUTSIDE_SIGNAL, FineGrid, draw_grid, draw_scanner, measure, refine, signals
+from ..errors import choose
+from .acquisition import (
+    OUTSIDE_SIGNAL,
+    FineGrid,
+    draw_grid,
+    draw_scanner,
+    lay_grid,
+    measure,
+    refine,
+    signals,
+    varied_scanner,
+)
 from .anatomy import FloatArray, RandomField, Tissue, draw_subject, evaluate
-from .disease import draw_disease, most_susceptible, outline, susceptibility
+from .confounders import add_confounders, distort, reshape, vary_subject
+from .disease import Annotator, Disease, draw_disease, most_susceptible, outline, susceptibility
 from .normative import build_atlas, common_folding, z_map
+from .settings import Settings
+from .shapes import SHAPES, shape_score
+from .variety import SIZES, CaseSettings, Rule, draw_settings
 
-CASE_STREAM = 0
+CASE_STREAM, VARIETY_STREAM = 0, 2
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -33,117 +48,122 @@ class Case:
     origin_mm: NDArray[np.float64]
     direction: NDArray[np.float64]
     kind: str
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the cases of a cohort are scanned and compared with the norm.
-
-    Attributes:
-        matrix_sizes: in-plane sizes to draw from, in voxels.
-        slice_range: least and greatest number of slices.
-        spacing_range_mm: least and greatest in-plane voxel size; exceeded where the matrix is too small for a brain.
-        slice_thickness_range_mm: least and greatest slice thickness; exceeded where there are too few slices.
-        fine_mm: sampling distance of the anatomy; partial volume is averaged from it.
-        artefact_probability: of motion, of signal loss and of a strong bias, each.
-        registration_mm: standard deviation along each axis of a case's misalignment with the atlas.
-        num_healthy: number of healthy newborns in the normative atlas.
-        atlas_step_mm: voxel size of the atlas.
-
-    Raises:
-        UserError: when there is no matrix of 16 voxels or more to draw from, or a range is empty.
-    """
-
-    matrix_sizes: tuple[int, ...] = (128, 160, 192, 256)
-    slice_range: tuple[int, int] = (16, 64)
-    spacing_range_mm: tuple[float, float] = (0.9, 2.0)
-    slice_thickness_range_mm: tuple[float, float] = (2.0, 5.0)
-    fine_mm: float = 1.2
-    artefact_probability: float = 0.08
-    registration_mm: float = 1.35
-    num_healthy: int = 13
-    atlas_step_mm: float = 1.5
-
-    def __post_init__(self) -> None:
-        if not self.matrix_sizes or min(self.matrix_sizes) < 16:
-            raise UserError(f"matrix_sizes must be 16 or more, got {list(self.matrix_sizes)}.")
-        for name in ("slice_range", "spacing_range_mm", "slice_thickness_range_mm"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise UserError(f"{name} is a range (least, greatest), both positive; got ({low}, {high}).")
-        for field in fields(self):  # as they are written down: equal settings have equal manifests
-            value, default = getattr(self, field.name), field.default
-            kind: Any = type(default[0] if isinstance(default, tuple) else default)
-            plain = tuple(map(kind, value)) if isinstance(default, tuple) else kind(value)
-            object.__setattr__(self, field.name, plain)
+    settings: CaseSettings | None = None  # what was drawn, if the case has settings of its own
 
 
 def simulate_case(
-    seed: int, case_number: int, settings: Settings | None = None, *, counterfactual: bool = False
+    seed: int,
+    case_number: int,
+    settings: Settings | None = None,
+    family: Mapping[str, Rule] | None = None,
+    *,
+    counterfactual: bool = False,
 ) -> Case:
     """Simulate case ``case_number`` of the cohort ``seed``; equal arguments give equal arrays.
 
     Args:
         seed: of the cohort.
-        case_number: from 0 on.
-        settings: the defaults if None.
+        case_number: counted from 0.
+        settings: of the cohort; None for the defaults.
+        family: ranges that the case's own settings are drawn from, as :func:`draw_settings` takes them; of
+            ``settings``, only the atlas and ``fine_mm`` count then. None for a plain case.
         counterfactual: also scan the newborn without the injury, with the same noise.
     """
     settings = settings or Settings()
     *streams, noise_seed = np.random.SeedSequence([CASE_STREAM, seed, case_number]).spawn(7)
     scan_rng, subject_rng, disease_rng, strip_rng, align_rng, annotator_rng = map(np.random.default_rng, streams)
-    grid, pose = draw_grid(
-        scan_rng,
-        settings.matrix_sizes,
-        settings.slice_range,
-        settings.spacing_range_mm,
-        settings.slice_thickness_range_mm,
-    )
-    scanner = draw_scanner(scan_rng, grid.size[2], settings.artefact_probability)
-    fine = refine(grid, pose, settings.fine_mm)
+    look = None
+    if family is not None:
+        look_seed, confounder_seed = np.random.SeedSequence([VARIETY_STREAM, seed, case_number]).spawn(2)
+        look = draw_settings(family, np.random.default_rng(look_seed))
+    if look:
+        grid, pose = lay_grid(scan_rng, look)
+        scanner = varied_scanner(scan_rng, grid.size[2], look)
+        fine = refine(grid, pose, settings.fine_mm, look.gap, reach=1.08)
+    else:
+        grid, pose = draw_grid(
+            scan_rng,
+            settings.matrix_sizes,
+            settings.slice_range,
+            settings.spacing_range_mm,
+            settings.slice_thickness_range_mm,
+        )
+        scanner = draw_scanner(scan_rng, grid.size[2], settings.artefact_probability)
+        fine = refine(grid, pose, settings.fine_mm)
 
     subject = draw_subject(subject_rng, common_folding(seed), patient=True)
-    warp = RandomField(subject_rng, 22.0, channels=3)
+    if look:
+        subject = vary_subject(subject, look)
+    warp = RandomField(subject_rng, look.warp_scale_mm if look else 22.0, channels=3)
+    warp_mm = np.float32(look.warp_mm if look else 2.5)
 
     def warped(points_mm: FloatArray) -> FloatArray:
-        return points_mm + np.float32(2.5) * warp(points_mm)
+        moved = points_mm + warp_mm * warp(points_mm)
+        return reshape(moved, look) if look else moved
 
-    points = warped(fine.points_mm)
+    points = warped(distort(fine.points_mm, look) if look else fine.points_mm)
     tissue = evaluate(subject, points, edge_mm=settings.fine_mm)
     in_head = tissue.brain_depth_mm > 0
 
     # A low-discrepancy sequence over the case numbers keeps the mix of severities right in every cohort.
     rank = (np.random.default_rng([CASE_STREAM, seed]).random() + case_number * GOLDEN) % 1
-    disease = draw_disease(disease_rng, rank)
+    disease = vary_disease(disease_rng, look) if look else draw_disease(disease_rng, rank)
     extent = np.zeros(fine.fine_shape, dtype=np.float32)
     reduction = np.zeros(1, dtype=np.float32)
     if disease.fraction:
-        score = susceptibility(disease.kind, disease_rng, points, tissue)
-        least = 24 * int(np.prod(fine.factors))
+        step_mm = grid.spacing_mm / fine.factors
+        volume_mm3 = disease.fraction * int(in_head.sum()) * float(np.prod(step_mm))
+        if disease.kind in SHAPES:
+            score = shape_score(disease.kind, disease_rng, points, tissue, volume_mm3)
+        else:
+            score = susceptibility(disease.kind, disease_rng, points, tissue)
+        least = (4 if look else 24) * int(np.prod(fine.factors))
         core = most_susceptible(score, disease.fraction, int(in_head.sum()), least)
-        softness = 0.8 / (grid.spacing_mm / fine.factors)
-        extent = ndimage.gaussian_filter(fine.scatter(core.astype(np.float32)), softness, truncate=3)
+        # A border as soft as a large injury's would wash a small one out.
+        softness_mm = look.softness_mm * min(1.0, volume_mm3 ** (1 / 3) / 10) if look else 0.8
+        extent = ndimage.gaussian_filter(fine.scatter(core.astype(np.float32)), softness_mm / step_mm, truncate=3)
         extent *= 1 - fine.scatter(tissue.csf)
         variation = RandomField(disease_rng, 5.0)(points)[0]
-        reduction = np.float32(disease.reduction) * np.clip(1 + np.float32(0.15) * variation, 0.4, 1.4)
+        patchiness = np.float32(look.patchiness if look else 0.15)
+        # What is as small as a few voxels is annotated only where it stands out.
+        fall = max(disease.reduction, 0.35) if look and volume_mm3 < 1000 else disease.reduction
+        reduction = np.float32(fall) * np.clip(1 + patchiness * variation, 0.4, 1.4)
 
+    left: FloatArray = np.ones(1, dtype=np.float32)
+    if look:
+        confounder_rng = np.random.default_rng(confounder_seed)
+        tissue, left = add_confounders(tissue, points, look, fine.gather(extent) > 0.02, confounder_rng)
     injured = tissue.adc * (1 - reduction * fine.gather(extent))
-    brain = skull_strip(fine, tissue, strip_rng)
+    brain = skull_strip(fine, tissue, strip_rng, *((look.strip_mm, look.strip_error_mm) if look else ()))
 
     def scan(adc: FloatArray) -> NDArray[np.int16]:
-        plain, weighted = (fine.average(fine.scatter(s, OUTSIDE_SIGNAL)) for s in signals(scanner, tissue, adc))
+        images = (signal * left for signal in signals(scanner, tissue, adc))
+        plain, weighted = (fine.average(fine.scatter(signal, OUTSIDE_SIGNAL)) for signal in images)
         measured = measure(scanner, fine, grid.spacing_mm, (plain, weighted), noise_seed)
         # 0 is kept for the background, as a brain mask is commonly taken from ADC > 0.
         return np.where(brain, np.maximum(np.round(measured), 1), 0).astype(np.int16)
 
     atlas = build_atlas(seed, settings.num_healthy, settings.atlas_step_mm)
-    error = np.float32(settings.registration_mm) * RandomField(align_rng, 12.0, channels=3)(fine.voxel_points_mm)
-    aligned = warped(fine.voxel_points_mm) + error
-    mean, std = (values.reshape(fine.shape) for values in atlas(aligned))
+    aligned_by = RandomField(align_rng, look.registration_scale_mm if look else 12.0, channels=3)
+    error_mm = look.registration_mm if look else settings.registration_mm
+    error = np.float32(error_mm) * aligned_by(fine.voxel_points_mm)
+    mean, std = atlas(warped(fine.voxel_points_mm) + error)
+    if look:
+        uneven = np.float32(look.atlas_shift_local) * RandomField(align_rng, 15.0)(fine.voxel_points_mm)[0]
+        mean = mean * (1 + np.float32(look.atlas_shift) + uneven)
+        std = std * np.float32(look.atlas_width)
     adc = scan(injured)
-    zadc = z_map(adc, brain, mean, std, grid.spacing_mm)
+    zadc = z_map(
+        adc,
+        brain,
+        mean.reshape(fine.shape),
+        std.reshape(fine.shape),
+        grid.spacing_mm,
+        *((look.z_smoothing_mm, look.z_clip) if look else ()),
+    )
     voxel_extent = fine.average(extent)
-    label = outline(voxel_extent * brain, grid.spacing_mm, annotator_rng) & brain
+    habits = vary_annotator(look) if look else None
+    label = outline(voxel_extent * brain, grid.spacing_mm, annotator_rng, annotator=habits) & brain
 
     def whole(values: NDArray[Any], dtype: type) -> NDArray[Any]:
         volume: NDArray[Any] = np.zeros(grid.size, dtype=dtype)
@@ -161,12 +181,35 @@ def simulate_case(
         origin_mm=grid.origin_mm,
         direction=grid.direction,
         kind=disease.kind,
+        settings=look,
     )
 
 
-def skull_strip(fine: FineGrid, tissue: Tissue, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Brain mask of the covered voxels, its border off by about half a millimetre either way."""
-    error = 0.6 + 0.5 * RandomField(rng, 8.0)(fine.voxel_points_mm)[0].reshape(fine.shape)
+def vary_disease(rng: np.random.Generator, look: CaseSettings) -> Disease:
+    """The injury of a case with settings of its own; its extent is drawn within its class."""
+    low, high = choose(SIZES, look.size_class, "size_class")
+    if not high:
+        return Disease("none", 0.0, 0.0)
+    return Disease(look.kind, float(np.exp(rng.uniform(np.log(low), np.log(high)))), look.reduction)
+
+
+def vary_annotator(look: CaseSettings) -> Annotator:
+    """The annotator of a case with settings of its own; slices differ by a tenth of the share and a quarter."""
+    return Annotator(
+        smoothing_mm=(0.75 * look.outline_smoothing_mm, 1.25 * look.outline_smoothing_mm),
+        drawn_at=(look.outline_at - 0.05, look.outline_at + 0.05),
+        shift_mm=look.outline_shift_mm,
+        missed_slices=look.missed_slices,
+        ignored_voxels=round(look.ignored_voxels),
+        whole=look.drawn_whole > 0.5,
+    )
+
+
+def skull_strip(
+    fine: FineGrid, tissue: Tissue, rng: np.random.Generator, inside_mm: float = 0.6, error_mm: float = 0.5
+) -> NDArray[np.bool_]:
+    """Brain mask of the covered voxels, its border ``inside_mm`` inside the brain's, give or take ``error_mm``."""
+    error = inside_mm + error_mm * RandomField(rng, 8.0)(fine.voxel_points_mm)[0].reshape(fine.shape)
     mask = fine.average(fine.scatter(tissue.brain_depth_mm, -5)) > error
     labels, count = ndimage.label(mask)
     return np.asarray(labels == np.bincount(labels.ravel())[1:].argmax() + 1) if count > 1 else mask

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..cores import available_cores
-from ..errors import UserError
-from .case import Settings, simulate_case
+from ..errors import UserError, choose
+from .case import simulate_case
+from .settings import Settings
+from .variety import Rule, draw_settings
 
 MANIFEST = "phantom.json"
 FORMAT = 3  # raised whenever the same seed gives different volumes
@@ -41,6 +43,8 @@ def write_cohort(
     num_test: int = 8,
     seed: int = 0,
     num_workers: int | None = None,
+    variety: str = "none",
+    varieties: Mapping[str, Mapping[str, Rule]] | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> None:
@@ -48,8 +52,7 @@ def write_cohort(
 
     Cases are numbered through train, val and test; a case depends on ``seed``, its number and the settings
     only, never on the cohort's size or the number of processes. A second call with the same arguments completes what
-    is missing. Smaller ``matrix_sizes`` and ``slice_range`` with a larger ``fine_mm`` and ``atlas_step_mm`` give a
-    tiny cohort for tests.
+    is missing.
 
     Args:
         output_dir: created if needed.
@@ -58,19 +61,27 @@ def write_cohort(
         num_test: number of test cases.
         seed: of everything random.
         num_workers: processes; None for one a core, 0 or 1 for none beside this one.
+        variety: ``none``, or the family that each case draws settings of its own from.
+        varieties: families by name, each with ranges by setting.
         progress: show a progress bar.
         settings: values of :class:`scripts.phantom.Settings`.
 
     Raises:
-        UserError: if ``output_dir`` holds another cohort, real or simulated, a count is negative or all are 0, or
-            there are no such settings.
+        UserError: if ``output_dir`` holds another cohort, real or simulated, if a count is negative or
+            all are 0, or if there are no such settings or family.
     """
     if min(num_train, num_val, num_test) < 0 or num_train + num_val + num_test == 0:
         raise UserError(f"Nothing to simulate: num_train={num_train}, num_val={num_val}, num_test={num_test}.")
     scanned = Settings(**settings)
+    families: dict[str, Mapping[str, Rule] | None] = {"none": None, **(varieties or {})}
+    family = choose(families, variety, "variety")
     root = Path(output_dir)
     counts = {"Train": int(num_train), "Val": int(num_val), "Test": int(num_test)}
-    claim(root, {"format": FORMAT, "seed": int(seed), "cases": counts, "options": asdict(scanned)})
+    manifest: dict[str, Any] = {"format": FORMAT, "seed": int(seed), "cases": counts, "options": scanned.as_json()}
+    if family is not None:
+        draw_settings(family, np.random.default_rng(0))  # a mistake in its rules is said before a folder is made
+        manifest |= {"variety": variety, "family": json.loads(json.dumps(family))}
+    claim(root, manifest)
 
     jobs, number = [], 0
     for split, count in counts.items():
@@ -82,7 +93,7 @@ def write_cohort(
                 jobs.append((folder, case_number))
         number += count
 
-    write = partial(write_case, seed=int(seed), settings=scanned)
+    write = partial(write_case, seed=int(seed), settings=scanned, family=family)
     if num_workers is None:
         num_workers = available_cores()
     num_workers = min(num_workers, len(jobs))
@@ -107,7 +118,7 @@ def claim(root: Path, manifest: dict[str, Any]) -> None:
     """Mark ``root`` as the folder of this cohort, or raise if it is another's."""
     path = root / MANIFEST
     if path.exists():
-        if json.loads(path.read_text()) != json.loads(json.dumps(manifest)):
+        if json.loads(path.read_text()) != manifest:
             raise UserError(
                 f"{root} holds a phantom cohort made with other settings (see {path}). "
                 "Choose another output_dir, or delete that folder first."
@@ -125,9 +136,11 @@ def claim(root: Path, manifest: dict[str, Any]) -> None:
         draft.replace(path)
 
 
-def write_case(folder: Path, case_number: int, *, seed: int, settings: Settings) -> None:
+def write_case(
+    folder: Path, case_number: int, *, seed: int, settings: Settings, family: Mapping[str, Rule] | None
+) -> None:
     """Simulate one case and write its three files, each whole or not at all."""
-    case = simulate_case(seed, case_number, settings)
+    case = simulate_case(seed, case_number, settings, family)
 
     def save(values: NDArray[Any], path: Path) -> None:
         image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))

@@ -114,8 +114,24 @@ def most_susceptible(score: FloatArray, fraction: float, brain_points: int, leas
     return (score >= threshold) & np.isfinite(score)
 
 
+@dataclass(frozen=True)
+class Annotator:
+    """How an annotator draws."""
+
+    smoothing_mm: tuple[float, float] = (0.6, 1.2)  # least and greatest, drawn per slice
+    drawn_at: tuple[float, float] = (0.38, 0.5)  # share of injured tissue that is still drawn, per slice
+    shift_mm: float = 0.25  # standard deviation along each axis in plane
+    missed_slices: float = 0.0  # share of the lesion's slices that is left out
+    ignored_voxels: int = 0  # connected lesions smaller than this are left out where a larger one is drawn
+    whole: bool = False  # in three dimensions at once
+
+
 def outline(
-    extent: FloatArray, spacing_mm: NDArray[np.floating], rng: np.random.Generator, least_voxels: int = 3
+    extent: FloatArray,
+    spacing_mm: NDArray[np.floating],
+    rng: np.random.Generator,
+    least_voxels: int = 3,
+    annotator: Annotator | None = None,
 ) -> NDArray[np.bool_]:
     """What an annotator draws, slice by slice and slightly too smooth, around the visible lesion.
 
@@ -124,18 +140,36 @@ def outline(
         spacing_mm: voxel size (3,).
         rng: source of randomness.
         least_voxels: size in one slice below which nothing is drawn.
+        annotator: habits; None for the usual ones.
     """
+    annotator = annotator or Annotator()
     drawn = np.zeros(extent.shape, dtype=bool)
-    for k in np.flatnonzero((extent > 0.2).any((0, 1))):
-        smoothing_mm = rng.uniform(0.6, 1.2)
-        shift_voxels = rng.normal(0, 0.25, 2) / spacing_mm[:2]
+    slices = np.flatnonzero((extent > min(0.2, annotator.drawn_at[0])).any((0, 1)))
+    if annotator.whole:
+        smooth = ndimage.gaussian_filter(extent, rng.uniform(*annotator.smoothing_mm) / spacing_mm, truncate=3)
+        drawn, slices = smooth > rng.uniform(*annotator.drawn_at), slices[:0]
+    for k in slices:
+        smoothing_mm = rng.uniform(*annotator.smoothing_mm)
+        shift_voxels = rng.normal(0, annotator.shift_mm, 2) / spacing_mm[:2]
         smooth = ndimage.gaussian_filter(extent[:, :, k], smoothing_mm / spacing_mm[:2], truncate=3)
         smooth = ndimage.shift(smooth, shift_voxels, order=1)
-        labels, count = ndimage.label(smooth > rng.uniform(0.38, 0.5))
+        labels, count = ndimage.label(smooth > rng.uniform(*annotator.drawn_at))
         sizes = np.bincount(labels.ravel(), minlength=count + 1)
         keep = sizes >= least_voxels
         keep[0] = False
         drawn[:, :, k] = keep[labels]
+    if annotator.missed_slices:
+        shown = np.flatnonzero(drawn.any((0, 1)))
+        missed = shown[rng.random(len(shown)) < annotator.missed_slices]
+        if len(missed) < len(shown):
+            drawn[:, :, missed] = False
+    if annotator.ignored_voxels:
+        labels, count = ndimage.label(drawn)
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        keep = sizes >= annotator.ignored_voxels
+        keep[0] = False
+        if keep.any():
+            drawn = keep[labels]
     if not drawn.any() and extent.any():
         drawn = extent >= min(0.5, float(np.sort(extent, axis=None)[-least_voxels]))
     return drawn
