@@ -518,6 +518,8 @@ def test_bad_input_is_one_message_before_anything_starts(tiny_cohort: Path, tmp_
 def test_a_typing_error_on_the_command_line_ends_with_its_message(tiny_cohort: Path, tmp_path: Path) -> None:
     output = _finish(_start(tiny_cohort, tmp_path / "out", losses="dcie"), status=1)  # --compare's older name
     assert "error: --compare: there is no variant 'dcie'; did you mean dice?" in output.splitlines()[-1]
+    output = _finish(_start(tiny_cohort, tmp_path / "out", epohcs=3), status=1)
+    assert "--epohcs: no config has such a value; did you mean --epochs?" in output.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 

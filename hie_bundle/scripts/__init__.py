@@ -22,6 +22,7 @@
 ``study``             several variants trained, evaluated and compared
 ``distributed``       several processes: start, shares, failures
 ``machine``, ``cores``  memory, workers, cores
+``options``           values that nobody reads are refused
 ``errors``, ``files``   what a user can mend, in one line; files written whole
 ====================  ==============================================================================================
 

@@ -11,7 +11,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from .errors import UserError
 
-__all__ = ["describe", "refuse_other_recipe"]
+__all__ = ["describe", "recipe_of", "references", "refuse_other_recipe"]
 
 # the parts of a recipe that weights depend on: how a case becomes the network's input, and the network
 PARTS = ("in_channels", "input_size", "transforms", "network_def")
@@ -43,7 +43,7 @@ def recipe_of(parser: ConfigParser) -> Recipe:
         if name in found or _IRRELEVANT.search(name) or name not in parser:
             continue
         found[name] = json.loads(json.dumps(parser[name], default=str))
-        names += [reference.replace("::", "#") for reference in _references(found[name])]
+        names += references(found[name])
     return dict(sorted(found.items()))
 
 
@@ -70,14 +70,15 @@ def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str,
     raise UserError(f"{whose} was trained with another recipe:\n" + "\n".join(differences) + f"\n{remedy}")
 
 
-def _references(content: Any) -> Iterator[str]:
+def references(content: Any) -> Iterator[str]:
+    """The ids that a part of a config refers to, with ``#`` between their levels; not by what is irrelevant here."""
     if isinstance(content, dict):
         content = [value for name, value in content.items() if not _IRRELEVANT.search(name)]
     if isinstance(content, list):
         for value in content:
-            yield from _references(value)
+            yield from references(value)
     elif isinstance(content, str) and content[:1] in ("@", "$"):
-        yield from _REFERENCE.findall(content)
+        yield from (found.replace("::", "#") for found in _REFERENCE.findall(content))
 
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:
