@@ -167,6 +167,13 @@ def test_a_training_beside_evaluate_yaml_stays_the_training() -> None:
         assert beside[name] == alone[name]
 
 
+def test_what_every_file_must_say_itself_is_the_same_in_all() -> None:
+    train, inference, data = (_parser(file) for file in (TRAIN, INFER, str(CONFIGS / "data.yaml")))
+    for name in ("workflow", "bundle_root", "limits"):
+        assert train[name] == inference[name] == data[name]
+    assert train["network"] == inference["network"]
+
+
 def test_only_deterministic_transforms_are_cached() -> None:
     parser = _parser(TRAIN)
     for stage in parser.get_parsed_content("transforms").values():
