@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bonbid_cases import case_files, write_case, write_stacked
@@ -130,12 +131,42 @@ def test_output_names(name: str, case: str) -> None:
         ("MGHNICU_010-VISIT_01", "MGHNICU_010"),
         ("MGHNICU_010-VISIT_02", "MGHNICU_010"),
         ("sub-01_ses-02_run-1", "sub-01"),
+        ("sub-01_ses-acute", "sub-01"),
+        ("sub-01_ses-followup", "sub-01"),
+        ("sub-01_run-2", "sub-01"),
+        ("site2_sub-01_ses-early", "site2_sub-01"),
+        ("P1-V1", "P1"),
+        ("P1-V2", "P1"),
+        ("P1_T0", "P1"),
+        ("P1 day 3", "P1"),
+        ("P1_visit2", "P1"),
+        ("P1_TP1", "P1"),
+        ("P1-acute", "P1"),
+        ("P1_follow-up", "P1"),
+        ("P1_FU1", "P1"),
+        ("HIE_012_2021-03-07", "HIE_012"),
+        ("HIE_012_20210307", "HIE_012"),
         ("baby7", "baby7"),
         ("session", "session"),
+        ("MGHNICU_010", "MGHNICU_010"),
+        ("P1_2", "P1_2"),  # numbers of patients as likely as of visits
+        ("cohort_preterm_3", "cohort_preterm_3"),
+        ("P1_T1w", "P1_T1w"),
     ],
 )
 def test_patients(case: str, patient: str) -> None:
     assert bonbid.patient_of(case) == patient
+
+
+def test_patients_by_a_pattern() -> None:
+    cases = ["A7s1", "A7s2", "B1s1"]
+    for pattern in (r"^(.+)s\d", r"(?P<visit>s\d)?(?P<patient>^[A-Z]\d)", r"^[A-Z]\d"):
+        assert bonbid.patients_of(cases, pattern) == {"A7s1": "A7", "A7s2": "A7", "B1s1": "B1"}
+    assert len(set(bonbid.patients_of(cases).values())) == 3
+    with pytest.raises(bonbid.DatasetError, match="is no regular expression"):
+        bonbid.patients_of(cases, "(")
+    with pytest.raises(bonbid.DatasetError, match="finds no patient in the names of these cases: B1s1"):
+        bonbid.patients_of(cases, "^A7")
 
 
 # --- splits and folds ---------------------------------------------------------------------------------------------
@@ -164,6 +195,60 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(3):
         write_case(root, f"MGHNICU_1{number:02d}-VISIT_01", "Test", seed=100 + number)
     return root
+
+
+@pytest.mark.parametrize(
+    ("visits", "pattern"), [(("sub-{}_ses-acute", "sub-{}_ses-followup"), None), (("P{}-V1", "P{}-V2"), None),
+                            (("a{}b", "a{}c"), r"^(a\d+)")]
+)  # fmt: skip
+def test_no_patient_is_on_two_sides(
+    visits: tuple[str, str], pattern: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for number in range(4):
+        for place, visit in enumerate(visits):
+            write_case(tmp_path, visit.format(number), "Train", seed=number, lesion_voxels=6 * place)
+    options: dict[str, Any] = {"num_folds": 4, "patient_pattern": pattern}
+    bonbid.write_datalist(tmp_path, tmp_path / "list.json", **options)
+    assert "training, fold 0: 2 cases of 1 patient (" in capsys.readouterr().out
+    for fold in range(4):
+        with caplog.at_level("INFO"):
+            sides = [{i["case"] for i in bonbid.datalist(tmp_path, s, fold=fold, **options)} for s in ("train", "val")]
+        assert f"val, fold {fold} of 4: 2 cases of 1 patient" in caplog.text
+        assert f"train, fold {fold} of 4: 6 cases of 3 patients" in caplog.text
+        patients = [set(bonbid.patients_of(side, pattern).values()) for side in sides]
+        assert not patients[0] & patients[1]
+        for split, side in zip(("train", "val"), sides, strict=True):  # the list knows its patients
+            assert {i["case"] for i in bonbid.datalist("", split, file=tmp_path / "list.json", fold=fold)} == side
+
+
+def test_a_data_list_says_whose_case_it_is(tmp_path: Path) -> None:
+    def write(second: str) -> Path:
+        entries = [{"image": "x.nii.gz", "label": "y.nii.gz", "case": "x1", "patient": "x"},
+                   {"image": "z.nii.gz", "label": "y.nii.gz", "case": "z1", "patient": second}]  # fmt: skip
+        file = tmp_path / "list.json"
+        file.write_text(json.dumps({"training": entries[:1], "test": entries[1:]}))
+        return file
+
+    assert len(bonbid.datalist("", "train", file=write("z"))) == 1
+    with pytest.raises(bonbid.DatasetError, match="Patient x is in both train and test"):
+        bonbid.datalist("", "train", file=write("x"))
+
+
+def test_limits_reach_the_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_case(tmp_path, "a-VISIT_01")
+    write_case(tmp_path, "b-VISIT_01", seed=1)
+    seen = []
+
+    def note(items: Any, limits: Any = None) -> Any:
+        seen.append(limits)
+        return bonbid.check_items(items, limits)
+
+    monkeypatch.setattr("scripts.bonbid.folds.check_items", note)
+    limits = bonbid.Limits(zadc_limit=50.0)
+    bonbid.datalist(tmp_path, "val", fold=0, num_folds=2, limits=limits)
+    bonbid.write_datalist(tmp_path, tmp_path / "list.json", num_folds=2, limits=limits)
+    assert seen == [limits] * 3
 
 
 @pytest.mark.parametrize("num_folds", [2, 3, 5])

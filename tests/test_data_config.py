@@ -108,7 +108,7 @@ def test_from_anywhere(where: str, tmp_path: Path, monai_bundle: Run) -> None:
         bad.write_bytes(b"")
         result = monai_bundle("run", "check", cwd=cwd, config_file=config, dataset_dir=data, check=False)
         assert result.returncode == 1
-        assert "2 cases, 1 unusable" in result.stdout
+        assert "2 cases of 2 patients, 1 unusable" in result.stdout
         message = result.stderr[result.stderr.rindex("error:") :]
         assert message == f"error: 1 of 2 cases cannot be used:\n  bad\n    {bad} has no complete MetaImage header\n"
         assert "Traceback" not in result.stderr

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from scipy import stats
 
+from scripts import bonbid
 from scripts.errors import UserError
 from scripts.study import Variant, collect, loss_study
 from scripts.study.command import _configs
@@ -442,7 +444,8 @@ def studied(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def _again(cohort: Path, folder: Path, compare: Any = LOSSES, changed: Any = None, **options: Any) -> None:
     workflow = ConfigWorkflow([TRAIN, STUDY], logging_file=False, **{**SETTINGS, **(changed or {})})
     workflow.parser.parse()
-    loss_study(workflow, str(BUNDLE), str(cohort), str(folder), compare, evaluation_config=EVALUATE, **options)
+    cases = partial(bonbid.datalist, cohort)
+    loss_study(workflow, str(BUNDLE), str(cohort), str(folder), cases, compare, evaluation_config=EVALUATE, **options)
 
 
 def test_the_command_leaves_tables_page_figure_and_every_runs_report(studied: Path, tiny_cohort: Path) -> None:

@@ -38,6 +38,7 @@ def preprocess(
     extension: str = ".nii.gz",
     limits: Limits | None = None,
     num_workers: int | None = None,
+    patient_pattern: str | None = None,
 ) -> None:
     """Write every case in another form. What is there already and newer than its source is left as it is.
 
@@ -58,6 +59,7 @@ def preprocess(
         extension: of ``resampled`` and ``native_stack``: ``.nii.gz``, or ``.nii``, which is larger and loads faster.
         limits: what a case may look like; the defaults if None.
         num_workers: threads; one a core if None.
+        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.bonbid.patients_of`.
 
     Raises:
         DatasetError: no usable case, an unknown format, another preprocessing's ``output_dir``, or a full disk.
@@ -93,7 +95,7 @@ def preprocess(
     if format == "nnunet":
         print(f"{len(cases)} cases in {root}")
     else:
-        write_datalist(root, root / "datalist.json", labels=labels)
+        write_datalist(root, root / "datalist.json", labels=labels, patient_pattern=patient_pattern)
 
 
 def _claim(manifest: Path, settings: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@ from .errors import DatasetError
 from .fetching import download
 from .folds import SIZE_CLASSES, fold_of_case, size_class
 from .gate import require_usable
-from .layout import SPLITS, Case, find_cases, output_name, patient_of
+from .layout import SPLITS, Case, find_cases, output_name
+from .patients import patient_of, patients_of
 from .remembered import check_items
 from .survey import check
 from .volumes import Volume, VolumeError, read_volume
@@ -33,6 +34,7 @@ __all__ = [
     "fold_of_case",
     "output_name",
     "patient_of",
+    "patients_of",
     "read_volume",
     "require_usable",
     "size_class",

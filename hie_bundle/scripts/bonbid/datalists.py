@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ from .checks import Limits
 from .errors import DatasetError, one_line
 from .folds import fold_of_case, size_class
 from .gate import require_usable
-from .layout import SPLITS, Case, find_cases, patient_of
+from .layout import SPLITS, Case, find_cases
+from .patients import count_of_patients, patients_in_list, patients_of
 from .remembered import case_of, check_items
 
 __all__ = ["datalist", "write_datalist"]
+
+logger = logging.getLogger(__name__)
 
 _KEYS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -30,6 +35,7 @@ def datalist(
     seed: int = 0,
     file: str | Path | None = None,
     limits: Limits | None = None,
+    patient_pattern: str | None = None,
 ) -> list[dict[str, Any]]:
     """List the cases of one split.
 
@@ -41,8 +47,10 @@ def datalist(
         num_folds: cross-validate over the cases of train, val and no split with this many folds.
         seed: of the folds.
         file: a data list in the decathlon form instead of a search in ``dataset_dir``, its paths relative to itself.
-            Lists ``training`` (with ``fold`` keys, if ``fold`` is given), ``validation`` and ``test``.
+            Lists ``training`` (with ``fold`` keys, if ``fold`` is given), ``validation`` and ``test``. An entry may say
+            in ``patient`` whose case it is.
         limits: what a case may look like, for the folds, which are divided by lesion size; the defaults if None.
+        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.bonbid.patients_of`.
 
     Returns:
         ``{"image": [adc, zadc] or stacked, "label": path, "case": id}`` with absolute paths, sorted by case. Files
@@ -60,15 +68,17 @@ def datalist(
         if not 0 <= fold < num_folds:
             raise DatasetError(f"There is no fold {fold} of {num_folds}; folds count from 0.")
     if file is not None:
-        return _from_file(Path(file), split, labels, fold)
+        return _from_file(Path(file), split, labels, fold, patient_pattern)
     cases = find_cases(dataset_dir)
-    _refuse_shared_patients(cases, split, folds=num_folds is not None)
+    patients = patients_of([case.case for case in cases], patient_pattern)
+    _refuse_shared_patients(cases, patients, split, folds=num_folds is not None)
     if num_folds is not None and split != "test":
         pool = [case for case in cases if case.split != "test"]
-        folds = fold_of_case(pool, num_folds, seed, limits)
+        folds = fold_of_case([case.item() for case in pool], patients, num_folds, seed, limits)
         if split is not None:
             pool = [case for case in pool if (folds[case.case] == fold) == (split == "val")]
         cases = pool if split is not None else cases
+        _tell_patients(cases, patients, f"{split or 'all'}, fold {fold} of {num_folds}")
     elif split is not None:
         cases = [case for case in cases if case.split == split]
     if not labels:
@@ -76,20 +86,29 @@ def datalist(
     return sorted((case.item(labels) for case in cases), key=lambda item: str(item["case"]))
 
 
-def _refuse_shared_patients(cases: Sequence[Case], split: str | None, folds: bool) -> None:
+def _tell_patients(cases: Sequence[Case], patients: Mapping[str, str], which: str) -> None:
+    """Log how many there are: names that were misunderstood show here."""
+    if cases:
+        logger.info("%s: %s", which, count_of_patients(len(cases), len({patients[case.case] for case in cases})))
+
+
+def _refuse_shared_patients(cases: Sequence[Case], patients: Mapping[str, str], split: str | None, folds: bool) -> None:
     sides: dict[str, dict[str, Case]] = {}
     for case in cases:
         side = "training" if folds and case.split != "test" else case.split
-        sides.setdefault(case.patient, {}).setdefault(str(side), case)
+        sides.setdefault(patients[case.case], {}).setdefault(str(side), case)
     shared = {patient: sorted(where) for patient, where in sides.items() if len(where) > 1}
     if split is not None and shared:
         lines = [f"  {patient}: {', '.join(where)}" for patient, where in shared.items()]
         raise DatasetError(
-            "These patients are in several splits; move all of a patient's cases into one:\n" + "\n".join(lines)
+            "These patients are in several splits; move all of a patient's cases into one, or say with "
+            "--patient_pattern what in a case's name is the patient's:\n" + "\n".join(lines)
         )
 
 
-def _from_file(file: Path, split: str | None, labels: bool, fold: int | None) -> list[dict[str, Any]]:
+def _from_file(
+    file: Path, split: str | None, labels: bool, fold: int | None, patient_pattern: str | None
+) -> list[dict[str, Any]]:
     sides = {name: _entries(file, key) for name, key in _KEYS.items()}
     if fold is not None:
         folds = {entry.get("fold") for entry in sides["train"]}
@@ -100,12 +119,17 @@ def _from_file(file: Path, split: str | None, labels: bool, fold: int | None) ->
         sides["train"] = [entry for entry in sides["train"] if entry.get("fold") != fold]
     elif any("fold" in entry for entry in sides["train"]) and not sides["val"] and split in ("train", "val"):
         raise DatasetError(f"The data list {file} has folds and no validation list; choose the fold with --fold.")
+    patients = patients_in_list([entry for entries in sides.values() for entry in entries], patient_pattern)
     seen: dict[str, str] = {}
     for name, entries in sides.items():
         for entry in entries:
-            patient = patient_of(entry["case"])
+            patient = patients[entry["case"]]
             if seen.setdefault(patient, name) != name:
                 raise DatasetError(f"Patient {patient} is in both {seen[patient]} and {name} of the data list {file}.")
+    if fold is not None:
+        chosen = [entry["case"] for entry in sides[split]] if split else list(patients)
+        count = count_of_patients(len(chosen), len({patients[case] for case in chosen}))
+        logger.info("%s, fold %d of %s: %s", split or "all", fold, file.name, count)
     items = [entry for name, entries in sides.items() if split in (None, name) for entry in entries]
     keys = ("image", "label", "case") if labels else ("image", "case")
     return sorted(({key: item[key] for key in keys if key in item} for item in items), key=lambda item: item["case"])
@@ -130,6 +154,7 @@ def write_datalist(
     seed: int = 0,
     labels: bool = True,
     limits: Limits | None = None,
+    patient_pattern: str | None = None,
 ) -> None:
     """Write the cases as a data list in the decathlon form, for ``--datalist``, MONAI and Auto3DSeg.
 
@@ -144,6 +169,7 @@ def write_datalist(
         seed: of the folds.
         labels: every case must have a label; otherwise the list is without them.
         limits: what a case may look like; the defaults if None.
+        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.bonbid.patients_of`.
 
     Raises:
         DatasetError: there is no case, some are unusable, or the file cannot be written.
@@ -151,15 +177,14 @@ def write_datalist(
     output_file = Path(output_file).absolute()
     everything = datalist(dataset_dir, None, labels)
     require_usable(everything, dataset_dir, "a data list", limits)
+    find = partial(datalist, dataset_dir, labels=labels, seed=seed, limits=limits, patient_pattern=patient_pattern)
     if num_folds is None:
-        lists = {key: datalist(dataset_dir, split, labels) for split, key in _KEYS.items()}
+        lists = {key: find(split) for split, key in _KEYS.items()}
     else:
-        lists = {"training": [], "test": datalist(dataset_dir, "test", labels)}
+        lists = {"training": [], "test": find("test")}
         for fold in range(num_folds):
-            lists["training"] += [
-                {**item, "fold": fold}
-                for item in datalist(dataset_dir, "val", labels, fold, num_folds, seed, limits=limits)
-            ]
+            lists["training"] += [{**item, "fold": fold} for item in find("val", fold=fold, num_folds=num_folds)]
+    patients = patients_of([item["case"] for item in everything], patient_pattern)
     for item in (item for items in lists.values() for item in items):
         for key in ("image", "label") if labels else ("image",):
             paths = [
@@ -167,6 +192,7 @@ def write_datalist(
                 for path in ([item[key]] if isinstance(item[key], str) else item[key])
             ]
             item[key] = paths if isinstance(item[key], list) else paths[0]
+        item["patient"] = patients[item["case"]]
     classes = {report.case: size_class(report.lesion_fraction) for report in check_items(everything, limits)}
     data = {
         "name": "HIE lesions",
@@ -183,11 +209,11 @@ def write_datalist(
         raise DatasetError(f"The data list cannot be written to {output_file} ({error.strerror}).") from error
     for key, items in lists.items():
         for fold in sorted({item.get("fold", -1) for item in items}):
-            counts = Counter(classes[item["case"]] for item in items if item.get("fold", -1) == fold)
+            members = [item for item in items if item.get("fold", -1) == fold]
+            sizes = Counter(classes[item["case"]] for item in members)
             where = key if fold < 0 else f"{key}, fold {fold}"
-            print(
-                f"{where}: {counts.total()} cases ({', '.join(f'{name}: {n}' for name, n in sorted(counts.items()))})"
-            )
+            count = count_of_patients(len(members), len({item["patient"] for item in members}))
+            print(f"{where}: {count} ({', '.join(f'{name}: {n}' for name, n in sorted(sizes.items()))})")
     print(f"data list: {output_file}")
 
 

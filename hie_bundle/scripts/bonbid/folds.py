@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .checks import Limits
-from .layout import Case
-from .remembered import check_items
+from .remembered import case_of, check_items
 
 __all__ = ["SIZE_CLASSES", "fold_of_case", "size_class"]
 
@@ -24,7 +24,13 @@ def size_class(fraction: float | None) -> str:
     return next(name for name, end in SIZE_CLASSES.items() if fraction < end)
 
 
-def fold_of_case(cases: Sequence[Case], num_folds: int, seed: int = 0, limits: Limits | None = None) -> dict[str, int]:
+def fold_of_case(
+    items: Sequence[Mapping[str, Any]],
+    patients: Mapping[str, str],
+    num_folds: int,
+    seed: int = 0,
+    limits: Limits | None = None,
+) -> dict[str, int]:
     """Assign cases to folds that are alike in their lesion sizes.
 
     Patients are shuffled within each size class (that of their largest lesion) and dealt out to the folds in turn, so
@@ -32,7 +38,8 @@ def fold_of_case(cases: Sequence[Case], num_folds: int, seed: int = 0, limits: L
     ``StratifiedGroupKFold`` promises neither, and would deal the cases of every seed anew.) Reads the cases' labels.
 
     Args:
-        cases: to be divided.
+        items: MONAI data items to be divided.
+        patients: of each case, by its id.
         num_folds: at least 1.
         seed: of the shuffling.
         limits: what a case may look like; the defaults if None.
@@ -40,17 +47,17 @@ def fold_of_case(cases: Sequence[Case], num_folds: int, seed: int = 0, limits: L
     Returns:
         Fold, 0 to ``num_folds`` - 1, by case id.
     """
-    reports = check_items([case.item() for case in cases], limits)
     largest: dict[str, float] = {}
-    for case, report in zip(cases, reports, strict=True):
+    for report in check_items(items, limits):
         fraction = -1.0 if report.lesion_fraction is None else report.lesion_fraction
-        largest[case.patient] = max(fraction, largest.get(case.patient, -1.0))
+        patient = patients[report.case]
+        largest[patient] = max(fraction, largest.get(patient, -1.0))
     classes: dict[str, list[str]] = {}
     for patient, fraction in sorted(largest.items()):
         classes.setdefault(size_class(None if fraction < 0 else fraction), []).append(patient)
     order = []
-    for _, patients in sorted(classes.items()):
-        random.Random(seed).shuffle(patients)
-        order += patients
+    for _, members in sorted(classes.items()):
+        random.Random(seed).shuffle(members)
+        order += members
     fold = {patient: place % num_folds for place, patient in enumerate(order)}
-    return {case.case: fold[case.patient] for case in cases}
+    return {case: fold[patients[case]] for case in map(case_of, items)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SPLITS", "Case", "find_cases", "output_name", "patient_of"]
+__all__ = ["SPLITS", "Case", "find_cases", "output_name"]
 
 SPLITS = ("train", "val", "test")
 
@@ -24,7 +24,6 @@ _SPLIT_FOLDER = re.compile(r"(?:BONBID\d*[-_])?(train|val|test)(?:ing|idation)?"
 _BONBID_FOLDER = re.compile(r"BONBID\d*[-_](train|val|test)", re.IGNORECASE)
 _LABEL_FOLDERS = ("labels", "final", "labelsTr")  # a file here has its image's name; MONAI Label writes labels/final
 _IGNORED_FOLDERS = ("__MACOSX", "original")  # archives made on a Mac; what MONAI Label predicted and nobody approved
-_VISIT = re.compile(r"(.+?)[-_](?:visit|ses|session)[-_]?\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,6 @@ class Case:
     stacked: Path | None = None
     label: Path | None = None
     duplicates: tuple[Path, ...] = ()
-
-    @property
-    def patient(self) -> str:
-        return patient_of(self.case)
 
     def item(self, labels: bool = True) -> dict[str, Any]:
         """The case as MONAI's data item. A missing file stands where it would be expected, so that it can be named.
@@ -139,12 +134,6 @@ def _split_of(folder: Path, root: Path) -> str | None:
             return match[1].lower()
     match = _BONBID_FOLDER.fullmatch(root.name)
     return match[1].lower() if match else None
-
-
-def patient_of(case: str) -> str:
-    """The patient's id: the case id without its visit (``MGHNICU_010-VISIT_01``, ``sub-01_ses-02``), if it has one."""
-    match = _VISIT.match(case)
-    return match[1] if match else case
 
 
 def output_name(metadata: Mapping[str, Any], saver: Any = None) -> dict[str, str]:

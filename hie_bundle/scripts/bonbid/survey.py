@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .errors import DatasetError
 from .folds import size_class
 from .gate import duplicate_problems
 from .layout import Case, find_cases
+from .patients import count_of_patients, patients_of
 from .remembered import check_items
 
 __all__ = ["check"]
@@ -43,6 +44,7 @@ def check(
     limits: Limits | None = None,
     cache_file: str | Path | None = None,
     num_workers: int | None = None,
+    patient_pattern: str | None = None,
 ) -> None:
     """Check every case below a folder; print a table and write a JSON report.
 
@@ -53,6 +55,7 @@ def check(
         limits: what a case may look like; the defaults if None.
         cache_file: where results are remembered; the user's cache folder if None.
         num_workers: threads that read; one a core if None.
+        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.bonbid.patients_of`.
 
     Raises:
         DatasetError: there is no case, some are unusable (after the report was written), or the report cannot be
@@ -63,12 +66,13 @@ def check(
         cases = [case for case in cases if case.adc or case.zadc or case.stacked]
     if not cases:
         raise DatasetError(nothing_found(Path(dataset_dir), "checking"))
+    patients = patients_of([case.case for case in cases], patient_pattern)
     items = [case.item(labels or case.label is not None) for case in cases]
     reports = check_items(items, limits, cache_file, num_workers)
     for case, report in zip(cases, reports, strict=True):
-        report.problems += duplicate_problems(case, labels) + _shared_patient(case, cases)
+        report.problems += duplicate_problems(case, labels) + _shared_patient(case, cases, patients)
     report_file = Path(report_file) if report_file else Path(dataset_dir) / "check.json"
-    summary = _summary(reports)
+    summary = {"patients": len(set(patients.values())), **_summary(reports)}
     rows = [_row(case, report) for case, report in zip(cases, reports, strict=True)]
     print(_table([_COLUMNS, *rows]))
     print(_words(summary))
@@ -84,12 +88,13 @@ def check(
         raise DatasetError(f"{len(bad)} of {len(reports)} cases cannot be used:\n" + list_problems(bad))
 
 
-def _shared_patient(case: Case, cases: Sequence[Case]) -> list[Problem]:
+def _shared_patient(case: Case, cases: Sequence[Case], patients: Mapping[str, str]) -> list[Problem]:
     """The same patient in several splits."""
-    others = {other.split for other in cases if other.patient == case.patient} - {case.split}
+    patient = patients[case.case]
+    others = {other.split for other in cases if patients[other.case] == patient} - {case.split}
     where = ", ".join(str(split) for split in sorted(others, key=str))
     first = next(iter(item_files(case.item()).values()))
-    return [Problem(first, f"is of patient {case.patient}, who is also in {where}")] if others else []
+    return [Problem(first, f"is of patient {patient}, who is also in {where}")] if others else []
 
 
 def _row(case: Case, report: CaseReport) -> tuple[str, ...]:
@@ -142,6 +147,7 @@ def _summary(reports: Sequence[CaseReport]) -> dict[str, Any]:
 def _words(summary: dict[str, Any]) -> str:
     lesions = ", ".join(f"{name}: {count}" for name, count in summary["lesion_size_classes"].items())
     return (
-        f"{summary['cases']} cases, {summary['unusable']} unusable; lesion as a share of the brain: {lesions or '-'}; "
+        f"{count_of_patients(summary['cases'], summary['patients'])}, {summary['unusable']} unusable; "
+        f"lesion as a share of the brain: {lesions or '-'}; "
         f"mean size {summary['mean_shape']} voxels, median spacing {summary['median_spacing_mm']} mm"
     )

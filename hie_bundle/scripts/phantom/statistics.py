@@ -147,9 +147,9 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
         step_x, step_y, _ = turned[0][1]
         # slices, rows from front to back, columns from the patient's right to left
         adc, zadc, label = (array[::-1, ::-1].transpose(2, 1, 0) for array, _ in turned)
-        areas = (adc > 0).sum((1, 2)) * (label.sum((1, 2), dtype=int) if label.any() else 1)
+        areas = brain_of(adc).sum((1, 2)) * (label.sum((1, 2), dtype=int) if label.any() else 1)
         k = int(areas.argmax())
-        brain = adc[k] > 0
+        brain = brain_of(adc[k])
         centre_y, centre_x = (np.argwhere(brain).min(0) + np.argwhere(brain).max(0)) / 2
         y, x = (np.arange(n) for n in brain.shape)
         x_mm, y_mm = (x - centre_x) * step_x, (y - centre_y) * step_y
@@ -161,7 +161,7 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
             if label[k].any():
                 axis.contour(x_mm, y_mm, label[k], [0.5], colors=colour, linewidths=0.9)
             axis.set(xlim=(-half_width_mm, half_width_mm), ylim=(half_height_mm, -half_height_mm))
-        share = 100 * (label > 0).sum() / (adc > 0).sum()
+        share = 100 * (label > 0).sum() / brain_of(adc).sum()
         title = f"{case}   lesion {share:.2f} %" if share else f"{case}   no lesion"
         pair[0].set_title(title, color="0.85", fontsize=8, loc="left", pad=2, x=0.02)
     for left, style, text in ((0.04, styles[0], "ADC (10⁻⁶ mm²/s)"), (0.38, styles[1], "ZADC")):

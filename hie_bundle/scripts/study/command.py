@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def loss_study(
     bundle_root: str,
     dataset_dir: str,
     output_dir: str,
+    cases: Callable[..., list[dict[str, Any]]],
     compare: Any = "all",
     seeds: Any = 0,
     num_folds: int | None = None,
@@ -69,12 +70,13 @@ def loss_study(
         bundle_root: folder with ``configs`` and ``scripts``.
         dataset_dir: the dataset.
         output_dir: of the study.
+        cases: :func:`scripts.bonbid.datalist` with the config's settings.
         compare: names of the variants, or ``all``.
         seeds: of everything random; each variant runs with each.
         num_folds: cross-validate with that many folds; every case is then evaluated by the run that did not see it.
         fold: must be None: the study runs every fold.
         split: which cases are evaluated: ``val`` (with folds: the fold's), ``test`` or ``train``.
-        datalist: a data list instead of a search in ``dataset_dir``.
+        datalist: the data list that ``cases`` takes instead of a search in ``dataset_dir``.
         limits: what a usable case looks like.
         parallel: how many runs at a time.
         devices: such as ``cuda:0,cuda:1``, given to the runs in turn; None leaves the config's ``device``.
@@ -99,7 +101,7 @@ def loss_study(
     (at_once,) = whole_numbers(parallel, "--parallel", 1)
     places = _devices(devices)
     environment = _environment(threads, at_once)
-    cohorts = find_cases(Path(dataset_dir), split, all_seeds, num_folds, datalist, limits)
+    cohorts = find_cases(Path(dataset_dir), split, all_seeds, num_folds, cases, limits)
     folder = Path(output_dir).resolve()
     root = Path(bundle_root).resolve()
     common = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from ..bonbid import Limits, datalist, require_usable
+from ..bonbid import Limits, require_usable
 from ..bonbid.checks import item_files
 from ..errors import UserError
 from ..files import sha256_of, write_atomically, write_json
@@ -96,7 +96,7 @@ def find_cases(
     split: str,
     seeds: Sequence[int],
     num_folds: int | None,
-    file: str | None,
+    datalist: Callable[..., list[dict[str, Any]]],
     limits: Limits | None,
 ) -> dict[tuple[int, int | None], Cohort]:
     """The cases of every seed and fold, checked.
@@ -106,7 +106,7 @@ def find_cases(
         split: which cases are evaluated; ``val`` are those of the fold, if there are folds.
         seeds: of the folds.
         num_folds: how many; None for the official split.
-        file: a data list instead of a search in ``dataset_dir``.
+        datalist: the config's ``cases``: :func:`scripts.bonbid.datalist` with its settings.
         limits: what a usable case looks like.
 
     Raises:
@@ -122,7 +122,7 @@ def find_cases(
     for seed in seeds:
         for fold in folds:
             items = {
-                name: datalist(dataset_dir, wanted, fold=fold, num_folds=num_folds, seed=seed, file=file)
+                name: datalist(split=wanted, fold=fold, num_folds=num_folds, seed=seed)
                 for name, wanted in (("train", "train"), ("val", "val"), ("evaluated", split))
             }
             if fold is not None and (not items["train"] or not items["val"]):
