@@ -1,5 +1,7 @@
-"""Transforms of the project: loading two maps. What augments is in ``bridge`` and ``fast``, which need TorchIO."""
+"""Transforms of the project. What augments by TorchIO is in ``bridge`` and ``fast``, which need it."""
 
 from .loading import LoadMapsd
+from .spacing import ResizeToSpacingd
+from .symmetry import MirrorDifferenced
 
-__all__ = ["LoadMapsd"]
+__all__ = ["LoadMapsd", "MirrorDifferenced", "ResizeToSpacingd"]

@@ -1,0 +1,155 @@
+"""The mid-sagittal plane of a brain, and how a map differs from its mirror image there."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from numpy.typing import NDArray
+from scipy import ndimage, optimize
+
+__all__ = ["MirrorDifferenced", "Plane", "mid_sagittal_plane", "mirrored"]
+
+# a plane in the volume's own millimetres (voxel index times spacing): a point on it, and its unit normal
+Plane = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def mid_sagittal_plane(
+    adc: NDArray[Any],
+    affine: NDArray[np.float64],
+    sampling_mm: float = 4.0,
+    start_degrees: float = 15.0,
+    largest_adc: float = 3000.0,
+) -> Plane:
+    """The plane in which the brain resembles its mirror image most.
+
+    A head lies in the scanner rotated and shifted, so the plane is not x = 0, nor that through the brain's centroid. It
+    is found on a coarse, smoothed copy of the ADC map: the outline of the brain and the bright fluid spaces are alike
+    on both sides, also where a lesion is not. The two angles that tilt a plane out of the sagittal one, and its offset
+    from the centroid, are searched from nine starting tilts.
+
+    Args:
+        adc: skull-stripped ADC map, shape (X, Y, Z), 1e-6 mm²/s, 0 outside of the brain.
+        affine: from voxel indices to world millimetres, x running from left to right (or right to left).
+        sampling_mm: voxel size of the coarse copy.
+        start_degrees: the tilts to start from are 0 and plus and minus this about either axis.
+        largest_adc: larger values count as this.
+
+    Returns:
+        A point on the plane and its unit normal, in the volume's own millimetres (index times spacing).
+
+    Raises:
+        ValueError: when there is no brain.
+    """
+    if not (adc > 0).any():
+        raise ValueError("there is no brain in the map: no voxel is above 0.")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    smoothed = ndimage.gaussian_filter(np.clip(adc, 0, largest_adc).astype(np.float32), sampling_mm / 2 / spacing)
+    coarse = ndimage.zoom(smoothed, spacing / sampling_mm, order=1, grid_mode=True, mode="nearest") / largest_adc
+    actual = np.array(adc.shape) * spacing / coarse.shape  # a voxel of the coarse grid, mm
+    centres = (np.indices(coarse.shape).reshape(3, -1).T + 0.5) * actual
+    values = coarse.ravel()
+    seen = values > 0.05
+    points, values = centres[seen], values[seen]
+    centroid = np.average(points, axis=0, weights=values)
+    across, along, up = np.linalg.inv(affine[:3, :3] / spacing).T  # world x, y, z in the volume's own axes
+
+    def plane_of(tilts: NDArray[np.float64]) -> Plane:
+        yaw, roll, offset = tilts[0], tilts[1], tilts[2]
+        normal = across + np.tan(yaw) * along + np.tan(roll) * up
+        normal = normal / np.linalg.norm(normal)
+        return centroid + offset * normal, normal
+
+    def difference(tilts: NDArray[np.float64]) -> float:
+        other = _reflected(points, plane_of(tilts)) / actual - 0.5
+        mirrored_values = ndimage.map_coordinates(coarse, other.T, order=1, mode="constant")
+        return float(np.square(mirrored_values - values).mean())
+
+    tilt = np.radians(start_degrees)
+    starts = [np.array([yaw, roll, 0.0]) for yaw in (-tilt, 0, tilt) for roll in (-tilt, 0, tilt)]
+    start = min(starts, key=difference)
+    steps = np.vstack([start, start + np.diag([tilt / 2, tilt / 2, sampling_mm])])
+    found = optimize.minimize(
+        difference, start, method="Nelder-Mead",
+        options={"initial_simplex": steps, "xatol": 1e-3, "fatol": 1e-7, "maxiter": 120},
+    )  # fmt: skip
+    point, normal = plane_of(found.x)
+    return point - spacing / 2, normal  # back from the corner of the first voxel to its centre
+
+
+def mirrored(image: torch.Tensor, spacing_mm: NDArray[np.float64], plane: Plane) -> torch.Tensor:
+    """A volume seen in the plane's mirror, on the same grid; 0 where the mirror shows what lies outside.
+
+    Args:
+        image: shape (C, X, Y, Z).
+        spacing_mm: of its voxels.
+        plane: in the volume's own millimetres.
+    """
+    shape = image.shape[1:]
+    point, normal = plane
+    # index -> index of its mirror image: both are affine, so the grid is one matrix product
+    reflection = np.eye(3) - 2 * np.outer(normal, normal)
+    matrix = np.diag(1 / spacing_mm) @ reflection @ np.diag(spacing_mm)
+    shift = 2 * (point @ normal) * normal / spacing_mm
+    # grid_sample wants z, y, x in units of half the volume
+    half = np.maximum(np.array(shape) - 1, 1) / 2
+    theta = np.diag(1 / half) @ matrix @ np.diag(half)
+    offset = (matrix @ half + shift) / half - 1
+    reverse = [2, 1, 0]
+    theta = np.concatenate([theta[reverse][:, reverse], offset[reverse, None]], axis=1)
+    grid = torch.nn.functional.affine_grid(
+        torch.as_tensor(theta, dtype=torch.float32)[None], [1, 1, *shape], align_corners=True
+    )
+    plain = torch.as_tensor(image).float()
+    return torch.nn.functional.grid_sample(plain[None], grid, padding_mode="zeros", align_corners=True)[0]
+
+
+class MirrorDifferenced(MapTransform):
+    """Append the difference between a channel and its mirror image in the brain's mid-sagittal plane.
+
+    Injury is often on one side, or stronger there, while Z-scores of healthy tissue err alike on both. The mirror
+    image is smoothed: an exact counterpart does not exist. Where either side lies outside of the brain it is 0.
+
+    Args:
+        keys: images of shape (C, X, Y, Z) with ADC in 1e-6 mm²/s as the first channel, with their affine.
+        channel: which channel is compared with its mirror image; 1 is ZADC.
+        sigma_mm: standard deviation of the Gaussian that smooths the mirror image.
+        allow_missing_keys: do not raise when a key is missing.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, channel: int = 1, sigma_mm: float = 3.0, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.channel = channel
+        self.sigma_mm = sigma_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self._append(result[key])
+        return result
+
+    def _append(self, image: MetaTensor) -> MetaTensor:
+        affine = image.affine.cpu().numpy().astype(np.float64)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        maps = image.as_tensor().float()
+        plane = mid_sagittal_plane(maps[0].cpu().numpy(), affine)
+        brain = (maps[:1] > 0).float()
+        both = mirrored(torch.cat([brain, maps[self.channel, None] * brain]).cpu(), spacing, plane)
+        share, values = (ndimage.gaussian_filter(one.numpy(), self.sigma_mm / spacing) for one in both)
+        # of what lies in the brain, not drawn towards the background's 0
+        other = torch.as_tensor(values / np.maximum(share, 1e-3)).to(maps)
+        inside = brain[0].bool() & torch.as_tensor(share > 0.25).to(brain.device)
+        difference = torch.where(inside, maps[self.channel] - other, torch.zeros_like(other))
+        return torch.cat([image, MetaTensor(difference[None].to(image.dtype), affine=image.affine)])
+
+
+def _reflected(points: NDArray[np.float64], plane: Plane) -> NDArray[np.float64]:
+    point, normal = plane
+    return points - 2 * ((points - point) @ normal)[:, None] * normal
