@@ -47,7 +47,7 @@ def test_a_small_lesion_is_not_skipped_over() -> None:
     affine = torch.diag(torch.tensor([0.9, 0.9, 1.0, 1]))
     for shift in range(4):
         label = torch.zeros((1, 40, 40, 24))
-        label[:, 18 + shift : 20 + shift, 17 : 19, 11] = 1
+        label[:, 18 + shift : 20 + shift, 17:19, 11] = 1
         after = ResizeToSpacing((2.7, 2.7, 3))(MetaTensor(label, affine=affine))
         volumes = float(after.sum() * after.affine.det().abs()), float(label.sum() * 0.81)
         assert volumes[0] == pytest.approx(volumes[1], rel=0.35)

@@ -16,7 +16,9 @@ POSES = [((0, 0, 0), (0, 0, 0)), ((17, 0, 5), (6, -3, 2)), ((-12, 14, -8), (-9, 
 SHAPE, SPACING = (72, 76, 36), np.array([1.8, 1.8, 3.0])
 
 
-def _head(angles: tuple[int, ...], shift: tuple[int, ...], flip: bool = False) -> tuple[MetaTensor, dict[str, np.ndarray]]:
+def _head(
+    angles: tuple[int, ...], shift: tuple[int, ...], flip: bool = False
+) -> tuple[MetaTensor, dict[str, np.ndarray]]:
     """ADC and ZADC of a schematic brain: an egg with bright ventricles, and a lesion on one side."""
     rotation = Rotation.from_euler("zyx", angles, degrees=True).as_matrix()
     centre = (np.array(SHAPE) - 1) / 2 * SPACING + shift
@@ -36,8 +38,9 @@ def _head(angles: tuple[int, ...], shift: tuple[int, ...], flip: bool = False) -
     affine[:3, 3] = -60
     maps = np.stack([adc, zadc]).reshape(2, *SHAPE).astype(np.float32)
     if flip:  # stored from right to left
-        maps, affine = maps[:, ::-1].copy(), affine @ np.array(
-            [[-1, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]
+        maps, affine = (
+            maps[:, ::-1].copy(),
+            affine @ np.array([[-1, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
         )
     marks = {name: mask.reshape(SHAPE) for name, mask in (("lesion", lesion), ("both", both), ("brain", brain))}
     if flip:

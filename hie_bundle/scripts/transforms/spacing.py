@@ -37,11 +37,10 @@ class ResizeToSpacing(Resize):
         super().__init__(spatial_size=-1, mode=mode, anti_aliasing=True, dtype=torch.float32)
         self.spacing_mm = np.asarray(spacing_mm, dtype=float)
 
-    def __call__(self, img: torch.Tensor, **options: Any) -> torch.Tensor:
+    def __call__(self, img: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """
         Args:
             img: shape (C, X, Y, Z), a MetaTensor.
-            options: as of the parent; none is needed.
         """
         if not isinstance(img, MetaTensor):
             raise ValueError("only an image with its affine can be resampled to a spacing.")

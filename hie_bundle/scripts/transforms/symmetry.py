@@ -147,7 +147,10 @@ class MirrorDifferenced(MapTransform):
         other = torch.as_tensor(values / np.maximum(share, 1e-3)).to(maps)
         inside = brain[0].bool() & torch.as_tensor(share > 0.25).to(brain.device)
         difference = torch.where(inside, maps[self.channel] - other, torch.zeros_like(other))
-        return torch.cat([image, MetaTensor(difference[None].to(image.dtype), affine=image.affine)])
+        more = MetaTensor(difference[None].to(image.dtype), affine=image.affine)
+        result = torch.cat([image, more])
+        assert isinstance(result, MetaTensor)
+        return result
 
 
 def _reflected(points: NDArray[np.float64], plane: Plane) -> NDArray[np.float64]:
