@@ -29,6 +29,14 @@ INPUTS = {
     "derived_channel": (2, 3, 24, 24, 16),
     "patches": (4, 2, 16, 16, 8),
     "other_network": (2, 2, 24, 24, 16),
+    "strong": (2, 3, 16, 24, 8),
+    "strong strong_cpu": (2, 3, 16, 24, 8),
+}
+# voxels for volumes of 40 x 40 x 12 at 4 mm
+STRONG = {"spacing_mm": [5, 5, 6], "input_size": [16, 24, 8], "crop_size": [20, 24, 10], "val_interval": 1}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "strong": {**STRONG, "flips": []},
+    "strong strong_cpu": {**STRONG, "flips": [], "features": [2, 4, 6]},
 }
 
 
@@ -57,8 +65,8 @@ class Seen:
 
 @pytest.mark.parametrize("recipe", INPUTS)
 def test_every_workflow_sees_a_case_alike(recipe: str, tiny_cohort: Path, tmp_path: Path) -> None:
-    mixin = [] if recipe == "paper" else [recipe]
-    folders = {"dataset_dir": str(tiny_cohort), "ckpt_dir": str(tmp_path / "models")}
+    mixin = [] if recipe == "paper" else recipe.split()
+    folders = {"dataset_dir": str(tiny_cohort), "ckpt_dir": str(tmp_path / "models"), **OPTIONS.get(recipe, {})}
     training = _workflow("train", "train", *mixin, **folders, output_dir=str(tmp_path / "training"), epochs=1,
                          threshold=0.015)  # fmt: skip
     network, trainer, validator = (
@@ -75,7 +83,7 @@ def test_every_workflow_sees_a_case_alike(recipe: str, tiny_cohort: Path, tmp_pa
     evaluation = _workflow("train", "train", "evaluate", *mixin, **folders, split="val", threshold=0.015,
                            output_dir=str(tmp_path / "evaluation"))  # fmt: skip
     inference = _workflow("infer", "inference", *mixin, dataset_dir=str(tiny_cohort), split="val", threshold=0.015,
-                          ckpt_path=path, output_dir=str(tmp_path / "masks"))  # fmt: skip
+                          ckpt_path=path, output_dir=str(tmp_path / "masks"), **OPTIONS.get(recipe, {}))  # fmt: skip
     evaluated, inferred = (
         Seen(workflow.parser.get_parsed_content("network"), workflow.parser.get_parsed_content(engine))
         for workflow, engine in ((evaluation, "evaluate#evaluator"), (inference, "evaluator"))
