@@ -147,6 +147,10 @@ def test_the_recipe_is_the_same_in_training_and_inference() -> None:
         (["study"], "loss_study"),
         (["study", "demo"], "loss_study"),
         (["study", "study_weights"], "loss_study"),
+        (["strong"], "training"),
+        (["strong", "strong_cpu"], "training"),
+        (["evaluate", "strong", "strong_cpu"], "evaluating"),
+        (["study", "strong", "strong_cpu"], "loss_study"),
     ],
 )
 def test_plain_run_does_what_the_files_name_says(mixins: list[str], runs: str) -> None:
