@@ -315,7 +315,10 @@ def test_tables_equal_scipy_and_numpy(made: tuple[list[Variant], list[Run], np.n
                 assert float(line[measure]) == pytest.approx(finite.mean())
                 assert int(line[f"{measure}_defined"]) == len(finite)
                 assert (line[f"{measure}_mean_as_printed"] == "Inf") == np.isinf(column).any()
-                assert float(line[f"{measure}_low"]) <= finite.mean() <= float(line[f"{measure}_high"])
+                if len(finite) < 4:  # too few for an interval
+                    assert line[f"{measure}_low"] == line[f"{measure}_high"] == ""
+                else:
+                    assert float(line[f"{measure}_low"]) <= finite.mean() <= float(line[f"{measure}_high"])
     assert [line["published_dice"] for line in lines if line["size_class"] == "all"] == ["0.38", "0.49", ""]
     assert {line["epochs"] for line in lines} == {"10.5"}
     tests = list(csv.DictReader(paired_tests_csv(results).splitlines()))
