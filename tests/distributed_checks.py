@@ -27,7 +27,7 @@ def losses(over_ranks: bool) -> dict[str, nn.Module]:
     """The config's losses."""
     parser = ConfigParser()
     parser.read_config(str(CONFIG))
-    parser["log_hausdorff#over_ranks"] = over_ranks
+    parser["log_hausdorff#over_ranks"] = parser["losses#dice_ce#over_ranks"] = over_ranks
     return parser.get_parsed_content("losses")
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "require_usable",
     "shard",
     "start",
+    "with_other_ranks",
 ]
 
 Item = TypeVar("Item")
@@ -162,6 +163,16 @@ def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
     value = value.clone()
     distributed.all_reduce(value)
     return value / distributed.get_world_size()
+
+
+def with_other_ranks(value: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors of one shape of all ranks, in order; this rank's own with its gradient, the others' as constants."""
+    if not distributed.is_initialized():
+        return [value]
+    parts = [torch.empty_like(value) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, value.detach().contiguous())
+    parts[distributed.get_rank()] = value
+    return parts
 
 
 class SameBuffers:

@@ -6,15 +6,16 @@ import warnings
 from typing import Any
 
 import torch
+from monai.losses import DiceCELoss as StockDiceCELoss
 from monai.losses import HausdorffDTLoss as StockHausdorffDTLoss
 from monai.networks import one_hot
 from monai.utils import LossReduction
 from torch import nn
 
 from .distance import boundary_distance
-from .distributed import mean_over_ranks
+from .distributed import mean_over_ranks, with_other_ranks
 
-__all__ = ["CompoundLoss", "HausdorffDTLoss", "LogHausdorffDTLoss"]
+__all__ = ["CompoundLoss", "DiceCELoss", "HausdorffDTLoss", "LogHausdorffDTLoss"]
 
 
 class HausdorffDTLoss(StockHausdorffDTLoss):
@@ -88,6 +89,29 @@ class LogHausdorffDTLoss(HausdorffDTLoss):
         whole = mean_over_ranks(distance)
         # the value of log(1 + whole), with its derivative 1 / (1 + whole) for this rank's part
         return torch.log1p(whole) + (distance - distance.detach()) / (1 + whole)
+
+
+class DiceCELoss(StockDiceCELoss):
+    """``monai.losses.DiceCELoss``, for ``batch=True`` over the batches of all ranks.
+
+    Args:
+        over_ranks: in distributed training, the loss of all ranks' items together, which must be equally many and of
+            one shape on each; as in :class:`LogHausdorffDTLoss` the ranks' gradients average to its gradient.
+        options: see ``monai.losses.DiceCELoss``.
+    """
+
+    def __init__(self, over_ranks: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.over_ranks = over_ranks
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """See ``monai.losses.DiceCELoss.forward``."""
+        if not self.over_ranks:
+            return super().forward(input, target)
+        inputs, targets = with_other_ranks(input), with_other_ranks(target)
+        loss = super().forward(torch.cat(inputs), torch.cat(targets))
+        # each rank has the derivative for its own part only, and their mean is taken
+        return loss.detach() + len(inputs) * (loss - loss.detach())
 
 
 class CompoundLoss(nn.Module):
