@@ -98,6 +98,7 @@ def test_every_workflow_sees_a_case_alike(recipe: str, tiny_cohort: Path, tmp_pa
             assert torch.equal(three[0], three[2])
     for ours, theirs in zip(validation.outputs, evaluated.outputs, strict=True):
         assert torch.equal(ours["pred"], theirs["pred"])
+        assert set(ours["label"].unique().tolist()) <= {0.0, 1.0}  # of shares of a voxel MONAI's Dice counts 1 alone
     files = sorted((tmp_path / "masks").iterdir())
     assert len(files) == 2
     folders = {"evaluated": tmp_path / "evaluation" / "masks", "inferred": tmp_path / "masks"}
