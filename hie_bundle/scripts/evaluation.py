@@ -32,10 +32,12 @@ class CaseEvaluation:
 
     An Ignite handler of an evaluator; without one, call :meth:`add` for each case and :meth:`completed` at the end.
 
-    Of each case it reads ``case``, its id; ``native_image`` (ADC in 1e-6 mm²/s, ZADC, as in the files),
-    ``native_label`` and ``native_pred`` (masks on the file's grid, of one channel); and, where there are any,
+    Of each case it reads ``case``, its id; ``native_image`` (ADC in 1e-6 mm²/s, ZADC, as they were acquired),
+    ``native_label`` and ``native_pred`` (masks on their grid, of one channel); and, where there are any,
     ``native_members`` (masks of an ensemble's members, a channel each), ``pred`` and ``label`` (masks on the network's
-    grid). All have shape (C, X, Y, Z) and carry their affine, which is where the spacing in mm comes from.
+    grid). All have shape (C, X, Y, Z) and carry their affine, which is where the spacing in mm comes from. Without a
+    ``native_image`` there is nothing on the native grid, no size class, no brain, no baseline and no picture, and the
+    volumes are those of the network's grid.
 
     Args:
         output_dir: where ``metrics.csv`` (one row a case), ``metrics.json`` (the summary), ``comparison.txt`` (the
@@ -107,38 +109,30 @@ class CaseEvaluation:
     def add(self, item: Mapping[str, Any]) -> None:
         """Measure and draw one case."""
         self.rows.append(self.measure(item))
-        if self.overlays:
+        if self.overlays and "native_image" in item:
             self.draw(item)
 
     def measure(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """The row of one case."""
-        adc, zadc = item["native_image"].cpu().numpy()
-        brain = bonbid.brain_of(adc)
-        truth, pred = _mask(item["native_label"]), _mask(item["native_pred"])
-        spacing_mm = metrics.spacing_of(item["native_label"])
-        voxel_ml = float(np.prod(spacing_mm)) / 1000
-        lesion_fraction = float(truth.sum() / max(brain.sum(), 1))
-        lesion_ml, predicted_ml = (float(mask.sum()) * voxel_ml for mask in (truth, pred))
-        row = {
-            "case": item["case"],
-            "size_class": bonbid.size_class(lesion_fraction),
-            "lesion_fraction": lesion_fraction,
-            "brain_ml": float(brain.sum()) * voxel_ml,
-            "largest_distance_mm": _diagonal(brain | truth | pred, spacing_mm),
-            "lesion_ml": lesion_ml,
-            "predicted_ml": predicted_ml,
-            "volume_difference_ml": predicted_ml - lesion_ml,
-            "relative_volume_difference": _relative(predicted_ml - lesion_ml, lesion_ml),
-        }
-        grids = {"native": (pred, truth, spacing_mm)}
+        masks = {}
+        if "native_image" in item:
+            masks["native"] = (*(_mask(item[f"native_{n}"]) for n in ("pred", "label")), item["native_label"])
         if "pred" in item:
-            grids["resampled"] = (_mask(item["pred"]), _mask(item["label"]), metrics.spacing_of(item["label"]))
-        for grid, masks in grids.items():
-            measured = metrics.case_metrics(*masks, self.tolerance_mm, self.lesion_overlap)
+            masks["resampled"] = (_mask(item["pred"]), _mask(item["label"]), item["label"])
+        grids = {grid: (pred, truth, metrics.spacing_of(on)) for grid, (pred, truth, on) in masks.items()}
+        row = {"case": item["case"], "size_class": bonbid.size_class(None)}
+        if "native" in grids:
+            row |= _brain_and_lesion(item, *grids["native"])
+        row |= _volumes(*next(iter(grids.values())))
+        for grid, compared in grids.items():
+            measured = metrics.case_metrics(*compared, self.tolerance_mm, self.lesion_overlap)
             row |= {f"{grid}_{name}": value for name, value in measured.items()}
-        row["baseline_dice"] = metrics.dice(brain & (zadc < self.baseline_threshold), truth)
-        for number, member in enumerate(item.get("native_members", ()), start=1):
-            row[f"member_{number}_dice"] = metrics.dice(_mask(member[None]), truth)
+        if "native" in grids:
+            adc, zadc = item["native_image"].cpu().numpy()
+            truth = grids["native"][1]
+            row["baseline_dice"] = metrics.dice(bonbid.brain_of(adc) & (zadc < self.baseline_threshold), truth)
+            for number, member in enumerate(item.get("native_members", ()), start=1):
+                row[f"member_{number}_dice"] = metrics.dice(_mask(member[None]), truth)
         return row
 
     def draw(self, item: Mapping[str, Any]) -> None:
@@ -182,6 +176,30 @@ def _said(training: Mapping[str, Any] | None) -> str:
     if not training:
         return "unknown"
     return ", ".join(f"{name} {round(v, 4) if isinstance(v, float) else v}" for name, v in training.items())
+
+
+def _brain_and_lesion(
+    item: Mapping[str, Any], pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
+) -> dict[str, Any]:
+    brain = bonbid.brain_of(item["native_image"][0].cpu().numpy())
+    lesion_fraction = float(truth.sum() / max(brain.sum(), 1))
+    return {
+        "size_class": bonbid.size_class(lesion_fraction),
+        "lesion_fraction": lesion_fraction,
+        "brain_ml": float(brain.sum()) * float(np.prod(spacing_mm)) / 1000,
+        "largest_distance_mm": _diagonal(brain | truth | pred, spacing_mm),
+    }
+
+
+def _volumes(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    lesion_ml, predicted_ml = (float(mask.sum()) * voxel_ml for mask in (truth, pred))
+    return {
+        "lesion_ml": lesion_ml,
+        "predicted_ml": predicted_ml,
+        "volume_difference_ml": predicted_ml - lesion_ml,
+        "relative_volume_difference": _relative(predicted_ml - lesion_ml, lesion_ml),
+    }
 
 
 def _relative(difference: float, volume: float) -> float:

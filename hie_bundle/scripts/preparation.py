@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .bonbid import Case, DatasetError, Limits, find_cases, read_volume, require_usable, write_datalist
+from .bonbid.layout import MANIFEST
 from .bonbid.remembered import thread_count
 from .files import atomic_path, write_json
 
 __all__ = ["FORMATS", "preprocess"]
 
 FORMATS = ("resampled", "native_stack", "nnunet")
-MANIFEST = "preprocessing.json"
 
 # writes one case's files, given the case and the paths of its image files and of its label
 Writer = Callable[[Case, Sequence[Path], Path], None]
@@ -43,9 +43,10 @@ def preprocess(
     """Write every case in another form. What is there already and newer than its source is left as it is.
 
     ``resampled`` and ``native_stack`` write ``<split>/<case>.nii.gz``, 4D with the channels ADC and ZADC last,
-    ``<split>/labels/final/<case>.nii.gz`` and ``datalist.json`` with the official split; each split's folder is one
-    that MONAI Label can open. ``nnunet`` writes a raw dataset of nnU-Net v2: the cases of train, val and no split in
-    ``imagesTr`` and ``labelsTr``, those of test and those without a label in ``imagesTs`` and ``labelsTs``.
+    ``<split>/labels/final/<case>.nii.gz`` and ``datalist.json`` with the official split (of ``resampled`` also with the
+    files that were read, which evaluation needs); each split's folder is one that MONAI Label can open. ``nnunet``
+    writes a raw dataset of nnU-Net v2: the cases of train, val and no split in ``imagesTr`` and ``labelsTr``, those of
+    test and those without a label in ``imagesTs`` and ``labelsTs``.
 
     Args:
         dataset_dir: folder with the cases.
@@ -95,7 +96,9 @@ def preprocess(
     if format == "nnunet":
         print(f"{len(cases)} cases in {root}")
     else:
-        write_datalist(root, root / "datalist.json", labels=labels, patient_pattern=patient_pattern)
+        # on another grid, the files that were read are what masks are compared with in the end
+        natives = {item["case"]: item for item in items} if format == "resampled" else None
+        write_datalist(root, root / "datalist.json", labels=labels, patient_pattern=patient_pattern, natives=natives)
 
 
 def _claim(manifest: Path, settings: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from .bonbid import Limits, Volume, VolumeError, read_volume
+from .bonbid import Limits, Volume, VolumeError, as_native, read_volume
 from .bonbid.checks import grid_difference, item_files
 from .errors import UserError
 from .evaluation import CaseEvaluation
@@ -30,7 +30,8 @@ def score(
     """Compare masks on disk with the labels, on the labels' grids, and write the results.
 
     Args:
-        items: MONAI data items, ``{"image": [adc, zadc] or stacked, "label": path, "case": id}``, usable ones.
+        items: MONAI data items, ``{"image": [adc, zadc] or stacked, "label": path, "case": id}``, usable ones; of
+            prepared cases the files that they were made from (``native_image``, ``native_label``) are taken.
         predictions_dir: folder with a mask of each case, see :func:`find_predictions`.
         evaluation: what measures and writes.
         limits: how far a mask's grid may be from its label's, and how large a file may be; the defaults if None.
@@ -40,6 +41,7 @@ def score(
             binary; names every one of them. Nothing is measured then.
     """
     limits = limits or Limits()
+    items = [as_native(item) for item in items]
     if predictions_dir is None:
         raise UserError("Say where the masks are: --predictions_dir DIR.")
     folder = Path(predictions_dir)

@@ -8,6 +8,7 @@ from .fetching import download
 from .folds import SIZE_CLASSES, fold_of_case, size_class
 from .gate import require_usable
 from .layout import SPLITS, Case, find_cases, output_name
+from .listfiles import as_native
 from .patients import patient_of, patients_of
 from .remembered import check_items
 from .survey import check
@@ -24,6 +25,7 @@ __all__ = [
     "Volume",
     "VolumeError",
     "are_normalised",
+    "as_native",
     "brain_of",
     "check",
     "check_case",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,18 +11,17 @@ from typing import Any
 
 from ..files import write_json
 from .checks import Limits
-from .errors import DatasetError, one_line
+from .errors import DatasetError
 from .folds import fold_of_case, size_class
 from .gate import require_usable
-from .layout import SPLITS, Case, find_cases
+from .layout import MANIFEST, SPLITS, Case, find_cases
+from .listfiles import KEYS, entries_of, portable, with_natives
 from .patients import count_of_patients, patients_in_list, patients_of
-from .remembered import case_of, check_items
+from .remembered import check_items
 
 __all__ = ["datalist", "write_datalist"]
 
 logger = logging.getLogger(__name__)
-
-_KEYS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def datalist(
@@ -36,6 +34,7 @@ def datalist(
     file: str | Path | None = None,
     limits: Limits | None = None,
     patient_pattern: str | None = None,
+    native: bool = False,
 ) -> list[dict[str, Any]]:
     """List the cases of one split.
 
@@ -51,6 +50,8 @@ def datalist(
             in ``patient`` whose case it is.
         limits: what a case may look like, for the folds, which are divided by lesion size; the defaults if None.
         patient_pattern: finds the patient's id in a case's id, see :func:`scripts.bonbid.patients_of`.
+        native: with the keys ``native_image`` and ``native_label`` where preprocessing changed the grid: the files that
+            it read, as its data list says. Without them if none of these files can be found; a warning says so.
 
     Returns:
         ``{"image": [adc, zadc] or stacked, "label": path, "case": id}`` with absolute paths, sorted by case. Files
@@ -68,7 +69,8 @@ def datalist(
         if not 0 <= fold < num_folds:
             raise DatasetError(f"There is no fold {fold} of {num_folds}; folds count from 0.")
     if file is not None:
-        return _from_file(Path(file), split, labels, fold, patient_pattern)
+        items = _from_file(Path(file), split, labels, fold, patient_pattern)
+        return with_natives(items, Path(file)) if native else items
     cases = find_cases(dataset_dir)
     patients = patients_of([case.case for case in cases], patient_pattern)
     _refuse_shared_patients(cases, patients, split, folds=num_folds is not None)
@@ -83,7 +85,10 @@ def datalist(
         cases = [case for case in cases if case.split == split]
     if not labels:
         cases = [case for case in cases if case.adc or case.zadc or case.stacked]
-    return sorted((case.item(labels) for case in cases), key=lambda item: str(item["case"]))
+    items = sorted((case.item(labels) for case in cases), key=lambda item: str(item["case"]))
+    list_of_all = Path(dataset_dir) / "datalist.json"
+    prepared = native and (Path(dataset_dir) / MANIFEST).is_file() and list_of_all.is_file()
+    return with_natives(items, list_of_all) if prepared else items
 
 
 def _tell_patients(cases: Sequence[Case], patients: Mapping[str, str], which: str) -> None:
@@ -109,7 +114,7 @@ def _refuse_shared_patients(cases: Sequence[Case], patients: Mapping[str, str], 
 def _from_file(
     file: Path, split: str | None, labels: bool, fold: int | None, patient_pattern: str | None
 ) -> list[dict[str, Any]]:
-    sides = {name: _entries(file, key) for name, key in _KEYS.items()}
+    sides = {name: entries_of(file, key) for name, key in KEYS.items()}
     if fold is not None:
         folds = {entry.get("fold") for entry in sides["train"]}
         if fold not in folds:
@@ -135,18 +140,6 @@ def _from_file(
     return sorted(({key: item[key] for key in keys if key in item} for item in items), key=lambda item: item["case"])
 
 
-def _entries(file: Path, key: str) -> list[dict[str, Any]]:
-    from monai.data import load_decathlon_datalist
-
-    try:
-        if not json.loads(file.read_text()).get(key):
-            return []
-        entries = load_decathlon_datalist(file, True, key, file.absolute().parent)
-        return [{"case": case_of(entry), **entry} for entry in entries]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"The data list {file} cannot be read ({one_line(error)}).") from error
-
-
 def write_datalist(
     dataset_dir: str | Path,
     output_file: str | Path,
@@ -155,6 +148,7 @@ def write_datalist(
     labels: bool = True,
     limits: Limits | None = None,
     patient_pattern: str | None = None,
+    natives: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write the cases as a data list in the decathlon form, for ``--datalist``, MONAI and Auto3DSeg.
 
@@ -170,6 +164,7 @@ def write_datalist(
         labels: every case must have a label; otherwise the list is without them.
         limits: what a case may look like; the defaults if None.
         patient_pattern: finds the patient's id in a case's id, see :func:`scripts.bonbid.patients_of`.
+        natives: the MONAI data items that preprocessing made the cases from, by case id, where it changed their grid.
 
     Raises:
         DatasetError: there is no case, some are unusable, or the file cannot be written.
@@ -179,19 +174,19 @@ def write_datalist(
     require_usable(everything, dataset_dir, "a data list", limits)
     find = partial(datalist, dataset_dir, labels=labels, seed=seed, limits=limits, patient_pattern=patient_pattern)
     if num_folds is None:
-        lists = {key: find(split) for split, key in _KEYS.items()}
+        lists = {key: find(split) for split, key in KEYS.items()}
     else:
         lists = {"training": [], "test": find("test")}
         for fold in range(num_folds):
             lists["training"] += [{**item, "fold": fold} for item in find("val", fold=fold, num_folds=num_folds)]
     patients = patients_of([item["case"] for item in everything], patient_pattern)
     for item in (item for items in lists.values() for item in items):
-        for key in ("image", "label") if labels else ("image",):
-            paths = [
-                _relative(path, output_file.parent)
-                for path in ([item[key]] if isinstance(item[key], str) else item[key])
-            ]
-            item[key] = paths if isinstance(item[key], list) else paths[0]
+        item |= {f"native_{key}": (natives or {}).get(item["case"], {}).get(key) for key in ("image", "label")}
+        for key in ("image", "label", "native_image", "native_label"):
+            if item.get(key) is None:
+                item.pop(key, None)
+            else:
+                item[key] = portable(item[key], output_file.parent)
         item["patient"] = patients[item["case"]]
     classes = {report.case: size_class(report.lesion_fraction) for report in check_items(everything, limits)}
     data = {
@@ -215,7 +210,3 @@ def write_datalist(
             count = count_of_patients(len(members), len({item["patient"] for item in members}))
             print(f"{where}: {count} ({', '.join(f'{name}: {n}' for name, n in sorted(sizes.items()))})")
     print(f"data list: {output_file}")
-
-
-def _relative(path: str, folder: Path) -> str:
-    return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .advice import command, list_problems, nothing_found
 from .checks import CaseReport, Limits, Problem, item_files
 from .errors import DatasetError
 from .layout import Case, find_cases, part_of
+from .listfiles import as_native
 from .remembered import check_items
 
 __all__ = ["duplicate_problems", "require_usable"]
+
+logger = logging.getLogger(__name__)
+
+_NATIVES = (
+    "Prepare the cases again with `run preprocessing`, whose datalist.json says where they came from, or name the "
+    "folder of the acquired maps with --dataset_dir (preprocessing.json beside the prepared cases says which it was)."
+)
 
 
 def require_usable(
@@ -22,7 +31,7 @@ def require_usable(
     limits: Limits | None = None,
     cache_file: str | Path | None = None,
     num_workers: int | None = None,
-    native: bool = False,
+    native: Literal["", "wanted", "needed"] = "",
 ) -> None:
     """Stop before anything starts if any case is unusable.
 
@@ -34,7 +43,9 @@ def require_usable(
         limits: what a case may look like; the defaults if None.
         cache_file: where results are remembered; the user's cache folder if None.
         num_workers: threads that read; one a core if None.
-        native: the maps must be as they were acquired, since they are measured and not only shown to a network.
+        native: the maps as they were acquired are ``needed``, or ``wanted``, since they are measured and not only shown
+            to a network: of prepared cases those that the items name in ``native_image`` and ``native_label``. Where
+            they are wanted and none can be had, a warning says which figures there will not be.
 
     Raises:
         DatasetError: there is no case, or some are unusable; names each with its files, and says what to do.
@@ -45,11 +56,13 @@ def require_usable(
     _note_repeated(reports)
     _note_ambiguous(reports, dataset_dir)
     if native:
-        _note_normalised(reports)
+        reports += _check_natives(items, reports, limits, cache_file, num_workers, needed=native == "needed")
     bad = [report for report in reports if not report.usable]
     if bad:
+        unusable = {report.case for report in bad}
         raise DatasetError(
-            f"{len(bad)} of {len(items)} cases in {dataset_dir} cannot be used for {purpose}; nothing was started.\n"
+            f"{len(unusable)} of {len(items)} cases in {dataset_dir} cannot be used for {purpose}; "
+            "nothing was started.\n"
             f"{list_problems(bad)}\n"
             "Restore these files from where they came, or move every file of these cases out of the folder; then "
             f"start again. All figures:\n  {command('check', dataset_dir=dataset_dir)}"
@@ -81,14 +94,33 @@ def duplicate_problems(case: Case, labels: bool) -> list[Problem]:
     return [Problem(str(path), "is there beside another file of the same case") for path in files]
 
 
-def _note_normalised(reports: Sequence[CaseReport]) -> None:
-    """Maps from which neither the brain's volume nor a threshold's mask could be taken."""
-    for report in reports:
-        if report.normalised:
-            file = next(iter(report.files.values()))
-            message = (
-                "has been resampled or normalised already: volumes, size classes, the baseline and all figures on the "
-                "native grid need the maps as they were acquired. Name their folder with --dataset_dir "
-                "(preprocessing.json beside the prepared cases says which it was)"
-            )
-            report.problems.append(Problem(file, message))
+def _check_natives(
+    items: Sequence[Mapping[str, Any]],
+    reports: Sequence[CaseReport],
+    limits: Limits | None,
+    cache_file: str | Path | None,
+    num_workers: int | None,
+    needed: bool,
+) -> list[CaseReport]:
+    """Reports of the files that prepared cases were made from; a problem for each case that has no native maps."""
+    prepared = [item for item in items if "native_image" in item]
+    natives = check_items([as_native(item) for item in prepared], limits, cache_file, num_workers)
+    without = [
+        report for item, report in zip(items, reports, strict=True) if report.normalised and "native_image" not in item
+    ] + [report for report in natives if report.normalised]
+    if len(without) == len(items) and not needed:
+        logger.warning(
+            "The maps of all %d cases have been normalised, and the files that they were made from are not known: "
+            "there will be no figures on the native grid, no sizes by the brain's volume, no volume of the brain and "
+            "no baseline. %s",
+            len(items),
+            _NATIVES,
+        )
+        return natives
+    for report in without:
+        file = next(iter(report.files.values()))
+        message = (
+            "has been resampled or normalised already: volumes, size classes, the baseline and all figures on the "
+        )
+        report.problems.append(Problem(file, f"{message}native grid need the maps as they were acquired. {_NATIVES}"))
+    return natives

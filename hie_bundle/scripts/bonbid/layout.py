@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SPLITS", "Case", "find_cases", "output_name"]
+__all__ = ["MANIFEST", "SPLITS", "Case", "find_cases", "output_name"]
 
 SPLITS = ("train", "val", "test")
+MANIFEST = "preprocessing.json"  # in a folder that preprocessing wrote
 
 _EXTENSION = r"\.(?:mha|nii|nii\.gz)"
 _PATTERNS = {

@@ -77,6 +77,7 @@ def write_report(
         "report.html.jinja",
         summary=summary,
         headline=_headline(summary, rows),
+        lead_grid=tables.lead_grid(rows),
         facts=_facts(summary["info"]),
         tables=[(group, [_line(known, summary) for known in members]) for group, members in grouped(rows[0])],
         classes={name: part["cases"] for name, part in summary["by_size_class"].items()},
@@ -123,7 +124,8 @@ def render_page(template: str | Path, **context: Any) -> str:
 def _headline(summary: Mapping[str, Any], rows: tables.Rows) -> list[dict[str, str]]:
     """The few figures that a hurried reader takes away: label, value, and how sure it is."""
     tiles = []
-    for name in ("native_dice", "native_masd_mm", "native_nsd"):
+    grid = tables.lead_grid(rows)
+    for name in (f"{grid}_dice", f"{grid}_masd_mm", f"{grid}_nsd"):
         if figures := summary["metrics"].get(name):
             known = column(name)
             unit = f" {known.unit}" if known.unit else ""
@@ -192,11 +194,13 @@ def _case(number: int, row: Mapping[str, Any], views: Sequence[SliceView]) -> di
     for known in case_columns(row):
         value = row[known.name]
         text = value if isinstance(value, str) else known.text(value)
-        cells.append({"text": text, "value": sortable(row["lesion_fraction"] if known.name == "size_class" else value)})
+        size = row.get("lesion_fraction", 0.0)
+        cells.append({"text": text, "value": sortable(size if known.name == "size_class" else value)})
+    grid = tables.lead_grid([row])
     measures = {
-        "native_dice": "Dice",
-        "native_masd_mm": "MASD",
-        "native_nsd": "NSD",
+        f"{grid}_dice": "Dice",
+        f"{grid}_masd_mm": "MASD",
+        f"{grid}_nsd": "NSD",
         "baseline_dice": "threshold’s Dice",
     }
     facts = [f"{label} {_with_unit(name, row[name])}" for name, label in measures.items() if name in row]

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from ..measures import Measure, column
 from ..statistics import describe
 from .drawing import BLUE, GREY, ORANGE, Plot, house_style, new_figure, svg_of
-from .tables import Rows, by_size_class, volume_agreement
+from .tables import Rows, by_size_class, lead_grid, volume_agreement
 
 __all__ = [
     "bland_altman",
@@ -76,6 +76,7 @@ def metric_by_size(rows: Rows, name: str) -> Plot:
 def dice_by_volume(rows: Rows) -> Plot:
     """Dice of the prediction and of the threshold against the lesion's volume."""
     volume = np.array([row["lesion_ml"] for row in rows])
+    grid = lead_grid(rows)
     with house_style():
         figure, axes = new_figure()
         if "baseline_dice" in rows[0]:
@@ -83,7 +84,7 @@ def dice_by_volume(rows: Rows) -> Plot:
                 volume, [row["baseline_dice"] for row in rows], s=22, marker="s", facecolors="none", edgecolors=GREY,
                 linewidths=1, label="ZADC threshold",
             )  # fmt: skip
-        axes.scatter(volume, [row["native_dice"] for row in rows], s=22, color=BLUE, alpha=0.8, label="prediction")
+        axes.scatter(volume, [row[f"{grid}_dice"] for row in rows], s=22, color=BLUE, alpha=0.8, label="prediction")
         _volume_axis(axes, "x", volume)
         axes.set_xlabel("Lesion volume (ml)")
         axes.set_ylabel("Dice")
@@ -93,7 +94,7 @@ def dice_by_volume(rows: Rows) -> Plot:
     return Plot(
         "Dice against lesion volume",
         image,
-        f"Native grid. The axis is linear below {SMALLEST_ML} ml, so that empty labels stand at 0.",
+        f"{grid.capitalize()} grid. The axis is linear below {SMALLEST_ML} ml, so that empty labels stand at 0.",
         f"Dice against lesion volume of {len(rows)} cases.",
     )
 

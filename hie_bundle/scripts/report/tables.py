@@ -88,9 +88,15 @@ def summarise(rows: Rows) -> dict[str, Any]:
     }
 
 
+def lead_grid(rows: Rows) -> str:
+    """The grid whose figures are told first: ``native``, where cases were measured on it, or ``resampled``."""
+    return "native" if "native_dice" in rows[0] else "resampled"
+
+
 def by_size_class(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     """The rows of each class of lesion size in their order, the classes from small to large."""
-    order = dict.fromkeys(str(row["size_class"]) for row in sorted(rows, key=lambda row: row["lesion_fraction"]))
+    by_size = sorted(rows, key=lambda row: row.get("lesion_fraction", 0.0))
+    order = dict.fromkeys(str(row["size_class"]) for row in by_size)
     return {name: [row for row in rows if row["size_class"] == name] for name in order}
 
 
@@ -111,14 +117,15 @@ def volume_agreement(rows: Rows) -> dict[str, float | None]:
 
 def comparison_table(rows: Rows) -> str:
     """The trained network against the baseline, as text: mean Dice on the native grid with its 95 % confidence
-    interval, overall and by lesion size."""
-    lines = [f"{'lesion size':<12} {'cases':>5}   {'network':<20} {'ZADC < threshold':<20} (mean Dice, native grid)"]
+    interval, overall and by lesion size. Without figures on the native grid the network's on the other alone."""
+    grid = lead_grid(rows)
+    columns = {"network": f"{grid}_dice", "ZADC < threshold": "baseline_dice"}
+    shown = {label: name for label, name in columns.items() if name in rows[0]}
+    labels = " ".join(f"{label:<20}" for label in shown)
+    lines = [f"{'lesion size':<12} {'cases':>5}   {labels} (mean Dice, {grid} grid)"]
     for name, members in {**by_size_class(rows), "all": rows}.items():
-        network, baseline = (
-            _interval(describe([row[name] for row in members], bounds=(0, 1)))
-            for name in ("native_dice", "baseline_dice")
-        )
-        lines.append(f"{name:<12} {len(members):>5}   {network:<20} {baseline}".rstrip())
+        cells = [_interval(describe([row[one] for row in members], bounds=(0, 1))) for one in shown.values()]
+        lines.append(f"{name:<12} {len(members):>5}   {' '.join(f'{cell:<20}' for cell in cells)}".rstrip())
     return "\n".join(lines)
 
 
@@ -131,10 +138,11 @@ def _interval(figures: Mapping[str, Any]) -> str:
 
 def worst_first(rows: Rows) -> list[int]:
     """Places of the rows, the lowest Dice first; among equals the largest error of volume."""
+    dice = [row[f"{lead_grid(rows)}_dice"] for row in rows]
     return sorted(
         range(len(rows)),
         key=lambda i: (
-            rows[i]["native_dice"] if math.isfinite(rows[i]["native_dice"]) else -1.0,
+            dice[i] if math.isfinite(dice[i]) else -1.0,
             -abs(rows[i]["predicted_ml"] - rows[i]["lesion_ml"]),
         ),
     )

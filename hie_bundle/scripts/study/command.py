@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from ..bonbid import SPLITS, Limits
+from ..bonbid import SPLITS, Limits, as_native
 from ..cores import available_cores
 from ..errors import UserError, choose
 from ..files import write_json
@@ -142,7 +142,7 @@ def loss_study(
         if left:
             logger.info("%d runs took %.1f min", len(left), (time.monotonic() - started) / 60)
         results = collect(chosen, runs)
-        evaluated = {item["case"]: item for cohort in cohorts.values() for item in cohort.items["evaluated"]}
+        evaluated = {item["case"]: as_native(item) for cohort in cohorts.values() for item in cohort.items["evaluated"]}
         write_study(results, evaluated, folder, {**common, "seeds": all_seeds, "version": version}, adc_window)
     logger.info("Wrote study.html, study.csv and study.md to %s", folder)
 

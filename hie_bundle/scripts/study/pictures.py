@@ -107,9 +107,10 @@ def strips(results: Results, items: Mapping[str, Mapping[str, Any]], adc_window:
         adc_window: ADC shown as black and as white.
 
     Returns:
-        Two strips, fewer where there are fewer lesions; variants without a saved mask are left out.
+        Two strips, fewer where there are fewer lesions, none without figures on the native grid; variants without a
+        saved mask are left out.
     """
-    rows = [row for row in next(iter(results.cases.values())) if row["lesion_fraction"] > 0]
+    rows = [row for row in next(iter(results.cases.values())) if row.get("lesion_fraction", 0) > 0]
     if not rows:
         return []
     rows.sort(key=lambda row: row["lesion_fraction"])

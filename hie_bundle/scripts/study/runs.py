@@ -14,7 +14,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from ..bonbid import Limits, require_usable
+from ..bonbid import Limits, as_native, require_usable
 from ..bonbid.checks import item_files
 from ..errors import UserError
 from ..files import sha256_of, write_atomically, write_json
@@ -122,7 +122,7 @@ def find_cases(
     for seed in seeds:
         for fold in folds:
             items = {
-                name: datalist(split=wanted, fold=fold, num_folds=num_folds, seed=seed)
+                name: datalist(split=wanted, fold=fold, num_folds=num_folds, seed=seed, native=name == "evaluated")
                 for name, wanted in (("train", "train"), ("val", "val"), ("evaluated", split))
             }
             if fold is not None and (not items["train"] or not items["val"]):
@@ -135,10 +135,17 @@ def find_cases(
             for name, purpose in (("train", "training"), ("evaluated", f"evaluation on the split {split}")):
                 if not items[name]:
                     require_usable(items[name], dataset_dir, purpose, limits)
-            everything |= {item["case"]: item for part in items.values() for item in part}
+            # the evaluated last: they know where prepared cases came from
+            everything |= {item["case"]: item for name in ("train", "val", "evaluated") for item in items[name]}
             cohorts[seed, fold] = items
     require_usable(list(everything.values()), dataset_dir, "the study", limits)
-    digests = {case: sha256_of(*item_files(item).values()) for case, item in everything.items()}
+    evaluated = {item["case"]: item for items in cohorts.values() for item in items["evaluated"]}
+    require_usable(list(evaluated.values()), dataset_dir, "evaluation", limits, native="wanted")
+    # of prepared cases also the files that they were made from
+    files = {
+        c: dict.fromkeys([*item_files(i).values(), *item_files(as_native(i)).values()]) for c, i in everything.items()
+    }
+    digests = {case: sha256_of(*paths) for case, paths in files.items()}
     return {
         key: Cohort(
             items,

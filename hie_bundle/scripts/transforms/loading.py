@@ -10,13 +10,22 @@ from typing import Any
 import torch
 from monai.config import PathLike
 from monai.data import ImageReader, MetaTensor
-from monai.transforms import LoadImage, LoadImaged
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    LoadImage,
+    LoadImaged,
+    MapTransform,
+    ResampleToMatch,
+    Transform,
+)
 from monai.utils import MetaKeys
 
+from ..bonbid.brain import are_normalised
 from ..bonbid.checks import Limits, are_swapped
 from ..errors import UserError
 
-__all__ = ["LoadMapsd"]
+__all__ = ["KeepNatived", "LoadMapsd", "ToNatived"]
 
 
 class LoadMaps(LoadImage):
@@ -97,3 +106,55 @@ class LoadMapsd(LoadImaged):
         adc, zadc = maps.swapaxes(0, int(axis))
         if are_swapped(adc, zadc, self.limits):
             raise UserError(f"{name}: the channels are ZADC and ADC by their values; ADC must come first.")
+
+
+class KeepNatived(Transform):
+    """``native_image`` and ``native_label``: the maps and the mask as they were acquired, for what is measured there.
+
+    Comes when image and label have been loaded and not been changed yet. Of cases that preprocessing put on another
+    grid it loads the files that the item names under these keys; where it names none and the maps have been normalised
+    there are none, and the keys are absent. Otherwise they are copies.
+
+    Args:
+        limits: what the maps may look like; the defaults if None.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        names = ["native_image", "native_label"]
+        load = LoadMapsd(names, maps_key="native_image", limits=limits, allow_missing_keys=True)
+        self._load = Compose([load, EnsureChannelFirstd(names, allow_missing_keys=True)])
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        if "native_image" in data:
+            return dict(self._load(data))  # type: ignore[arg-type]
+        adc, zadc = data["image"][:2].numpy()
+        if are_normalised(adc, zadc):
+            return dict(data)
+        return {**data, **{f"native_{key}": data[key].clone() for key in ("image", "label") if key in data}}
+
+
+class ToNatived(MapTransform):
+    """Predictions on the grid of ``native_image``, by linear interpolation where they are on that of prepared maps.
+
+    Comes after ``Invertd``, which goes back to the grid of the files that were loaded; what lies on the native grid
+    then, as it does for maps as they were acquired, is left as it is. So is everything where there is no native image.
+
+    Args:
+        keys: of probabilities.
+        allow_missing_keys: do not raise when a key is missing.
+    """
+
+    def __init__(self, keys: str | Sequence[str], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self._resample = ResampleToMatch(mode="bilinear", padding_mode="border")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        if "native_image" not in data:
+            return result
+        target = data["native_image"]
+        for key in self.key_iterator(result):
+            image = result[key]
+            if image.shape[1:] != target.shape[1:] or not torch.allclose(image.affine, target.affine, atol=1e-3):
+                result[key] = self._resample(image, target)
+        return result
