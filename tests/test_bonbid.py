@@ -235,6 +235,46 @@ def test_a_data_list_says_whose_case_it_is(tmp_path: Path) -> None:
         bonbid.datalist("", "train", file=write("x"))
 
 
+@pytest.mark.parametrize("source", ["folds", "official", "list"])
+def test_an_inner_split_leaves_the_fold_alone(source: str, cohort: Path, tmp_path: Path) -> None:
+    """The weights are chosen on a part of the training cases, alike in lesion sizes, no patient on two sides."""
+    options: dict[str, Any] = {"dataset_dir": cohort}
+    if source != "official":
+        options |= {"fold": 1, "num_folds": 3}
+    if source == "list":
+        bonbid.write_datalist(cohort, tmp_path / "list.json", num_folds=3)
+        options = {"dataset_dir": "", "file": tmp_path / "list.json", "fold": 1}
+
+    def cases(split: str, **more: Any) -> set[str]:
+        return {item["case"] for item in bonbid.datalist(split=split, **options, **more)}
+
+    train, val = cases("train"), cases("val")
+    inner_train, inner_val = cases("train", inner_folds=4), cases("val", inner_folds=4)
+    assert inner_train | inner_val == train
+    assert not inner_train & inner_val
+    assert not val & (inner_train | inner_val)
+    patients = [set(bonbid.patients_of(side).values()) for side in (inner_train, inner_val)]
+    assert not patients[0] & patients[1]
+    assert abs(len(patients[1]) - len(patients[0] | patients[1]) / 4) <= 1
+    assert cases("test", inner_folds=4) == cases("test")
+    for wrong in (1, "auto", 2.5):
+        with pytest.raises(bonbid.DatasetError, match="--inner_folds takes a whole number from 2 on"):
+            cases("val", inner_folds=wrong)
+
+
+def test_whether_cases_are_held_out() -> None:
+    trained = {"fold": 1, "num_folds": 5, "inner_folds": None}
+    assert str(bonbid.held_out(trained, "val", 1, 5)).startswith("no: they chose the weights")
+    assert str(bonbid.held_out(trained, "train", 1, 5)).startswith("no: the network was trained on them")
+    assert bonbid.held_out(trained, "test", None, None) == "yes"
+    assert bonbid.held_out({**trained, "inner_folds": 4}, "val", 1, 5) == (
+        "yes: the weights were chosen on 1/4 of the training cases"
+    )
+    assert bonbid.held_out(trained, "val", 2, 5) is None  # the weights of another fold: they saw these cases, perhaps
+    assert bonbid.held_out({"loss": "dice"}, "val", 1, 5) is None
+    assert bonbid.held_out(None, "val", 1, 5) is None
+
+
 def test_limits_reach_the_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_case(tmp_path, "a-VISIT_01")
     write_case(tmp_path, "b-VISIT_01", seed=1)

@@ -140,3 +140,18 @@ def test_files_at_the_end(overlays: bool, tmp_path: Path) -> None:
     assert summary["info"]["checkpoints"][0]["sha256"] in page
     assert summary["info"]["training"] == ["loss dice, seed 7, epoch 12, val_mean_dice 0.43"]
     assert "loss dice, seed 7, epoch 12, val_mean_dice 0.43" in page
+
+
+@pytest.mark.parametrize("inner_folds", [None, 4])
+def test_the_report_says_whether_the_cases_chose_the_weights(inner_folds: int | None, tmp_path: Path) -> None:
+    truth, pred, _ = _masks()
+    training = {"loss": "dice", "fold": 0, "num_folds": 5, "inner_folds": inner_folds}
+    save_weights(nn.Linear(1, 1), tmp_path / "model.pt", recipe={}, training=training)
+    where = {"split": "val", "fold": 0, "num_folds": 5}
+    evaluation = CaseEvaluation(str(tmp_path / "out"), where, str(tmp_path / "model.pt"), overlays=False)
+    evaluation.add(_item(truth, pred))
+    evaluation.completed()
+    said = json.loads((tmp_path / "out" / "metrics.json").read_text())["info"]["held_out"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert said.startswith("yes: the weights were chosen on 1/4" if inner_folds else "no: they chose the weights")
+    assert ("Not held out: these cases chose the weights" in page) == (inner_folds is None)

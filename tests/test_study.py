@@ -35,7 +35,7 @@ from scripts.study.page import write_study
 from scripts.study.processes import Job, exclusive, run_jobs
 from scripts.study.results import cases_csv, markdown, study_csv
 from scripts.study.results import tests_csv as paired_tests_csv
-from scripts.study.runs import Run, whole_numbers, write_configs
+from scripts.study.runs import Run, find_cases, whole_numbers, write_configs
 from scripts.study.variants import read_variants, rehearse, select, variant_configs
 
 CONFIGS = BUNDLE / "configs"
@@ -381,6 +381,12 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(
     info = {"dataset_dir": "<i>data</i>", "datalist": None, "num_folds": None, "split": "val", "seeds": [0, 1]}
     write_study(collect(variants, runs), items, tmp_path, {**info, "version": "1"})
     page = (tmp_path / "study.html").read_text()
+    assert "The evaluated cases also chose the weights" in page
+    write_study(collect(variants, runs), items, tmp_path, {**info, "version": "1", "inner_folds": 5})
+    assert (
+        "The weights were chosen on 1/5 of the training cases: what was evaluated is held out."
+        in (tmp_path / "study.html").read_text()
+    )
     assert "A &lt;b&gt;&amp;" in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "&lt;i&gt;data" in page
@@ -403,6 +409,26 @@ def _item(folder: Path, case: str) -> dict[str, Any]:
     nibabel.save(nibabel.Nifti1Image(adc, affine), paths["adc"])
     nibabel.save(nibabel.Nifti1Image(label, affine), paths["label"])
     return {"case": case, "image": [paths["adc"], paths["adc"]], "label": paths["label"]}
+
+
+def test_an_inner_split_where_there_are_cases_enough(tiny_cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(split: str, inner_folds: Any, **options: Any) -> tuple[dict[Any, Any], int | None]:
+        cases = partial(bonbid.datalist, tiny_cohort)
+        return find_cases(tiny_cohort, split, [0], options.get("num_folds"), cases, None, inner_folds)
+
+    assert found("val", "auto", num_folds=2)[1] is None  # three or four cases train
+    monkeypatch.setattr("scripts.study.runs.ENOUGH_CASES", 3)
+    assert found("test", "auto")[1] is None  # `val` chooses, and is not evaluated
+    assert found("val", None, num_folds=2)[1] is None
+    for options in ({"num_folds": 2}, {}):
+        cohorts, inner = found("val", "auto", **options)
+        assert inner == 5
+        for cohort in cohorts.values():
+            sides = {name: {item["case"] for item in items} for name, items in cohort.items.items()}
+            assert all(sides.values())
+            assert len(sides["train"] | sides["val"] | sides["evaluated"]) == sum(map(len, sides.values()))
+    with pytest.raises(UserError, match="--inner_folds takes whole numbers from 2 on"):
+        found("val", "some")
 
 
 # --- the command --------------------------------------------------------------------------------------------------

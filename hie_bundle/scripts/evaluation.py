@@ -155,7 +155,12 @@ class CaseEvaluation:
         self.rows, self.views = rows, dict(views)
         info = {**self.info, **report.provenance(self.checkpoints)}
         if self.checkpoints:
-            info["training"] = [_said(read_record(Path(path)).get("training")) for path in self.checkpoints]
+            trainings = [read_record(Path(path)).get("training") for path in self.checkpoints]
+            info["training"] = [_said(training) for training in trainings]
+            where = [info.get(name) for name in ("split", "fold", "num_folds")]
+            answers = [bonbid.held_out(training, *where) for training in trainings]
+            # of several weights the one that knew most decides
+            info["held_out"] = None if None in answers else min(map(str, answers))
         summary = report.write_results(self.rows, self.output_dir, info)
         table = report.comparison_table(self.rows)
         write_atomically(self.output_dir / "comparison.txt", table + "\n")
@@ -175,7 +180,8 @@ def _said(training: Mapping[str, Any] | None) -> str:
     """What weights say of their training, in a line."""
     if not training:
         return "unknown"
-    return ", ".join(f"{name} {round(v, 4) if isinstance(v, float) else v}" for name, v in training.items())
+    known = {name: value for name, value in training.items() if value is not None}
+    return ", ".join(f"{name} {round(v, 4) if isinstance(v, float) else v}" for name, v in known.items())
 
 
 def _brain_and_lesion(

@@ -2,7 +2,7 @@
 
 from .brain import are_normalised, brain_of
 from .checks import CaseReport, Limits, Problem, check_case
-from .datalists import datalist, write_datalist
+from .datalists import datalist, held_out, write_datalist
 from .errors import DatasetError
 from .fetching import download
 from .folds import SIZE_CLASSES, fold_of_case, size_class
@@ -34,6 +34,7 @@ __all__ = [
     "download",
     "find_cases",
     "fold_of_case",
+    "held_out",
     "output_name",
     "patient_of",
     "patients_of",

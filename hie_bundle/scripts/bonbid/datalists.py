@@ -19,7 +19,7 @@ from .listfiles import KEYS, entries_of, portable, with_natives
 from .patients import count_of_patients, patients_in_list, patients_of
 from .remembered import check_items
 
-__all__ = ["datalist", "write_datalist"]
+__all__ = ["datalist", "held_out", "write_datalist"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ def datalist(
     limits: Limits | None = None,
     patient_pattern: str | None = None,
     native: bool = False,
+    inner_folds: int | None = None,
 ) -> list[dict[str, Any]]:
     """List the cases of one split.
 
@@ -52,6 +53,8 @@ def datalist(
         patient_pattern: finds the patient's id in a case's id, see :func:`scripts.bonbid.patients_of`.
         native: with the keys ``native_image`` and ``native_label`` where preprocessing changed the grid: the files that
             it read, as its data list says. Without them if none of these files can be found; a warning says so.
+        inner_folds: an inner split: ``val`` is one of this many parts of the training cases, alike in their lesion
+            sizes, and ``train`` the others. The fold, or the official ``val``, then takes no part in training.
 
     Returns:
         ``{"image": [adc, zadc] or stacked, "label": path, "case": id}`` with absolute paths, sorted by case. Files
@@ -68,9 +71,37 @@ def datalist(
             raise DatasetError("A fold needs both --fold and --num_folds.")
         if not 0 <= fold < num_folds:
             raise DatasetError(f"There is no fold {fold} of {num_folds}; folds count from 0.")
+    if inner_folds is not None and (not isinstance(inner_folds, int) or inner_folds < 2):
+        raise DatasetError(f"--inner_folds takes a whole number from 2 on, not {inner_folds!r}.")
+    inner = inner_folds is not None and split in ("train", "val")
+    outer = "train" if inner else split
     if file is not None:
-        items = _from_file(Path(file), split, labels, fold, patient_pattern)
-        return with_natives(items, Path(file)) if native else items
+        items, patients = _from_file(Path(file), outer, labels, fold, patient_pattern)
+    else:
+        items, patients = _from_folder(dataset_dir, outer, labels, fold, num_folds, seed, limits, patient_pattern)
+    if inner:
+        assert inner_folds is not None
+        parts = fold_of_case(items, patients, inner_folds, seed, limits)
+        items = [item for item in items if (parts[item["case"]] == 0) == (split == "val")]
+        _tell_patients(items, patients, f"{split}, 1/{inner_folds} of the training cases being val")
+    if not native:
+        return items
+    list_of_all = Path(file) if file is not None else Path(dataset_dir) / "datalist.json"
+    prepared = file is not None or ((Path(dataset_dir) / MANIFEST).is_file() and list_of_all.is_file())
+    return with_natives(items, list_of_all) if prepared else items
+
+
+def _from_folder(
+    dataset_dir: str | Path,
+    split: str | None,
+    labels: bool,
+    fold: int | None,
+    num_folds: int | None,
+    seed: int,
+    limits: Limits | None,
+    patient_pattern: str | None,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The items, and the patient of each case in the folder."""
     cases = find_cases(dataset_dir)
     patients = patients_of([case.case for case in cases], patient_pattern)
     _refuse_shared_patients(cases, patients, split, folds=num_folds is not None)
@@ -80,21 +111,20 @@ def datalist(
         if split is not None:
             pool = [case for case in pool if (folds[case.case] == fold) == (split == "val")]
         cases = pool if split is not None else cases
-        _tell_patients(cases, patients, f"{split or 'all'}, fold {fold} of {num_folds}")
     elif split is not None:
         cases = [case for case in cases if case.split == split]
     if not labels:
         cases = [case for case in cases if case.adc or case.zadc or case.stacked]
     items = sorted((case.item(labels) for case in cases), key=lambda item: str(item["case"]))
-    list_of_all = Path(dataset_dir) / "datalist.json"
-    prepared = native and (Path(dataset_dir) / MANIFEST).is_file() and list_of_all.is_file()
-    return with_natives(items, list_of_all) if prepared else items
+    if num_folds is not None and split != "test":
+        _tell_patients(items, patients, f"{split or 'all'}, fold {fold} of {num_folds}")
+    return items, patients
 
 
-def _tell_patients(cases: Sequence[Case], patients: Mapping[str, str], which: str) -> None:
+def _tell_patients(items: Sequence[Mapping[str, Any]], patients: Mapping[str, str], which: str) -> None:
     """Log how many there are: names that were misunderstood show here."""
-    if cases:
-        logger.info("%s: %s", which, count_of_patients(len(cases), len({patients[case.case] for case in cases})))
+    if items:
+        logger.info("%s: %s", which, count_of_patients(len(items), len({patients[item["case"]] for item in items})))
 
 
 def _refuse_shared_patients(cases: Sequence[Case], patients: Mapping[str, str], split: str | None, folds: bool) -> None:
@@ -113,7 +143,8 @@ def _refuse_shared_patients(cases: Sequence[Case], patients: Mapping[str, str], 
 
 def _from_file(
     file: Path, split: str | None, labels: bool, fold: int | None, patient_pattern: str | None
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The items, and the patient of each case in the list."""
     sides = {name: entries_of(file, key) for name, key in KEYS.items()}
     if fold is not None:
         folds = {entry.get("fold") for entry in sides["train"]}
@@ -131,13 +162,36 @@ def _from_file(
             patient = patients[entry["case"]]
             if seen.setdefault(patient, name) != name:
                 raise DatasetError(f"Patient {patient} is in both {seen[patient]} and {name} of the data list {file}.")
-    if fold is not None:
-        chosen = [entry["case"] for entry in sides[split]] if split else list(patients)
-        count = count_of_patients(len(chosen), len({patients[case] for case in chosen}))
-        logger.info("%s, fold %d of %s: %s", split or "all", fold, file.name, count)
     items = [entry for name, entries in sides.items() if split in (None, name) for entry in entries]
+    if fold is not None:
+        _tell_patients(items, patients, f"{split or 'all'}, fold {fold} of {file.name}")
     keys = ("image", "label", "case") if labels else ("image", "case")
-    return sorted(({key: item[key] for key in keys if key in item} for item in items), key=lambda item: item["case"])
+    items = [{key: item[key] for key in keys if key in item} for item in items]
+    return sorted(items, key=lambda item: str(item["case"])), patients
+
+
+def held_out(
+    training: Mapping[str, Any] | None, split: str | None, fold: int | None, num_folds: int | None
+) -> str | None:
+    """Whether evaluated cases had no part in the training of weights, in words; None where that is not known.
+
+    Args:
+        training: what the weights say of it: ``fold``, ``num_folds`` and ``inner_folds`` as for :func:`datalist`.
+        split: that is evaluated, with the next two.
+        fold: see :func:`datalist`.
+        num_folds: see :func:`datalist`.
+    """
+    if training is None or "inner_folds" not in training:
+        return None
+    if (training.get("fold"), training.get("num_folds")) != (fold, num_folds) and split != "test":
+        return None
+    if split == "test":
+        return "yes"
+    if split != "val":
+        return "no: the network was trained on them"
+    if training["inner_folds"] is None:
+        return "no: they chose the weights (the epoch that was kept, and when training stopped)"
+    return f"yes: the weights were chosen on 1/{training['inner_folds']} of the training cases"
 
 
 def write_datalist(

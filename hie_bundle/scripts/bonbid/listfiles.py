@@ -33,7 +33,7 @@ def entries_of(file: Path, key: str) -> list[dict[str, Any]]:
         if not json.loads(file.read_text()).get(key):
             return []
         entries = load_decathlon_datalist(file, True, key, file.absolute().parent)
-        return [{"case": case_of(entry), **entry, **_native_files(entry, file)} for entry in entries]
+        return [{**entry, **_native_files(entry, file), "case": case_of(entry)} for entry in entries]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"The data list {file} cannot be read ({one_line(error)}).") from error
 

@@ -50,6 +50,7 @@ def loss_study(
     fold: int | None = None,
     split: str = "val",
     datalist: str | None = None,
+    inner_folds: Any = "auto",
     limits: Limits | None = None,
     parallel: int = 1,
     devices: Any = None,
@@ -77,6 +78,9 @@ def loss_study(
         fold: must be None: the study runs every fold.
         split: which cases are evaluated: ``val`` (with folds: the fold's), ``test`` or ``train``.
         datalist: the data list that ``cases`` takes instead of a search in ``dataset_dir``.
+        inner_folds: of how many parts of the training cases one chooses the weights, so that evaluated cases do not;
+            None: the split ``val`` chooses them; ``auto``: 5 where the evaluated cases would choose them otherwise, and
+            at least 40 cases train in every fold.
         limits: what a usable case looks like.
         parallel: how many runs at a time.
         devices: such as ``cuda:0,cuda:1``, given to the runs in turn; None leaves the config's ``device``.
@@ -101,7 +105,7 @@ def loss_study(
     (at_once,) = whole_numbers(parallel, "--parallel", 1)
     places = _devices(devices)
     environment = _environment(threads, at_once)
-    cohorts = find_cases(Path(dataset_dir), split, all_seeds, num_folds, cases, limits)
+    cohorts, inner = find_cases(Path(dataset_dir), split, all_seeds, num_folds, cases, limits, inner_folds)
     folder = Path(output_dir).resolve()
     root = Path(bundle_root).resolve()
     common = {
@@ -109,6 +113,7 @@ def loss_study(
         "dataset_dir": str(Path(dataset_dir).resolve()),
         "datalist": None if datalist is None else str(Path(datalist).resolve()),
         "num_folds": num_folds,
+        "inner_folds": inner,
         "split": split,
     }
     configs = _configs(config, chosen, evaluation_config)

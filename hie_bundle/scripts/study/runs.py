@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .variants import Variant
 __all__ = ["Cohort", "Run", "find_cases", "record_done", "refuse_other_conditions", "whole_numbers", "write_configs"]
 
 TRAINING, EVALUATION = "train.yaml", "evaluate.yaml"  # the configs in a run's folder
+INNER_FOLDS, ENOUGH_CASES = 5, 40  # one part of eight cases or more then chooses the weights
 RUN_IDS = {TRAINING: "$@training", EVALUATION: "$@evaluating"}  # what plain `run` does with them
 # where things are and how fast they go; everything else decides what comes out
 _IRRELEVANT_ENDS = ("_dir", "_path", "_root")
@@ -98,8 +100,9 @@ def find_cases(
     num_folds: int | None,
     datalist: Callable[..., list[dict[str, Any]]],
     limits: Limits | None,
-) -> dict[tuple[int, int | None], Cohort]:
-    """The cases of every seed and fold, checked.
+    inner_folds: Any = None,
+) -> tuple[dict[tuple[int, int | None], Cohort], int | None]:
+    """The cases of every seed and fold, checked, and in how many parts the training cases are divided.
 
     Args:
         dataset_dir: folder with the dataset.
@@ -108,6 +111,8 @@ def find_cases(
         num_folds: how many; None for the official split.
         datalist: the config's ``cases``: :func:`scripts.bonbid.datalist` with its settings.
         limits: what a usable case looks like.
+        inner_folds: of how many parts of the training cases one chooses the weights; None: the split ``val`` does;
+            ``auto``: 5 where ``val`` is evaluated and at least 40 cases train in every fold, else None.
 
     Raises:
         DatasetError: when there are none, or some are unusable; names each.
@@ -117,13 +122,23 @@ def find_cases(
     if num_folds is not None:
         (number,) = whole_numbers(num_folds, "--num_folds", 2)
         folds = range(number)
+    if inner_folds == "auto":
+        outer = partial(datalist, split="train", num_folds=num_folds, inner_folds=None)
+        enough = split == "val" and all(len(outer(seed=s, fold=f)) >= ENOUGH_CASES for s in seeds for f in folds)
+        inner_folds = INNER_FOLDS if enough else None
+    elif inner_folds is not None:
+        (inner_folds,) = whole_numbers(inner_folds, "--inner_folds", 2)
     cohorts = {}
     everything: dict[str, dict[str, Any]] = {}
     for seed in seeds:
         for fold in folds:
             items = {
-                name: datalist(split=wanted, fold=fold, num_folds=num_folds, seed=seed, native=name == "evaluated")
-                for name, wanted in (("train", "train"), ("val", "val"), ("evaluated", split))
+                name: datalist(split=wanted, fold=fold, num_folds=num_folds, seed=seed, **options)
+                for name, wanted, options in (
+                    ("train", "train", {"inner_folds": inner_folds}),
+                    ("val", "val", {"inner_folds": inner_folds}),
+                    ("evaluated", split, {"inner_folds": None, "native": True}),
+                )
             }
             if fold is not None and (not items["train"] or not items["val"]):
                 pool = {item["case"] for item in items["train"] + items["val"]}
@@ -153,7 +168,7 @@ def find_cases(
             | {"sha256": _joined(digests[item["case"]] for part in items.values() for item in part)},
         )
         for key, items in cohorts.items()
-    }
+    }, inner_folds
 
 
 def write_configs(run: Run, configs: Mapping[str, ConfigParser], common: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 _RESERVED = (
     "bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "ckpt_path", "seed", "fold", "num_folds",
     "split", "resume", "variants", "seeds", "cases", "train#dataset#data", "validate#dataset", "evaluate#dataset",
+    "evaluate#cases",
 )  # fmt: skip
 
 
