@@ -62,10 +62,12 @@ def test_a_row_says_what_was_measured(tmp_path: Path) -> None:
     assert row["volume_difference_ml"] == row["relative_volume_difference"] == 0
     assert row["lesion_fraction"] == pytest.approx(32 / brain.sum())
     assert row["size_class"] == "1–5 %"
-    expected = metrics.case_metrics(pred, truth, SPACING, 2.0, 0.8)
+    expected = metrics.case_metrics(pred, truth, SPACING, 2.0, 0.8, "native")
     assert {name: row[f"native_{name}"] for name in expected} == pytest.approx(expected, nan_ok=True)
     assert row["native_lesion_sensitivity"] == 0  # three quarters are met, less than asked for
     halves = metrics.case_metrics(pred[::2], truth[::2], SPACING, 2.0, 0.8)
+    assert row["resampled_paper_nsd_voxels"] == 1
+    assert "native_paper_msd_voxels" not in row
     assert row["resampled_dice"] == pytest.approx(halves["dice"])
     zadc = item["native_image"][1].numpy()
     assert row["baseline_dice"] == pytest.approx(metrics.dice((zadc < -2) & brain, truth))

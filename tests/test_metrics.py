@@ -62,6 +62,24 @@ def test_equal_to_direct_use_of_the_reference_tools(seed: int) -> None:
     assert ours["paper_nsd"] == pytest.approx(nsd, rel=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_in_voxels_as_monai_without_voxel_sizes(seed: int) -> None:
+    pred, truth = _blobs(seed)
+    ours = metrics.case_metrics(pred, truth, (1.2, 1.2, 4.0), tolerance_mm=2.0, grid="resampled")
+    p, t = (torch.from_numpy(m)[None, None] for m in (pred, truth))
+
+    def distance(a: torch.Tensor, b: torch.Tensor, **options: bool) -> float:
+        return float(compute_average_surface_distance(a, b, include_background=True, **options))
+
+    assert ours["paper_msd_directed_voxels"] == pytest.approx(distance(p, t), rel=1e-6)
+    assert ours["paper_msd_pooled_voxels"] == pytest.approx(distance(p, t, symmetric=True), rel=1e-6)
+    assert ours["paper_msd_voxels"] == pytest.approx((distance(p, t) + distance(t, p)) / 2, rel=1e-6)
+    assert ours["paper_msd_voxels"] != pytest.approx(ours["paper_msd_mm"], rel=0.05)
+    nsd = float(compute_surface_dice(p, t, [2.0], include_background=True))
+    assert ours["paper_nsd_voxels"] == pytest.approx(nsd, rel=1e-6)
+    assert not any("voxels" in name for name in metrics.case_metrics(pred, truth, (1, 1, 1), grid="native"))
+
+
 @pytest.mark.parametrize("where", [np.s_[:6, :5, :4], np.s_[20:, 18:, 10:], np.s_[:, :, 7:8], np.s_[:, :, :]])
 def test_masks_at_the_border_of_the_volume(where: tuple[slice, ...]) -> None:
     pred, truth = np.zeros((2, 28, 24, 14), bool)
@@ -127,7 +145,11 @@ EMPTY, SOME = np.zeros((6, 6, 4), bool), np.pad(np.ones((2, 2, 2), bool), ((2, 2
     ids=["both empty", "prediction empty", "truth empty", "equal"],
 )
 def test_empty_mask_conventions(pred: np.ndarray, truth: np.ndarray, expected: dict[str, float]) -> None:
-    assert metrics.case_metrics(pred, truth, (1.0, 1.0, 3.0)) == pytest.approx(expected, nan_ok=True)
+    measured = metrics.case_metrics(pred, truth, (1.0, 1.0, 3.0))
+    assert measured.pop("paper_nsd_voxels") == pytest.approx(expected["paper_nsd"], nan_ok=True)
+    for name in ("paper_msd_voxels", "paper_msd_pooled_voxels", "paper_msd_directed_voxels"):
+        assert measured.pop(name) == pytest.approx(expected["paper_msd_mm"], nan_ok=True)
+    assert measured == pytest.approx(expected, nan_ok=True)
 
 
 def test_lesions_by_hand() -> None:

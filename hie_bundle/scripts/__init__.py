@@ -15,6 +15,7 @@
 ``openvino_backend``  the same network run by OpenVINO
 ``metrics``           figures from two masks, each with its registration
 ``measures``          the registrations: label, unit, direction, definition; what tables, plots and the study follow
+``baselines``         a voxelwise regression, fitted on the training split, that a network has to beat
 ``evaluation``        one row a case, and everything written at the end
 ``scoring``           the same for masks of any origin
 ``statistics``        means, intervals, tests, ranks

@@ -15,7 +15,8 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 
 from . import bonbid, metrics, report
-from .distributed import gather_interleaved
+from .baselines import Regression, VoxelRegression
+from .distributed import from_first, gather_interleaved, is_first
 from .errors import UserError
 from .files import write_atomically
 from .weights import read_record
@@ -50,6 +51,7 @@ class CaseEvaluation:
         lesion_overlap: share of a lesion that must be met for it to count as detected, see
             :func:`scripts.metrics.lesion_metrics`.
         baseline_threshold: the challenge's baseline calls lesion what is below this in ZADC.
+        regression: the other baseline, fitted on the training split; None leaves it out.
         overlays: whether to draw a picture of each case to ``overlays/<case>.png``, and its slices in the report.
         adc_window: ADC shown as black and as white.
         zadc_window: ZADC shown as black and as white.
@@ -67,6 +69,7 @@ class CaseEvaluation:
         tolerance_mm: float = 2.0,
         lesion_overlap: float = 0.0,
         baseline_threshold: float = -2.0,
+        regression: VoxelRegression | None = None,
         overlays: bool = True,
         adc_window: Sequence[float] = (0, 2500),
         zadc_window: Sequence[float] = (-6, 6),
@@ -77,6 +80,8 @@ class CaseEvaluation:
         self.tolerance_mm = tolerance_mm
         self.lesion_overlap = lesion_overlap
         self.baseline_threshold = baseline_threshold
+        self.regression = regression
+        self.fitted: Regression | None = None
         self.overlays = overlays
         self.adc_window = adc_window
         self.zadc_window = zadc_window
@@ -98,9 +103,12 @@ class CaseEvaluation:
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
     def started(self, _: SupervisedEvaluator | None = None) -> None:
-        """Forget what was measured before."""
+        """Forget what was measured before, and have the regression ready."""
         self.rows.clear()
         self.views.clear()
+        if self.regression is not None:  # by one process for all
+            self.fitted, told = from_first(self.regression.fitted() if is_first() else (None, ""))
+            self.info = {**self.info, "regression": told}
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
         for inputs, outputs in zip(engine.state.batch, engine.state.output, strict=True):
@@ -125,12 +133,15 @@ class CaseEvaluation:
             row |= _brain_and_lesion(item, *grids["native"])
         row |= _volumes(*next(iter(grids.values())))
         for grid, compared in grids.items():
-            measured = metrics.case_metrics(*compared, self.tolerance_mm, self.lesion_overlap)
+            measured = metrics.case_metrics(*compared, self.tolerance_mm, self.lesion_overlap, grid)
             row |= {f"{grid}_{name}": value for name, value in measured.items()}
         if "native" in grids:
             adc, zadc = item["native_image"].cpu().numpy()
             truth = grids["native"][1]
             row["baseline_dice"] = metrics.dice(bonbid.brain_of(adc) & (zadc < self.baseline_threshold), truth)
+            if self.fitted is not None:
+                mask = self.fitted.predict(adc, zadc, grids["native"][2])
+                row["regression_dice"] = metrics.dice(mask, truth)
             for number, member in enumerate(item.get("native_members", ()), start=1):
                 row[f"member_{number}_dice"] = metrics.dice(_mask(member[None]), truth)
         return row
@@ -172,7 +183,7 @@ class CaseEvaluation:
             report.read_curves(self.output_dir / "tensorboard"),
             {"ADC (10⁻⁶ mm²/s)": self.adc_window, "ZADC": self.zadc_window},
         )
-        logger.info("\n%s", table)
+        logger.info("\n%s\n%s", table, "\n".join(report.verdicts(self.rows)))
         logger.info("Wrote report.html, metrics.csv, metrics.json and comparison.txt to %s", self.output_dir)
 
 

@@ -36,6 +36,7 @@ class Measure:
         group: one of :data:`GROUPS`; says in which tables it stands.
         in_cases: whether it stands in the report's table of single cases.
         compared: whether the study compares variants by it.
+        grid: where it is measured alone: ``resampled``; empty: on both grids.
         published: which of the figures that a study's variant may bring it compares with, on the resampled grid.
     """
 
@@ -49,6 +50,7 @@ class Measure:
     in_cases: bool = False
     compared: bool = True
     published: str = ""
+    grid: str = ""
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -93,10 +95,12 @@ class Family:
     Attributes:
         function: takes ``pred`` and ``truth`` and some of the options of :func:`scripts.metrics.case_metrics`.
         names: of what it gives.
+        grid: where it is measured alone; empty: on both.
     """
 
     function: Callable[..., Mapping[str, float]]
     names: tuple[str, ...]
+    grid: str = ""
 
     def __call__(self, pred: Any, truth: Any, **options: Any) -> Mapping[str, float]:
         """With those of the options that the function takes.
@@ -136,7 +140,8 @@ def measured_by(*measures: Measure) -> Callable[[Callable[..., Any]], Callable[.
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         register(*measures)
-        FAMILIES.append(Family(function, tuple(measure.name for measure in measures)))
+        (grid,) = {measure.grid for measure in measures}  # one for the function
+        FAMILIES.append(Family(function, tuple(measure.name for measure in measures), grid))
         return function
 
     return decorate
@@ -179,6 +184,11 @@ register(
     Measure(
         "baseline_dice", "Dice of the ZADC threshold",
         "Dice of the challenge's baseline, which calls lesion what lies below a threshold in ZADC.",
+        better="higher", group="baseline", in_cases=True, compared=False,
+    ),
+    Measure(
+        "regression_dice", "Dice of the voxelwise regression",
+        "Dice of a logistic regression on ADC and ZADC of a voxel and its surroundings, fitted on the training split.",
         better="higher", group="baseline", in_cases=True, compared=False,
     ),
 )  # fmt: skip

@@ -43,6 +43,7 @@ __all__ = [
     "lesion_metrics",
     "overlap_metrics",
     "paper_metrics",
+    "paper_voxel_metrics",
     "spacing_of",
 ]
 
@@ -183,15 +184,68 @@ def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Sequence[float], toleranc
     if not pred.any() or not truth.any():
         return {"paper_msd_mm": math.inf, "paper_nsd": 0.0}
     spacing = tuple(float(s) for s in spacing_mm)
-    borders = [np.argwhere(mask & ~binary_erosion(mask)) for mask in (pred, truth)]
-    directed = [
-        _tree(there, spacing).query(here * spacing, workers=torch.get_num_threads())[0].astype(np.float32)
-        for here, there in (borders, borders[::-1])
-    ]
-    within = sum(int((distances <= tolerance_mm).sum()) for distances in directed)
+    directed = _border_distances(pred, truth, spacing)
     return {
         "paper_msd_mm": float(np.mean([distances.mean(dtype=np.float64) for distances in directed])),
-        "paper_nsd": within / sum(map(len, directed)),
+        "paper_nsd": _share_within(directed, tolerance_mm),
+    }
+
+
+@measured_by(
+    Measure(
+        "paper_msd_voxels", "MSD in voxels",
+        f"As MSD (Eq. 7), {_PAPER}, in steps of the network’s grid instead of mm; infinite when one mask is empty, "
+        "undefined when both are.",
+        "voxels", "lower", 2, group="paper", compared=False, grid="resampled",
+    ),
+    Measure(
+        "paper_nsd_voxels", "NSD in voxels",
+        f"As NSD (Eq. 8), {_PAPER}, with the tolerance’s number taken as voxels of the network’s grid; 0 when one mask "
+        "is empty, undefined when both are.",
+        better="higher", group="paper", compared=False, grid="resampled",
+    ),
+    Measure(
+        "paper_msd_pooled_voxels", "MSD in voxels, pooled",
+        "Average over the border voxels of both masks together, in voxels of the network’s grid: "
+        "MONAI’s surface distance with symmetric=True; infinite when one mask is empty, undefined when both are.",
+        "voxels", "lower", 2, group="paper", compared=False, grid="resampled",
+    ),
+    Measure(
+        "paper_msd_directed_voxels", "MSD in voxels, directed",
+        "Average over the border voxels of the prediction alone, in voxels of the network’s grid: MONAI’s surface "
+        "distance as it is called by default; infinite when one mask is empty, undefined when both are.",
+        "voxels", "lower", 2, group="paper", compared=False, grid="resampled",
+    ),
+)  # fmt: skip
+def paper_voxel_metrics(pred: Mask, truth: Mask, tolerance_mm: float = 2.0) -> dict[str, float]:
+    """The paper's surface metrics without voxel sizes, as its authors probably computed them.
+
+    Their preprocessing lost the maps' spacing, so that MONAI counted in voxels. That, and which of MONAI's calls they
+    took, is inferred; the paper states neither. Eq. 7 as printed is the mean of the two directed averages, which no
+    single call gives: the default averages over one mask's border, ``symmetric=True`` over both borders' voxels pooled.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z).
+        truth: annotated mask, same shape.
+        tolerance_mm: of the normalised surface Dice; its number is taken as voxels.
+
+    Returns:
+        ``paper_msd_voxels`` and ``paper_nsd_voxels``, those of :func:`paper_metrics` in voxels;
+        ``paper_msd_pooled_voxels`` and ``paper_msd_directed_voxels``, what MONAI's calls give. With exactly one mask
+        empty the distances are infinite and the surface Dice 0; with both empty all are undefined (NaN).
+    """
+    if not pred.any() or not truth.any():
+        distance, nsd = (math.inf, 0.0) if pred.any() or truth.any() else (math.nan, math.nan)
+        there = back = np.array([distance])
+    else:
+        there, back = _border_distances(pred, truth, (1.0, 1.0, 1.0))
+        nsd = _share_within((there, back), tolerance_mm)
+    directed, other = (float(distances.mean(dtype=np.float64)) for distances in (there, back))
+    return {
+        "paper_msd_voxels": (directed + other) / 2,
+        "paper_nsd_voxels": nsd,
+        "paper_msd_pooled_voxels": float(np.concatenate([there, back]).mean(dtype=np.float64)),
+        "paper_msd_directed_voxels": directed,
     }
 
 
@@ -253,6 +307,7 @@ def case_metrics(
     spacing_mm: Sequence[float],
     tolerance_mm: float = 2.0,
     lesion_overlap: float = 0.0,
+    grid: str = "",
 ) -> dict[str, float]:
     """Everything side by side, on the part of the grid where there is something.
 
@@ -262,6 +317,7 @@ def case_metrics(
         spacing_mm: voxel size along each axis.
         tolerance_mm: of both surface Dices.
         lesion_overlap: see :func:`lesion_metrics`.
+        grid: that the masks are on, ``native`` or ``resampled``; leaves out what is defined on the other one alone.
 
     Returns:
         What every registered function returns (:data:`scripts.measures.FAMILIES`).
@@ -272,7 +328,8 @@ def case_metrics(
     """
     pred, truth = _cropped(pred, truth, spacing_mm)
     options = {"spacing_mm": spacing_mm, "tolerance_mm": tolerance_mm, "lesion_overlap": lesion_overlap}
-    return {name: value for family in FAMILIES for name, value in family(pred, truth, **options).items()}
+    families = [family for family in FAMILIES if not grid or family.grid in ("", grid)]
+    return {name: value for family in families for name, value in family(pred, truth, **options).items()}
 
 
 class CaseMetric(CumulativeIterationMetric):
@@ -359,6 +416,22 @@ def _surfels(mask: Mask, spacing_mm: tuple[float, ...]) -> tuple[NDArray[np.int6
 @lru_cache(maxsize=8)
 def _surfel_areas(spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
     return create_table_neighbour_code_to_surface_area(spacing_mm)
+
+
+def _border_distances(
+    pred: Mask, truth: Mask, spacing: tuple[float, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """From each border voxel of the prediction to the nearest of the truth, and the other way, as MONAI has them."""
+    borders = [np.argwhere(mask & ~binary_erosion(mask)) for mask in (pred, truth)]
+    there, back = (
+        _tree(others, spacing).query(here * spacing, workers=torch.get_num_threads())[0].astype(np.float32)
+        for here, others in (borders, borders[::-1])
+    )
+    return there, back
+
+
+def _share_within(directed: Sequence[NDArray[np.float32]], tolerance: float) -> float:
+    return sum(int((distances <= tolerance).sum()) for distances in directed) / sum(map(len, directed))
 
 
 def _tree(points: NDArray[np.int64], spacing_mm: tuple[float, ...]) -> KDTree:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from .baselines import read_maps
 from .bonbid import Limits, Volume, VolumeError, as_native, read_volume
-from .bonbid.checks import grid_difference, item_files
+from .bonbid.checks import grid_difference
 from .errors import UserError
 from .evaluation import CaseEvaluation
 
@@ -62,12 +63,11 @@ def score(
     for item in items:
         (path,) = found[item["case"]]
         label = read_volume(item["label"], limits.max_bytes)
-        image = [read_volume(file, limits.max_bytes) for part, file in item_files(item).items() if part != "label"]
-        maps = np.moveaxis(image[0].array, -1, 0) if len(image) == 1 else np.stack([one.array for one in image])
+        maps, grid = read_maps(item, limits)
         evaluation.add(
             {
                 "case": item["case"],
-                "native_image": _tensor(maps, image[0]),
+                "native_image": _tensor(maps, grid),
                 "native_label": _tensor(label.array[None], label),
                 "native_pred": _tensor(_single(read_volume(path, limits.max_bytes).array)[None], label),
             }

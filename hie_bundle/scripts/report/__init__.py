@@ -3,7 +3,7 @@
 from .page import provenance, render_page, write_report
 from .pictures import PRED_COLOUR, TRUTH_COLOUR, SliceView, case_views, render_case, upright
 from .plots import read_curves
-from .tables import comparison_table, read_rows, summarise, volume_agreement, write_results
+from .tables import comparison_table, read_rows, summarise, verdicts, volume_agreement, write_results
 
 __all__ = [
     "PRED_COLOUR",
@@ -18,6 +18,7 @@ __all__ = [
     "render_page",
     "summarise",
     "upright",
+    "verdicts",
     "volume_agreement",
     "write_report",
     "write_results",

@@ -16,10 +16,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..files import sha256_of, write_atomically
 from ..measures import Measure, column
-from ..statistics import describe
 from . import plots, tables
 from .columns import GROUPS, case_columns, grouped
 from .pictures import PRED_COLOUR, TRUTH_COLOUR, SliceView
+from .tables import BASELINES, gain_over, verdicts
 
 __all__ = ["provenance", "render_page", "write_report"]
 
@@ -76,6 +76,7 @@ def write_report(
     page = render_page(
         "report.html.jinja",
         summary=summary,
+        verdicts=verdicts(rows),
         headline=_headline(summary, rows),
         lead_grid=tables.lead_grid(rows),
         facts=_facts(summary["info"]),
@@ -137,17 +138,17 @@ def _headline(summary: Mapping[str, Any], rows: tables.Rows) -> list[dict[str, s
                     "note": _share(figures, summary["cases"]),
                 }
             )
-    if "baseline_dice" in rows[0]:
-        gain = describe([row["native_dice"] - row["baseline_dice"] for row in rows])
-        if gain["mean"] is not None:
+    for name, baseline in BASELINES.items():
+        gain = gain_over(rows, name)
+        if gain and gain["mean"] is not None:
             signed = Measure("gain", "gain", "")
             unsure = "; the interval includes 0" if gain["low"] is not None and gain["low"] <= 0 <= gain["high"] else ""
             tiles.append(
                 {
-                    "label": "Dice gained over the ZADC threshold",
+                    "label": f"Dice gained over {baseline}",
                     "value": ("+" if gain["mean"] > 0 else "") + signed.text(gain["mean"]),
                     "interval": signed.interval(gain),
-                    "note": f"threshold alone: {signed.text(summary['metrics']['baseline_dice']['mean'])}{unsure}",
+                    "note": f"{baseline.split()[-1]} alone: {signed.text(summary['metrics'][name]['mean'])}{unsure}",
                 }
             )
     return tiles

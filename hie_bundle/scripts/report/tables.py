@@ -17,7 +17,13 @@ from ..measures import column
 from ..statistics import describe
 from .columns import NO_NUMBERS
 
-__all__ = ["comparison_table", "read_rows", "summarise", "volume_agreement", "write_results"]
+__all__ = [
+    "BASELINES", "comparison_table", "gain_over", "read_rows", "summarise", "verdicts", "volume_agreement",
+    "write_results",
+]  # fmt: skip
+
+# what needs no deep network, by its column
+BASELINES = {"baseline_dice": "the ZADC threshold", "regression_dice": "the voxelwise regression"}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -116,10 +122,10 @@ def volume_agreement(rows: Rows) -> dict[str, float | None]:
 
 
 def comparison_table(rows: Rows) -> str:
-    """The trained network against the baseline, as text: mean Dice on the native grid with its 95 % confidence
+    """The trained network against the baselines, as text: mean Dice on the native grid with its 95 % confidence
     interval, overall and by lesion size. Without figures on the native grid the network's on the other alone."""
     grid = lead_grid(rows)
-    columns = {"network": f"{grid}_dice", "ZADC < threshold": "baseline_dice"}
+    columns = {"network": f"{grid}_dice", "ZADC < threshold": "baseline_dice", "regression": "regression_dice"}
     shown = {label: name for label, name in columns.items() if name in rows[0]}
     labels = " ".join(f"{label:<20}" for label in shown)
     lines = [f"{'lesion size':<12} {'cases':>5}   {labels} (mean Dice, {grid} grid)"]
@@ -127,6 +133,35 @@ def comparison_table(rows: Rows) -> str:
         cells = [_interval(describe([row[one] for row in members], bounds=(0, 1))) for one in shown.values()]
         lines.append(f"{name:<12} {len(members):>5}   {' '.join(f'{cell:<20}' for cell in cells)}".rstrip())
     return "\n".join(lines)
+
+
+def gain_over(rows: Rows, baseline: str) -> dict[str, Any] | None:
+    """Dice of the prediction minus that of a column of :data:`BASELINES`, as :func:`scripts.statistics.describe` says;
+    None without the column."""
+    if baseline not in rows[0]:
+        return None
+    return describe([row["native_dice"] - row[baseline] for row in rows], bounds=(-1, 1))
+
+
+def verdicts(rows: Rows) -> list[str]:
+    """For each baseline a sentence: whether the prediction beats it, by the interval of the difference of Dice."""
+    sentences = []
+    for name, baseline in BASELINES.items():
+        gain = gain_over(rows, name)
+        if gain is None or gain["mean"] is None:
+            continue
+        by = f"mean Dice {gain['mean']:+.3f}".replace("-", "−")
+        if gain["low"] is None:
+            sentences.append(f"Too few cases to say whether the prediction beats {baseline} ({by}).")
+            continue
+        by += f", 95 % CI {gain['low']:.3f} to {gain['high']:.3f}".replace("-", "−")
+        if gain["low"] > 0:
+            sentences.append(f"The prediction beats {baseline} ({by}).")
+        elif gain["high"] < 0:
+            sentences.append(f"The prediction is worse than {baseline} ({by}).")
+        else:
+            sentences.append(f"The prediction does not beat {baseline} beyond chance ({by}).")
+    return sentences
 
 
 def _interval(figures: Mapping[str, Any]) -> str:
