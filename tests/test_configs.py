@@ -147,6 +147,7 @@ def test_the_recipe_is_the_same_in_training_and_inference() -> None:
         (["study"], "loss_study"),
         (["study", "demo"], "loss_study"),
         (["study", "study_weights"], "loss_study"),
+        (["study", "study_losses_extended"], "loss_study"),
         (["strong"], "training"),
         (["strong", "strong_cpu"], "training"),
         (["evaluate", "strong", "strong_cpu"], "evaluating"),

@@ -1,4 +1,4 @@
-"""The six losses as train.yaml declares them: against hand-computed values, against MONAI, on empty masks."""
+"""The losses as train.yaml declares them: against hand-computed values, against MONAI, on empty masks."""
 
 from pathlib import Path
 
@@ -6,13 +6,21 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.losses import DiceFocalLoss, DiceLoss, HausdorffDTLoss, LogHausdorffDTLoss, TverskyLoss
-from scipy.ndimage import distance_transform_edt
+from monai.losses import (
+    BoundaryLoss,
+    DiceFocalLoss,
+    DiceLoss,
+    HausdorffDTLoss,
+    LogHausdorffDTLoss,
+    TverskyLoss,
+)
+from scipy.ndimage import distance_transform_edt, label
 
 from scripts import losses
 from scripts.errors import choose
 
 NAMES = ["dice", "dice_focal", "tversky", "hausdorff", "dice_focal_hausdorff", "tversky_hausdorff"]
+BEYOND = ["dice_ce", "generalized_dice", "unified_focal", "generalized_dice_boundary", "component_dice"]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +96,7 @@ def test_value_and_gradient_equal_monai(declared: dict, name: str) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + BEYOND)
 @pytest.mark.parametrize("target_is", ["empty", "full", "usual"])
 @pytest.mark.parametrize("logit", [-30.0, 30.0, None])
 def test_empty_and_full_masks_stay_finite(declared: dict, name: str, target_is: str, logit: float | None) -> None:
@@ -105,7 +113,7 @@ def test_empty_and_full_masks_stay_finite(declared: dict, name: str, target_is: 
     assert torch.isfinite(x.grad).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + BEYOND)
 def test_a_better_mask_has_a_lower_loss(declared: dict, name: str) -> None:
     # Eq. 2 and 4-6 as printed would prefer the worse one
     target = torch.zeros(1, 1, 24, 24, 8)
@@ -137,3 +145,117 @@ def test_compound_weights_are_used() -> None:
     compound = losses.CompoundLoss(region, boundary, region_weight=0.6, boundary_weight=0.4)
     expected = 0.6 * region(logits, target) + 0.4 * boundary(logits, target)
     torch.testing.assert_close(compound(logits, target), expected)
+
+
+# --- losses beyond the study's ------------------------------------------------------------------------------------
+
+
+def _two_class_dice(p: np.ndarray, g: np.ndarray) -> float:
+    """Sudre et al. 2017, with MONAI's smoothing: class weights 1 / volume², an absent class weighted as the other."""
+    numerator = denominator = 0.0
+    volumes = [(1 - g).sum(), g.sum()]
+    for q, t, volume in zip((1 - p, p), (1 - g, g), volumes, strict=True):
+        weight = 1 / (volume or max(volumes)) ** 2
+        numerator += 2 * weight * (q * t).sum()
+        denominator += weight * (q.sum() + t.sum())
+    return 1 - (numerator + 1e-5) / (denominator + 1e-5)
+
+
+def _unified_focal(p: np.ndarray, g: np.ndarray) -> float:
+    """Yeung et al. 2022, asymmetric, with λ = 0.5, γ = 0.5, δ = 0.7: lesion weighted by δ, background by 1 - δ."""
+    focal = (-0.7 * g * np.log(p) - 0.3 * (1 - g) * p**0.5 * np.log(1 - p)).mean() / 2
+
+    def tversky(q: np.ndarray, t: np.ndarray) -> float:
+        both = (q * t).sum()
+        return both / (both + 0.7 * ((1 - q) * t).sum() + 0.3 * (q * (1 - t)).sum())
+
+    region = ((1 - tversky(1 - p, 1 - g)) + (1 - tversky(p, g)) ** 0.5) / 2
+    return 0.5 * focal + 0.5 * region
+
+
+def _boundary(p: np.ndarray, g: np.ndarray) -> float:
+    """Kervadec et al. 2019, Eq. 5 with a mean over the voxels."""
+    if g.all() or not g.any():
+        return 0.0
+    outside, inside = distance_transform_edt(g == 0), distance_transform_edt(g)
+    return (p * np.where(g == 1, 1 - inside, outside)).mean()
+
+
+def _component_dice(p: np.ndarray, g: np.ndarray) -> float:
+    """Each voxel's nearest lesion by comparing all of their distances."""
+    labels, count = label(g, structure=np.ones((3, 3, 3)))
+    if count == 0:
+        return 1 - 1e-5 / (p.sum() + 1e-5)
+    nearest = np.argmin([distance_transform_edt(labels != i + 1) for i in range(count)], axis=0)
+    parts = [(p[nearest == i], g[nearest == i]) for i in range(count)]
+    return float(np.mean([1 - (2 * (q * t).sum() + 1e-5) / (q.sum() + t.sum() + 1e-5) for q, t in parts]))
+
+
+def _lesions(shape: tuple[int, ...], *boxes: tuple[slice, ...]) -> torch.Tensor:
+    target = torch.zeros((1, 1, *shape), dtype=torch.float64)
+    for box in boxes:
+        target[(0, 0, *box)] = 1
+    return target
+
+
+SHAPES = {
+    "two lesions": _lesions((13, 9, 8), (slice(1, 3),) * 3, (slice(8, 13), slice(5, 9), slice(3, 7))),
+    # even gaps along each axis: no voxel is as near to one lesion as to another
+    "three, one a voxel": _lesions((16, 7, 5), (slice(0, 2),) * 3, (slice(6, 7),) * 3, (slice(12, 15), slice(0, 4))),
+    "one at the border": _lesions((8, 8, 8), (slice(5, 8), slice(0, 8), slice(0, 1))),
+    "none": _lesions((6, 7, 8)),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+@pytest.mark.parametrize("name", ["generalized_dice", "unified_focal", "generalized_dice_boundary", "component_dice"])
+def test_value_of_a_later_loss_by_hand(declared: dict, name: str, case: str) -> None:
+    target = SHAPES[case]
+    logits = 3 * torch.randn(target.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    p, g = torch.sigmoid(logits).numpy()[0, 0], target.numpy()[0, 0]
+    expected = {
+        "generalized_dice": _two_class_dice,
+        "unified_focal": _unified_focal,
+        "generalized_dice_boundary": lambda p, g: _two_class_dice(p, g) + 0.01 * _boundary(p, g),
+        "component_dice": _component_dice,
+    }[name](p, g)
+    assert float(declared[name](logits, target)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 12, 10, 6), (1, 3, 9, 17), (1, 1, 4, 4, 4)])
+def test_boundary_loss_equals_monai(shape: tuple[int, ...]) -> None:
+    logits, target = _example(6, shape)
+    target[0] = float(shape[1] == 3)  # empty or full
+    results = []
+    for loss in (losses.BoundaryLoss(sigmoid=True), BoundaryLoss(sigmoid=True)):
+        x = logits.clone().requires_grad_()
+        value = loss(x, target)
+        value.backward()
+        results.append((value.detach(), x.grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_missed_small_lesion_costs_as_much_as_a_large_one(declared: dict) -> None:
+    target = SHAPES["two lesions"]
+    small, large = target.clone(), target.clone()
+    small[..., 4:, :, :] = 0
+    large[..., :4, :, :] = 0
+    missed = {name: [float(declared[name](24 * found - 12, target)) for found in (small, large)]
+              for name in ("dice", "component_dice")}  # fmt: skip
+    assert missed["component_dice"] == pytest.approx([0.5, 0.5], abs=0.01)
+    assert missed["dice"] == pytest.approx([1 - 16 / 96, 1 - 160 / 168], abs=0.01)  # 8 and 80 voxels
+
+
+def test_losses_of_two_classes_and_of_lesions_need_the_one_logit(declared: dict) -> None:
+    two = torch.zeros(1, 2, 8, 8, 8)
+    for name in ("generalized_dice", "component_dice"):
+        with pytest.raises(ValueError, match="one logit"):
+            declared[name](two, two)
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_later_losses_from_half_are_those_of_float32(declared: dict, name: str) -> None:
+    logits, target = (t.float() for t in _example(7))
+    half = logits.half()
+    torch.testing.assert_close(declared[name](half, target).float(), declared[name](half.float(), target),
+                               rtol=2e-2, atol=0)  # fmt: skip

@@ -87,6 +87,21 @@ def test_the_weights_are_the_papers_grid_and_reach_the_loss() -> None:
     assert len(variants) == 25
 
 
+def test_the_extended_study_makes_each_loss_once() -> None:
+    extended = str(CONFIGS / "study_losses_extended.yaml")
+    config = _config(TRAIN, STUDY, extended)
+    made = []
+    for variant in read_variants(config["variants"]):
+        parser, _ = variant_configs(config, variant, EVALUATE)
+        rehearse(parser, variant)
+        made.append((variant.name, type(parser.get_parsed_content("loss")).__name__))
+    assert made == [
+        ("tversky_hausdorff", "CompoundLoss"), ("dice_ce", "DiceCELoss"), ("generalized_dice", "TwoClassLoss"),
+        ("unified_focal", "TwoClassLoss"), ("generalized_dice_boundary", "CompoundLoss"),
+        ("component_dice", "ComponentDiceLoss"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("compare", ["tversky,dice", "tversky, dice", ("tversky", "dice"), ["dice", "tversky"]])
 def test_variants_are_chosen_by_name(compare: Any) -> None:
     variants = _shipped(TRAIN, STUDY)

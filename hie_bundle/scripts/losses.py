@@ -1,21 +1,33 @@
-"""Losses of the study that MONAI does not have: a region loss plus the log of a Hausdorff distance loss."""
+"""Losses that MONAI does not have, or not in the form needed here: the study's compounds, and some of later work."""
 
 from __future__ import annotations
 
 import warnings
 from typing import Any
 
+import cc3d
+import numpy as np
 import torch
+from monai.losses import BoundaryLoss as StockBoundaryLoss
 from monai.losses import DiceCELoss as StockDiceCELoss
 from monai.losses import HausdorffDTLoss as StockHausdorffDTLoss
 from monai.networks import one_hot
 from monai.utils import LossReduction
+from scipy import ndimage
 from torch import nn
 
-from .distance import boundary_distance
+from .distance import boundary_distance, signed_distance
 from .distributed import mean_over_ranks, with_other_ranks
 
-__all__ = ["CompoundLoss", "DiceCELoss", "HausdorffDTLoss", "LogHausdorffDTLoss"]
+__all__ = [
+    "BoundaryLoss",
+    "ComponentDiceLoss",
+    "CompoundLoss",
+    "DiceCELoss",
+    "HausdorffDTLoss",
+    "LogHausdorffDTLoss",
+    "TwoClassLoss",
+]
 
 
 class HausdorffDTLoss(StockHausdorffDTLoss):
@@ -143,3 +155,116 @@ class CompoundLoss(nn.Module):
             Scalar loss (with the parts' default mean reduction).
         """
         return self.region_weight * self.region(input, target) + self.boundary_weight * self.boundary(input, target)
+
+
+class TwoClassLoss(nn.Module):
+    """A loss on the probabilities of two classes, background and lesion, given the lesion's one logit.
+
+    For losses that weigh one class against the other: MONAI's ``GeneralizedDiceLoss``, whose class weights cancel out
+    with one channel, and its ``AsymmetricUnifiedFocalLoss``, which has no sigmoid of its own.
+
+    Args:
+        loss: takes probabilities and 0/1 targets, shape (B, 2, *spatial), background first.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            input: logits, shape (B, 1, *spatial); half precision is widened to float32.
+            target: 0/1 mask of the same shape.
+
+        Raises:
+            ValueError: when there is another number of channels.
+        """
+        if input.shape[1] != 1:
+            raise ValueError(f"the lesion's one logit is needed, not {input.shape[1]} channels.")
+        if input.dtype != torch.float64:
+            input = input.float()
+        probabilities = torch.cat((torch.sigmoid(-input), torch.sigmoid(input)), dim=1)
+        return self.loss(probabilities, torch.cat((1 - target, target), dim=1).to(input.dtype))
+
+
+class BoundaryLoss(StockBoundaryLoss):
+    """``monai.losses.BoundaryLoss`` (Kervadec et al. 2019), its distances in one pass and on CUDA without the host.
+
+    Σ p·φ over the voxels, divided by their number: φ is the distance in voxels to the nearest lesion voxel outside the
+    lesion, and inside it minus the distance to the nearest voxel outside, plus 1. φ is 0 for an empty or full mask.
+    Arguments, values, gradients and errors are the parent's.
+    """
+
+    @torch.no_grad()
+    def compute_distance_map(self, target: torch.Tensor) -> torch.Tensor:
+        """See ``monai.losses.BoundaryLoss.compute_distance_map``; float32."""
+        if target.dim() not in (4, 5):
+            raise ValueError("Only 2D (BNHW) and 3D (BNHWD) supported")
+        mask = target > 0.5
+        distance = signed_distance(mask)
+        return torch.where(mask & (distance < 0), distance + 1, distance)
+
+
+class ComponentDiceLoss(nn.Module):
+    """Dice loss of each lesion in its own part of the volume, averaged: a small lesion counts as much as a large one.
+
+    A volume is divided into the voxels nearest to each connected component (26 neighbours) of the true mask, as in
+    CC-Metrics (Jaus et al. 2025) and in the CC-Dice loss that follows from it; within a part the loss is that of
+    ``monai.losses.DiceLoss``. A volume without lesion is one part. The mean is over an item's parts, then over items.
+
+    The parts come from SciPy's distance transform in host memory, of items with several lesions alone.
+
+    Args:
+        smooth_nr: added to the numerator of each Dice.
+        smooth_dr: added to its denominator; with ``smooth_nr`` the loss of an empty part is 0 for an empty prediction.
+    """
+
+    def __init__(self, smooth_nr: float = 1e-5, smooth_dr: float = 1e-5) -> None:
+        super().__init__()
+        self.smooth_nr = smooth_nr
+        self.smooth_dr = smooth_dr
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            input: logits, shape (B, 1, X, Y, Z); half precision is widened to float32.
+            target: 0/1 mask of the same shape.
+
+        Returns:
+            Scalar, from 0 to 1.
+
+        Raises:
+            ValueError: when the shapes differ, or are not those of one 3D channel.
+        """
+        if input.shape != target.shape or input.ndim != 5 or input.shape[1] != 1:
+            raise ValueError(
+                "one logit and one mask of shape (B, 1, X, Y, Z) are needed, "
+                f"not {tuple(input.shape)} and {tuple(target.shape)}."
+            )
+        if input.dtype != torch.float64:
+            input = input.float()
+        losses = []
+        for probability, truth in zip(torch.sigmoid(input).flatten(1), target.to(input.dtype), strict=True):
+            parts, count = _nearest_component(truth[0])
+            truth = truth.flatten()
+
+            def total(values: torch.Tensor, parts: torch.Tensor = parts, count: int = count) -> torch.Tensor:
+                return values.new_zeros(count).index_add(0, parts, values)
+
+            both = total(probability * truth)
+            either = total(probability) + total(truth)
+            losses.append((1 - (2 * both + self.smooth_nr) / (either + self.smooth_dr)).mean())
+        return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def _nearest_component(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """For each voxel of a volume, flattened, the index from 0 of the nearest component; how many parts there are."""
+    lesion = (mask > 0.5).as_subclass(torch.Tensor).cpu().contiguous().numpy()
+    labels, count = cc3d.connected_components(lesion, connectivity=26, return_N=True)
+    if count < 2:
+        return torch.zeros(lesion.size, dtype=torch.int64, device=mask.device), 1
+    nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+    parts = labels[tuple(nearest)].astype(np.int64) - 1
+    return torch.from_numpy(parts).flatten().to(mask.device), count
