@@ -33,11 +33,19 @@ Floats = NDArray[np.float64]
 
 
 def read_maps(item: Mapping[str, Any], limits: Limits) -> tuple[NDArray[Any], Volume]:
-    """ADC and ZADC of an item of a data list, (2, X, Y, Z) as in its files, and the volume that they lie on."""
+    """ADC and ZADC of an item of a data list, (2, X, Y, Z) as in its files, and the volume that they lie on.
+
+    A ZADC map that is missing is NaN.
+    """
     files = [file for part, file in item_files(item).items() if part != "label"]
     maps = [read_volume(file, limits.max_bytes) for file in files]
-    arrays = np.moveaxis(maps[0].array, -1, 0) if len(maps) == 1 else np.stack([one.array for one in maps])
-    return arrays, maps[0]
+    arrays = [one.array for one in maps]
+    if len(maps) == 1:
+        first = maps[0].array
+        arrays = list(np.moveaxis(first, -1, 0)) if first.ndim == 4 else [first]
+    if len(arrays) == 1:
+        arrays.append(np.full(arrays[0].shape, np.nan))
+    return np.stack(arrays), maps[0]
 
 
 def features(adc: NDArray[Any], zadc: NDArray[Any], spacing_mm: Sequence[float], smoothing_mm: float) -> Floats:
@@ -169,6 +177,8 @@ class VoxelRegression:
         if "label" not in item:
             raise ValueError(f"training case {item['case']} has no label")
         (adc, zadc), grid = read_maps(item, self.limits)
+        if np.isnan(zadc).all():
+            raise ValueError(f"training case {item['case']} has no ZADC map")
         if are_normalised(adc, zadc):
             raise ValueError(f"the maps of training case {item['case']} are normalised")
         truth = read_volume(item["label"], self.limits.max_bytes).array[brain_of(adc)] > 0.5

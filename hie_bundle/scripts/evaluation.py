@@ -138,10 +138,11 @@ class CaseEvaluation:
         if "native" in grids:
             adc, zadc = item["native_image"].cpu().numpy()
             truth = grids["native"][1]
-            row["baseline_dice"] = metrics.dice(bonbid.brain_of(adc) & (zadc < self.baseline_threshold), truth)
+            simple = {"baseline_dice": bonbid.brain_of(adc) & (zadc < self.baseline_threshold)}
             if self.fitted is not None:
-                mask = self.fitted.predict(adc, zadc, grids["native"][2])
-                row["regression_dice"] = metrics.dice(mask, truth)
+                simple["regression_dice"] = self.fitted.predict(adc, zadc, grids["native"][2])
+            alone = np.isnan(zadc).all()  # no ZADC map: nothing to compare with
+            row |= {name: math.nan if alone else metrics.dice(mask, truth) for name, mask in simple.items()}
             for number, member in enumerate(item.get("native_members", ()), start=1):
                 row[f"member_{number}_dice"] = metrics.dice(_mask(member[None]), truth)
         return row

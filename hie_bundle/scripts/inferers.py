@@ -58,6 +58,9 @@ class PrecisionInferer(Inferer):
 
     Args:
         precision: see :class:`TorchBackend`.
+
+    Raises:
+        UserError: when called, if the input has NaN.
     """
 
     def __init__(self, precision: str = "float32") -> None:
@@ -65,6 +68,7 @@ class PrecisionInferer(Inferer):
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         assert isinstance(network, nn.Module)
+        _refuse_nan(inputs)
         return self.backend(network, inputs)
 
 
@@ -90,7 +94,7 @@ class EnsembleInferer(Inferer):
 
     Raises:
         UserError: when a checkpoint cannot be read or does not fit the network, naming the layers; when there are more
-            than two logits to average.
+            than two logits to average; when called, if the input has NaN, of which a network would make an empty mask.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class EnsembleInferer(Inferer):
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         assert isinstance(network, nn.Module)
+        _refuse_nan(inputs)
         self.members = None
         if len(self.checkpoints) == 1 and not self.flips:
             return self._predict(inputs, network)
@@ -171,6 +176,14 @@ class EnsembleMembers:
         if self.inferer.members is not None:
             output: dict[str, Any] = engine.state.output  # type: ignore[assignment]
             output[self.key] = self.inferer.members
+
+
+def _refuse_nan(inputs: torch.Tensor) -> None:
+    if torch.isnan(inputs).any():
+        raise UserError(
+            "The network's input has NaN. Where a case has no ZADC map (limits#zadc: optional), a transform of the "
+            "recipe must replace that channel; this recipe has none."
+        )
 
 
 def _lesion_logit(logits: torch.Tensor) -> torch.Tensor:

@@ -21,9 +21,11 @@ def brain_of(adc: NDArray[Any], normalised: bool = False) -> NDArray[np.bool_]:
     return np.asarray(adc > (adc.min() + 1e-6 if normalised else 0))
 
 
-def are_normalised(adc: NDArray[Any], zadc: NDArray[Any]) -> bool:
-    """Whether both maps have mean 0 and standard deviation 1 over the volume, as preprocessing leaves them.
+def are_normalised(adc: NDArray[Any], zadc: NDArray[Any] | None = None) -> bool:
+    """Whether both maps, or the ADC map where there is no other, have mean 0 and standard deviation 1 over the volume,
+    as preprocessing leaves them.
 
     Their values then say nothing about ADC, Z-scores or the brain's volume.
     """
-    return all(abs(values.mean()) < 0.01 and abs(values.std() - 1) < 0.01 for values in (adc, zadc))
+    maps = [adc] if zadc is None else [adc, zadc]
+    return all(abs(values.mean()) < 0.01 and abs(values.std() - 1) < 0.01 for values in maps)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .brain import are_normalised, brain_of
+from .errors import DatasetError
 from .volumes import Volume, VolumeError, read_volume
 
 __all__ = ["CaseReport", "Limits", "Problem", "check_case"]
@@ -27,6 +28,11 @@ class Limits:
         zadc_limit: largest absolute value of ZADC (BONBID-HIE's are clipped at 10).
         outside_fraction: largest share of a lesion's voxels outside the brain.
         max_bytes: largest size of one volume in memory.
+        zadc: ``required``, or ``optional``: a case may have an ADC map alone, see
+            :class:`scripts.transforms.LoadMapsd`. For recipes that fill in what is missing.
+
+    Raises:
+        DatasetError: when ``zadc`` is neither.
     """
 
     grid_tolerance_mm: float = 0.1
@@ -34,6 +40,11 @@ class Limits:
     zadc_limit: float = 100.0
     outside_fraction: float = 0.5
     max_bytes: int = 1 << 31
+    zadc: Literal["required", "optional"] = "required"
+
+    def __post_init__(self) -> None:
+        if self.zadc not in ("required", "optional"):
+            raise DatasetError(f"limits#zadc is 'required' or 'optional', not {self.zadc!r}.")
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,10 @@ class CaseReport:
 
 
 def item_files(item: Mapping[str, Any]) -> dict[str, str]:
-    """The files of a MONAI data item by part: ``adc`` and ``zadc``, or ``stacked``; ``label`` if it has one."""
+    """The files of a MONAI data item by part: ``adc`` and ``zadc``, or ``stacked``; ``label`` if it has one.
+
+    A single image file is ``stacked``; that it is an ADC map alone is known once it is read.
+    """
     image = item["image"]
     if isinstance(image, (str, Path)):
         files = {"stacked": str(image)}
@@ -134,7 +148,7 @@ def check_case(case: str, files: Mapping[str, str], limits: Limits | None = None
         except MemoryError:
             report.problems.append(Problem(path, "does not fit in memory"))
     if "stacked" in volumes:
-        _unstack(report, volumes)
+        _unstack(report, volumes, limits)
     for part in list(volumes):
         if volumes[part].array.ndim != 3:
             shape = volumes.pop(part).array.shape
@@ -144,7 +158,8 @@ def check_case(case: str, files: Mapping[str, str], limits: Limits | None = None
     if maps:
         _describe_grid(report, volumes[maps[0]])
     _check_grids(report, volumes, limits)
-    if len(maps) == 2:
+    alone = maps == ["adc"] and report.files.keys().isdisjoint(("zadc", "stacked"))
+    if len(maps) == 2 or alone:
         _check_values(report, volumes, limits, judge=all(sound))
     if "label" in volumes:
         _check_label(report, volumes, limits)
@@ -155,9 +170,15 @@ def _file(report: CaseReport, part: str) -> str:
     return report.files[part] if part in report.files else report.files["stacked"]
 
 
-def _unstack(report: CaseReport, volumes: dict[str, Volume]) -> None:
+def _unstack(report: CaseReport, volumes: dict[str, Volume], limits: Limits) -> None:
     stacked = volumes.pop("stacked")
     channels = stacked.array.shape[3] if stacked.array.ndim == 4 else 1
+    if channels == 1 and limits.zadc == "optional":
+        report.files = {"adc" if part == "stacked" else part: file for part, file in report.files.items()}
+        report.notes.append("no ZADC map")
+        array = stacked.array[..., 0] if stacked.array.ndim == 4 else stacked.array
+        volumes["adc"] = Volume(array, stacked.affine, stacked.header_spacing_mm)
+        return
     if channels != 2:
         message = f"has {channels} channel{'s'[: channels > 1]}; a stacked file has two, ADC and ZADC"
         report.problems.append(Problem(report.files["stacked"], message))
@@ -235,8 +256,10 @@ def grid_difference(first: Volume, second: Volume, tolerance_mm: float) -> str:
 
 def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits, judge: bool) -> None:
     """Measure the maps and, if asked to judge, say whether they can be what they are called."""
-    adc, zadc = (np.asarray(volumes[part].array, np.float64) for part in ("adc", "zadc"))
-    report.adc_range, report.zadc_range = ([float(a.min()), float(a.max())] for a in (adc, zadc))
+    adc = np.asarray(volumes["adc"].array, np.float64)
+    zadc = np.asarray(volumes["zadc"].array, np.float64) if "zadc" in volumes else None
+    report.adc_range = [float(adc.min()), float(adc.max())]
+    report.zadc_range = None if zadc is None else [float(zadc.min()), float(zadc.max())]
     report.normalised = are_normalised(adc, zadc)
     brain = brain_of(adc, report.normalised)
     voxel_ml = float(np.prod(volumes["adc"].spacing_mm)) / 1000
@@ -246,14 +269,11 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
     if report.normalised or not judge:
         return
 
-    fit = like_adc(adc, limits), like_zadc(zadc, limits)
-    if all(fit):
-        return
-    ranges = f"ADC {_span(report.adc_range)}, ZADC {_span(report.zadc_range)}"
-    if are_swapped(adc, zadc, limits):
+    if zadc is not None and are_swapped(adc, zadc, limits):
+        ranges = f"ADC {_span([adc.min(), adc.max()])}, ZADC {_span([zadc.min(), zadc.max()])}"
         report.problems.append(Problem(_file(report, "adc"), f"and the ZADC map are swapped (values: {ranges})"))
         return
-    if not fit[0]:
+    if not like_adc(adc, limits):
         median = float(np.median(adc[adc > 0])) if (adc > 0).any() else 0.0
         message = f"is no ADC map in 1e-6 mm²/s: the median of its positive voxels is {median:.4g}, not between "
         message += f"{limits.adc_range[0]:g} and {limits.adc_range[1]:g}"
@@ -261,8 +281,8 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
             if limits.adc_range[0] <= median * factor <= limits.adc_range[1]:
                 message += f" (multiply it by {factor:g})"
         report.problems.append(Problem(_file(report, "adc"), message))
-    if not fit[1]:
-        message = f"is no Z map: its values go from {_span(report.zadc_range)}, beyond ±{limits.zadc_limit:g}"
+    if zadc is not None and not like_zadc(zadc, limits):
+        message = f"is no Z map: its values go from {_span([zadc.min(), zadc.max()])}, beyond ±{limits.zadc_limit:g}"
         report.problems.append(Problem(_file(report, "zadc"), message))
 
 
@@ -317,5 +337,5 @@ def _values(values: NDArray[np.float64]) -> str:
     return " ".join(f"{value:.6g}" for value in values)
 
 
-def _span(values: list[float]) -> str:
+def _span(values: Sequence[float]) -> str:
     return f"{values[0]:.4g} to {values[1]:.4g}"

@@ -49,7 +49,8 @@ def datalist(
         file: a data list in the decathlon form instead of a search in ``dataset_dir``, its paths relative to itself.
             Lists ``training`` (with ``fold`` keys, if ``fold`` is given), ``validation`` and ``test``. An entry may say
             in ``patient`` whose case it is.
-        limits: what a case may look like, for the folds, which are divided by lesion size; the defaults if None.
+        limits: what a case may look like: whether it needs a ZADC map, and for the folds, which are divided by lesion
+            size; the defaults if None.
         patient_pattern: finds the patient's id in a case's id, see :func:`scripts.bonbid.patients_of`.
         native: with the keys ``native_image`` and ``native_label`` where preprocessing changed the grid: the files that
             it read, as its data list says. Without them if none of these files can be found; a warning says so.
@@ -57,8 +58,9 @@ def datalist(
             sizes, and ``train`` the others. The fold, or the official ``val``, then takes no part in training.
 
     Returns:
-        ``{"image": [adc, zadc] or stacked, "label": path, "case": id}`` with absolute paths, sorted by case. Files
-        that are missing are listed too, for ``require_usable`` to name them.
+        ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}`` with absolute paths, sorted by case.
+        Files that are missing are listed too, for ``require_usable`` to name them; but a ZADC map that ``limits`` do
+        not require is left out.
 
     Raises:
         DatasetError: an unknown split, a fold that does not exist, a data list that cannot be read, or a patient in
@@ -103,11 +105,12 @@ def _from_folder(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The items, and the patient of each case in the folder."""
     cases = find_cases(dataset_dir)
+    zadc = (limits or Limits()).zadc == "required"
     patients = patients_of([case.case for case in cases], patient_pattern)
     _refuse_shared_patients(cases, patients, split, folds=num_folds is not None)
     if num_folds is not None and split != "test":
         pool = [case for case in cases if case.split != "test"]
-        folds = fold_of_case([case.item() for case in pool], patients, num_folds, seed, limits)
+        folds = fold_of_case([case.item(zadc=zadc) for case in pool], patients, num_folds, seed, limits)
         if split is not None:
             pool = [case for case in pool if (folds[case.case] == fold) == (split == "val")]
         cases = pool if split is not None else cases
@@ -115,7 +118,7 @@ def _from_folder(
         cases = [case for case in cases if case.split == split]
     if not labels:
         cases = [case for case in cases if case.adc or case.zadc or case.stacked]
-    items = sorted((case.item(labels) for case in cases), key=lambda item: str(item["case"]))
+    items = sorted((case.item(labels, zadc) for case in cases), key=lambda item: str(item["case"]))
     if num_folds is not None and split != "test":
         _tell_patients(items, patients, f"{split or 'all'}, fold {fold} of {num_folds}")
     return items, patients
@@ -224,7 +227,7 @@ def write_datalist(
         DatasetError: there is no case, some are unusable, or the file cannot be written.
     """
     output_file = Path(output_file).absolute()
-    everything = datalist(dataset_dir, None, labels)
+    everything = datalist(dataset_dir, None, labels, limits=limits)
     require_usable(everything, dataset_dir, "a data list", limits)
     find = partial(datalist, dataset_dir, labels=labels, seed=seed, limits=limits, patient_pattern=patient_pattern)
     if num_folds is None:

@@ -36,8 +36,8 @@ def require_usable(
     """Stop before anything starts if any case is unusable.
 
     Args:
-        items: MONAI data items, ``{"image": [adc, zadc] or stacked, "label": path, "case": id}``; label and case id
-            may be absent.
+        items: MONAI data items, ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}``; label and
+            case id may be absent.
         dataset_dir: where they come from, for the message.
         purpose: what they are wanted for, e.g. ``training``, for the message.
         limits: what a case may look like; the defaults if None.
@@ -57,6 +57,8 @@ def require_usable(
     _note_ambiguous(reports, dataset_dir)
     if native:
         reports += _check_natives(items, reports, limits, cache_file, num_workers, needed=native == "needed")
+    if lone := [report.case for report in reports if "zadc" not in report.files and "stacked" not in report.files]:
+        logger.warning("Without a ZADC map, taken by ADC alone: %s", ", ".join(lone))
     bad = [report for report in reports if not report.usable]
     if bad:
         unusable = {report.case for report in bad}

@@ -49,14 +49,18 @@ class Case:
     label: Path | None = None
     duplicates: tuple[Path, ...] = ()
 
-    def item(self, labels: bool = True) -> dict[str, Any]:
+    def item(self, labels: bool = True, zadc: bool = True) -> dict[str, Any]:
         """The case as MONAI's data item. A missing file stands where it would be expected, so that it can be named.
 
         Args:
             labels: with the key ``label``.
+            zadc: a ZADC map is expected; otherwise one that is missing is left out, and the image is the ADC map alone.
         """
         image: str | list[str]
-        image = str(self.stacked) if self.stacked else [str(self._expected("adc")), str(self._expected("zadc"))]
+        if self.stacked:
+            image = str(self.stacked)
+        else:
+            image = [str(self._expected(part)) for part in ("adc", "zadc") if part == "adc" or zadc or self.zadc]
         item: dict[str, Any] = {"image": image, "case": self.case}
         if labels:
             item["label"] = str(self._expected("label"))

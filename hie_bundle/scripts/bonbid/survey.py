@@ -67,7 +67,8 @@ def check(
     if not cases:
         raise DatasetError(nothing_found(Path(dataset_dir), "checking"))
     patients = patients_of([case.case for case in cases], patient_pattern)
-    items = [case.item(labels or case.label is not None) for case in cases]
+    zadc = (limits or Limits()).zadc == "required"
+    items = [case.item(labels or case.label is not None, zadc) for case in cases]
     reports = check_items(items, limits, cache_file, num_workers)
     for case, report in zip(cases, reports, strict=True):
         report.problems += duplicate_problems(case, labels) + _shared_patient(case, cases, patients)

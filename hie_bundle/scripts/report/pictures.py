@@ -207,7 +207,7 @@ def axial(volume: NDArray[Any], box: tuple[slice, slice], z: int) -> NDArray[Any
 
 
 def _png(grey: NDArray[Any]) -> str:
-    levels = np.round(np.clip(grey, 0, 1) * 255).astype(np.uint8)
+    levels = np.round(np.clip(np.nan_to_num(grey), 0, 1) * 255).astype(np.uint8)  # black where a map is missing
     file = io.BytesIO()
     Image.fromarray(levels).save(file, format="PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()

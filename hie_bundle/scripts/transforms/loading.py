@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import PathLike
 from monai.data import ImageReader, MetaTensor
@@ -20,9 +21,10 @@ from monai.transforms import (
     Transform,
 )
 from monai.utils import MetaKeys
+from numpy.typing import NDArray
 
 from ..bonbid.brain import are_normalised
-from ..bonbid.checks import Limits, are_swapped
+from ..bonbid.checks import Limits, are_swapped, like_adc
 from ..errors import UserError
 
 __all__ = ["KeepNatived", "LoadMapsd", "ToNatived"]
@@ -65,6 +67,11 @@ class LoadMapsd(LoadImaged):
     Tools that call the transforms without the workflow (MONAI Label, a notebook) pass no check of their cases: what
     would give a wrong mask without an error is refused here.
 
+    Of a case without a ZADC map the image is the ADC map alone: a list of one file, or one file with one channel. Where
+    ``limits`` say ``zadc: optional`` (``limits#zadc`` in the configs, for a whole recipe) it is loaded with a second
+    channel of NaN, in the background too, which a transform of the recipe must replace before anything computes with
+    it; it comes after :class:`EnsureChannelFirstd` as any other. Where they say ``zadc: required`` it is refused.
+
     Args:
         keys: keys of file names, or of lists of file names to be stacked as channels.
         maps_key: the key that holds the two maps.
@@ -72,8 +79,8 @@ class LoadMapsd(LoadImaged):
         allow_missing_keys: do not raise when a key is missing.
 
     Raises:
-        UserError: when called, if the image does not have two channels, or they can only be ZADC and ADC instead of
-            ADC and ZADC, by their values.
+        UserError: when called, if the image does not have the channels that ``limits`` allow, or they can only be ZADC
+            and ADC instead of ADC and ZADC, by their values; or if a lone map has no values of an ADC map.
     """
 
     def __init__(
@@ -91,21 +98,30 @@ class LoadMapsd(LoadImaged):
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         loaded = super().__call__(data, reader)
         if self.maps_key in self.keys and self.maps_key in loaded:
-            self._check(data[self.maps_key], loaded[self.maps_key])
+            loaded[self.maps_key] = self._two_maps(data[self.maps_key], loaded[self.maps_key])
         return loaded
 
-    def _check(self, files: Any, image: MetaTensor) -> None:
+    def _two_maps(self, files: Any, image: MetaTensor) -> MetaTensor:
         axis = image.meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM)
         maps = image.as_tensor().numpy()
         if not isinstance(axis, (int, float)) or math.isnan(axis):  # MONAI's "no_channel"
             axis, maps = 0, maps[None]
         channels = maps.shape[int(axis)]
-        name = files if isinstance(files, (str, Path)) else " and ".join(map(str, files))
+        name = str(files) if isinstance(files, str | Path) else " and ".join(map(str, files))
+        if channels == 1 and self.limits.zadc == "optional":
+            return self._with_missing(name, np.moveaxis(maps, int(axis), 0)[0], image)
         if channels != 2:
             raise UserError(f"{name}: {channels} channel{'s' * (channels != 1)}, not the two maps ADC and ZADC.")
         adc, zadc = maps.swapaxes(0, int(axis))
         if are_swapped(adc, zadc, self.limits):
             raise UserError(f"{name}: the channels are ZADC and ADC by their values; ADC must come first.")
+        return image
+
+    def _with_missing(self, name: str, adc: NDArray[Any], image: MetaTensor) -> MetaTensor:
+        if not are_normalised(adc) and not like_adc(adc, self.limits):
+            raise UserError(f"{name}: one map, which by its values is no ADC map in 1e-6 mm²/s.")
+        maps = torch.stack([torch.as_tensor(adc), torch.full(adc.shape, torch.nan)])
+        return MetaTensor(maps, meta={**image.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0})
 
 
 class KeepNatived(Transform):
@@ -128,7 +144,7 @@ class KeepNatived(Transform):
         if "native_image" in data:
             return dict(self._load(data))  # type: ignore[arg-type]
         adc, zadc = data["image"][:2].numpy()
-        if are_normalised(adc, zadc):
+        if are_normalised(adc, None if np.isnan(zadc).all() else zadc):
             return dict(data)
         return {**data, **{f"native_{key}": data[key].clone() for key in ("image", "label") if key in data}}
 
