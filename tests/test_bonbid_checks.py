@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -442,3 +444,17 @@ def test_unknown_kinds_and_missing_files(tmp_path: Path) -> None:
         read_volume(tmp_path / "a.nrrd")
     with pytest.raises(FileNotFoundError):
         read_volume(tmp_path / "b.mha")
+
+
+@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
+def test_a_voxel_size_of_zero_beside_a_valid_position_is_refused(tmp_path: Path, extension: str) -> None:
+    """Readers make 1 mm of it, and the mask would lie elsewhere than the map."""
+    path = tmp_path / f"map{extension}"
+    nifti = nib.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.diag([2.0, 2.0, 3.0, 1.0]))
+    nib.save(nifti, path)
+    data = bytearray(gzip.decompress(path.read_bytes()) if extension.endswith("gz") else path.read_bytes())
+    assert struct.unpack_from("<3f", data, 80) == (2.0, 2.0, 3.0)
+    struct.pack_into("<3f", data, 80, 0.0, 2.0, 3.0)
+    path.write_bytes(gzip.compress(data) if extension.endswith("gz") else data)
+    with pytest.raises(VolumeError, match=r"voxel size of 0 × 2 × 3 mm in its header"):
+        read_volume(path)

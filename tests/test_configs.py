@@ -17,10 +17,11 @@ import SimpleITK
 import torch
 from conftest import BUNDLE, ROOT, TINY
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.transforms import Invertd, LoadImaged
+from monai.transforms import Invertd, LoadImaged, SaveImaged
 from monai.transforms.traits import RandomizableTrait
 
 from scripts import metrics
+from scripts.masks import SaveMaskd
 from scripts.recipe import recipe_of
 from scripts.transforms import LoadMapsd
 
@@ -111,7 +112,8 @@ def test_form_that_monai_label_reads() -> None:
     assert steps[1].adjuster.input_channel_dim is None
     assert not {"Spacingd", "SelectItemsd"} & set(names)
     last = [type(step).__name__ for step in inference.get_parsed_content("postprocessing").transforms]
-    assert last == ["Activationsd", "Invertd", "AsDiscreted", "CastToTyped", "SaveImaged"]
+    assert last == ["Activationsd", "Invertd", "AsDiscreted", "CastToTyped", "SaveMaskd"]
+    assert issubclass(SaveMaskd, SaveImaged)  # which is taken out there
     assert "@device.type" not in Path(TRAIN).read_text() + Path(INFER).read_text()
     channels = json.loads((CONFIGS / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"][
         "channel_def"

@@ -10,6 +10,8 @@
 ``losses``            Hausdorff distance loss, its logarithm, compounds
 ``handlers``          what training adds to MONAI's engine: L1 term, clipping, seeds, checkpoints, stopping, resuming
 ``recipe``            what weights were trained with, in words; where another recipe is refused
+``masks``             masks on disk: a file for each case, on its grid, whole or not there
+``finite``            numbers that are none: noticed in their step, never saved, loaded or made into a mask
 ``weights``           files with weights: written, read, checked
 ``inferers``          how a network sees a volume: backend, window, mirrorings, checkpoints
 ``openvino_backend``  the same network run by OpenVINO

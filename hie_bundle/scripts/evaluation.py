@@ -156,7 +156,7 @@ class CaseEvaluation:
         volumes = (adc, zadc, truth, pred, spacing_mm)
         windows = (self.adc_window, self.zadc_window)
         self.views[item["case"]] = report.case_views(*volumes, *windows)
-        file = f"{item['case'].replace('/', '_')}.png"
+        file = f"{bonbid.file_name(item['case'])}.png"
         write_atomically(self.output_dir / "overlays" / file, report.render_case(*volumes, item["case"], *windows))
 
     def completed(self, _: SupervisedEvaluator | None = None) -> None:

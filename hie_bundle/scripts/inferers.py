@@ -19,6 +19,7 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import nn
 
 from .errors import UserError, choose
+from .finite import require_finite_output
 from .weights import as_paths, read_weights
 
 __all__ = ["PRECISIONS", "EnsembleInferer", "EnsembleMembers", "PrecisionInferer", "TorchBackend"]
@@ -94,7 +95,8 @@ class EnsembleInferer(Inferer):
 
     Raises:
         UserError: when a checkpoint cannot be read or does not fit the network, naming the layers; when there are more
-            than two logits to average; when called, if the input has NaN, of which a network would make an empty mask.
+            than two logits to average; when called, if the input has NaN, or what the network says is not finite, naming
+            the files.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class EnsembleInferer(Inferer):
         spatial = [axis + 2 for axis in axes]
         seen = torch.flip(inputs, spatial) if axes else inputs
         logits = self.window(seen, partial(self.backend, network))
+        require_finite_output(logits, inputs)
         return torch.flip(logits, spatial) if axes else logits
 
     def _mirrorings(self) -> Iterator[tuple[int, ...]]:

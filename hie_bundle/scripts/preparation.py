@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .bonbid import Case, DatasetError, Limits, find_cases, read_volume, require_usable, write_datalist
+from .bonbid import Case, DatasetError, Limits, find_cases, read_volume, require_usable, write_datalist, write_volume
 from .bonbid.layout import MANIFEST
 from .bonbid.remembered import thread_count
 from .files import atomic_path, write_json
@@ -159,12 +158,8 @@ def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
         array: (X, Y, Z) or (X, Y, Z, C).
         affine: (4, 4) from voxel indices to millimetres, RAS+.
     """
-    image = nib.Nifti1Image(array, affine)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+        write_volume(temporary, array, affine)
 
 
 def _maps(case: Case) -> tuple[list[NDArray[Any]], NDArray[np.float64]]:

@@ -12,8 +12,8 @@ import torch
 from monai.data import MetaTensor
 
 from .baselines import read_maps
-from .bonbid import Limits, Volume, VolumeError, as_native, read_volume
-from .bonbid.checks import grid_difference
+from .bonbid import Limits, Volume, VolumeError, as_native, grid_difference, read_volume
+from .bonbid.layout import case_of_file_name
 from .errors import UserError
 from .evaluation import CaseEvaluation
 
@@ -83,8 +83,9 @@ def find_predictions(folder: Path, cases: Sequence[str]) -> dict[str, list[Path]
         cases: the ids.
 
     Returns:
-        For each case the files named ``<case>_lesion`` with ``.nii.gz``, ``.nii`` or ``.mha``; without any, those
-        whose name contains the id, not as part of a longer number or word, nor of another case's longer id.
+        For each case the files named ``<case>_lesion`` (as :class:`scripts.masks.SaveMaskd` writes them) with
+        ``.nii.gz``, ``.nii`` or ``.mha``; without any, those whose name contains the id, not as part of a longer number
+        or word, nor of another case's longer id.
     """
     files = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(EXTENSIONS) and path.is_file())
     exact: dict[str, list[Path]] = {case: [] for case in cases}
@@ -92,8 +93,8 @@ def find_predictions(folder: Path, cases: Sequence[str]) -> dict[str, list[Path]
     patterns = {case: re.compile(rf"(?<![^\W_]){re.escape(case)}(?![^\W_])") for case in cases}
     for path in files:
         stem = path.name[: -len(next(e for e in EXTENSIONS if path.name.lower().endswith(e)))]
-        if stem.removesuffix("_lesion") in exact and stem.endswith("_lesion"):
-            exact[stem.removesuffix("_lesion")].append(path)
+        if stem.endswith("_lesion") and (case := case_of_file_name(stem.removesuffix("_lesion"))) in exact:
+            exact[case].append(path)
         elif matching := [case for case, pattern in patterns.items() if pattern.search(stem)]:
             near[max(matching, key=len)].append(path)
     return {case: exact[case] or near[case] for case in cases}

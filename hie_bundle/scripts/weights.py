@@ -8,6 +8,7 @@ without a key) get one from :func:`write_bare`, with the rest in a file beside i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 
 from .errors import UserError
 from .files import atomic_path, sha256_of, write_json
+from .finite import not_finite
 
 __all__ = ["as_paths", "bare", "read_record", "read_weights", "save_atomically", "save_weights", "write_bare"]
 
@@ -37,7 +39,7 @@ def read_weights(path: Path, network: nn.Module, name: str = "model") -> Mapping
     """The weights in a checkpoint, under ``name`` or bare, once it is sure that they fit the network.
 
     Raises:
-        UserError: when they do not, or cannot be read.
+        UserError: when they do not, are not all finite, or cannot be read.
     """
     content = _read(path)
     weights = content.get(name, content)
@@ -46,6 +48,8 @@ def read_weights(path: Path, network: nn.Module, name: str = "model") -> Mapping
             f"The weights in {path} do not fit the network; were they trained with other `features`?\n"
             + "\n".join(problems)
         )
+    if bad := not_finite(weights):
+        raise UserError(f"The weights in {path} are not finite: {bad}. They give no masks; take others.")
     return weights
 
 
@@ -79,7 +83,12 @@ def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: M
         path: the file to be.
         recipe: see :func:`scripts.recipe.describe`; left out if None.
         training: loss, epoch, seed …; plain values.
+
+    Raises:
+        UserError: when weights are not finite; what stood there before is as it was.
     """
+    if bad := not_finite(bare(network).state_dict()):
+        raise UserError(f"The weights are not finite ({bad}): they are not saved, {path} is as it was.")
     content: dict[str, Any] = {"model": bare(network).state_dict()}
     if recipe is not None:
         content |= {"recipe": json.dumps(recipe), "training": json.dumps(training or {})}
@@ -95,9 +104,12 @@ def write_bare(path: str | Path, target: str | Path) -> None:
 
 
 def save_atomically(content: Mapping[str, Any], path: Path) -> None:
-    """``torch.save`` to a neighbouring name, then rename: readers see the old file or the new one, never a part."""
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    """``torch.save`` to a neighbouring name, then rename: readers see the old file or the new one, never a part.
+
+    The same content gives the same bytes. (Given a path PyTorch writes the file's name, here a random one, into it.)
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def bare(network: nn.Module) -> nn.Module:
@@ -114,10 +126,18 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path} is not a checkpoint that PyTorch can read safely: {error}") from error
+        # PyTorch's own message goes on to advise weights_only=False, which would run whatever code the file holds
+        raise UserError(
+            f"{path} is not a checkpoint that PyTorch can read safely ({_first_sentence(error)}). It is cut short, "
+            "damaged, or holds more than weights; take it from where it came again."
+        ) from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not the weights of a network by layer.")
     return content
+
+
+def _first_sentence(error: Exception) -> str:
+    return re.split(r"(?<=\w)[.:]\s", " ".join(str(error).split()), maxsplit=1)[0][:120]
 
 
 def _misfits(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> list[str]:

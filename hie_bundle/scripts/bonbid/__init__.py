@@ -1,18 +1,18 @@
 """BONBID-HIE's layout: finding cases, splits and folds, checks, download. Knows files, not tensors."""
 
 from .brain import are_normalised, brain_of
-from .checks import CaseReport, Limits, Problem, check_case
+from .checks import CaseReport, Limits, Problem, check_case, grid_difference
 from .datalists import datalist, held_out, write_datalist
 from .errors import DatasetError
 from .fetching import download
 from .folds import SIZE_CLASSES, fold_of_case, size_class
 from .gate import require_usable
-from .layout import SPLITS, Case, find_cases, output_name
+from .layout import SPLITS, Case, file_name, find_cases, output_name
 from .listfiles import as_native
 from .patients import patient_of, patients_of
 from .remembered import check_items
 from .survey import check
-from .volumes import Volume, VolumeError, read_volume
+from .volumes import Volume, VolumeError, read_grid, read_volume, write_volume
 
 __all__ = [
     "SIZE_CLASSES",
@@ -32,14 +32,18 @@ __all__ = [
     "check_items",
     "datalist",
     "download",
+    "file_name",
     "find_cases",
     "fold_of_case",
+    "grid_difference",
     "held_out",
     "output_name",
     "patient_of",
     "patients_of",
+    "read_grid",
     "read_volume",
     "require_usable",
     "size_class",
     "write_datalist",
+    "write_volume",
 ]

@@ -14,7 +14,7 @@ from .brain import are_normalised, brain_of
 from .errors import DatasetError
 from .volumes import Volume, VolumeError, read_volume
 
-__all__ = ["CaseReport", "Limits", "Problem", "check_case"]
+__all__ = ["CaseReport", "Limits", "Problem", "check_case", "grid_difference"]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MANIFEST", "SPLITS", "Case", "find_cases", "output_name"]
+__all__ = ["MANIFEST", "SPLITS", "Case", "case_of_file_name", "file_name", "find_cases", "output_name"]
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "preprocessing.json"  # in a folder that preprocessing wrote
@@ -139,6 +140,25 @@ def _split_of(folder: Path, root: Path) -> str | None:
             return match[1].lower()
     match = _BONBID_FOLDER.fullmatch(root.name)
     return match[1].lower() if match else None
+
+
+def file_name(case: str) -> str:
+    """A case's id as the beginning of a file's name: another one for each id, whatever it holds.
+
+    Letters, digits and ``_-+=,@~ ()[]`` stay, as do dots but the first character; every other character, and ``%``, is
+    written as in URLs (``a/b`` gives ``a%2Fb``, ``.hidden`` gives ``%2Ehidden``).
+    """
+    # letters of other scripts may stay; what separates folders, or hides a file, may not
+    quoted = "".join(
+        c if c.isalnum() or c in "_-.+=,@~ ()[]" else urllib.parse.quote(c, safe="", errors="surrogateescape")
+        for c in case
+    )
+    return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
+
+
+def case_of_file_name(name: str) -> str:
+    """The id that :func:`file_name` wrote."""
+    return urllib.parse.unquote(name, errors="surrogateescape")
 
 
 def output_name(metadata: Mapping[str, Any], saver: Any = None) -> dict[str, str]:

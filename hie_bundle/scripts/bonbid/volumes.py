@@ -1,4 +1,4 @@
-"""Reading one volume from an untrusted file: everything is checked before memory is allocated for it.
+"""Reading one volume from an untrusted file: everything is checked before memory is allocated for it. And writing one.
 
 ITK and nibabel, by which MONAI loads these files, are lenient: a truncated, overlong or contradictory file may give
 an array with wrong values, or a request for terabytes. What is accepted here loads there with the same values and
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .errors import one_line
 
-__all__ = ["Volume", "VolumeError", "read_volume"]
+__all__ = ["Volume", "VolumeError", "read_grid", "read_volume", "write_volume"]
 
 MAX_HEADER_BYTES = 1 << 20
 DEFLATE_RATIO = 1032  # deflate cannot compress better, so a larger declared size is a lie
@@ -94,6 +94,64 @@ def read_volume(path: str | Path, max_bytes: int = 1 << 31) -> Volume:
     raise VolumeError("is not a .mha, .nii or .nii.gz file")
 
 
+def read_grid(path: str | Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Shape and affine (RAS+) of a file that :func:`read_volume` accepts, without its voxels.
+
+    Raises:
+        VolumeError: the file is of another kind, or cannot be read.
+    """
+    import nibabel as nib
+    import SimpleITK as sitk
+    from monai.data.utils import correct_nifti_header_if_necessary
+
+    path = Path(path)
+    name = path.name.lower()
+    try:
+        if name.endswith((".nii", ".nii.gz")):
+            image = correct_nifti_header_if_necessary(nib.load(path))
+            return tuple(int(n) for n in image.shape), np.array(image.affine, dtype=np.float64)
+        if name.endswith(".mha"):
+            reader = sitk.ImageFileReader()
+            reader.SetImageIO("MetaImageIO")
+            reader.SetFileName(str(path))
+            reader.ReadImageInformation()
+            return tuple(int(n) for n in reader.GetSize()), _ras_affine(reader)
+    except Exception as error:  # either library raises what it happens to meet
+        raise VolumeError(f"cannot be read ({one_line(error)})") from error
+    raise VolumeError("is not a .mha, .nii or .nii.gz file")
+
+
+def write_volume(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    """Write a volume so that every reader finds it in the same place.
+
+    Args:
+        path: ends in ``.nii``, ``.nii.gz`` or ``.mha``; replaced where it is (see :func:`scripts.files.atomic_path`).
+        array: (X, Y, Z); of NIfTI also (X, Y, Z, C).
+        affine: (4, 4) from voxel indices to millimetres, RAS+.
+
+    Raises:
+        OSError: or RuntimeError, when it cannot be written.
+    """
+    if str(path).endswith(".mha"):
+        import SimpleITK as sitk
+
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+        spacing = np.linalg.norm(lps[:3, :3], axis=0)
+        image.SetSpacing(spacing.tolist())
+        image.SetOrigin(lps[:3, 3].tolist())
+        image.SetDirection((lps[:3, :3] / spacing).flatten().tolist())
+        sitk.WriteImage(image, str(path), useCompression=True)
+        return
+    import nibabel as nib
+
+    nifti = nib.Nifti1Image(array, affine)
+    nifti.set_qform(affine, code=1)
+    nifti.set_sform(affine, code=1)
+    nifti.header.set_xyzt_units("mm")
+    nib.save(nifti, path)
+
+
 def _read_meta_image(path: Path, max_bytes: int) -> Volume:
     import SimpleITK as sitk
 
@@ -127,13 +185,17 @@ def _read_meta_image(path: Path, max_bytes: int) -> Volume:
     order = ">" if any(_flag(header, key, default=False) for key in _BYTE_ORDERS) else "<"
     if array.T.shape != tuple(shape) or zlib.crc32(array.astype(order + META_TYPES[kind]).tobytes()) != checksum:
         raise VolumeError("is read by ITK as something else than it holds")
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    affine = np.eye(4)
-    affine[:3, :3] = direction * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's LPS to RAS
+    affine = _ras_affine(image)
     _check_affine(affine)
     return Volume(array.T, affine, image.GetSpacing())
+
+
+def _ras_affine(image: Any) -> NDArray[np.float64]:
+    """The affine of a SimpleITK image or reader, from LPS to RAS."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
 def _meta_header(file: io.BufferedReader) -> dict[str, str]:
@@ -251,6 +313,9 @@ def _read_nifti(path: Path, max_bytes: int) -> Volume:
                 raise VolumeError(f"has lengths in {header.get_xyzt_units()[0]}, not mm")
             if not header["qform_code"] > 0 and not header["sform_code"] > 0:
                 raise VolumeError("does not say where its voxels lie (qform and sform codes are 0)")
+            stated = kind.header_class.from_fileobj(io.BytesIO(start), check=False)["pixdim"][1:4]
+            if not (np.isfinite(stated) & (stated != 0)).all():  # nibabel takes 0 for 1 mm
+                raise VolumeError(f"has a voxel size of {_mm(stated)} in its header (pixdim)")
             offset = float(header["vox_offset"])
             if not (math.isfinite(offset) and len(start) <= size * DEFLATE_RATIO and 0 <= offset <= MAX_HEADER_BYTES):
                 raise VolumeError(f"has its voxels at offset {offset}")
