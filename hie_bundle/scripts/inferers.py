@@ -95,8 +95,8 @@ class EnsembleInferer(Inferer):
 
     Raises:
         UserError: when a checkpoint cannot be read or does not fit the network, naming the layers; when there are more
-            than two logits to average; when called, if the input has NaN, or what the network says is not finite, naming
-            the files.
+            than two logits to average; when called, if the input has NaN, or what the network says is not finite,
+            naming the files.
     """
 
     def __init__(

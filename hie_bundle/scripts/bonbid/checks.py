@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .brain import are_normalised, brain_of
 from .errors import DatasetError
+from .pairs import pair_problem
 from .volumes import Volume, VolumeError, read_volume
 
 __all__ = ["CaseReport", "Limits", "Problem", "check_case", "grid_difference"]
@@ -25,7 +26,9 @@ class Limits:
         grid_tolerance_mm: largest distance between the corners of a map's and its label's grid; well under a voxel,
             and over what rounded quaternions in NIfTI headers move a corner.
         adc_range: least and greatest median of the ADC in the brain, 1e-6 mm²/s.
+        adc_limit: largest absolute value of ADC, 1e-6 mm²/s; free water has 3000.
         zadc_limit: largest absolute value of ZADC (BONBID-HIE's are clipped at 10).
+        spacing_range_mm: least and greatest voxel size along each axis.
         outside_fraction: largest share of a lesion's voxels outside the brain.
         max_bytes: largest size of one volume in memory.
         zadc: ``required``, or ``optional``: a case may have an ADC map alone, see
@@ -37,7 +40,9 @@ class Limits:
 
     grid_tolerance_mm: float = 0.1
     adc_range: tuple[float, float] = (200.0, 4000.0)
+    adc_limit: float = 30000.0
     zadc_limit: float = 100.0
+    spacing_range_mm: tuple[float, float] = (0.1, 20.0)
     outside_fraction: float = 0.5
     max_bytes: int = 1 << 31
     zadc: Literal["required", "optional"] = "required"
@@ -157,6 +162,7 @@ def check_case(case: str, files: Mapping[str, str], limits: Limits | None = None
     sound = [_check_map(report, part, volumes) for part in maps]
     if maps:
         _describe_grid(report, volumes[maps[0]])
+        _check_spacing(report, maps[0], limits)
     _check_grids(report, volumes, limits)
     alone = maps == ["adc"] and report.files.keys().isdisjoint(("zadc", "stacked"))
     if len(maps) == 2 or alone:
@@ -188,8 +194,9 @@ def _unstack(report: CaseReport, volumes: dict[str, Volume], limits: Limits) -> 
 
 
 def _check_map(report: CaseReport, part: str, volumes: dict[str, Volume]) -> bool:
-    """Is the map finite and not constant? What is not finite becomes 0 for the further checks."""
-    array = volumes[part].array
+    """Is the map finite and not constant, in the float32 that a network sees? What is not becomes 0 from here on."""
+    with np.errstate(over="ignore"):
+        array = np.asarray(volumes[part].array, np.float32)
     bad = int(np.size(array) - np.isfinite(array).sum())
     where = f"{part.upper()} " if part not in report.files else ""
     if bad:
@@ -211,6 +218,15 @@ def _describe_grid(report: CaseReport, volume: Volume) -> None:
     axes = volume.affine[:3, :3] / volume.spacing_mm
     oblique = np.degrees(np.arccos(np.clip(np.abs(axes).max(0), 0, 1))).max() > 0.1
     report.orientation = "".join(nib.aff2axcodes(volume.affine)) + (" oblique" if oblique else "")
+
+
+def _check_spacing(report: CaseReport, part: str, limits: Limits) -> None:
+    assert report.spacing_mm is not None
+    least, greatest = limits.spacing_range_mm
+    if not all(least <= size <= greatest for size in report.spacing_mm):
+        sizes = " × ".join(f"{size:.4g}" for size in report.spacing_mm)
+        message = f"has voxels of {sizes} mm; limits#spacing_range_mm goes from {least:g} to {greatest:g}"
+        report.problems.append(Problem(_file(report, part), message))
 
 
 def _check_grids(report: CaseReport, volumes: dict[str, Volume], limits: Limits) -> None:
@@ -266,13 +282,20 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
     report.brain_ml = float(brain.sum()) * voxel_ml
     if brain.any():
         report.adc_mean, report.adc_std = float(adc[brain].mean()), float(adc[brain].std())
-    if report.normalised or not judge:
+    if not judge:
+        return
+    if zadc is not None and (problem := pair_problem(adc, zadc, brain, report.normalised)):
+        report.problems.append(Problem(_file(report, "zadc"), problem))
+    if report.normalised:
         return
 
     if zadc is not None and are_swapped(adc, zadc, limits):
         ranges = f"ADC {_span([adc.min(), adc.max()])}, ZADC {_span([zadc.min(), zadc.max()])}"
         report.problems.append(Problem(_file(report, "adc"), f"and the ZADC map are swapped (values: {ranges})"))
         return
+    if abs(max(report.adc_range, key=abs)) > limits.adc_limit:
+        message = f"has ADC values from {_span(report.adc_range)}, beyond ±{limits.adc_limit:g} (limits#adc_limit)"
+        report.problems.append(Problem(_file(report, "adc"), message))
     if not like_adc(adc, limits):
         median = float(np.median(adc[adc > 0])) if (adc > 0).any() else 0.0
         message = f"is no ADC map in 1e-6 mm²/s: the median of its positive voxels is {median:.4g}, not between "

@@ -20,7 +20,7 @@ from .layout import output_name
 
 __all__ = ["case_of", "check_items", "thread_count"]
 
-CHECKS_VERSION = 2  # raised whenever the checks change, so that remembered results are not taken
+CHECKS_VERSION = 3  # raised whenever the checks change, so that remembered results are not taken
 _PROGRESS_FROM = 8  # files; fewer are read before a bar could be seen
 
 
