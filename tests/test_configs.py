@@ -152,6 +152,7 @@ def test_the_recipe_is_the_same_in_training_and_inference() -> None:
         (["study", "study_losses_extended"], "loss_study"),
         (["strong"], "training"),
         (["strong", "strong_cpu"], "training"),
+        (["strong", "strong_cpu", "pretrain"], "pretraining"),
         (["evaluate", "strong", "strong_cpu"], "evaluating"),
         (["study", "strong", "strong_cpu"], "loss_study"),
     ],

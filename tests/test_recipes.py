@@ -29,14 +29,14 @@ INPUTS = {
     "derived_channel": (2, 3, 24, 24, 16),
     "patches": (4, 2, 16, 16, 8),
     "other_network": (2, 2, 24, 24, 16),
-    "strong": (2, 3, 16, 24, 8),
-    "strong strong_cpu": (2, 3, 16, 24, 8),
+    "strong": (2, 6, 16, 24, 8),
+    "strong strong_cpu": (2, 6, 16, 24, 8),
 }
 # voxels for volumes of 40 x 40 x 12 at 4 mm
 STRONG = {"spacing_mm": [5, 5, 6], "input_size": [16, 24, 8], "crop_size": [20, 24, 10], "val_interval": 1}
 OPTIONS: dict[str, dict[str, Any]] = {
     "strong": {**STRONG, "flips": []},
-    "strong strong_cpu": {**STRONG, "flips": [], "features": [2, 4, 6]},
+    "strong strong_cpu": {**STRONG, "flips": [], "features": [2, 4, 6, 8]},
 }
 
 

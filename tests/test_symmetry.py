@@ -61,12 +61,14 @@ def test_plane_of_rotated_and_shifted_heads(angles: tuple[int, ...], shift: tupl
 @pytest.mark.parametrize(("angles", "shift"), POSES[1:3])
 def test_difference_shows_one_sided_injury_alone(angles: tuple[int, ...], shift: tuple[int, ...], flip: bool) -> None:
     image, marks = _head(angles, shift, flip)
-    result = MirrorDifferenced(keys="image", channel=1, sigma_mm=2.0)({"image": image})["image"]
+    result = MirrorDifferenced(keys="image", channels=[1, 0], sigma_mm=2.0)({"image": image})["image"]
     assert isinstance(result, MetaTensor)
     np.testing.assert_array_equal(result.affine.numpy(), image.affine.numpy())
     assert torch.equal(result[:2].as_tensor(), image.as_tensor())
-    difference = result.numpy()[2]
+    difference, of_adc = result.numpy()[2:]
     assert difference[marks["lesion"]].mean() < -4
+    assert of_adc[marks["lesion"]].mean() < -450
+    assert abs(of_adc[marks["both"]].mean()) < 50
     assert abs(difference[marks["both"]].mean()) < 1  # low on both sides: no difference
     assert not difference[~marks["brain"]].any()
 

@@ -45,6 +45,7 @@ def write_cohort(
     num_workers: int | None = None,
     variety: str = "none",
     varieties: Mapping[str, Mapping[str, Rule]] | None = None,
+    first_case: int = 0,
     progress: bool = True,
     **settings: Any,
 ) -> None:
@@ -63,6 +64,7 @@ def write_cohort(
         num_workers: processes; None for one a core, 0 or 1 for none beside this one.
         variety: ``none``, or the family that each case draws settings of its own from.
         varieties: families by name, each with ranges by setting.
+        first_case: number of the first case; cohorts that are used together need names that differ.
         progress: show a progress bar.
         settings: values of :class:`scripts.phantom.Settings`.
 
@@ -70,8 +72,11 @@ def write_cohort(
         UserError: if ``output_dir`` holds another cohort, real or simulated, if a count is negative or
             all are 0, or if there are no such settings or family.
     """
-    if min(num_train, num_val, num_test) < 0 or num_train + num_val + num_test == 0:
-        raise UserError(f"Nothing to simulate: num_train={num_train}, num_val={num_val}, num_test={num_test}.")
+    if min(num_train, num_val, num_test, first_case) < 0 or num_train + num_val + num_test == 0:
+        raise UserError(
+            f"Nothing to simulate: num_train={num_train}, num_val={num_val}, num_test={num_test}, "
+            f"first_case={first_case}."
+        )
     scanned = Settings(**settings)
     families: dict[str, Mapping[str, Rule] | None] = {"none": None, **(varieties or {})}
     family = choose(families, variety, "variety")
@@ -81,9 +86,11 @@ def write_cohort(
     if family is not None:
         draw_settings(family, np.random.default_rng(0))  # a mistake in its rules is said before a folder is made
         manifest |= {"variety": variety, "family": json.loads(json.dumps(family))}
+    if first_case:
+        manifest |= {"first_case": int(first_case)}
     claim(root, manifest)
 
-    jobs, number = [], 0
+    jobs, number = [], int(first_case)
     for split, count in counts.items():
         folder = root / f"BONBID2023_{split}"
         for name in ("1ADC_ss", "2Z_ADC", "3LABEL") if count else ():

@@ -1,7 +1,18 @@
 """Transforms of the project. What augments by TorchIO is in ``bridge`` and ``fast``, which need it."""
 
 from .loading import KeepNatived, LoadMapsd, ToNatived
+from .patches import RandCropByLesiond
+from .scores import BrainDepthd, ScanScored
 from .spacing import ResizeToSpacingd
 from .symmetry import MirrorDifferenced
 
-__all__ = ["KeepNatived", "LoadMapsd", "MirrorDifferenced", "ResizeToSpacingd", "ToNatived"]
+__all__ = [
+    "BrainDepthd",
+    "KeepNatived",
+    "LoadMapsd",
+    "MirrorDifferenced",
+    "RandCropByLesiond",
+    "ResizeToSpacingd",
+    "ScanScored",
+    "ToNatived",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,23 +110,27 @@ def mirrored(image: torch.Tensor, spacing_mm: NDArray[np.float64], plane: Plane)
 
 
 class MirrorDifferenced(MapTransform):
-    """Append the difference between a channel and its mirror image in the brain's mid-sagittal plane.
+    """Append the differences between channels and their mirror images in the brain's mid-sagittal plane.
 
     Injury is often on one side, or stronger there, while Z-scores of healthy tissue err alike on both. The mirror
     image is smoothed: an exact counterpart does not exist. Where either side lies outside of the brain it is 0.
 
     Args:
         keys: images of shape (C, X, Y, Z) with ADC in 1e-6 mm²/s as the first channel, with their affine.
-        channel: which channel is compared with its mirror image; 1 is ZADC.
+        channels: which channels are compared with their mirror image, each giving one more; 0 is ADC, 1 is ZADC.
         sigma_mm: standard deviation of the Gaussian that smooths the mirror image.
         allow_missing_keys: do not raise when a key is missing.
     """
 
     def __init__(
-        self, keys: KeysCollection, channel: int = 1, sigma_mm: float = 3.0, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        channels: Sequence[int] = (1,),
+        sigma_mm: float = 3.0,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.channel = channel
+        self.channels = list(channels)
         self.sigma_mm = sigma_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -141,14 +145,13 @@ class MirrorDifferenced(MapTransform):
         maps = image.as_tensor().float()
         plane = mid_sagittal_plane(maps[0].cpu().numpy(), affine)
         brain = (maps[:1] > 0).float()
-        both = mirrored(torch.cat([brain, maps[self.channel, None] * brain]).cpu(), spacing, plane)
-        share, values = (ndimage.gaussian_filter(one.numpy(), self.sigma_mm / spacing) for one in both)
+        seen = mirrored(torch.cat([brain, maps[self.channels] * brain]).cpu(), spacing, plane)
+        share, *values = (ndimage.gaussian_filter(one.numpy(), self.sigma_mm / spacing) for one in seen)
         # of what lies in the brain, not drawn towards the background's 0
-        other = torch.as_tensor(values / np.maximum(share, 1e-3)).to(maps)
+        others = torch.as_tensor(np.stack(values) / np.maximum(share, 1e-3)).to(maps)
         inside = brain[0].bool() & torch.as_tensor(share > 0.25).to(brain.device)
-        difference = torch.where(inside, maps[self.channel] - other, torch.zeros_like(other))
-        more = MetaTensor(difference[None].to(image.dtype), affine=image.affine)
-        result = torch.cat([image, more])
+        differences = torch.where(inside, maps[self.channels] - others, torch.zeros_like(others))
+        result = torch.cat([image, MetaTensor(differences.to(image.dtype), affine=image.affine)])
         assert isinstance(result, MetaTensor)
         return result
 

@@ -1,0 +1,39 @@
+"""Where training patches are taken from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cc3d
+import numpy as np
+import torch
+from monai.transforms import RandCropByPosNegLabeld
+from monai.transforms.utils import map_binary_to_indices
+
+__all__ = ["RandCropByLesiond"]
+
+
+class RandCropByLesiond(RandCropByPosNegLabeld):
+    """``monai.transforms.RandCropByPosNegLabeld`` that centres patches on lesions, not on lesion voxels.
+
+    A patch that lies on lesion lies on a connected part of it that was drawn first, so that small ones are seen as
+    often as large ones; the parent draws a voxel, and sees the largest ones alone.
+
+    Arguments are the parent's. Labels, shape (1, X, Y, Z), are above 0 where there is lesion.
+    """
+
+    def randomize(
+        self,
+        label: torch.Tensor | None = None,
+        fg_indices: Any = None,
+        bg_indices: Any = None,
+        image: torch.Tensor | None = None,
+    ) -> None:
+        """See the parent class."""
+        assert label is not None
+        inside, outside = map_binary_to_indices(label, image, self.cropper.image_threshold)
+        parts = cc3d.connected_components((torch.as_tensor(label)[0].cpu().numpy() > 0), connectivity=26)
+        count = int(parts.max())
+        if count:
+            inside = np.flatnonzero(parts == self.cropper.R.randint(1, count + 1))
+        super().randomize(label, inside, outside, image)
