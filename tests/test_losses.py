@@ -125,6 +125,17 @@ def test_a_better_mask_has_a_lower_loss(declared: dict, name: str) -> None:
     assert values[0] < values[1] < values[2]
 
 
+@pytest.mark.parametrize("name", ["stock", "ours"])
+def test_hausdorff_alone_prefers_nothing_to_a_small_lesion_four_voxels_off(name: str) -> None:
+    """MONAI's definition, and why that loss leaves masks empty: an empty prediction has no distances of its own."""
+    loss = {"stock": HausdorffDTLoss, "ours": losses.HausdorffDTLoss}[name](include_background=True)
+    grid = torch.stack(torch.meshgrid(*[torch.arange(32) - 15.5] * 3, indexing="ij"))
+    truth = ((grid**2).sum(0) < 25).float()[None, None]
+    nothing, shifted = loss(torch.zeros_like(truth), truth), loss(torch.roll(truth, 4, 2), truth)
+    assert float(nothing) == pytest.approx(0.058, abs=0.001)
+    assert float(shifted) == pytest.approx(0.141, abs=0.001)
+
+
 def test_hausdorff_is_computed_in_float32_from_half() -> None:
     logits, target = (t.float() for t in _example(4, (1, 1, 40, 40, 12)))
     loss = losses.HausdorffDTLoss(sigmoid=True, include_background=True)

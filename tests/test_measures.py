@@ -18,7 +18,7 @@ from scripts import metrics, report
 from scripts.measures import DIRECTIONS, FAMILIES, GROUPS, MEASURES, Measure, column, measured_by, register
 from scripts.report.columns import grouped
 from scripts.study import Variant, collect
-from scripts.study.results import markdown
+from scripts.study.tables import markdown
 
 RNG = np.random.default_rng(3)
 PRED, TRUTH = RNG.random((2, 9, 8, 7)) > 0.6

@@ -118,28 +118,29 @@ EMPTY, SOME = np.zeros((6, 6, 4), bool), np.pad(np.ones((2, 2, 2), bool), ((2, 2
             EMPTY,
             {"dice": 1, "masd_mm": 0, "nsd": 1, "paper_msd_mm": math.nan, "paper_nsd": math.nan}
             | {"hd95_mm": 0, "precision": math.nan, "sensitivity": math.nan, "lesions": 0, "predicted_lesions": 0}
-            | {"lesion_sensitivity": math.nan, "lesion_false_positives": 0, "lesion_f1": 1},
+            | {"lesion_sensitivity": math.nan, "lesion_false_positives": 0, "lesion_f1": 1, "cc_dice": 1},
         ),
         (
             EMPTY,
             SOME,
             {"dice": 0, "masd_mm": math.nan, "nsd": 0, "paper_msd_mm": math.inf, "paper_nsd": 0}
             | {"hd95_mm": math.inf, "precision": math.nan, "sensitivity": 0, "lesions": 1, "predicted_lesions": 0}
-            | {"lesion_sensitivity": 0, "lesion_false_positives": 0, "lesion_f1": 0},
+            | {"lesion_sensitivity": 0, "lesion_false_positives": 0, "lesion_f1": 0, "cc_dice": 0},
         ),
         (
             SOME,
             EMPTY,
             {"dice": 0, "masd_mm": math.nan, "nsd": 0, "paper_msd_mm": math.inf, "paper_nsd": 0}
             | {"hd95_mm": math.inf, "precision": 0, "sensitivity": math.nan, "lesions": 0, "predicted_lesions": 1}
-            | {"lesion_sensitivity": math.nan, "lesion_false_positives": 1, "lesion_f1": 0},
+            | {"lesion_sensitivity": math.nan, "lesion_false_positives": 1, "lesion_f1": 0}
+            | {"cc_dice": 0},
         ),
         (
             SOME,
             SOME,
             {"dice": 1, "masd_mm": 0, "nsd": 1, "paper_msd_mm": 0, "paper_nsd": 1}
             | {"hd95_mm": 0, "precision": 1, "sensitivity": 1, "lesions": 1, "predicted_lesions": 1}
-            | {"lesion_sensitivity": 1, "lesion_false_positives": 0, "lesion_f1": 1},
+            | {"lesion_sensitivity": 1, "lesion_false_positives": 0, "lesion_f1": 1, "cc_dice": 1},
         ),
     ],
     ids=["both empty", "prediction empty", "truth empty", "equal"],
@@ -189,6 +190,25 @@ def test_lesions_equal_scipys_components(seed: int) -> None:
     assert found["lesions"] == count
     assert found["lesion_sensitivity"] == pytest.approx(detected / count)
     assert found["lesion_false_positives"] == false
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_lesion_counts_alike_by_its_own_surroundings(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = np.zeros((30, 12, 8), bool)
+    truth[1:9, 2:10, 1:7] = truth[15, 5, 4] = truth[24:27, 4:8, 2:6] = True
+    pred = truth ^ (rng.random(truth.shape) < 0.05)
+    labels, count = ndimage.label(truth, np.ones((3, 3, 3)))
+    away = np.stack([ndimage.distance_transform_edt(labels != i + 1) for i in range(count)])
+    nearest = np.sort(away, axis=0)
+    pred &= ~np.isclose(nearest[0], nearest[1])  # whose a voxel between two is, is left open
+    own = away.argmin(axis=0)
+    expected = np.mean([metrics.dice(pred & (own == i), truth & (own == i)) for i in range(count)])
+    assert metrics.cc_dice(pred, truth)["cc_dice"] == pytest.approx(expected, rel=1e-6)
+    large = np.zeros_like(truth)
+    large[1:9, 2:10, 1:7] = True  # the small two are missed
+    assert metrics.cc_dice(large, truth)["cc_dice"] == pytest.approx(1 / 3, rel=1e-6)
+    assert metrics.dice(large, truth) > 0.9
 
 
 def test_as_a_monai_metric_behind_ignite() -> None:

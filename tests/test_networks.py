@@ -91,3 +91,15 @@ def test_torchscript_gives_the_same_output_and_the_same_error() -> None:
     torch.testing.assert_close(scripted(x), network(x))
     with pytest.raises(Exception, match="divisible by 8"):
         scripted(torch.randn(1, 2, 12, 8, 8))
+
+
+def test_the_papers_start_has_no_prior_and_an_l1_term_above_the_region_loss() -> None:
+    torch.manual_seed(0)
+    with_prior = HIEUNet()
+    torch.manual_seed(0)
+    paper = HIEUNet(prior=None)
+    assert torch.sigmoid(with_prior.output.bias).item() == pytest.approx(0.02)
+    assert abs(paper.output.bias.item()) <= 32**-0.5  # PyTorch's own
+    for name, value in paper.state_dict().items():
+        assert name == "output.bias" or torch.equal(value, with_prior.state_dict()[name])
+    assert 1e-4 * sum(p.abs().sum().item() for p in paper.parameters()) == pytest.approx(4.84, abs=0.02)

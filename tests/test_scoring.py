@@ -337,9 +337,11 @@ def test_scoring_the_written_masks_gives_what_evaluating_measured(tiny_cohort: P
         assert b.pop("case") == a.pop("case")
         assert b.pop("size_class") == a.pop("size_class")
         assert b == pytest.approx({name: a[name] for name in b}, rel=1e-5, nan_ok=True)
-        assert {name for name in a if name not in b} == {name for name in a if name.startswith("resampled_")}
+        of_probabilities = {"native_brier", "native_ece"}
+        resampled = {name for name in a if name.startswith("resampled_")}
+        assert {name for name in a if name not in b} == resampled | of_probabilities
     for folder in (evaluated, scored):
-        assert {path.name for path in folder.iterdir()} - {"masks"} == {
+        assert {path.name for path in folder.iterdir()} - {"masks", "thresholds.json", "regression.json"} == {
             "metrics.csv", "metrics.json", "comparison.txt", "report.html", "overlays",
         }  # fmt: skip
     assert json.loads((evaluated / "metrics.json").read_text())["info"]["checkpoints"][0]["path"].endswith("model.pt")

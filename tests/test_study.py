@@ -33,9 +33,9 @@ from scripts.study import Variant, collect, loss_study
 from scripts.study.command import _configs
 from scripts.study.page import write_study
 from scripts.study.processes import Job, exclusive, run_jobs
-from scripts.study.results import cases_csv, markdown, study_csv
-from scripts.study.results import tests_csv as paired_tests_csv
 from scripts.study.runs import Run, find_cases, whole_numbers, write_configs
+from scripts.study.tables import cases_csv, markdown, study_csv
+from scripts.study.tables import tests_csv as paired_tests_csv
 from scripts.study.variants import read_variants, rehearse, select, variant_configs
 
 CONFIGS = BUNDLE / "configs"
@@ -177,6 +177,7 @@ def test_variants_start_from_the_same_weights_and_see_the_same_batches(tiny_coho
     for variant, seed in [*((variant, 0) for variant in variants), (variants[0], 1)]:
         run = Run(variant, seed, None, tmp_path / f"{variant.name}{seed}")
         common = {"bundle_root": str(BUNDLE), "dataset_dir": str(tiny_cohort), "datalist": None, "num_folds": None}
+        common["inner_folds"] = None  # the command settles it
         write_configs(run, configs[variant.name], common)
         workflow = ConfigWorkflow(str(run.folder / "train.yaml"), workflow_type="train", logging_file=False)
         workflow.initialize()
@@ -279,16 +280,18 @@ MEASURES = (
 )  # fmt: skip
 
 
-def _write_run(folder: Path, variant: Variant, seed: int, values: np.ndarray, lesion_ml: float = 2.0) -> Run:
-    """A finished run with given values, cases × measures."""
+def _write_run(
+    folder: Path, variant: Variant, seed: int, values: np.ndarray, lesion_ml: float = 2.0, **more: float
+) -> Run:
+    """A finished run with given values, cases × measures; `more` columns are the same in all cases."""
     run = Run(variant, seed, None, folder / variant.name / f"seed_{seed}")
     run.folder.mkdir(parents=True)
     with (run.folder / "metrics.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["case", "size_class", "lesion_fraction", "lesion_ml", *MEASURES])
+        writer.writerow(["case", "size_class", "lesion_fraction", "lesion_ml", *MEASURES, *more])
         for i, row in enumerate(values):
             fraction = (0.005, 0.03)[i % 2]
-            writer.writerow([f"case_{i}", ("<1 %", "1–5 %")[i % 2], fraction, lesion_ml, *row])
+            writer.writerow([f"case_{i}", ("<1 %", "1–5 %")[i % 2], fraction, lesion_ml, *row, *more.values()])
     (run.folder / "done.json").write_text(json.dumps({"epochs": 10 + seed, "best_epoch": 4, "best_val_dice": 0.5}))
     return run
 
@@ -350,6 +353,19 @@ def test_tables_equal_scipy_and_numpy(made: tuple[list[Variant], list[Run], np.n
     np.testing.assert_allclose(recomputed, by_case)
 
 
+def test_intervals_hold_for_other_seeds_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    variant = Variant("a", "A", {}, {})
+    cases = rng.uniform(0.4, 0.6, (9, 6))
+    intervals = []
+    for name, shift in (("alike", 0.0), ("apart", 0.1)):
+        runs = [_write_run(tmp_path / name, variant, s, cases + (s - 1) * shift) for s in (0, 1, 2)]
+        intervals.append(collect([variant], runs).summary["a"]["all"]["native_dice"])
+    alike, apart = intervals
+    assert apart["mean"] == pytest.approx(alike["mean"])
+    assert apart["high"] - apart["low"] > 2 * (alike["high"] - alike["low"])
+
+
 def _mean_of_seeds(values: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         count = (~np.isnan(values)).sum(axis=1)
@@ -381,6 +397,30 @@ def test_best_is_bold_infinite_is_not_best_and_the_papers_figures_stand_beside(
     assert first.rstrip(" |").endswith("paper: 32")
     assert any(line.startswith("| B\\|b | **") for line in lines)
     assert "as printed: Inf (1 of 9 infinite)" in next(line for line in lines if line.startswith("| C |"))
+
+
+def test_the_first_line_says_which_variants_beat_what_needs_no_network(tmp_path: Path) -> None:
+    variants = [Variant(name, name.upper(), {}, {}) for name in "ab"]
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.uniform(0.5, 0.6, (9, 6)), rng.uniform(0.2, 0.5, (9, 6))])
+
+    def study(folder: str, **baselines: float) -> tuple[str, str]:
+        runs = [_write_run(tmp_path / folder, v, 0, of, **baselines) for v, of in zip(variants, values, strict=True)]
+        results = collect(variants, runs)
+        items = {row["case"]: _item(tmp_path, row["case"]) for row in results.cases["a"]}
+        info = {"dataset_dir": "data", "datalist": None, "num_folds": None, "split": "test", "seeds": [0]}
+        write_study(results, items, tmp_path / folder, {**info, "version": "1"})
+        return markdown(results), (tmp_path / folder / "study.html").read_text()
+
+    text, page = study("low", baseline_dice=0.1, regression_dice=0.45)
+    said = "1 of 2 variants beat the ZADC threshold and the voxelwise regression beyond chance: A."
+    assert text.startswith(said)
+    assert page.index(said) < page.index('class="tiles"')
+    gain = f"{values[0, :, 3].mean() - 0.45:+.3f}"
+    for written in (text, page):
+        assert gain in written
+    assert study("high", baseline_dice=0.1, regression_dice=0.7)[0].startswith("No variant beats the ZADC")
+    assert "needs no deep network" not in study("none")[0]
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_it_shows(

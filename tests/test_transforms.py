@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torchio
+from conftest import BUNDLE
+from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, MetaTensor
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
@@ -196,3 +198,23 @@ def test_maps_that_would_give_a_wrong_mask_are_refused(
     with pytest.raises(UserError, match=message) as error:
         load({"image": image})
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(("mode", "shift_mm", "within"), [("nearest-exact", -1.0, 0.2), ("trilinear", 0.0, 0.06)])
+def test_how_far_labels_move_against_images(mode: str, shift_mm: float, within: float) -> None:
+    """From 64 slices of 2 mm to 32: nearest neighbour, the paper's, rounds every tie to one side."""
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs" / "train.yaml"))
+    parser.update({"spatial_size": [64, 64, 32], "label_mode": mode})
+    grid = Compose(parser.get_parsed_content("transforms#grid"))
+    affine = torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0], dtype=torch.float64))
+    places = torch.stack(torch.meshgrid(*(torch.arange(n) + 0.5 for n in (64, 64, 64)), indexing="ij"))
+    step = torch.tensor([1.0, 1.0, 2.0]).view(3, 1, 1, 1)
+    for centre in (60.0, 61.0, 63.3):
+        ball = ((places * step - torch.tensor([30.0, 33.0, centre]).view(3, 1, 1, 1)) ** 2).sum(0) < 15**2
+        label = MetaTensor(ball[None].float(), affine=affine)
+        moved = grid({"image": label.repeat(2, 1, 1, 1), "label": label})["label"]
+        assert set(moved.unique().tolist()) == {0.0, 1.0}
+        before = (torch.nonzero(ball)[:, 2] + 0.5).mean() * 2
+        after = (torch.nonzero(moved[0])[:, 2] + 0.5).mean() * 4
+        assert float(after - before) == pytest.approx(shift_mm, abs=within)

@@ -18,6 +18,7 @@
 ``metrics``           figures from two masks, each with its registration
 ``measures``          the registrations: label, unit, direction, definition; what tables, plots and the study follow
 ``baselines``         a voxelwise regression, fitted on the training split, that a network has to beat
+``calibration``       whether probabilities are what they say, and which threshold gives the best masks
 ``evaluation``        one row a case, and everything written at the end
 ``scoring``           the same for masks of any origin
 ``statistics``        means, intervals, tests, ranks

@@ -16,6 +16,7 @@ from monai.engines import SupervisedEvaluator
 
 from . import bonbid, metrics, report
 from .baselines import Regression, VoxelRegression
+from .calibration import CaseProbabilities, read_threshold, write_thresholds
 from .distributed import from_first, gather_interleaved, is_first
 from .errors import UserError
 from .files import write_atomically
@@ -35,15 +36,16 @@ class CaseEvaluation:
 
     Of each case it reads ``case``, its id; ``native_image`` (ADC in 1e-6 mm²/s, ZADC, as they were acquired),
     ``native_label`` and ``native_pred`` (masks on their grid, of one channel); and, where there are any,
-    ``native_members`` (masks of an ensemble's members, a channel each), ``pred`` and ``label`` (masks on the network's
-    grid). All have shape (C, X, Y, Z) and carry their affine, which is where the spacing in mm comes from. Without a
-    ``native_image`` there is nothing on the native grid, no size class, no brain, no baseline and no picture, and the
-    volumes are those of the network's grid.
+    ``native_probability`` (of lesion), ``native_members`` (masks of an ensemble's members, a channel each), ``pred``
+    and ``label`` (masks on the network's grid). All have shape (C, X, Y, Z) and carry their affine, which is where the
+    spacing in mm comes from. Without a ``native_image`` there is nothing on the native grid, no size class, no brain,
+    no baseline and no picture, and the volumes are those of the network's grid.
 
     Args:
         output_dir: where ``metrics.csv`` (one row a case), ``metrics.json`` (the summary), ``comparison.txt`` (the
-            prediction against the baseline), ``report.html`` and ``overlays/`` (a picture of each case) go. The
-            report shows the training curves of ``tensorboard/`` in this folder, if there are any.
+            prediction against the baselines), ``report.html``, ``overlays/`` (a picture of each case) and, of
+            probabilities, ``thresholds.json`` (the mean Dice at each threshold, and the best one) go. The report
+            shows the training curves of ``tensorboard/`` in this folder, if there are any.
         info: what the results are of (data, split, settings …); repeated in the summary and the report.
         checkpoints: file or files with the weights that predicted; named with their SHA-256 and what they say of their
             training.
@@ -52,6 +54,7 @@ class CaseEvaluation:
             :func:`scripts.metrics.lesion_metrics`.
         baseline_threshold: the challenge's baseline calls lesion what is below this in ZADC.
         regression: the other baseline, fitted on the training split; None leaves it out.
+        threshold_from: the ``thresholds.json`` of an evaluation of other cases: what its best threshold gives here.
         overlays: whether to draw a picture of each case to ``overlays/<case>.png``, and its slices in the report.
         adc_window: ADC shown as black and as white.
         zadc_window: ZADC shown as black and as white.
@@ -70,6 +73,7 @@ class CaseEvaluation:
         lesion_overlap: float = 0.0,
         baseline_threshold: float = -2.0,
         regression: VoxelRegression | None = None,
+        threshold_from: str | None = None,
         overlays: bool = True,
         adc_window: Sequence[float] = (0, 2500),
         zadc_window: Sequence[float] = (-6, 6),
@@ -82,18 +86,21 @@ class CaseEvaluation:
         self.baseline_threshold = baseline_threshold
         self.regression = regression
         self.fitted: Regression | None = None
+        self.threshold_from = threshold_from
+        self.chosen: float | None = None
         self.overlays = overlays
         self.adc_window = adc_window
         self.zadc_window = zadc_window
         self.rows: list[dict[str, Any]] = []
         self.views: dict[str, list[report.SliceView]] = {}
+        self.probabilities: list[CaseProbabilities] = []
 
     def of(self, info: Mapping[str, Any], checkpoints: str | Sequence[str] = ()) -> CaseEvaluation:
         """The same for other predictions: with more ``info``, and the weights that they come from."""
         other = copy(self)
         other.info = {**self.info, **info}
         other.checkpoints = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
-        other.rows, other.views = [], {}
+        other.rows, other.views, other.probabilities = [], {}, []
         return other
 
     def attach(self, engine: SupervisedEvaluator) -> None:
@@ -103,9 +110,17 @@ class CaseEvaluation:
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
     def started(self, _: SupervisedEvaluator | None = None) -> None:
-        """Forget what was measured before, and have the regression ready."""
+        """Forget what was measured before, and have the regression and the threshold ready.
+
+        Raises:
+            UserError: when there is no threshold to be read.
+        """
         self.rows.clear()
         self.views.clear()
+        self.probabilities.clear()
+        if self.threshold_from is not None:
+            self.chosen = read_threshold(self.threshold_from)
+            self.info = {**self.info, "threshold_from": f"{self.threshold_from}: {self.chosen:.2f}"}
         if self.regression is not None:  # by one process for all
             self.fitted, told = from_first(self.regression.fitted() if is_first() else (None, ""))
             self.info = {**self.info, "regression": told}
@@ -143,9 +158,17 @@ class CaseEvaluation:
                 simple["regression_dice"] = self.fitted.predict(adc, zadc, grids["native"][2])
             alone = np.isnan(zadc).all()  # no ZADC map: nothing to compare with
             row |= {name: math.nan if alone else metrics.dice(mask, truth) for name, mask in simple.items()}
+            if "native_probability" in item:
+                row |= self._probabilities(item["native_probability"].cpu().numpy()[0], truth, bonbid.brain_of(adc))
             for number, member in enumerate(item.get("native_members", ()), start=1):
                 row[f"member_{number}_dice"] = metrics.dice(_mask(member[None]), truth)
         return row
+
+    def _probabilities(self, probability: np.ndarray, truth: np.ndarray, brain: np.ndarray) -> dict[str, float]:
+        case = CaseProbabilities.of(probability, truth, brain)
+        self.probabilities.append(case)
+        measured = {"native_brier": case.brier, "native_ece": case.ece}
+        return measured if self.chosen is None else measured | {"native_dice_chosen": case.dice_at(self.chosen)}
 
     def draw(self, item: Mapping[str, Any]) -> None:
         """Write the picture of one case, and keep its slices for the report."""
@@ -160,11 +183,12 @@ class CaseEvaluation:
         write_atomically(self.output_dir / "overlays" / file, report.render_case(*volumes, item["case"], *windows))
 
     def completed(self, _: SupervisedEvaluator | None = None) -> None:
-        """Write the tables and the report, and log the comparison with the baseline."""
+        """Write the tables and the report, and log the comparison with the baselines."""
         rows, views = gather_interleaved(self.rows), gather_interleaved(list(self.views.items()))
-        if rows is None or views is None:
+        probabilities = gather_interleaved(self.probabilities)
+        if rows is None or views is None or probabilities is None:
             return
-        self.rows, self.views = rows, dict(views)
+        self.rows, self.views, self.probabilities = rows, dict(views), probabilities
         info = {**self.info, **report.provenance(self.checkpoints)}
         if self.checkpoints:
             trainings = [read_record(Path(path)).get("training") for path in self.checkpoints]
@@ -176,6 +200,8 @@ class CaseEvaluation:
         summary = report.write_results(self.rows, self.output_dir, info)
         table = report.comparison_table(self.rows)
         write_atomically(self.output_dir / "comparison.txt", table + "\n")
+        if self.probabilities:
+            write_thresholds(self.output_dir / "thresholds.json", self.probabilities, self.info)
         report.write_report(
             self.output_dir / "report.html",
             self.rows,
@@ -183,6 +209,7 @@ class CaseEvaluation:
             self.views,
             report.read_curves(self.output_dir / "tensorboard"),
             {"ADC (10⁻⁶ mm²/s)": self.adc_window, "ZADC": self.zadc_window},
+            self.probabilities,
         )
         logger.info("\n%s\n%s", table, "\n".join(report.verdicts(self.rows)))
         logger.info("Wrote report.html, metrics.csv, metrics.json and comparison.txt to %s", self.output_dir)

@@ -55,7 +55,8 @@ class HIEUNet(nn.Module):
         negative_slope: slope of the LeakyReLU for negative inputs. The paper does not state it.
         prior: lesion probability that the untrained network gives to every voxel, in (0, 1), set through the bias of
             the output layer (Lin et al. 2017, section 4.1). Lesions are about 1 % of a volume: from 0.5, which a zero
-            bias gives, most of a short training is spent on learning that.
+            bias gives, most of a short training is spent on learning that. None leaves PyTorch's own start, near 0.5,
+            as in the paper, which has no prior.
 
     Raises:
         ValueError: when ``features`` or ``dropout`` does not have four values, a dropout is outside [0, 1), or
@@ -69,7 +70,7 @@ class HIEUNet(nn.Module):
         features: Sequence[int] = (32, 64, 128, 256),
         dropout: Sequence[float] = (0.05, 0.1, 0.15, 0.2),
         negative_slope: float = 0.01,
-        prior: float = 0.02,
+        prior: float | None = 0.02,
     ) -> None:
         super().__init__()
         if len(features) != 4 or len(dropout) != 4:
@@ -79,7 +80,7 @@ class HIEUNet(nn.Module):
             )
         if not all(0 <= p < 1 for p in dropout):
             raise ValueError(f"dropout probabilities must lie in [0, 1), got {list(dropout)}.")
-        if not 0 < prior < 1:
+        if prior is not None and not 0 < prior < 1:
             raise ValueError(f"prior must lie in (0, 1), got {prior}.")
 
         f1, f2, f3, f4 = features
@@ -97,7 +98,8 @@ class HIEUNet(nn.Module):
         self.decoder1 = DoubleConvolution(2 * f1, f1, p1, negative_slope)
         self.output = nn.Conv3d(f1, out_channels, kernel_size=1)
         assert self.output.bias is not None  # it has one by default
-        nn.init.constant_(self.output.bias, math.log(prior / (1 - prior)))
+        if prior is not None:
+            nn.init.constant_(self.output.bias, math.log(prior / (1 - prior)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """

@@ -26,6 +26,7 @@ def describe(
     confidence: float = 0.95,
     seed: int = 0,
     bounds: tuple[float, float] = (-math.inf, math.inf),
+    repeats: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Mean, spread and a bootstrap confidence interval of one metric over the cases.
 
@@ -35,6 +36,8 @@ def describe(
         confidence: coverage of the interval, in (0, 1).
         seed: of the resampling.
         bounds: least and greatest value that there can be; the interval ends there.
+        repeats: where the values are means over several trainings (seeds): how much each training is above or below,
+            over the cases. The interval then holds for other seeds, too; see :func:`_widened`.
 
     Returns:
         ``mean``, ``median`` and ``std`` (of the sample as a population) over the finite values, and ``low`` and
@@ -48,7 +51,8 @@ def describe(
     finite = array[np.isfinite(array)]
     low = high = None
     if len(finite) >= LEAST_FOR_INTERVAL:
-        low, high = np.clip(_studentised_interval(finite, resamples, confidence, seed), *bounds).tolist()
+        ends = _studentised_interval(finite, resamples, confidence, seed)
+        low, high = np.clip(_widened(finite, ends, repeats, confidence), *bounds).tolist()
     printed = f"{finite.mean():.4f}" if len(finite) else "-"
     return {
         "mean": float(finite.mean()) if len(finite) else None,
@@ -91,6 +95,27 @@ def _studentised_interval(
         ratios.append(means[spread] / errors[spread])
     low, high = np.quantile(np.concatenate(ratios), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(mean - high * error), float(mean - low * error)
+
+
+def _widened(
+    values: NDArray[np.float64], ends: tuple[float, float], repeats: Sequence[float], confidence: float
+) -> tuple[float, float]:
+    """An interval over cases, made as much wider as the variance between trainings makes the mean's standard error.
+
+    With the degrees of freedom of a sum of two variances (Satterthwaite 1946), since few trainings say little of their
+    spread; one says nothing of others, and the interval stays that of the cases.
+    """
+    trained = np.asarray(repeats, dtype=float)
+    trained = trained[np.isfinite(trained)]
+    of_cases = values.var(ddof=1) / len(values)
+    if len(trained) < 2 or not of_cases:
+        return ends
+    of_trainings = trained.var(ddof=1) / len(trained)
+    freedom = (of_cases + of_trainings) ** 2 / (of_cases**2 / (len(values) - 1) + of_trainings**2 / (len(trained) - 1))
+    critical = stats.t.ppf((1 + confidence) / 2, [freedom, len(values) - 1])
+    wider = math.sqrt(1 + of_trainings / of_cases) * critical[0] / critical[1]
+    mean = float(values.mean())
+    return mean - (mean - ends[0]) * wider, mean + (ends[1] - mean) * wider
 
 
 def smallest_p(cases: int, tests: int) -> float:

@@ -66,8 +66,9 @@ GROUPS = (
         ("further",),
     ),
     Group(
-        "Baseline and single models, native grid",
-        "Dice of the threshold that needs no training and, for an ensemble, of each member alone.",
+        "Baselines and single models, native grid",
+        "Dice of what needs no deep network: the threshold in ZADC, and a voxelwise logistic regression fitted on the "
+        "training split; for an ensemble also of each member alone.",
         "native",
         ("shared", "baseline"),
     ),

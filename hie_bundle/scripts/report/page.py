@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..calibration import CaseProbabilities
 from ..files import sha256_of, write_atomically
 from ..measures import Measure, column
 from . import plots, tables
@@ -25,8 +26,8 @@ __all__ = ["provenance", "render_page", "write_report"]
 
 HERE = Path(__file__).parent
 PACKAGES = (
-    "monai", "torch", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk", "surface-distance-based-measures",
-    "connected-components-3d", "matplotlib",
+    "monai", "torch", "pytorch-ignite", "numpy", "scipy", "scikit-learn", "nibabel", "itk",
+    "surface-distance-based-measures", "connected-components-3d", "matplotlib",
 )  # fmt: skip
 
 
@@ -60,6 +61,7 @@ def write_report(
     views: Mapping[str, Sequence[SliceView]] | None = None,
     curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
     windows: Mapping[str, Sequence[float]] | None = None,
+    probabilities: Sequence[CaseProbabilities] = (),
 ) -> None:
     """Write ``report.html``.
 
@@ -70,6 +72,7 @@ def write_report(
         views: the slices of each case; cases without any are in the table only.
         curves: of the training, as :func:`scripts.report.read_curves` returns them.
         windows: what is black and what is white in the slices, by map, for the legend.
+        probabilities: of the cases, where there are any.
     """
     order = tables.worst_first(rows)
     views = views or {}
@@ -84,6 +87,9 @@ def write_report(
         classes={name: part["cases"] for name, part in summary["by_size_class"].items()},
         metric_plots=_metric_plots(rows),
         volume_plots=[plots.dice_by_volume(rows), plots.volumes(rows), plots.bland_altman(rows)],
+        probability_plots=[plots.reliability(probabilities), plots.dice_by_threshold(probabilities)]
+        if probabilities
+        else [],
         training_plots=plots.training_curves(curves or {}),
         ensemble_plot=plots.ensemble_gain(rows),
         case_columns=case_columns(rows[0]),

@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from .. import calibration
+from ..calibration import CaseProbabilities
 from ..measures import Measure, column
 from ..statistics import describe
 from .drawing import BLUE, GREY, ORANGE, Plot, house_style, new_figure, svg_of
@@ -20,10 +22,12 @@ from .tables import Rows, by_size_class, lead_grid, volume_agreement
 
 __all__ = [
     "bland_altman",
+    "dice_by_threshold",
     "dice_by_volume",
     "ensemble_gain",
     "metric_by_size",
     "read_curves",
+    "reliability",
     "training_curves",
     "volumes",
 ]
@@ -147,6 +151,48 @@ def bland_altman(rows: Rows) -> Plot:
     if limits["low"] is not None:
         caption += f", limits of agreement {_ml(limits['low'])} to {_ml(limits['high'])} ml (mean ∓ 1.96 SD)"
     return Plot("Bland–Altman: agreement of volumes", image, f"{caption}.", f"Bland–Altman plot of volumes. {caption}.")
+
+
+def reliability(cases: Sequence[CaseProbabilities]) -> Plot:
+    """Share of lesion against the probability that was given, over all cases' brain voxels."""
+    given, found = calibration.reliability(cases)
+    voxels = np.sum([case.voxels for case in cases], axis=0)
+    with house_style():
+        figure, axes = new_figure()
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="as said")
+        axes.plot(given, found, color=BLUE, linewidth=1.4, marker="o", markersize=4, label="found")
+        axes.set_xlabel("Lesion probability, mean of a bin")
+        axes.set_ylabel("Share of lesion")
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_ylim(-0.03, 1.03)
+        _legend(axes)
+        image = svg_of(figure)
+    unsure = 1 - float(voxels[0] + voxels[-1]) / float(voxels.sum())
+    outer = f"{100 * unsure:.1f} % of the brain’s voxels are in none of the outermost two"
+    caption = f"{calibration.BINS} bins of equal width; {outer}."
+    told = ", ".join(f"{p:.2f}: {share:.2f}" for p, share in zip(given, found, strict=True))
+    return Plot("Reliability of the probabilities", image, caption, f"Share of lesion by probability. {told}.")
+
+
+def dice_by_threshold(cases: Sequence[CaseProbabilities]) -> Plot:
+    """Mean Dice of the cases at each threshold."""
+    means = np.mean([case.dice for case in cases], axis=0)
+    threshold, best = calibration.best_threshold(cases)
+    with house_style():
+        figure, axes = new_figure()
+        axes.plot(calibration.THRESHOLDS, means, color=BLUE, linewidth=1.6)
+        axes.plot(threshold, best, "*", color=ORANGE, markersize=11, label="best")
+        axes.set_xlabel("Threshold of the probability")
+        axes.set_ylabel("Mean Dice, native grid")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(-0.04, 1.04)
+        _legend(axes)
+        image = svg_of(figure)
+    caption = (
+        f"Best {best:.3f} at {threshold:.2f}, {means[49]:.3f} at 0.50. Found on these cases, it says too much of them: "
+        "take it to others by --threshold_from."
+    )
+    return Plot("Dice against threshold", image, caption, f"Mean Dice by threshold. {caption}")
 
 
 def ensemble_gain(rows: Rows) -> Plot | None:

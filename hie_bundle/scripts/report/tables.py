@@ -135,12 +135,12 @@ def comparison_table(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def gain_over(rows: Rows, baseline: str) -> dict[str, Any] | None:
-    """Dice of the prediction minus that of a column of :data:`BASELINES`, as :func:`scripts.statistics.describe` says;
-    None without the column."""
+def gain_over(rows: Rows, baseline: str, repeats: Sequence[float] = ()) -> dict[str, Any] | None:
+    """Dice of the prediction minus that of a column of :data:`BASELINES`, as :func:`scripts.statistics.describe` says,
+    which has ``repeats``, too; None without the column."""
     if baseline not in rows[0]:
         return None
-    return describe([row["native_dice"] - row[baseline] for row in rows], bounds=(-1, 1))
+    return describe([row["native_dice"] - row[baseline] for row in rows], bounds=(-1, 1), repeats=repeats)
 
 
 def verdicts(rows: Rows) -> list[str]:

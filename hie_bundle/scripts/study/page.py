@@ -13,17 +13,8 @@ from ..measures import column
 from ..report import provenance, render_page
 from ..statistics import smallest_p
 from .pictures import curve_plots, figure_2, mean_plot, rank_plot, strips
-from .results import (
-    Results,
-    cases_csv,
-    describe_measure,
-    lead_measure,
-    markdown,
-    printed,
-    results_groups,
-    study_csv,
-    tests_csv,
-)
+from .results import Results, describe_measure, lead_measure, results_groups
+from .tables import GAINED, cases_csv, gained, markdown, printed, study_csv, tests_csv
 from .variants import Variant
 
 __all__ = ["write_study"]
@@ -63,6 +54,9 @@ def write_study(
         cases=results.classes["all"],
         runs=sum(len(members) for members in results.runs.values()),
         leader=_leader(results, lead),
+        verdict=results.verdict(),
+        gains={baseline: [gained(of[v.name]) for v in results.variants] for baseline, of in results.gains.items()},
+        gained=GAINED,
         tables=[_table_1(results, group, measures) for group, measures in results_groups(results)],
         sizes=_by_size(results, lead),
         size_measure=describe_measure(column(lead)),

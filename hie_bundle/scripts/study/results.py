@@ -1,9 +1,7 @@
-"""From the finished runs to tables: a value of each variant in every case, means, tests, ranks."""
+"""From the finished runs to figures: a value of each variant in every case, means, tests, ranks."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +13,12 @@ import numpy as np
 from ..errors import UserError
 from ..measures import Measure, column
 from ..report.columns import NO_NUMBERS
-from ..report.tables import by_size_class, read_rows
-from ..statistics import describe, paired_tests, penalised, ranking, smallest_p
+from ..report.tables import BASELINES, Rows, by_size_class, gain_over, read_rows
+from ..statistics import describe, paired_tests, penalised, ranking
 from .runs import Run
-from .variants import PUBLISHED, Variant
+from .variants import Variant
 
-__all__ = ["GROUPS", "Group", "Results", "cases_csv", "collect", "markdown", "study_csv", "tests_csv"]
+__all__ = ["GROUPS", "Group", "Results", "collect", "describe_measure", "lead_measure", "results_groups"]
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,12 @@ class Results:
         epochs: of each variant: mean number trained and mean number of the best one, over its runs.
         measures: the columns of :data:`GROUPS` that there are.
         summary: for each variant, class of lesion size (``all`` first) and measure what
-            :func:`scripts.statistics.describe` says.
+            :func:`scripts.statistics.describe` says, with the variance between the seeds where there are several.
         compared: for each measure and variant the values that are ranked and tested: its value in each case, and where
             a distance does not exist because exactly one mask is empty, the case's largest possible one.
         tests: for each measure the rows of :func:`scripts.statistics.paired_tests`.
         ranks: for each measure what :func:`scripts.statistics.ranking` says.
+        gains: for each baseline and variant what :func:`scripts.report.tables.gain_over` says.
     """
 
     variants: list[Variant]
@@ -106,6 +105,7 @@ class Results:
     compared: dict[str, dict[str, list[float]]]
     tests: dict[str, list[dict[str, Any]]]
     ranks: dict[str, dict[str, dict[str, float]]]
+    gains: dict[str, dict[str, dict[str, Any]]]
 
     @property
     def classes(self) -> dict[str, int]:
@@ -148,6 +148,21 @@ class Results:
             for i, row in enumerate(rows)
         )
 
+    def verdict(self) -> str:
+        """Which variants beat what needs no deep network, by the intervals of the differences of Dice; in a sentence.
+
+        Empty where no baseline was measured.
+        """
+        if not self.gains:
+            return ""
+        what = " and ".join(self.gains)
+        if any(gain["low"] is None for of in self.gains.values() for gain in of.values()):
+            return f"Too few cases to say which variants beat {what}."
+        winners = [v.label for v in self.variants if all(of[v.name]["low"] > 0 for of in self.gains.values())]
+        if not winners:
+            return f"No variant beats {what} beyond chance."
+        return f"{len(winners)} of {len(self.variants)} variants beat {what} beyond chance: {', '.join(winners)}."
+
     def by_rank(self, measure: str) -> list[Variant]:
         """The variants, best first."""
         return sorted(self.variants, key=lambda variant: _last_if_nan(self.ranks[measure][variant.name]["rank"]))
@@ -163,6 +178,7 @@ def collect(variants: Sequence[Variant], runs: Iterable[Run]) -> Results:
     for run in runs:
         of_variant[run.variant.name].append(run)
     cases = {name: _mean_over_runs(members) for name, members in of_variant.items()}
+    of_seeds = {name: _of_seeds(members) for name, members in of_variant.items()}
     _refuse_other_cases(cases)
     first = next(iter(cases.values()))
     common = [{name: None for name in first[0] if all(name in rows[0] for rows in cases.values())}]
@@ -170,13 +186,7 @@ def collect(variants: Sequence[Variant], runs: Iterable[Run]) -> Results:
     classes = _class_sizes(first)
     summary = {
         name: {
-            size: {
-                measure: describe(
-                    [row[measure] for row in rows if size in ("all", row["size_class"])], bounds=column(measure).bounds
-                )
-                for measure in measures
-            }
-            for size in classes
+            size: {measure: _described(rows, of_seeds[name], measure, size) for measure in measures} for size in classes
         }
         for name, rows in cases.items()
     }
@@ -198,88 +208,8 @@ def collect(variants: Sequence[Variant], runs: Iterable[Run]) -> Results:
         values,
         {measure: paired_tests(of) for measure, of in values.items()},
         {measure: ranking(of, column(measure).better == "higher") for measure, of in values.items()},
+        _gains(cases, of_seeds),
     )
-
-
-def study_csv(results: Results) -> str:
-    """Table 1 as CSV: a row for each variant and class of lesion size, ``all`` first.
-
-    Of each measure its mean over the finite values, the ends of the 95 % confidence interval (``_low``, ``_high``),
-    the mean as the paper would print it and the number of finite values; ``published_*`` are the figures that others
-    printed for the variant.
-    """
-    lines = []
-    for variant in results.variants:
-        for size, count in results.classes.items():
-            line: dict[str, Any] = {"variant": variant.name, "size_class": size, "cases": count}
-            line["runs"] = len(results.runs[variant.name])
-            line["epochs"], line["best_epoch"] = results.epochs[variant.name]
-            for measure in results.measures:
-                figures = results.summary[variant.name][size][measure]
-                line[measure] = figures["mean"]
-                for end in ("low", "high", "mean_as_printed", "defined"):
-                    line[f"{measure}_{end}"] = figures[end]
-            whole = size == "all"  # the paper has no figures by size
-            line |= {f"published_{key}": variant.published.get(key) if whole else None for key in _published(results)}
-            lines.append(line)
-    return _csv(lines)
-
-
-def cases_csv(results: Results) -> str:
-    """Every variant's values in every case as CSV: what all statistics are computed from."""
-    return _csv([{"variant": name, **row} for name, rows in results.cases.items() for row in rows])
-
-
-def tests_csv(results: Results) -> str:
-    """The paired tests of all measures as CSV."""
-    return _csv([{"measure": measure, **row} for measure, rows in results.tests.items() for row in rows])
-
-
-def markdown(results: Results) -> str:
-    """Table 1, the ranking by Dice and the tests of Dice as Markdown."""
-    text = []
-    for group, measures in results_groups(results):
-        text += [f"## {group.title}", "", group.explanation, ""]
-        names = [column(measure) for measure in measures]
-        header = ["Variant", *(_heading(known) for known in names), "Epochs"]
-        lines = []
-        for variant in results.variants:
-            cells = [_cell(results, variant, measure, group.figure(measure)) for measure in measures]
-            lines.append([variant.label, *cells, _epochs_cell(results, variant, group)])
-        text += [*_table(header, lines), ""]
-    if results.measures:
-        measure = lead_measure(results)
-        known = column(measure)
-        text += [f"## Ranking by {describe_measure(known)}", ""]
-        lines = []
-        for variant in results.by_rank(measure):
-            rank = results.ranks[measure][variant.name]
-            lines.append(
-                [
-                    variant.label,
-                    f"{rank['rank']:g}",
-                    f"{rank['low']:g} to {rank['high']:g}",
-                    f"{rank['share_of_draws_first']:.2f}",
-                ]
-            )
-        text += [*_table(["Variant", "Rank", "95 % interval", "Share of draws first"], lines), ""]
-        text += [f"## Paired tests of {describe_measure(known)}", ""]
-        least = smallest_p(results.classes["all"], len(results.tests[measure]))
-        if least > 0.05:
-            text += [
-                f"With so few cases the smallest p that could come out after Holm's correction is {least:.2g}.",
-                "",
-            ]
-        labels = {variant.name: variant.label for variant in results.variants}
-        lines = [
-            [
-                labels[row["a"]], labels[row["b"]], str(row["cases"]), known.text(row["median_difference"]),
-                f"{row['p']:.3g}", f"{row['p_holm']:.3g}", f"{row['effect_size']:+.2f}",
-            ]
-            for row in results.tests[measure]
-        ]  # fmt: skip
-        text += _table(["A", "B", "Cases", "Median of A − B", "p", "p (Holm)", "Effect size"], lines)
-    return "\n".join(text) + "\n"
 
 
 def results_groups(results: Results) -> list[tuple[Group, list[str]]]:
@@ -307,6 +237,46 @@ def _comparable(rows: Sequence[Mapping[str, Any]], measure: str) -> list[float]:
         return values
     failed = [(row["lesion_ml"] == 0) != (row["predicted_ml"] == 0) for row in rows]
     return penalised(values, failed, [float(row["largest_distance_mm"]) for row in rows])
+
+
+def _described(rows: Rows, of_seeds: Sequence[Rows], measure: str, size: str) -> dict[str, Any]:
+    """A variant's mean over the cases of a class; its interval with the variance between seeds."""
+    chosen = [row for row in rows if size in ("all", row["size_class"])]
+    repeats = _above(chosen, of_seeds, measure)
+    return describe([row[measure] for row in chosen], bounds=column(measure).bounds, repeats=repeats)
+
+
+def _gains(cases: Mapping[str, Rows], of_seeds: Mapping[str, Sequence[Rows]]) -> dict[str, dict[str, dict[str, Any]]]:
+    if not all("native_dice" in rows[0] for rows in cases.values()):
+        return {}
+    gains = {
+        baseline: {
+            name: gain_over(rows, known, _above(rows, of_seeds[name], "native_dice")) for name, rows in cases.items()
+        }
+        for known, baseline in BASELINES.items()
+    }
+    return {
+        baseline: {name: gain for name, gain in of.items() if gain is not None}
+        for baseline, of in gains.items()
+        if all(gain is not None and gain["mean"] is not None for gain in of.values())
+    }
+
+
+def _above(rows: Rows, of_seeds: Sequence[Rows], measure: str) -> list[float]:
+    """How much each seed's values are above the cases' means, on average; NaN where none is defined."""
+    means = {row["case"]: row[measure] for row in rows}
+    return [
+        _mean([above for row in seed if math.isfinite(above := row[measure] - means.get(row["case"], math.nan))])
+        for seed in of_seeds
+    ]
+
+
+def _of_seeds(runs: Sequence[Run]) -> list[Rows]:
+    """The rows that a variant's runs with each seed measured, those of all folds together."""
+    seeds = sorted({run.seed for run in runs})
+    return [
+        [row for run in runs if run.seed == seed for row in read_rows(run.folder / "metrics.csv")] for seed in seeds
+    ]
 
 
 def _mean_over_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -341,59 +311,6 @@ def _refuse_other_cases(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Non
 
 def _class_sizes(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {"all": len(rows)} | {name: len(members) for name, members in by_size_class(rows).items()}
-
-
-def _published(results: Results) -> list[str]:
-    return [key for key in PUBLISHED if any(key in v.published for v in results.variants)]
-
-
-def _heading(known: Measure) -> str:
-    return f"{known.heading} {'↑' if known.better == 'higher' else '↓'}"
-
-
-def _cell(results: Results, variant: Variant, measure: str, published: str) -> str:
-    figures = results.summary[variant.name]["all"][measure]
-    known = column(measure)
-    text = known.text(figures["mean"])
-    if variant.name in results.best(measure):
-        text = f"**{text}**"
-    if figures["low"] is not None:
-        text += f" [{known.text(figures['low'])}, {known.text(figures['high'])}]"
-    if figures["mean_as_printed"] == "Inf":
-        text += f"; as printed: Inf ({figures['infinite']} of {results.classes['all']} infinite)"
-    if figures["undefined"]:
-        text += f"; undefined in {figures['undefined']}"
-    if published in variant.published:
-        text += f"; paper: {printed(variant.published[published])}"
-    return text
-
-
-def _epochs_cell(results: Results, variant: Variant, group: Group) -> str:
-    text = f"{results.epochs[variant.name][0]:g}"
-    if group.published and "epochs" in variant.published:
-        text += f"; paper: {variant.published['epochs']:g}"
-    return text
-
-
-def printed(value: float) -> str:
-    """A figure as the paper's Table 1 prints it."""
-    return "Inf" if math.isinf(value) else f"{value:.4f}"
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(header), line("---" for _ in header), *map(line, lines)]
-
-
-def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    table = io.StringIO()
-    if lines:
-        writer = csv.DictWriter(table, list(lines[0]), lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(lines)
-    return table.getvalue()
 
 
 def _last_if_nan(value: float) -> float:
