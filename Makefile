@@ -20,7 +20,7 @@ LABEL_VENV := .venv-monailabel
 # in processes of their own: with OpenVINO in one process, ITK and TorchIO have crashed it (about every second time)
 WITH_OPENVINO := tests/test_inferers.py tests/test_zoo.py
 
-.PHONY: help install demo study test test-slow test-monailabel lint bench package large_files clean
+.PHONY: help install demo study test test-slow test-monailabel lint bench package wheel large_files clean
 
 help:
 	@echo "make demo        a phantom cohort, trained on, evaluated and segmented, under $(DEMO)"
@@ -31,6 +31,8 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       every part against its stock counterpart; an hour or more, alone on the machine"
 	@echo "make package     the committed bundle, and models/model.pt if it is there, as dist/hie_bundle_v<version>.zip"
+	@echo "make package RECIPE=strong   a bundle with the shipped weights and their recipe as its own, as folder and zip"
+	@echo "make wheel       dist/hie_bundle-<version>-py3-none-any.whl, with the command hie-bundle, for pip install"
 	@echo "make large_files URL=...   for the Model Zoo: where dist/models/model.pt can be fetched, with its hash"
 	@echo "make clean       remove $(DEMO) and the environment"
 
@@ -89,10 +91,29 @@ bench: install
 dist/models/model.pt: hie_bundle/models/model.pt
 	cd hie_bundle && $(WITH_TORCH) -c "from scripts.weights import write_bare; write_bare('models/model.pt', '../$@')"
 
+ifdef RECIPE
+# a bundle of its own, whose configs and weights are those of the shipped weights
+package: STEM = hie_bundle_$(RECIPE)
+package:
+	rm -rf dist/$(STEM) && mkdir -p dist
+	git archive --prefix=$(STEM)/ HEAD:hie_bundle | tar -x -C dist
+	cd hie_bundle && $(WITH_TORCH) -c "from scripts.packaging import write_recipe; write_recipe('../dist/$(STEM)')"
+	cd dist && $(WITH_TORCH) -m zipfile -c $(STEM)_v$(VERSION).zip $(STEM)
+	@echo "dist/$(STEM), dist/$(STEM)_v$(VERSION).zip"
+else
 package: $(if $(WEIGHTS),dist/models/model.pt)
 	mkdir -p dist
 	git archive --format=zip --output=dist/hie_bundle_v$(VERSION).zip $(if $(WEIGHTS),$(PACKED)) --prefix= HEAD hie_bundle
 	@echo "dist/hie_bundle_v$(VERSION).zip$(if $(WEIGHTS),, (without weights: there is no hie_bundle/models/model.pt))"
+endif
+
+# from what git knows, so that nothing that a run has left gets in
+wheel:
+	rm -rf dist/source && mkdir -p dist/source
+	git archive HEAD | tar -x -C dist/source
+	$(WITH_TORCH) -m pip wheel --quiet --no-deps --wheel-dir dist dist/source
+	rm -rf dist/source
+	@ls dist/*.whl
 
 large_files: $(if $(WEIGHTS),dist/models/model.pt)
 	@test -n "$(URL)" || { echo "say where dist/models/model.pt will be: make large_files URL=https://..."; exit 2; }

@@ -159,6 +159,32 @@ def test_another_recipe_is_named_instead_of_giving_a_mask(
     assert len(list((tmp_path / "meant").iterdir())) == 2
 
 
+def test_training_starts_from_given_weights(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
+    path = str(trained / "model.pt")
+    start = torch.load(path, weights_only=True)["model"]
+
+    def tune(**options: Any) -> dict[str, torch.Tensor]:
+        workflow = _workflow("train", "train", dataset_dir=str(tiny_cohort), ckpt_dir=str(tmp_path), epochs=1,
+                             output_dir=str(tmp_path), loss_name="dice", **options)  # fmt: skip
+        workflow.run()
+        return torch.load(tmp_path / "model.pt", weights_only=True)["model"]
+
+    still = {"learning_rate": 0.0, "weight_decay": 0.0}
+    layers = [name for name, value in start.items() if value.is_floating_point() and "running" not in name]
+    tuned = tune(init_weights=path, **still)
+    assert all(torch.equal(tuned[name], start[name]) for name in layers)
+    assert read_record(tmp_path / "model.pt")["training"]["init_weights"] == path
+    fresh = tune(**still)
+    assert not all(torch.equal(fresh[name], start[name]) for name in layers)
+    with pytest.raises(RuntimeError) as caught:
+        tune(init_weights=path, spatial_size=[32, 32, 16])
+    assert "spatial_size: [24, 24, 16] in the training, [32, 32, 16] here" in str(user_error(caught.value))
+    if not (BUNDLE / "models" / "simulated" / "model.pt").is_file():
+        with pytest.raises(RuntimeError) as caught:
+            tune(init_weights="simulated")
+        assert "No weights have come with this copy" in str(user_error(caught.value))
+
+
 def test_resuming_another_recipe_is_refused(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     workflow = _workflow("train", "train", dataset_dir=str(tiny_cohort), ckpt_dir=str(trained), epochs=2, resume=True,
                          output_dir=str(tmp_path), spatial_size=[32, 32, 16])  # fmt: skip

@@ -13,6 +13,9 @@
 ``masks``             masks on disk: a file for each case, on its grid, whole or not there
 ``finite``            numbers that are none: noticed in their step, never saved, loaded or made into a mask
 ``weights``           files with weights: written, read, checked
+``segmenter``         segmentation from Python; ``images``: what users hand in, and results of the same kind
+``command``           ``hie-bundle``: segmentation and the workflows by one word each
+``mixins``            the recipes that come with the bundle, by name
 ``inferers``          how a network sees a volume: backend, window, mirrorings, checkpoints
 ``openvino_backend``  the same network run by OpenVINO
 ``metrics``           figures from two masks, each with its registration

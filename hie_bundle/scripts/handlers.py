@@ -23,7 +23,7 @@ from torch import nn
 
 from .distributed import from_first, is_first
 from .recipe import Recipe, refuse_other_recipe
-from .weights import as_paths, bare, read_record, read_weights, save_atomically, save_weights
+from .weights import as_paths, bare, check_recipe, read_weights, save_atomically, save_weights, weights_files
 
 __all__ = [
     "BestModelSaver",
@@ -31,6 +31,7 @@ __all__ = [
     "EarlyStopping",
     "EpochSeed",
     "GradientClipping",
+    "InitialWeights",
     "L1Penalty",
     "Resume",
 ]
@@ -151,20 +152,44 @@ class CheckpointLoader(StockCheckpointLoader):
 
     def __call__(self, engine: Engine) -> None:
         for path in self.paths:
-            self._check_recipe(path)
+            if not self.other_recipe:
+                check_recipe(path, self.recipe)
             for name, item in self.load_dict.items():
                 if isinstance(item, nn.Module):
                     read_weights(path, item, name)
         super().__call__(engine)
 
-    def _check_recipe(self, path: Path) -> None:
-        if self.recipe is None or self.other_recipe:
-            return
-        trained = read_record(path).get("recipe")
-        if trained is None:
-            logger.warning("%s does not say what it was trained with; the config's recipe is taken.", path)
-        remedy = "Give the training's configs and options here, too; or, if you mean it, --other_recipe True."
-        refuse_other_recipe(trained, self.recipe, str(path), remedy)
+
+class InitialWeights:
+    """Start a training from weights that exist: fine-tuning.
+
+    Stand it before :class:`Resume`, which overrides it when a run goes on.
+
+    Args:
+        network: the network that is trained.
+        weights: ``simulated`` for those that come with the bundle (the first of an ensemble), or a checkpoint.
+        recipe: the config's, see :func:`scripts.recipe.describe`; None compares nothing.
+
+    Raises:
+        UserError: when there are none, they do not fit the network, or were trained with another recipe, naming what
+            differs.
+    """
+
+    def __init__(self, network: nn.Module, weights: str, recipe: Recipe | None = None) -> None:
+        self.network = network
+        self.weights = weights
+        self.recipe = recipe
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Act when the trainer starts."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, _: Engine) -> None:
+        path = weights_files(self.weights)[0]
+        remedy = "Train with its configs and options (strong.yaml and strong_cpu.yaml for those that come along)."
+        check_recipe(path, self.recipe, remedy)
+        bare(self.network).load_state_dict(read_weights(path, bare(self.network)))
+        logger.info("Training starts from the weights in %s", path)
 
 
 class BestModelSaver:

@@ -11,7 +11,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from .errors import UserError
 
-__all__ = ["describe", "recipe_of", "references", "refuse_other_recipe"]
+__all__ = ["describe", "recipe_of", "references", "refuse_other_recipe", "same_recipe"]
 
 # the parts of a recipe that weights depend on: how a case becomes the network's input, and the network
 PARTS = ("in_channels", "input_size", "transforms", "network_def")
@@ -59,7 +59,7 @@ def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str,
     Raises:
         UserError: naming every difference.
     """
-    if trained is None or here is None or _resolved(trained) == _resolved(here):
+    if trained is None or here is None or same_recipe(trained, here):
         return
     before, now = (dict(_flat(recipe)) for recipe in (trained, here))
     differences = [
@@ -68,6 +68,11 @@ def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str,
         if before.get(name) != now.get(name)
     ]
     raise UserError(f"{whose} was trained with another recipe:\n" + "\n".join(differences) + f"\n{remedy}")
+
+
+def same_recipe(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes are the same, however they are written."""
+    return _resolved(one) == _resolved(other)
 
 
 def references(content: Any) -> Iterator[str]:

@@ -8,6 +8,7 @@ without a key) get one from :func:`write_bare`, with the rest in a file beside i
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,16 @@ from torch import nn
 from .errors import UserError
 from .files import atomic_path, sha256_of, write_json
 from .finite import not_finite
+from .recipe import Recipe, refuse_other_recipe
 
-__all__ = ["as_paths", "bare", "read_record", "read_weights", "save_atomically", "save_weights", "write_bare"]
+__all__ = [
+    "as_paths", "bare", "check_recipe", "load_weights", "read_record", "read_weights", "save_atomically",
+    "save_weights", "weights_files", "write_bare",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
 
 
 def as_paths(load_path: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -33,6 +42,62 @@ def as_paths(load_path: str | Path | Sequence[str | Path]) -> list[Path]:
     if not paths:
         raise UserError("ckpt_path is an empty list; name at least one checkpoint.")
     return paths
+
+
+def weights_files(weights: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Files with weights by what a user calls them.
+
+    Args:
+        weights: ``simulated`` for those that come with the bundle, in ``models/simulated``; one path or several.
+
+    Raises:
+        UserError: when there are none.
+    """
+    if weights != "simulated":
+        return as_paths(weights)
+    folder = MODELS / "simulated"
+    files = sorted(folder.glob("model*.pt"), key=lambda path: (len(path.name), path.name))
+    if not files:
+        raise UserError(
+            f"No weights have come with this copy of the bundle (there is no {folder}/model.pt); name some."
+        )
+    return files
+
+
+def load_weights(network: nn.Module, paths: Sequence[Path], recipe: Recipe | None, other_recipe: bool = False) -> None:
+    """Put the first checkpoint's weights into the network, once it is sure that all fit it and the recipe.
+
+    Raises:
+        UserError: when they do not, or cannot be read.
+    """
+    for path in reversed(paths):
+        if not other_recipe:
+            check_recipe(path, recipe)
+        weights = read_weights(path, network)
+    bare(network).load_state_dict(weights)
+
+
+def check_recipe(
+    path: Path,
+    recipe: Recipe | None,
+    remedy: str = "Give the training's configs and options here, too; or, if you mean it, --other_recipe True.",
+) -> None:
+    """Stop where a checkpoint was trained with another recipe than the config's; warn where it does not say.
+
+    Args:
+        path: of the checkpoint.
+        recipe: the config's, see :func:`scripts.recipe.describe`; None compares nothing.
+        remedy: what to do about it, for the message.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if recipe is None:
+        return
+    trained = read_record(path).get("recipe")
+    if trained is None:
+        logger.warning("%s does not say what it was trained with; the config's recipe is taken.", path)
+    refuse_other_recipe(trained, recipe, str(path), remedy)
 
 
 def read_weights(path: Path, network: nn.Module, name: str = "model") -> Mapping[str, Any]:

@@ -18,6 +18,10 @@ from .volumes import Volume, VolumeError, read_volume
 __all__ = ["CaseReport", "Limits", "Problem", "check_case", "grid_difference"]
 
 
+# what stands for the file's name of a volume in memory
+IN_MEMORY = {"adc": "the ADC map", "zadc": "the ZADC map", "stacked": "the image", "label": "the label"}
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a case may look like.
@@ -31,6 +35,7 @@ class Limits:
         spacing_range_mm: least and greatest voxel size along each axis.
         outside_fraction: largest share of a lesion's voxels outside the brain.
         max_bytes: largest size of one volume in memory.
+        brain_ml_range: least and greatest volume of the brain; None: any.
         zadc: ``required``, or ``optional``: a case may have an ADC map alone, see
             :class:`scripts.transforms.LoadMapsd`. For recipes that fill in what is missing.
 
@@ -45,6 +50,7 @@ class Limits:
     spacing_range_mm: tuple[float, float] = (0.1, 20.0)
     outside_fraction: float = 0.5
     max_bytes: int = 1 << 31
+    brain_ml_range: tuple[float, float] | None = None
     zadc: Literal["required", "optional"] = "required"
 
     def __post_init__(self) -> None:
@@ -129,23 +135,25 @@ def item_files(item: Mapping[str, Any]) -> dict[str, str]:
     return files
 
 
-def check_case(case: str, files: Mapping[str, str], limits: Limits | None = None) -> CaseReport:
+def check_case(case: str, files: Mapping[str, str | Volume], limits: Limits | None = None) -> CaseReport:
     """Read and check one case.
 
     Args:
         case: its id.
-        files: paths by part: ``adc`` and ``zadc``, or ``stacked``; ``label`` may be absent.
+        files: paths, or volumes in memory, by part: ``adc`` and ``zadc``, or ``stacked``; ``label`` may be absent.
         limits: what is allowed; the defaults if None.
 
     Returns:
         The report; bad data never raises.
     """
     limits = limits or Limits()
-    report = CaseReport(case, dict(files))
+    named = {part: IN_MEMORY.get(part, part) if isinstance(file, Volume) else file for part, file in files.items()}
+    report = CaseReport(case, named)
     volumes: dict[str, Volume] = {}
-    for part, path in files.items():
+    for part, path in named.items():
+        given = files[part]
         try:
-            volumes[part] = read_volume(path, limits.max_bytes)
+            volumes[part] = given if isinstance(given, Volume) else read_volume(path, limits.max_bytes)
         except FileNotFoundError:
             report.problems.append(Problem(path, "is missing"))
         except VolumeError as error:
@@ -157,7 +165,7 @@ def check_case(case: str, files: Mapping[str, str], limits: Limits | None = None
     for part in list(volumes):
         if volumes[part].array.ndim != 3:
             shape = volumes.pop(part).array.shape
-            report.problems.append(Problem(files[part], f"has shape {_sizes(shape)}; three dimensions are needed"))
+            report.problems.append(Problem(named[part], f"has shape {_sizes(shape)}; three dimensions are needed"))
     maps = [part for part in ("adc", "zadc") if part in volumes]
     sound = [_check_map(report, part, volumes) for part in maps]
     if maps:
@@ -187,6 +195,8 @@ def _unstack(report: CaseReport, volumes: dict[str, Volume], limits: Limits) -> 
         return
     if channels != 2:
         message = f"has {channels} channel{'s'[: channels > 1]}; a stacked file has two, ADC and ZADC"
+        if channels == 1:
+            message += ", and this recipe does not take an ADC map alone (limits#zadc)"
         report.problems.append(Problem(report.files["stacked"], message))
         return
     for channel, part in enumerate(("adc", "zadc")):
@@ -303,6 +313,12 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
         for factor in (1e3, 1e6):
             if limits.adc_range[0] <= median * factor <= limits.adc_range[1]:
                 message += f" (multiply it by {factor:g})"
+        report.problems.append(Problem(_file(report, "adc"), message))
+    elif limits.brain_ml_range and not limits.brain_ml_range[0] <= report.brain_ml <= limits.brain_ml_range[1]:
+        message = f"is no newborn's brain: {report.brain_ml:.0f} ml are above 0, not between "
+        message += f"{limits.brain_ml_range[0]:g} and {limits.brain_ml_range[1]:g} "
+        big = report.brain_ml > limits.brain_ml_range[1]
+        message += "(an adult's, another part of the body, or not skull-stripped)" if big else "(a part of one?)"
         report.problems.append(Problem(_file(report, "adc"), message))
     if zadc is not None and not like_zadc(zadc, limits):
         message = f"is no Z map: its values go from {_span([zadc.min(), zadc.max()])}, beyond ±{limits.zadc_limit:g}"

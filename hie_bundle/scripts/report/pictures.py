@@ -20,7 +20,10 @@ from PIL import Image
 
 from ..bonbid import brain_of
 
-__all__ = ["PRED_COLOUR", "TRUTH_COLOUR", "SliceView", "axial", "case_views", "render_case", "shown_box"]
+__all__ = [
+    "PRED_COLOUR", "TRUTH_COLOUR", "SliceView", "axial", "case_views", "outline_path", "png_of", "render_case",
+    "shown_box", "upright",
+]  # fmt: skip
 
 TRUTH_COLOUR, PRED_COLOUR = "#56b4e9", "#e69f00"  # told apart by colour-blind readers (Okabe and Ito)
 MARGIN = 3  # voxels around the brain
@@ -101,7 +104,7 @@ def case_views(
         pictures = []
         for volume, window in ((adc, adc_window), (zadc, zadc_window)):
             grey = (axial(volume, box, z) - window[0]) / (window[1] - window[0])
-            pictures.append(_png(np.where(inside, grey, 0)))  # black outside the brain, also in ZADC
+            pictures.append(png_of(np.where(inside, grey, 0)))  # black outside the brain, also in ZADC
         area = pixel_mm[0] * pixel_mm[1]
         views.append(
             SliceView(
@@ -109,8 +112,8 @@ def case_views(
                 slices=adc.shape[2],
                 reasons=why,
                 size_mm=(t.shape[1] * pixel_mm[0], t.shape[0] * pixel_mm[1]),
-                truth=_outline(t, pixel_mm),
-                pred=_outline(p, pixel_mm),
+                truth=outline_path(t, pixel_mm),
+                pred=outline_path(p, pixel_mm),
                 adc=pictures[0],
                 zadc=pictures[1],
                 lesion_mm2=float(t.sum()) * area,
@@ -206,14 +209,14 @@ def axial(volume: NDArray[Any], box: tuple[slice, slice], z: int) -> NDArray[Any
     return volume[(*box, z)].T[::-1, ::-1]
 
 
-def _png(grey: NDArray[Any]) -> str:
+def png_of(grey: NDArray[Any]) -> str:
     levels = np.round(np.clip(np.nan_to_num(grey), 0, 1) * 255).astype(np.uint8)  # black where a map is missing
     file = io.BytesIO()
     Image.fromarray(levels).save(file, format="PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _outline(mask: Mask, pixel_mm: tuple[float, float]) -> str:
+def outline_path(mask: Mask, pixel_mm: tuple[float, float]) -> str:
     """The border of a mask as SVG path data, in mm from the upper left corner."""
     if not mask.any():
         return ""

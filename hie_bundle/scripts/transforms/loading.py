@@ -39,11 +39,12 @@ class LoadMaps(LoadImage):
     """
 
     def __call__(
-        self, filename: Sequence[PathLike] | PathLike, reader: ImageReader | None = None
+        self, filename: Sequence[PathLike] | PathLike | MetaTensor, reader: ImageReader | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, Any]]:
         """
         Args:
-            filename: one file, loaded as MONAI does; or several of equal shape.
+            filename: one file, loaded as MONAI does; or several of equal shape; or an image in memory, which stays as
+                it is.
             reader: see the parent class.
 
         Returns:
@@ -52,6 +53,8 @@ class LoadMaps(LoadImage):
         Raises:
             RuntimeError: when a file cannot be read, or the shapes differ.
         """
+        if isinstance(filename, MetaTensor):
+            return filename
         if isinstance(filename, (str, bytes)) or not isinstance(filename, Sequence) or len(filename) == 1:
             return super().__call__(filename, reader)
         images = [super(LoadMaps, self).__call__(name, reader) for name in filename]
@@ -107,6 +110,8 @@ class LoadMapsd(LoadImaged):
         if not isinstance(axis, (int, float)) or math.isnan(axis):  # MONAI's "no_channel"
             axis, maps = 0, maps[None]
         channels = maps.shape[int(axis)]
+        if isinstance(files, MetaTensor):
+            files = "the image"
         name = str(files) if isinstance(files, str | Path) else " and ".join(map(str, files))
         if channels == 1 and self.limits.zadc == "optional":
             return self._with_missing(name, np.moveaxis(maps, int(axis), 0)[0], image)

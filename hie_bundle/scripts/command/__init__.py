@@ -1,0 +1,89 @@
+"""The command ``hie-bundle``: segmentation, and the bundle's workflows under names that a newcomer would guess."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import fire
+
+from ..errors import user_error
+from .completion import completion
+from .workflows import WORKFLOWS, help_page, runner
+
+__all__ = ["main"]
+
+SWITCHES = ("probabilities", "json", "quiet", "openvino")  # of segment: they take no value
+USAGE = """hie-bundle COMMAND …
+
+  segment ADC [ZADC] -o OUT   lesion masks from files or folders
+  train, evaluate, study      the network on labelled cases: its training, its results, its losses compared
+  phantom, download, check    cases: simulate them, fetch BONBID-HIE, look at what a folder holds
+  doctor                      whether this installation has what it needs
+  completion bash|zsh|fish    completion of commands and options for a shell
+
+hie-bundle COMMAND --help lists its options."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Exit status: 0 when all was done; 1 when something outside the program is wrong, which the last lines of stderr say;
+    2 for a command line that cannot be understood.
+
+    Args:
+        arguments: of the command line; that of the process if None.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words[0] if words else ""
+    asked = any(word in ("--help", "-h") for word in words)
+    if asked and name in WORKFLOWS:
+        print(help_page(name))
+        return
+    if not words or (asked and name != "segment"):
+        print(USAGE)
+        sys.exit(0 if asked else 2)
+    command = _command(name)
+    if command is None:
+        print(f"error: there is no command {name!r}.\n\n{USAGE}", file=sys.stderr)
+        sys.exit(2)
+    if asked:
+        from .segment import HELP
+
+        print(HELP)
+        return
+    try:
+        fire.Fire(command, command=_plain(words), name=f"hie-bundle {name}")
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        print(f"\nerror: {mistake}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nerror: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _command(name: str) -> Callable[..., None] | None:
+    """What stands behind a name; imported now, since most need not wait for PyTorch."""
+    if name in WORKFLOWS:
+        return runner(name)
+    if name == "segment":
+        from .segment import segment
+
+        return segment
+    if name == "doctor":
+        from .doctor import doctor
+
+        return doctor
+    return completion if name == "completion" else None
+
+
+def _plain(words: Sequence[str]) -> list[str]:
+    """The words behind the command as fire takes them: ``-o`` in full; switches with a value, or they take the next."""
+    full = {"-o": "--output", "-q": "--quiet"} if words[0] == "segment" else {}
+    rest = [full.get(word, word) for word in words[1:]]
+    if words[0] != "segment":
+        return rest
+    return [f"{word}=True" if word.startswith("--") and word[2:] in SWITCHES else word for word in rest]

@@ -1,0 +1,241 @@
+"""``hie-bundle segment``: masks, pictures and figures of files or folders."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fire.decorators import SetParseFn
+from tqdm import tqdm
+
+from ..bonbid import find_cases, read_volume
+from ..bonbid.layout import part_of
+from ..errors import UserError, user_error
+from ..files import sha256_of
+from ..images import EXTENSIONS, write
+from ..segmenter import CAUTION, Segmentation, Segmenter
+
+__all__ = ["HELP", "find_jobs", "segment"]
+
+HELP = f"""hie-bundle segment ADC [ZADC] -o OUT [--NAME VALUE …]
+
+Outlines hypoxic-ischaemic lesions in the brain of newborns.
+
+  ADC               skull-stripped ADC map in 1e-6 mm²/s (.nii, .nii.gz, .mha; any orientation), a 4D file with both
+                    maps, or a folder of cases
+  ZADC              Z-score map of the ADC on the same grid, or a folder of them; without it ADC alone is used
+  -o, --output OUT  the mask: a file, or a folder for CASE_lesion.nii.gz
+
+  --weights         simulated (those that come with the bundle, if not given), or a checkpoint of your own; several,
+                    with commas between them, are averaged
+  --recipe          what your weights were trained with: paper, strong, strong_cpu, or config files; needed where they
+                    do not say so themselves
+  --probabilities   write the lesion's probability, too, beside the mask: CASE_probability.nii.gz
+  --overlay         OUT.png, a picture of the slices with the mask's outline; of several cases a folder
+  --report          OUT.html, a page with the slices and the figures; of several cases a folder
+  --extension       .nii.gz, .nii or .mha, of masks in a folder
+  --json            print the figures as JSON, and nothing else
+  -q, --quiet       print errors only
+  --openvino        let OpenVINO run the network, on the CPU
+
+Any other value at the top of inference.yaml can be set, too: --device cuda, --threshold 0.4, --flips "[0]".
+
+A folder ADC without ZADC holds cases by BONBID-HIE's names (X-ADC_ss, Zmap_X-ADC_smooth2mm_clipped10). Of two folders,
+files belong together whose names are the same, or the same case's.
+
+Exit status: 0; 1 if a case could not be segmented (the others are); 2 if the command cannot be understood.
+{CAUTION}"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case and its files."""
+
+    case: str
+    adc: Path
+    zadc: Path | None
+
+
+@SetParseFn(str, "adc", "zadc", "output", "weights", "recipe", "overlay", "report", "extension")
+def segment(
+    adc: str,
+    zadc: str | None = None,
+    output: str | None = None,
+    weights: str = "simulated",
+    recipe: str | None = None,
+    probabilities: bool = False,
+    overlay: str | None = None,
+    report: str | None = None,
+    extension: str = ".nii.gz",
+    json: bool = False,
+    quiet: bool = False,
+    openvino: bool = False,
+    **options: Any,
+) -> None:
+    """Segment files or folders; see :data:`HELP`.
+
+    Raises:
+        UserError: when there is no case, or nowhere to write.
+        SystemExit: 1 when a case could not be segmented.
+    """
+    if output is None:
+        print("error: say where the mask goes, with -o OUT.", file=sys.stderr)
+        sys.exit(2)
+    if extension not in EXTENSIONS:
+        raise UserError(f"--extension is one of {', '.join(EXTENSIONS)}, not {extension}.")
+    jobs = find_jobs(Path(adc), Path(zadc) if zadc else None)
+    places = [_places(job, len(jobs) == 1, output, overlay, report, probabilities, extension) for job in jobs]
+    _refuse_overwriting(jobs, places)
+    segmenter = Segmenter(weights.split(",") if "," in weights else weights, recipe, openvino, **options)
+    hidden = quiet or json or len(jobs) == 1 or not sys.stderr.isatty()
+    rows: list[dict[str, Any]] = []
+    for job, place in zip(tqdm(jobs, unit="case", disable=hidden), places, strict=True):
+        try:
+            found = segmenter.result(job.adc, job.zadc, case=job.case)
+            _write(found, job, place, segmenter)
+        except Exception as error:
+            mistake = user_error(error)
+            if mistake is None:
+                raise
+            tqdm.write(f"error: {mistake}", file=sys.stderr)
+            rows.append({**_files(job), "error": str(mistake)})
+            continue
+        rows.append({**_files(job), **{name: str(path) for name, path in place.items()}, **_figures(found)})
+        if not quiet and not json:
+            tqdm.write("\n  ".join([_line(found), *found.notes, str(place["mask"])]), file=sys.stdout)
+    failed = sum("error" in row for row in rows)
+    if json:
+        checkpoints = [{"path": str(path), "sha256": sha256_of(path)} for path in segmenter.checkpoints]
+        content = {"caution": CAUTION, "weights": checkpoints, "threshold": segmenter.threshold, "cases": rows}
+        print(json_format.dumps(content, indent=2, ensure_ascii=False))
+    elif not quiet and failed < len(jobs):
+        print(CAUTION)
+    if failed:
+        if len(jobs) > 1:
+            print(f"error: {failed} of {len(jobs)} cases could not be segmented.", file=sys.stderr)
+        sys.exit(1)
+
+
+def find_jobs(adc: Path, zadc: Path | None) -> list[Job]:
+    """The cases that two files, two folders, or one folder hold.
+
+    Raises:
+        UserError: when there is none, or a file and a folder are given together.
+    """
+    for path in (adc, *([zadc] if zadc else [])):
+        if not path.exists():
+            raise UserError(f"There is no file or folder {path}.")
+    if zadc and adc.is_dir() != zadc.is_dir():
+        raise UserError(f"Of {adc} and {zadc} one is a file and one a folder: give two files, or two folders.")
+    if not adc.is_dir():
+        return [Job(_case_of(adc), adc, zadc)]
+    if zadc is None:
+        maps = [(case, case.adc or case.stacked) for case in find_cases(adc)]
+        jobs = [Job(case.case, first, case.zadc) for case, first in maps if first]
+    else:
+        partners = {_case_of(path): path for path in _images(zadc)}
+        jobs = [Job(_case_of(path), path, partners.get(_case_of(path))) for path in _images(adc)]
+        if jobs and not any(job.zadc for job in jobs):
+            raise UserError(f"No file in {zadc} has the name of one in {adc}, or that of its case.")
+    if not jobs:
+        raise UserError(
+            f"{adc} holds no ADC map. Files have names like X-ADC_ss.nii.gz and Zmap_X-ADC_smooth2mm_clipped10.nii.gz "
+            f"({', '.join(EXTENSIONS)}); or name the two files."
+        )
+    return jobs
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(EXTENSIONS) and path.is_file())
+
+
+def _case_of(path: Path) -> str:
+    part, case = part_of(path)
+    return case if part else path.name.removesuffix(_ending(path))
+
+
+def _ending(path: Path) -> str:
+    """The extension as it is written, ``.nii.gz`` being one."""
+    return next((path.name[-len(e) :] for e in EXTENSIONS if path.name.lower().endswith(e)), path.suffix)
+
+
+def _places(
+    job: Job, single: bool, output: str, overlay: str | None, report: str | None, probabilities: bool, extension: str
+) -> dict[str, Path]:
+    """Where each thing of a case is written."""
+
+    def place(target: str, endings: Sequence[str], name: str) -> Path:
+        if not target.lower().endswith(tuple(endings)):
+            return Path(target) / name
+        if not single:
+            raise UserError(f"{target} is one file, but there are several cases: name a folder.")
+        return Path(target)
+
+    mask = place(output, EXTENSIONS, f"{job.case}_lesion{extension}")
+    places = {"mask": mask}
+    if probabilities:
+        stem = mask.name.removesuffix(_ending(mask)).removesuffix("_lesion")
+        places["probability"] = mask.with_name(f"{stem}_probability{_ending(mask)}")
+    if overlay:
+        places["overlay"] = place(overlay, [".png"], f"{job.case}.png")
+    if report:
+        places["report"] = place(report, [".html"], f"{job.case}.html")
+    return places
+
+
+def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]]) -> None:
+    inputs = {path.resolve() for job in jobs for path in (job.adc, job.zadc) if path}
+    outputs = [path.resolve() for place in places for path in place.values()]
+    if both := inputs & set(outputs):
+        raise UserError(f"{min(both)} is one of the maps; write to another place.")
+    if len(set(outputs)) < len(outputs):
+        twice = next(path for path in outputs if outputs.count(path) > 1)
+        raise UserError(f"Two cases would be written to {twice}: their files have the same name.")
+
+
+def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Segmenter) -> None:
+    write(place["mask"], found.mask, found.affine)
+    if "probability" in place:
+        write(place["probability"], found.probability, found.affine)
+    if not {"overlay", "report"} & place.keys():
+        return
+    from ..report.segmented import write_case_page, write_case_picture  # with matplotlib, which takes a second
+
+    volumes = [read_volume(path).array for path in (job.adc, job.zadc) if path]
+    arrays = list(np.moveaxis(volumes[0], -1, 0)) if volumes[0].ndim == 4 else volumes
+    maps = {name: np.asarray(array, float) for name, array in zip(("ADC", "ZADC"), arrays, strict=False)}
+    if "overlay" in place:
+        write_case_picture(place["overlay"], maps, found.mask, found.affine, _line(found))
+    if "report" in place:
+        tiles = [("Lesion", f"{found.lesion_ml:.2f} ml"), ("Of the brain", f"{100 * found.lesion_fraction:.2f} %"),
+                 ("Lesions", str(found.lesions)), ("Brain", f"{found.brain_ml:.0f} ml")]  # fmt: skip
+        facts = {"ADC": str(job.adc), "ZADC": str(job.zadc or "none"), "Mask": str(place["mask"])}
+        for number, path in enumerate(segmenter.checkpoints, start=1):
+            facts[f"Weights {number}"] = f"{path}, SHA-256 {sha256_of(path)}"
+        facts["Threshold of the probability"] = str(segmenter.threshold)
+        write_case_page(place["report"], maps, found.mask, found.affine, found.case, tiles, found.notes, facts)
+
+
+def _line(found: Segmentation) -> str:
+    lesions = "1 lesion" if found.lesions == 1 else f"{found.lesions} lesions"
+    share = f"{100 * found.lesion_fraction:.2f} % of the brain ({found.brain_ml:.0f} ml)"
+    return f"{found.case}: {found.lesion_ml:.2f} ml in {lesions}, {share}"
+
+
+def _files(job: Job) -> dict[str, Any]:
+    return {"case": job.case, "adc": str(job.adc), "zadc": job.zadc and str(job.zadc)}
+
+
+def _figures(found: Segmentation) -> dict[str, Any]:
+    return {
+        "lesion_ml": round(found.lesion_ml, 4),
+        "lesion_fraction": round(found.lesion_fraction, 6),
+        "lesions": found.lesions,
+        "brain_ml": round(found.brain_ml, 2),
+        "notes": list(found.notes),
+    }

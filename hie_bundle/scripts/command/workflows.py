@@ -1,0 +1,125 @@
+"""The workflows of ``monai.bundle run`` by one word each, and what can be set in them, as the configs say it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, choose
+from ..mixins import CONFIGS, RECIPES, mixins
+
+__all__ = ["EXTRA", "WORKFLOWS", "Value", "Workflow", "help_page", "runner", "values_of"]
+
+HERE = {"dataset_dir": "data", "output_dir": "eval", "ckpt_dir": "models"}
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """One command.
+
+    Attributes:
+        run_id: what is run.
+        configs: in this order.
+        folders: looked for where the user is, not in the installed bundle.
+    """
+
+    run_id: str
+    configs: tuple[str, ...]
+    folders: dict[str, str]
+
+
+WORKFLOWS = {
+    "train": Workflow("training", ("train",), HERE),
+    "evaluate": Workflow("evaluating", ("train", "evaluate"), HERE),
+    "study": Workflow("loss_study", ("train", "study"), {"dataset_dir": "data", "output_dir": "study"}),
+    "phantom": Workflow("phantom", ("data",), {"dataset_dir": "data"}),
+    "download": Workflow("download", ("data",), {"dataset_dir": "data"}),
+    "check": Workflow("check", ("data",), {"dataset_dir": "data"}),
+}
+EXTRA = {
+    "recipe": f"{', '.join(RECIPES)} (paper if not given): the network, what it sees, how it is trained",
+    "config_file": "configs of your own that go over the others, with commas between them",
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value at the top of a config.
+
+    Attributes:
+        name: its key.
+        default: as the file has it; empty where a section of further keys follows.
+        comment: what stands behind it.
+        section: the heading above it.
+    """
+
+    name: str
+    default: str
+    comment: str
+    section: str
+
+
+def values_of(file: Path) -> list[Value]:
+    """The values at the top level of a config, in its order, with what it says of them."""
+    values, section = [], ""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if heading := re.fullmatch(r"# -{3,} (.+?) -{3,}", line):
+            section = heading[1]
+        elif entry := re.fullmatch(r"([^\s#:][^\s:]*):(.*)", line):
+            # a comment begins behind a blank; in "@a#b" there is none
+            default, _, comment = entry[2].partition(" #")
+            values.append(Value(entry[1], default.strip(), comment.strip(), section))
+    return values
+
+
+def runner(name: str) -> Callable[..., None]:
+    """The command as a function that takes options."""
+    workflow = WORKFLOWS[name]
+
+    def run(recipe: str = "paper", config_file: Any = (), **options: Any) -> None:
+        choose(RECIPES, recipe, "recipe")
+        if recipe != "paper" and "train" not in workflow.configs:
+            raise UserError(f"`hie-bundle {name}` takes no --recipe.")
+        own = config_file.split(",") if isinstance(config_file, str) else config_file
+        files = [*(CONFIGS / f"{stem}.yaml" for stem in workflow.configs), *mixins(recipe), *mixins(list(own))]
+        import monai.bundle
+
+        monai.bundle.run(
+            workflow.run_id,
+            config_file=[str(file) for file in files],
+            meta_file=str(CONFIGS / "metadata.json"),
+            logging_file=str(CONFIGS / "logging.conf"),
+            **{**workflow.folders, **options},
+        )
+
+    return run
+
+
+def help_page(name: str) -> str:
+    """Every value that the command's configs have at their top, with default and comment."""
+    workflow = WORKFLOWS[name]
+    files = [CONFIGS / f"{stem}.yaml" for stem in workflow.configs]
+    known = {value.name: value for file in files for value in values_of(file)}  # the last file's counts
+    own = EXTRA if "train" in workflow.configs else {"config_file": EXTRA["config_file"]}
+    lines = [
+        f"hie-bundle {name} [--NAME VALUE …]",
+        "",
+        f"As `python -m monai.bundle run {workflow.run_id}` with {', '.join(file.name for file in files)} in",
+        f"{CONFIGS}, but folders are looked for where you are.",
+        "",
+        *(f"  --{option}\n      {text}" for option, text in own.items()),
+    ]
+    section = None
+    for value in known.values():
+        if not value.default or value.name in ("run", "workflow", "bundle_root", workflow.run_id):
+            continue
+        if value.section != section:
+            section = value.section
+            lines += ["", section.capitalize()]
+        default = workflow.folders.get(value.name, value.default)
+        lines += [f"  --{value.name} {default}", *([f"      {value.comment}"] if value.comment else [])]
+    lines += ["", "What stands in the configs' sections can be set, too: --train#dataset#cache_rate 0.5"]
+    return "\n".join(lines)
