@@ -136,7 +136,7 @@ def test_files_at_the_end(overlays: bool, tmp_path: Path) -> None:
     assert summary["info"]["split"] == "test"
     assert [entry["path"] for entry in summary["info"]["checkpoints"]] == [str(tmp_path / "model.pt")]
     pictures = sorted(path.name for path in tmp_path.glob("out/overlays/*"))
-    assert pictures == (["A-1.png", "B_2.png", "C 3.png"] if overlays else [])
+    assert pictures == (["A-1.png", "B%2F2.png", "C 3.png"] if overlays else [])
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<article") == (3 if overlays else 0)
     assert summary["info"]["checkpoints"][0]["sha256"] in page
