@@ -20,13 +20,14 @@ LABEL_VENV := .venv-monailabel
 # in processes of their own: with OpenVINO in one process, ITK and TorchIO have crashed it (about every second time)
 WITH_OPENVINO := tests/test_inferers.py tests/test_zoo.py
 
-.PHONY: help install demo study test test-slow test-monailabel lint bench package wheel large_files clean
+.PHONY: help install demo study test test-all test-slow test-monailabel lint bench package wheel large_files clean
 
 help:
 	@echo "make demo        a phantom cohort, trained on, evaluated and segmented, under $(DEMO)"
 	@echo "make study       the six losses compared on such a cohort, under $(STUDY); goes on where it was stopped"
 	@echo "make test        the checks and tests, except the slow ones"
 	@echo "make test-slow   the slow tests"
+	@echo "make test-all    both"
 	@echo "make test-monailabel   the bundle in a real MONAI Label server; an environment of several GB"
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       every part against its stock counterpart; an hour or more, alone on the machine"
@@ -67,6 +68,9 @@ study: install
 test: install lint
 	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(WITH_OPENVINO:%=--ignore=%)
 	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(WITH_OPENVINO)
+
+# everything but MONAI Label's server
+test-all: test test-slow
 
 test-slow: install
 	$(VENV)/bin/python -m pytest -m slow

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from conftest import BUNDLE
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.errors import user_error
+from scripts.options import OPTIONS
 
 CONFIGS = BUNDLE / "configs"
 
@@ -50,3 +51,66 @@ def test_values_of_other_workflows_and_of_mixins_are_taken(tmp_path: Path) -> No
     own.write_text("my_facotr: 0.5\n")
     with pytest.raises(RuntimeError):
         _initialize("train", own, dataset_dir=str(tmp_path))
+
+
+WRONG = {
+    "epochs": [1.5, 0, -1, "many", True, None, float("nan")],
+    "patience": [0, 2.5],
+    "batch_size": [0, "4"],
+    "cache_rate": [2, -0.1, "half"],
+    "threshold": [5, -1, float("nan"), "high"],
+    "learning_rate": [0, -1, 1e30, float("inf"), "nan"],
+    "clip_norm": ["nan", float("nan"), 0, -1],
+    "resume": ["no", 1, "maybe"],
+    "num_workers": [-1, 1.5],
+    "fold": [-1, "first"],
+    "num_folds": [1, 2.5],
+    "spatial_size": [[64, 64], 64, [64, 64, 0], [64, 64, 1.5], "big"],
+    "features": [[8, "x"], 8],
+    "dropout": [[0.1, 2.0]],
+    "device": ["cuad", "cuda:99", 3.5],
+    "seed": [-1, 0.5],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_values_that_are_not_allowed(name: str) -> None:
+    for value in WRONG[name]:
+        with pytest.raises(ValueError):  # noqa: PT011 -- without a message: the caller says what is allowed
+            OPTIONS[name].read(value)
+
+
+def test_they_are_refused_by_name_with_what_is_allowed(tmp_path: Path) -> None:
+    wrong = {name: values[0] for name, values in WRONG.items()}
+    with pytest.raises(RuntimeError) as caught:
+        _initialize("train", dataset_dir=str(tmp_path), **wrong)
+    message = str(user_error(caught.value))
+    for name, value in wrong.items():
+        assert f"--{name} {value}: {OPTIONS[name]}" in message
+    assert "--epochs 1.5: a whole number from 1 on" in message
+    assert "nothing was started" in message
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [({"resume": "false"}, False), ({"resume": "True"}, True), ({"epochs": 1e2}, 100), ({"features": (2, 4)}, [2, 4])],
+)
+def test_values_become_what_they_mean(given: dict[str, Any], meant: Any, tmp_path: Path) -> None:
+    """``"false"`` is a text that counts as true."""
+    (name,) = given
+    workflow = ConfigWorkflow(
+        str(CONFIGS / "train.yaml"), workflow_type=None, logging_file=False, dataset_dir=str(tmp_path), **given
+    )
+    workflow.initialize()
+    value = workflow.parser.get_parsed_content(name)
+    assert value == meant
+    assert type(value) is type(meant)
+    assert workflow.parser.get_parsed_content("cache_rate") == 1.0
+
+
+def test_the_configs_own_values_are_allowed() -> None:
+    for file in CONFIGS.glob("*.yaml"):
+        config = ConfigParser.load_config_file(str(file))
+        for name in OPTIONS.keys() & config.keys():
+            if not (isinstance(config[name], dict) or str(config[name])[:1] in ("$", "@")):
+                OPTIONS[name].read(config[name])

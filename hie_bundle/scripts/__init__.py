@@ -29,7 +29,7 @@
 ``study``             several variants trained, evaluated and compared
 ``distributed``       several processes: start, shares, failures
 ``machine``, ``cores``  memory, workers, cores
-``options``           values that nobody reads are refused
+``options``           values that nobody reads, or that are not allowed, are refused
 ``errors``, ``files``   what a user can mend, in one line; files written whole
 ====================  ==============================================================================================
 

@@ -1,30 +1,185 @@
-"""Values that nobody reads: a typing error in an option must not start a run with the default."""
+"""Options before anything starts: one that nobody reads, or with a value that is not allowed, is refused by name."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from .errors import UserError
 from .recipe import references
 
-__all__ = ["refuse_unknown"]
+__all__ = ["OPTIONS", "refuse_unknown"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number.
+
+    Attributes:
+        least: the smallest that is allowed.
+        most: the largest.
+        whole: no fractions.
+        above: ``least`` itself is not allowed.
+        null: None is allowed, too.
+        also: words that are allowed, too.
+    """
+
+    least: float = -math.inf
+    most: float = math.inf
+    whole: bool = False
+    above: bool = False
+    null: bool = False
+    also: tuple[str, ...] = ()
+
+    def read(self, value: Any) -> Any:
+        """The value as it is used.
+
+        Raises:
+            ValueError: when it is not allowed.
+        """
+        if (value is None and self.null) or (isinstance(value, str) and value in self.also):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+            raise ValueError
+        if self.whole and value != int(value):
+            raise ValueError
+        if not self.least <= value <= self.most or (self.above and value == self.least):
+            raise ValueError
+        return int(value) if self.whole else value
+
+    def __str__(self) -> str:
+        text = "a whole number" if self.whole else "a number"
+        if self.least > -math.inf and self.most < math.inf:
+            text += f" {'above' if self.above else 'from'} {self.least:g} to {self.most:g}"
+        elif self.least > -math.inf:
+            text += f" above {self.least:g}" if self.above else f" from {self.least:g} on"
+        return text + "".join(f", or {word}" for word in (*self.also, *(["null"] if self.null else [])))
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A list of numbers.
+
+    Attributes:
+        of: what each of them may be.
+        count: how many; any number of them if None.
+        each_once: none stands twice.
+        null: None is allowed, too.
+    """
+
+    of: Number
+    count: int | None = None
+    each_once: bool = False
+    null: bool = False
+
+    def read(self, value: Any) -> Any:
+        """See :meth:`Number.read`."""
+        if value is None and self.null:
+            return value
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ValueError
+        values = [self.of.read(one) for one in value]
+        if self.count not in (None, len(values)) or (self.each_once and len(set(values)) < len(values)):
+            raise ValueError
+        return values
+
+    def __str__(self) -> str:
+        text = f"a list of {self.count or 'any'} numbers, each {self.of}"
+        return text + (", none twice" if self.each_once else "") + (", or null" if self.null else "")
+
+
+class Flag:
+    """True or false; the words, too, which a shell passes as texts, of which every one would count as true."""
+
+    def read(self, value: Any) -> bool:
+        """See :meth:`Number.read`."""
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        raise ValueError
+
+    def __str__(self) -> str:
+        return "true or false"
+
+
+class Device:
+    """What PyTorch calls a device, and this machine has."""
+
+    def read(self, value: Any) -> Any:
+        """See :meth:`Number.read`."""
+        try:
+            device = torch.device(value)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError from error
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise ValueError
+        if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
+            raise ValueError
+        return value
+
+    def __str__(self) -> str:
+        count = torch.cuda.device_count()
+        return "cpu" + (f" or cuda:0 to cuda:{count - 1}" if count else "; this machine has no CUDA device")
+
+
+_COUNT, _SHARE, _ABOVE = Number(1, whole=True), Number(0, 1), Number(0, above=True)
+_FROM_0 = Number(0, whole=True)
+# what the values at the top of the configs may be; one that is computed ($…) or refers to another (@…) is not looked at
+OPTIONS: dict[str, Number | Numbers | Flag | Device] = {
+    "device": Device(),
+    **dict.fromkeys(
+        ("amp", "cudnn_benchmark", "progress", "resume", "overwrite", "other_recipe", "sync_batch_norm", "labels"),
+        Flag(),
+    ),
+    **dict.fromkeys(("epochs", "batch_size", "val_interval", "patience", "in_channels", "parallel", "tries"), _COUNT),
+    **dict.fromkeys(("seed", "rank", "num_train", "num_val", "num_test", "num_healthy", "num_cases"), _FROM_0),
+    "num_workers": Number(0, 256, whole=True, null=True),
+    "threads": Number(1, whole=True, null=True),
+    "fold": Number(0, whole=True, null=True),
+    "num_folds": Number(2, whole=True, null=True),
+    "inner_folds": Number(2, whole=True, null=True, also=("auto",)),
+    **dict.fromkeys(
+        ("cache_rate", "threshold", "augmentation_probability", "lesion_overlap", "artefact_probability"), _SHARE
+    ),
+    "learning_rate": Number(0, 10, above=True),
+    "weight_decay": Number(0, 10),
+    "lr_gamma": Number(0, 1, above=True),
+    "l1_weight": Number(0, 10),
+    "clip_norm": _ABOVE,
+    "prior": Number(0, 1, above=True, null=True),
+    "tolerance_mm": Number(0),
+    "baseline_threshold": Number(),
+    **dict.fromkeys(("timeout_minutes", "timeout_s", "fine_mm", "atlas_step_mm"), _ABOVE),
+    **dict.fromkeys(("pause_s", "registration_mm"), Number(0)),
+    "spatial_size": Numbers(_COUNT, 3, null=True),
+    "input_size": Numbers(_COUNT, 3),
+    "features": Numbers(_COUNT),
+    "dropout": Numbers(Number(0, 1)),
+    "flips": Numbers(Number(0, 2, whole=True), each_once=True),
+    **dict.fromkeys(("adc_window", "zadc_window"), Numbers(Number(), 2, each_once=True)),
+}
 
 
 def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
     """Stop where a value at the top of a config, or of the command line, is none that a config of the bundle has.
 
-    A mixin may bring values of its own, as long as the config refers to them (``@name``), and sections.
+    And where it is none that :data:`OPTIONS` allows; ``false`` as a text becomes what it means. A mixin may bring
+    values of its own, as long as the config refers to them (``@name``), and sections.
 
     Args:
         workflow: that runs the config; None for tools that have none.
 
     Raises:
-        UserError: naming every such value and the nearest one that there is.
+        UserError: naming every such value, and the nearest one that there is, or what is allowed.
     """
     if workflow is None:
         return
@@ -41,3 +196,27 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
         lines.append(f"  --{name}: no config has such a value" + (f"; did you mean --{near[0]}?" if near else "."))
     if lines:
         raise UserError("There are options that nothing would read; nothing was started.\n" + "\n".join(lines))
+    _refuse_values(workflow.parser, config)
+
+
+def _refuse_values(parser: ConfigParser, config: Mapping[str, Any]) -> None:
+    """Stop where values are not allowed; put what is meant in the place of texts and of whole numbers like 1e2."""
+    lines = []
+    for name, allowed in OPTIONS.items():
+        if name not in config or _is_computed(config[name]):
+            continue
+        try:
+            value = allowed.read(config[name])
+        except ValueError:
+            lines.append(f"  --{name} {config[name]}: {allowed}")
+            continue
+        if value is not config[name]:
+            parser.get()[name] = value
+            if name in parser.ref_resolver.items:  # setting it by the parser would forget what was resolved so far
+                parser.ref_resolver.items[name].update_config(value)
+    if lines:
+        raise UserError("There are options with values that are not allowed; nothing was started.\n" + "\n".join(lines))
+
+
+def _is_computed(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, str) and value[:1] in ("$", "@", "%"))
