@@ -458,3 +458,10 @@ def test_a_voxel_size_of_zero_beside_a_valid_position_is_refused(tmp_path: Path,
     path.write_bytes(gzip.compress(data) if extension.endswith("gz") else data)
     with pytest.raises(VolumeError, match=r"voxel size of 0 × 2 × 3 mm in its header"):
         read_volume(path)
+
+
+def test_what_is_remembered_is_its_owners_alone(tmp_path: Path, cache: Path) -> None:
+    write_case(tmp_path, "a")
+    check_items(bonbid.datalist(tmp_path, "train"))
+    assert cache.stat().st_mode & 0o077 == 0
+    assert "a-ADC_ss" in cache.read_text()

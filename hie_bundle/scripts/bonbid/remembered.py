@@ -14,7 +14,7 @@ import platformdirs
 from tqdm import tqdm
 
 from ..cores import available_cores
-from ..files import write_json
+from ..files import atomic_path
 from .checks import CaseReport, Limits, check_case, item_files
 from .layout import output_name
 
@@ -122,5 +122,6 @@ def _remember(path: Path, fresh: Mapping[str, Any]) -> None:
     """Add to the file what another process has not added meanwhile. A lost race costs a second check, no more."""
     known = {**_load(path), **fresh}
     known = {key: entry for key, entry in known.items() if key in fresh or Path(key.split("|")[0]).exists()}
-    with suppress(OSError):
-        write_json(path, known)
+    with suppress(OSError), atomic_path(path) as temporary:
+        temporary.touch(0o600)  # it names files and says how large lesions are: its owner's alone
+        temporary.write_text(json.dumps(known, ensure_ascii=False) + "\n")
