@@ -31,9 +31,9 @@ class RandCropByLesiond(RandCropByPosNegLabeld):
     ) -> None:
         """See the parent class."""
         assert label is not None
-        inside, outside = map_binary_to_indices(label, image, self.cropper.image_threshold)
+        _, outside = map_binary_to_indices(label, image, self.cropper.image_threshold)
         parts = cc3d.connected_components((torch.as_tensor(label)[0].cpu().numpy() > 0), connectivity=26)
         count = int(parts.max())
-        if count:
-            inside = np.flatnonzero(parts == self.cropper.R.randint(1, count + 1))
+        # without any, all patches lie elsewhere; the parent would warn of each
+        inside = np.flatnonzero(parts == self.cropper.R.randint(1, count + 1)) if count else outside
         super().randomize(label, inside, outside, image)
