@@ -49,7 +49,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(RUN) phantom --config_file $(CONFIGS)/data.yaml --output_dir $(DEMO)/data --num_train 48 --num_val 8 --num_test 16 --seed 0
 	$(RUN) evaluating --config_file $(SIMULATED_DEMO) --split test --dataset_dir $(DEMO)/data \
-		--output_dir $(DEMO)/simulated --ckpt_path simulated
+		--output_dir $(DEMO)/simulated --ckpt_path hie_bundle/models/simulated/model.pt
 	$(RUN) training --config_file $(TRAIN_DEMO)
 	$(RUN) evaluating --config_file $(EVALUATE_DEMO) --split test
 	$(RUN) --config_file $(INFER_DEMO) --split test --output_dir $(DEMO)/masks
