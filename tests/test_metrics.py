@@ -267,6 +267,7 @@ def test_flips_and_axis_order_change_nothing(
     after = metrics.case_metrics(*turned, [spacing[a] for a in axes])
     for values in (before, after):
         del values["paper_nsd"]  # MONAI's rounding decides whether a distance of exactly the tolerance counts
+        del values["cc_dice"]  # which lesion a voxel belongs to that is as near to two, depends on their order
     assert after == pytest.approx(before, rel=1e-6, nan_ok=True)
     swapped = metrics.case_metrics(truth, pred, spacing)
     for name in ("dice", "masd_mm", "nsd", "hd95_mm", "paper_msd_mm", "lesion_f1"):

@@ -348,6 +348,15 @@ def test_scoring_the_written_masks_gives_what_evaluating_measured(tiny_cohort: P
     assert str(evaluated / "masks") in (scored / "report.html").read_text()
     with (evaluated / "metrics.csv").open() as stream:
         cases = [row["case"] for row in csv.DictReader(stream)]
+    # the threshold that these cases would have chosen, and what it gives where it is taken to
+    kept = json.loads((evaluated / "thresholds.json").read_text())
+    assert kept["mean_dice_at"]["0.02"] == pytest.approx(np.mean([row["native_dice"] for row in first]), abs=1e-6)
+    _run(
+        "evaluating", dataset_dir=str(tiny_cohort), output_dir=str(tmp_path / "at_it"),
+        ckpt_path=str(tmp_path / "model.pt"), threshold_from=str(evaluated / "thresholds.json"),
+    )  # fmt: skip
+    chosen = [row["native_dice_chosen"] for row in report.read_rows(tmp_path / "at_it" / "metrics.csv")]
+    assert np.mean(chosen) == pytest.approx(max(kept["mean_dice_at"].values()), abs=1e-6)
     for case in cases:  # the masks lie on the label's grid
         mask = sitk.ReadImage(str(evaluated / "masks" / f"{case}_lesion.nii.gz"))
         label = sitk.ReadImage(str(tiny_cohort / "BONBID2023_Test" / "3LABEL" / f"{case}_lesion.mha"))

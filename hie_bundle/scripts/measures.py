@@ -153,7 +153,7 @@ def column(name: str) -> Measure:
     Raises:
         ValueError: when nobody registered it.
     """
-    from . import metrics  # noqa: F401 -- registers its measures
+    from . import calibration, metrics  # noqa: F401 -- they register their measures
 
     if match := _MEMBER.fullmatch(name):
         return replace(MEASURES["dice"], name=name, label=f"Dice of model {match[1]}", group="baseline", in_cases=False)
