@@ -59,7 +59,7 @@ def test_every_knob_is_a_key_with_the_functions_default(command: str) -> None:
         parameters |= inspect.signature(phantom.Settings).parameters
     assert set(declared) - {"_target_"} <= set(parameters)
     missing = set(parameters) - set(declared)
-    assert missing <= {"progress", "cache_file"} | ({"labels"} if command == "folds" else set())
+    assert missing <= {"progress", "cache_file"} | ({"labels", "natives"} if command == "folds" else set())
     for name, parameter in parameters.items():
         if name in declared and name not in NOT_DEFAULTS and parameter.default is not inspect.Parameter.empty:
             value = parser.get_parsed_content(declared[name][1:])

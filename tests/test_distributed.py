@@ -108,6 +108,11 @@ def _whole_batch(name: str, l1: float = 1e-4, batch_statistics: bool = False) ->
     return distributed_checks.gradients(net, loss, *distributed_checks.batch(), l1)
 
 
+def _rounding(name: str) -> float:
+    """Generalised Dice weighs by 1 / volume²: its small gradients are differences of larger numbers, in float32."""
+    return 1e-4 if name.startswith("generalized_dice") else 1e-5
+
+
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
@@ -116,7 +121,7 @@ def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_two_processes_take_the_step_of_one(seen: list[dict[Any, Any]], name: str) -> None:
     expected = _whole_batch(name)
     for rank in range(2):
-        assert _relative(seen[rank]["gradients", name, True], expected) < 1e-5
+        assert _relative(seen[rank]["gradients", name, True], expected) < _rounding(name)
 
 
 def test_only_what_is_no_mean_over_items_needs_the_other_rank(seen: list[dict[Any, Any]]) -> None:
@@ -125,7 +130,7 @@ def test_only_what_is_no_mean_over_items_needs_the_other_rank(seen: list[dict[An
         if name in ("dice_focal_hausdorff", "tversky_hausdorff", "dice_ce"):
             assert 1e-3 < difference < 0.5
         else:
-            assert difference < 1e-5
+            assert difference < _rounding(name)
 
 
 def test_batch_statistics_of_half_a_batch_give_another_step(seen: list[dict[Any, Any]]) -> None:

@@ -169,7 +169,7 @@ def test_training_starts_from_given_weights(trained: Path, tiny_cohort: Path, tm
         workflow.run()
         return torch.load(tmp_path / "model.pt", weights_only=True)["model"]
 
-    still = {"learning_rate": 0.0, "weight_decay": 0.0}
+    still = {"learning_rate": 1e-30, "weight_decay": 0.0}
     layers = [name for name, value in start.items() if value.is_floating_point() and "running" not in name]
     tuned = tune(init_weights=path, **still)
     assert all(torch.equal(tuned[name], start[name]) for name in layers)

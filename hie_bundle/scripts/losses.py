@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import cc3d
 import numpy as np
 import torch
 from monai.losses import BoundaryLoss as StockBoundaryLoss
@@ -268,7 +267,7 @@ class ComponentDiceLoss(nn.Module):
 def _nearest_component(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
     """For each voxel of a volume, flattened, the index from 0 of the nearest component; how many parts there are."""
     lesion = (mask > 0.5).as_subclass(torch.Tensor).cpu().contiguous().numpy()
-    labels, count = cc3d.connected_components(lesion, connectivity=26, return_N=True)
+    labels, count = ndimage.label(lesion, np.ones((3,) * lesion.ndim))
     if count < 2:
         return torch.zeros(lesion.size, dtype=torch.int64, device=mask.device), 1
     nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
