@@ -30,9 +30,10 @@ from surface_distance import (
     compute_surface_distances,
 )
 
-from scripts import bonbid, metrics, report, scoring
+from scripts import bonbid, report, scoring
 from scripts.errors import UserError
 from scripts.evaluation import CaseEvaluation
+from scripts.spacing import spacing_of
 from scripts.transforms import LoadMapsd
 
 CONFIGS = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", "evaluate")]
@@ -186,11 +187,11 @@ def test_evaluation_takes_the_same_voxel_sizes_from_the_same_files(tmp_path: Pat
         item = _write_tied(tmp_path, number)
         loaded = load({name: item[name] for name in ("image", "label")})
         stated = sitk.ReadImage(item["label"]).GetSpacing()
-        assert metrics.spacing_of(loaded["label"]) == stated
+        assert spacing_of(loaded["label"]) == stated
         assert tuple(bonbid.read_volume(item["label"]).spacing_mm) == stated
         halved = Resized("label", [4, 4, 4])(loaded)["label"]  # another grid than the header's
         sizes = np.array(loaded["label"].shape[1:]) / 4 * stated
-        assert metrics.spacing_of(halved) == pytest.approx(sizes, rel=1e-6)
+        assert spacing_of(halved) == pytest.approx(sizes, rel=1e-6)
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@
 ``inferers``          how a network sees a volume: backend, window, mirrorings, checkpoints
 ``openvino_backend``  the same network run by OpenVINO
 ``metrics``           figures from two masks, each with its registration
+``surfaces``          the surfaces of two masks and how far apart they are; ``components``: lesions as wholes
+``spacing``           the voxel size of a tensor
 ``measures``          the registrations: label, unit, direction, definition; what tables, plots and the study follow
 ``baselines``         a voxelwise regression, fitted on the training split, that a network has to beat
 ``calibration``       whether probabilities are what they say, and which threshold gives the best masks
@@ -36,7 +38,7 @@
 Geometry. A file's affine is read in ``bonbid.volumes`` (checks, scoring) and by MONAI's readers in
 ``transforms.loading`` (networks); a test holds them equal. From there a MetaTensor carries it. The native grid is left
 in the recipe's ``transforms#grid`` and come back to by ``Invertd`` in ``evaluate.yaml`` and ``inference.yaml``, which
-undoes what the image went through. Voxel sizes in mm come from ``metrics.spacing_of`` (tensors) and
+undoes what the image went through. Voxel sizes in mm come from ``spacing.spacing_of`` (tensors) and
 ``Volume.spacing_mm`` (files), both the header's own. Pictures are turned upright in ``report.pictures``. Whether two
 files are on one grid is for ``bonbid.checks.grid_difference`` to say.
 """

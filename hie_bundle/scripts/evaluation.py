@@ -20,6 +20,7 @@ from .calibration import CaseProbabilities, read_threshold, write_thresholds
 from .distributed import from_first, gather_interleaved, is_first
 from .errors import UserError
 from .files import write_atomically
+from .spacing import spacing_of
 from .weights import read_record
 
 __all__ = ["CaseEvaluation"]
@@ -142,7 +143,7 @@ class CaseEvaluation:
             masks["native"] = (*(_mask(item[f"native_{n}"]) for n in ("pred", "label")), item["native_label"])
         if "pred" in item:
             masks["resampled"] = (_mask(item["pred"]), _mask(item["label"]), item["label"])
-        grids = {grid: (pred, truth, metrics.spacing_of(on)) for grid, (pred, truth, on) in masks.items()}
+        grids = {grid: (pred, truth, spacing_of(on)) for grid, (pred, truth, on) in masks.items()}
         row = {"case": item["case"], "size_class": bonbid.size_class(None)}
         if "native" in grids:
             row |= _brain_and_lesion(item, *grids["native"])

@@ -15,6 +15,7 @@ from monai.utils import LossReduction
 from scipy import ndimage
 from torch import nn
 
+from .components import components
 from .distance import boundary_distance, signed_distance
 from .distributed import mean_over_ranks, with_other_ranks
 
@@ -267,7 +268,7 @@ class ComponentDiceLoss(nn.Module):
 def _nearest_component(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
     """For each voxel of a volume, flattened, the index from 0 of the nearest component; how many parts there are."""
     lesion = (mask > 0.5).as_subclass(torch.Tensor).cpu().contiguous().numpy()
-    labels, count = ndimage.label(lesion, np.ones((3,) * lesion.ndim))
+    labels, count = components(lesion)
     if count < 2:
         return torch.zeros(lesion.size, dtype=torch.int64, device=mask.device), 1
     nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)

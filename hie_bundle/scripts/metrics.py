@@ -10,31 +10,23 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
-import cc3d
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.metrics import CumulativeIterationMetric, compute_dice
 from monai.metrics.utils import do_metric_reduction
-from nibabel.affines import voxel_sizes
-from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion
-from scipy.spatial import KDTree
 from surface_distance import (
     compute_average_surface_distance,
     compute_robust_hausdorff,
     compute_surface_dice_at_tolerance,
 )
-from surface_distance.lookup_tables import (
-    ENCODE_NEIGHBOURHOOD_3D_KERNEL,
-    create_table_neighbour_code_to_surface_area,
-)
 
+from .components import components
 from .measures import FAMILIES, Measure, measured_by
+from .spacing import spacing_of
+from .surfaces import Mask, border_distances, cropped, share_within, surfel_distances
 
 __all__ = [
     "CaseMetric",
@@ -46,10 +38,7 @@ __all__ = [
     "overlap_metrics",
     "paper_metrics",
     "paper_voxel_metrics",
-    "spacing_of",
 ]
-
-Mask = NDArray[np.bool_]
 
 _CHALLENGE = "challenge's definition (surface elements weighted by area)"
 _PAPER = "paper's definition (MONAI, border voxels)"
@@ -133,16 +122,7 @@ def challenge_metrics(
     if not pred.any() or not truth.any():
         return {"masd_mm": math.nan, "nsd": 0.0, "hd95_mm": math.inf}
     spacing = tuple(float(s) for s in spacing_mm)
-    surfels = {"gt": _surfels(truth, spacing), "pred": _surfels(pred, spacing)}
-    surfaces: dict[str, NDArray[Any]] = {}
-    for here, there in (("gt", "pred"), ("pred", "gt")):
-        (points, areas), (others, _) = surfels[here], surfels[there]
-        nearest = _tree(others, spacing).query(points * spacing, workers=torch.get_num_threads())[1]
-        # from whole steps along the axes, as a distance transform does: a distance of exactly the tolerance counts
-        distances = np.sqrt((((points - others[nearest]) * spacing) ** 2).sum(axis=1))
-        order = np.argsort(distances)
-        surfaces[f"distances_{here}_to_{there}"] = distances[order]
-        surfaces[f"surfel_areas_{here}"] = areas[order]
+    surfaces = surfel_distances(pred, truth, spacing)
     return {
         "masd_mm": float(np.mean(compute_average_surface_distance(surfaces))),
         "nsd": float(compute_surface_dice_at_tolerance(surfaces, tolerance_mm)),
@@ -186,10 +166,10 @@ def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Sequence[float], toleranc
     if not pred.any() or not truth.any():
         return {"paper_msd_mm": math.inf, "paper_nsd": 0.0}
     spacing = tuple(float(s) for s in spacing_mm)
-    directed = _border_distances(pred, truth, spacing)
+    directed = border_distances(pred, truth, spacing)
     return {
         "paper_msd_mm": float(np.mean([distances.mean(dtype=np.float64) for distances in directed])),
-        "paper_nsd": _share_within(directed, tolerance_mm),
+        "paper_nsd": share_within(directed, tolerance_mm),
     }
 
 
@@ -240,8 +220,8 @@ def paper_voxel_metrics(pred: Mask, truth: Mask, tolerance_mm: float = 2.0) -> d
         distance, nsd = (math.inf, 0.0) if pred.any() or truth.any() else (math.nan, math.nan)
         there = back = np.array([distance])
     else:
-        there, back = _border_distances(pred, truth, (1.0, 1.0, 1.0))
-        nsd = _share_within((there, back), tolerance_mm)
+        there, back = border_distances(pred, truth, (1.0, 1.0, 1.0))
+        nsd = share_within((there, back), tolerance_mm)
     directed, other = (float(distances.mean(dtype=np.float64)) for distances in (there, back))
     return {
         "paper_msd_voxels": (directed + other) / 2,
@@ -354,7 +334,7 @@ def case_metrics(
         ValueError: when the masks have different shapes or are not three-dimensional, a spacing is not one positive
             number for each axis, or ``lesion_overlap`` is not in [0, 1].
     """
-    pred, truth = _cropped(pred, truth, spacing_mm)
+    pred, truth = cropped(pred, truth, spacing_mm)
     options = {"spacing_mm": spacing_mm, "tolerance_mm": tolerance_mm, "lesion_overlap": lesion_overlap}
     families = [family for family in FAMILIES if not grid or family.grid in ("", grid)]
     return {name: value for family in families for name, value in family(pred, truth, **options).items()}
@@ -403,7 +383,7 @@ class CaseMetric(CumulativeIterationMetric):
                 takes_spacing = "spacing_mm" in inspect.signature(self.family.function).parameters
                 spacing = spacing_of(y, index[0]) if takes_spacing else (1.0, 1.0, 1.0)
             pred, truth = (part[index].cpu().numpy() > 0.5 for part in (y_pred, y))
-            masks = _cropped(pred, truth, spacing)
+            masks = cropped(pred, truth, spacing)
             values[index] = self.family(*masks, spacing_mm=spacing, **self.options)[self.name]
         return values
 
@@ -415,88 +395,8 @@ class CaseMetric(CumulativeIterationMetric):
         return mean if bool(defined.any()) else torch.tensor(torch.nan)
 
 
-def _cropped(pred: Mask, truth: Mask, spacing_mm: Sequence[float]) -> tuple[Mask, Mask]:
-    """The box around both masks with a border of background, so that the surfaces are what they are in the whole."""
-    if pred.shape != truth.shape or pred.ndim != 3:
-        raise ValueError(f"the masks must be three-dimensional and of one shape, got {pred.shape} and {truth.shape}.")
-    if len(spacing_mm) != 3 or not all(0 < s < math.inf for s in spacing_mm):
-        raise ValueError(f"spacing_mm must be three positive numbers, not {tuple(spacing_mm)}.")
-    union = pred | truth
-    occupied = [np.flatnonzero(union.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not len(occupied[0]):
-        return pred[:1, :1, :1], truth[:1, :1, :1]
-    box = tuple(slice(axis[0], axis[-1] + 1) for axis in occupied)
-    return np.pad(pred[box], 1), np.pad(truth[box], 1)
-
-
-def _surfels(mask: Mask, spacing_mm: tuple[float, ...]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Grid corners through which the surface passes, (N, 3) in steps of the grid, and the area in mm² at each, (N,)."""
-    padded = np.pad(mask, 1).view(np.uint8)
-    corners = tuple(n + 1 for n in mask.shape)
-    code = np.zeros(corners, np.uint8)  # which of the eight voxels around a corner belong to the mask
-    for offset in np.ndindex(2, 2, 2):
-        around = tuple(slice(o, o + n) for o, n in zip(offset, corners, strict=True))
-        code += padded[around] * np.uint8(ENCODE_NEIGHBOURHOOD_3D_KERNEL[offset])
-    surface = (code != 0) & (code != 255)
-    return np.argwhere(surface), _surfel_areas(spacing_mm)[code[surface]]
-
-
-@lru_cache(maxsize=8)
-def _surfel_areas(spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
-    return create_table_neighbour_code_to_surface_area(spacing_mm)
-
-
-def _border_distances(
-    pred: Mask, truth: Mask, spacing: tuple[float, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """From each border voxel of the prediction to the nearest of the truth, and the other way, as MONAI has them."""
-    borders = [np.argwhere(mask & ~binary_erosion(mask)) for mask in (pred, truth)]
-    there, back = (
-        _tree(others, spacing).query(here * spacing, workers=torch.get_num_threads())[0].astype(np.float32)
-        for here, others in (borders, borders[::-1])
-    )
-    return there, back
-
-
-def _share_within(directed: Sequence[NDArray[np.float32]], tolerance: float) -> float:
-    return sum(int((distances <= tolerance).sum()) for distances in directed) / sum(map(len, directed))
-
-
-def _tree(points: NDArray[np.int64], spacing_mm: tuple[float, ...]) -> KDTree:
-    # without balancing, points on a grid are sorted in half the time and found as fast
-    return KDTree(points * spacing_mm, balanced_tree=False, compact_nodes=False)
-
-
 def _components(mask: Mask, other: Mask, overlap: float) -> tuple[int, int]:
     """Connected components of ``mask``, and how many of them ``other`` covers by the given share."""
-    labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
+    labels, count = components(mask)
     sizes, covered = (np.bincount(part.ravel(), minlength=count + 1)[1:] for part in (labels, labels[other]))
-    return int(count), int(((covered >= overlap * sizes) & (covered > 0)).sum())
-
-
-def spacing_of(tensor: torch.Tensor, item: int = 0) -> tuple[float, ...]:
-    """Voxel size in mm along each axis of an image (C, X, Y, Z), or of one item of a batch (B, C, X, Y, Z).
-
-    The file's own voxel size where the affine says the same up to rounding: from the affine a size of 2 mm may come as
-    2.0000000000000004, and surfaces exactly 2 mm apart would be beyond a tolerance of 2 mm.
-
-    Raises:
-        ValueError: when the tensor carries no affine, being no MetaTensor.
-    """
-    if not isinstance(tensor, MetaTensor):
-        raise ValueError("there is no affine to take the voxel size from; give spacing_mm.")
-    affine = tensor.affine.cpu().numpy()
-    of_affine = voxel_sizes(affine if affine.ndim == 2 else affine[item])
-    stated = _stated_sizes(tensor.meta)
-    same = len(stated) == len(of_affine) and np.allclose(stated, of_affine, rtol=1e-5, atol=0)
-    return tuple(float(size) for size in (stated if same else of_affine))
-
-
-def _stated_sizes(meta: Mapping[str, Any]) -> list[float]:
-    """The voxel sizes in the header of the file that an image was loaded from; none if it does not come from one."""
-    for key, sizes in (("spacing", slice(0, 3)), ("pixdim", slice(1, 4))):  # ITK's readers; nibabel's
-        if key in meta:
-            values = np.asarray(meta[key], dtype=np.float64)
-            if values.ndim == 1:  # not of a whole batch
-                return [float(value) for value in values[sizes]]
-    return []
+    return count, int(((covered >= overlap * sizes) & (covered > 0)).sum())

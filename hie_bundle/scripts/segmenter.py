@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-import cc3d
 import nibabel as nib
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .bonbid import Limits, Volume, check_case, read_volume
 from .bonbid.layout import part_of
+from .components import components
 from .errors import UserError
 from .images import like, volume_of, write
 from .mixins import CONFIGS, RECIPES
@@ -194,7 +194,7 @@ class Segmenter:
             affine=grid.affine,
             lesion_ml=float(mask.sum()) * float(np.prod(report.spacing_mm)) / 1000,
             brain_ml=report.brain_ml,
-            lesions=int(cc3d.connected_components(mask, connectivity=26, return_N=True)[1]),
+            lesions=components(mask > 0)[1],
             notes=tuple(ALONE if note == "no ZADC map" else note for note in report.notes),
         )
 

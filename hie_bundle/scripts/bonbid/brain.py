@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["are_normalised", "brain_of"]
 
 
-def brain_of(adc: NDArray[Any], normalised: bool = False) -> NDArray[np.bool_]:
+@overload
+def brain_of(adc: NDArray[Any], normalised: bool = False) -> NDArray[np.bool_]: ...
+@overload
+def brain_of(adc: torch.Tensor, normalised: bool = False) -> torch.Tensor: ...
+
+
+def brain_of(adc: Any, normalised: bool = False) -> Any:
     """Brain mask of a skull-stripped ADC map: where it is above 0.
 
     Args:
-        adc: any shape, 1e-6 mm²/s.
+        adc: array or tensor of any shape, 1e-6 mm²/s.
         normalised: the map has been normalised since (:func:`are_normalised`): then where it is above its lowest value,
             which is the background's.
     """
-    return np.asarray(adc > (adc.min() + 1e-6 if normalised else 0))
+    return adc > (adc.min() + 1e-6 if normalised else 0)
 
 
 def are_normalised(adc: NDArray[Any], zadc: NDArray[Any] | None = None) -> bool:

@@ -307,7 +307,7 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
         message = f"has ADC values from {_span(report.adc_range)}, beyond ±{limits.adc_limit:g} (limits#adc_limit)"
         report.problems.append(Problem(_file(report, "adc"), message))
     if not like_adc(adc, limits):
-        median = float(np.median(adc[adc > 0])) if (adc > 0).any() else 0.0
+        median = float(np.median(adc[brain])) if brain.any() else 0.0
         message = f"is no ADC map in 1e-6 mm²/s: the median of its positive voxels is {median:.4g}, not between "
         message += f"{limits.adc_range[0]:g} and {limits.adc_range[1]:g}"
         for factor in (1e3, 1e6):
@@ -327,7 +327,7 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
 
 def like_adc(array: NDArray[Any], limits: Limits) -> bool:
     """Whether the values can be those of an ADC map in 1e-6 mm²/s."""
-    positive = array[array > 0]
+    positive = array[brain_of(array)]
     return positive.size > 0 and limits.adc_range[0] <= float(np.median(positive)) <= limits.adc_range[1]
 
 

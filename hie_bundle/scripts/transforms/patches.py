@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from monai.transforms import RandCropByPosNegLabeld
 from monai.transforms.utils import map_binary_to_indices
-from scipy import ndimage
+
+from ..components import components
 
 __all__ = ["RandCropByLesiond"]
 
@@ -32,7 +33,7 @@ class RandCropByLesiond(RandCropByPosNegLabeld):
         """See the parent class."""
         assert label is not None
         _, outside = map_binary_to_indices(label, image, self.cropper.image_threshold)
-        parts, count = ndimage.label(torch.as_tensor(label)[0].cpu().numpy() > 0, np.ones((3, 3, 3)))
+        parts, count = components(torch.as_tensor(label)[0].cpu().numpy() > 0)
         # without any, all patches lie elsewhere; the parent would warn of each
         inside = np.flatnonzero(parts == self.cropper.R.randint(1, count + 1)) if count else outside
         super().randomize(label, inside, outside, image)

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
+
+from ..bonbid.brain import brain_of
 
 __all__ = ["BrainDepthd", "ScanScored"]
 
@@ -53,8 +56,8 @@ class BrainDepthd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             image = result[key]
-            spacing = np.linalg.norm(image.affine[:3, :3].cpu().numpy(), axis=0)
-            brain = np.pad(image[0].cpu().numpy() > 0, 1)  # beyond the volume there is no brain
+            spacing = voxel_sizes(image.affine.cpu().numpy())
+            brain = np.pad(brain_of(image[0].cpu().numpy()), 1)  # beyond the volume there is no brain
             depth = ndimage.distance_transform_edt(brain, sampling=spacing)[1:-1, 1:-1, 1:-1]
             result[key] = torch.cat([image, torch.as_tensor(depth[None]).to(image)])
         return result
@@ -62,7 +65,7 @@ class BrainDepthd(MapTransform):
 
 def _score(image: torch.Tensor) -> torch.Tensor:
     adc = image.as_tensor()[:1] if isinstance(image, MetaTensor) else image[:1]
-    brain = adc > 0
+    brain = brain_of(adc)
     if not brain.any():
         raise ValueError("there is no brain in the map: no voxel is above 0.")
     values = adc[brain].float()

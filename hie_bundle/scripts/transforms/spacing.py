@@ -11,6 +11,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Resize
 from monai.transforms.spatial.functional import resize
+from nibabel.affines import voxel_sizes
 
 __all__ = ["ResizeToSpacing", "ResizeToSpacingd"]
 
@@ -45,7 +46,7 @@ class ResizeToSpacing(Resize):
         if not isinstance(img, MetaTensor):
             raise ValueError("only an image with its affine can be resampled to a spacing.")
         voxels = np.asarray(img.shape[1:])
-        spacing = np.linalg.norm(img.affine[:3, :3].cpu().numpy(), axis=0)
+        spacing = voxel_sizes(img.affine.cpu().numpy())
         size = np.maximum(1, np.rint(voxels * spacing / self.spacing_mm)).astype(int)
         # the parent takes its size from an attribute, which threads that load cases side by side would share
         return resize(

@@ -10,8 +10,11 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage, optimize
+
+from ..bonbid.brain import brain_of
 
 __all__ = ["MirrorDifferenced", "Plane", "mid_sagittal_plane", "mirrored"]
 
@@ -46,9 +49,9 @@ def mid_sagittal_plane(
     Raises:
         ValueError: when there is no brain.
     """
-    if not (adc > 0).any():
+    if not brain_of(adc).any():
         raise ValueError("there is no brain in the map: no voxel is above 0.")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = voxel_sizes(affine)
     smoothed = ndimage.gaussian_filter(np.clip(adc, 0, largest_adc).astype(np.float32), sampling_mm / 2 / spacing)
     coarse = ndimage.zoom(smoothed, spacing / sampling_mm, order=1, grid_mode=True, mode="nearest") / largest_adc
     actual = np.array(adc.shape) * spacing / coarse.shape  # a voxel of the coarse grid, mm
@@ -141,10 +144,10 @@ class MirrorDifferenced(MapTransform):
 
     def _append(self, image: MetaTensor) -> MetaTensor:
         affine = image.affine.cpu().numpy().astype(np.float64)
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        spacing = voxel_sizes(affine)
         maps = image.as_tensor().float()
         plane = mid_sagittal_plane(maps[0].cpu().numpy(), affine)
-        brain = (maps[:1] > 0).float()
+        brain = brain_of(maps[:1]).float()
         seen = mirrored(torch.cat([brain, maps[self.channels] * brain]).cpu(), spacing, plane)
         share, *values = (ndimage.gaussian_filter(one.numpy(), self.sigma_mm / spacing) for one in seen)
         # of what lies in the brain, not drawn towards the background's 0

@@ -1,0 +1,115 @@
+"""The surfaces of two masks on one grid, and how far each of their elements is from the other surface.
+
+Two kinds of element: surfels, the corners of the grid through which a surface passes, with the area that it has there
+(google-deepmind/surface-distance); and border voxels, which MONAI counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion
+from scipy.spatial import KDTree
+from surface_distance.lookup_tables import (
+    ENCODE_NEIGHBOURHOOD_3D_KERNEL,
+    create_table_neighbour_code_to_surface_area,
+)
+
+__all__ = ["Mask", "border_distances", "cropped", "share_within", "surfel_distances"]
+
+Mask = NDArray[np.bool_]
+
+
+def cropped(pred: Mask, truth: Mask, spacing_mm: Sequence[float]) -> tuple[Mask, Mask]:
+    """The box around both masks with a border of background, so that the surfaces are what they are in the whole.
+
+    Raises:
+        ValueError: when the masks have different shapes or are not three-dimensional, or a spacing is not one positive
+            number for each axis.
+    """
+    if pred.shape != truth.shape or pred.ndim != 3:
+        raise ValueError(f"the masks must be three-dimensional and of one shape, got {pred.shape} and {truth.shape}.")
+    if len(spacing_mm) != 3 or not all(0 < s < math.inf for s in spacing_mm):
+        raise ValueError(f"spacing_mm must be three positive numbers, not {tuple(spacing_mm)}.")
+    union = pred | truth
+    occupied = [np.flatnonzero(union.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    if not len(occupied[0]):
+        return pred[:1, :1, :1], truth[:1, :1, :1]
+    box = tuple(slice(axis[0], axis[-1] + 1) for axis in occupied)
+    return np.pad(pred[box], 1), np.pad(truth[box], 1)
+
+
+def surfel_distances(pred: Mask, truth: Mask, spacing_mm: tuple[float, ...]) -> dict[str, NDArray[Any]]:
+    """What ``surface_distance.compute_surface_distances`` gives, from the surfels alone instead of distance maps.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z), not empty.
+        truth: annotated mask, same shape, not empty.
+        spacing_mm: voxel size along each axis.
+
+    Returns:
+        ``distances_gt_to_pred`` and ``distances_pred_to_gt``, in mm and ascending, and the area in mm² of each of these
+        surfels: ``surfel_areas_gt`` and ``surfel_areas_pred``.
+    """
+    surfels = {"gt": _surfels(truth, spacing_mm), "pred": _surfels(pred, spacing_mm)}
+    surfaces: dict[str, NDArray[Any]] = {}
+    for here, there in (("gt", "pred"), ("pred", "gt")):
+        (points, areas), (others, _) = surfels[here], surfels[there]
+        nearest = _tree(others, spacing_mm).query(points * spacing_mm, workers=torch.get_num_threads())[1]
+        # from whole steps along the axes, as a distance transform does: a distance of exactly the tolerance counts
+        distances = np.sqrt((((points - others[nearest]) * spacing_mm) ** 2).sum(axis=1))
+        order = np.argsort(distances)
+        surfaces[f"distances_{here}_to_{there}"] = distances[order]
+        surfaces[f"surfel_areas_{here}"] = areas[order]
+    return surfaces
+
+
+def border_distances(
+    pred: Mask, truth: Mask, spacing_mm: tuple[float, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """From each border voxel of the prediction to the nearest of the truth, and the other way, as MONAI has them.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z), not empty.
+        truth: annotated mask, same shape, not empty.
+        spacing_mm: voxel size along each axis; ones for distances in voxels.
+    """
+    borders = [np.argwhere(mask & ~binary_erosion(mask)) for mask in (pred, truth)]
+    there, back = (
+        _tree(others, spacing_mm).query(here * spacing_mm, workers=torch.get_num_threads())[0].astype(np.float32)
+        for here, others in (borders, borders[::-1])
+    )
+    return there, back
+
+
+def share_within(directed: Sequence[NDArray[np.float32]], tolerance: float) -> float:
+    """Share of the border voxels of both masks whose distance is at most the tolerance, in the distances' unit."""
+    return sum(int((distances <= tolerance).sum()) for distances in directed) / sum(map(len, directed))
+
+
+def _tree(points: NDArray[np.int64], spacing_mm: tuple[float, ...]) -> KDTree:
+    # without balancing, points on a grid are sorted in half the time and found as fast
+    return KDTree(points * spacing_mm, balanced_tree=False, compact_nodes=False)
+
+
+def _surfels(mask: Mask, spacing_mm: tuple[float, ...]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Grid corners through which the surface passes, (N, 3) in steps of the grid, and the area in mm² at each, (N,)."""
+    padded = np.pad(mask, 1).view(np.uint8)
+    corners = tuple(n + 1 for n in mask.shape)
+    code = np.zeros(corners, np.uint8)  # which of the eight voxels around a corner belong to the mask
+    for offset in np.ndindex(2, 2, 2):
+        around = tuple(slice(o, o + n) for o, n in zip(offset, corners, strict=True))
+        code += padded[around] * np.uint8(ENCODE_NEIGHBOURHOOD_3D_KERNEL[offset])
+    surface = (code != 0) & (code != 255)
+    return np.argwhere(surface), _surfel_areas(spacing_mm)[code[surface]]
+
+
+@lru_cache(maxsize=8)
+def _surfel_areas(spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
+    return create_table_neighbour_code_to_surface_area(spacing_mm)
