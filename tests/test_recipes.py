@@ -185,6 +185,17 @@ def test_training_starts_from_given_weights(trained: Path, tiny_cohort: Path, tm
         assert "No weights have come with this copy" in str(user_error(caught.value))
 
 
+def test_fine_tuning_takes_as_many_steps_whatever_the_number_of_cases(tiny_cohort: Path) -> None:
+    files = ["train", "strong", "strong_cpu", "fine_tune"]
+    parser = _workflow("train", *files, dataset_dir=str(tiny_cohort)).parser
+    cases = len(parser.get_parsed_content("train#dataset#data"))
+    for batch_size in (1, 2, 3):
+        workflow = _workflow("train", *files, dataset_dir=str(tiny_cohort), batch_size=batch_size)
+        epochs = workflow.parser.get_parsed_content("epochs")
+        steps = epochs * cases / batch_size
+        assert 240 <= steps < 240 + cases / batch_size
+
+
 def test_resuming_another_recipe_is_refused(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     workflow = _workflow("train", "train", dataset_dir=str(tiny_cohort), ckpt_dir=str(trained), epochs=2, resume=True,
                          output_dir=str(tmp_path), spatial_size=[32, 32, 16])  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -260,3 +262,17 @@ def test_the_shipped_weights_find_the_lesions_of_a_simulated_case(tiny_cohort: P
     for adc, zadc, label in zip(*maps, strict=True):
         found, truth = segmenter.result(adc, zadc).mask, SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(label))).T
         assert 2 * (found * truth).sum() / (found.sum() + truth.sum()) > 0.4
+
+
+@pytest.mark.slow  # a minute
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    notebook = json.loads((BUNDLE / "docs" / "segment.ipynb").read_text())
+    code = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MPLBACKEND": "agg"}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"[\d.]+ ml in \d+ parts", result.stdout)
+    assert nibabel.load(tmp_path / "lesion.nii.gz").get_fdata().any()
+    (dice,) = re.findall(r"Dice ([\d.]+)", result.stdout)
+    assert float(dice) > 0.5
