@@ -357,6 +357,17 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(tiny_cohort: Path, tm
     assert all(torch.equal(resumed[name], value) for name, value in reference.items())
 
 
+def test_loss_is_the_same_quantity_in_the_log_and_in_tensorboard() -> None:
+    """Without the L1 term in both, which stands beside it by its own name."""
+    parser = _parser(TRAIN)
+    shown = [handler for handler in parser["train#handlers"] if "output_transform" in handler]
+    assert {"StatsHandler", "TensorBoardStatsHandler"} <= {handler["_target_"] for handler in shown}
+    assert {handler["output_transform"] for handler in shown} == {"@train#curves"}
+    step = {"loss": 1.5, "l1_penalty": 0.6, "grad_norm": 2.0}
+    curves = parser.get_parsed_content("train#curves")([step])
+    assert (curves["loss"], curves["l1_penalty"]) == (pytest.approx(0.9), 0.6)
+
+
 def test_curves_that_tensorboard_shows(trained: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

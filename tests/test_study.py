@@ -70,7 +70,7 @@ def test_the_six_losses_and_the_papers_table() -> None:
         "tversky_hausdorff": (0.5000, 1.6250, 0.5325, 59),
     }
     variants = _shipped(TRAIN, STUDY)
-    assert {v.name: tuple(v.published[k] for k in ("dice", "msd_mm", "nsd", "epochs")) for v in variants} == printed
+    assert {v.name: tuple(v.published[k] for k in ("dice", "msd", "nsd", "epochs")) for v in variants} == printed
     assert [v.overrides for v in variants] == [{"loss_name": name} for name in printed]
 
 
@@ -306,8 +306,8 @@ def made(tmp_path: Path) -> tuple[list[Variant], list[Run], np.ndarray]:
     values[2, :, 4, 4] = np.nan
     values[0, 1, 5, 4] = np.nan
     variants = [
-        Variant("a", "A <b>&", {"loss_name": "dice"}, {"dice": 0.38, "msd_mm": math.inf, "nsd": 0.385, "epochs": 32}),
-        Variant("b", "B|b", {"loss_name": "<script>alert(1)</script>"}, {"dice": 0.49, "msd_mm": 1.7925}),
+        Variant("a", "A <b>&", {"loss_name": "dice"}, {"dice": 0.38, "msd": math.inf, "nsd": 0.385, "epochs": 32}),
+        Variant("b", "B|b", {"loss_name": "<script>alert(1)</script>"}, {"dice": 0.49, "msd": 1.7925}),
         Variant("c", "C", {}, {}),
     ]
     runs = [_write_run(tmp_path, v, s, values[i, s]) for i, v in enumerate(variants) for s in (0, 1)]
@@ -392,6 +392,9 @@ def test_best_is_bold_infinite_is_not_best_and_the_papers_figures_stand_beside(
     assert "c" not in results.best("resampled_paper_msd_mm")
     lines = markdown(results).splitlines()
     first = next(line for line in lines if line.startswith("| A <b>&"))
+    header = next(line for line in lines if line.startswith("| Variant"))
+    assert "MSD (mm) ↓; paper: unit not stated, probably voxels |" in header
+    assert "NSD ↑; paper: tolerance not stated |" in header
     assert "paper: 0.3800" in first
     assert "paper: Inf" in first
     assert first.rstrip(" |").endswith("paper: 32")
@@ -448,6 +451,9 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(
     assert not re.search(r"<script|<i>|<b>&|src=\"(?!data:)|href=\"(?!#|[abc]/seed_\d/report\.html)|https?://", page)
     for figure in ("0.3800", "0.4900", "1.7925", "Inf", "0.3850", "32"):
         assert re.search(rf'class="paper">(<strong>)?{figure}', page)
+    assert "MSD<br>(unit not stated, probably voxels)" in page
+    assert "NSD<br>(tolerance not stated)" in page
+    assert "compare the Dice, and the distances by the columns in voxels" in page
     for heading in ("Table 1", "Ranking", "Paired tests", "Figure 2", "95 % CI"):
         assert heading in page
     assert page.count('<img src="data:image/png;base64,') == 2 * 4  # truth and three variants of two cases

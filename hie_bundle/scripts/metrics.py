@@ -135,7 +135,7 @@ def challenge_metrics(
         "paper_msd_mm", "MSD",
         f"Mean of the two directed average surface distances (Eq. 7), {_PAPER}; infinite when one mask is empty, "
         "undefined when both are.",
-        "mm", "lower", 2, group="paper", in_cases=True, published="msd_mm",
+        "mm", "lower", 2, group="paper", in_cases=True, published="msd",
     ),
     Measure(
         "paper_nsd", "NSD",

@@ -15,7 +15,7 @@ from ..statistics import smallest_p
 from .pictures import curve_plots, figure_2, mean_plot, rank_plot, strips
 from .results import Results, describe_measure, lead_measure, results_groups
 from .tables import GAINED, cases_csv, gained, markdown, printed, study_csv, tests_csv
-from .variants import Variant
+from .variants import PUBLISHED, Variant
 
 __all__ = ["write_study"]
 
@@ -134,6 +134,7 @@ def _table_1(results: Results, group: Any, measures: Sequence[str]) -> dict[str,
         "title": group.title,
         "explanation": group.explanation if any(v.published for v in results.variants) or not published else "",
         "columns": [column(measure) for measure in measures],
+        "left_open": {measure: PUBLISHED[key] for measure, key in published.items()},
         "lines": lines,
     }
 

@@ -58,7 +58,7 @@ def markdown(results: Results) -> str:
     for group, measures in results_groups(results):
         text += [f"## {group.title}", "", group.explanation, ""]
         names = [column(measure) for measure in measures]
-        header = ["Variant", *(_heading(known) for known in names), "Epochs"]
+        header = ["Variant", *(_heading(known, group.figure(known.name)) for known in names), "Epochs"]
         lines = []
         for variant in results.variants:
             cells = [_cell(results, variant, measure, group.figure(measure)) for measure in measures]
@@ -107,8 +107,9 @@ def _published(results: Results) -> list[str]:
     return [key for key in PUBLISHED if any(key in v.published for v in results.variants)]
 
 
-def _heading(known: Measure) -> str:
-    return f"{known.heading} {'↑' if known.better == 'higher' else '↓'}"
+def _heading(known: Measure, published: str) -> str:
+    left_open = PUBLISHED.get(published)
+    return f"{known.heading} {'↑' if known.better == 'higher' else '↓'}{f'; paper: {left_open}' if left_open else ''}"
 
 
 def _cell(results: Results, variant: Variant, measure: str, published: str) -> str:

@@ -16,7 +16,8 @@ from ..errors import UserError, first_cause, user_error
 
 __all__ = ["PUBLISHED", "Variant", "read_variants", "rehearse", "select", "variant_configs"]
 
-PUBLISHED = ("dice", "msd_mm", "nsd", "epochs")
+# the figures that a variant may bring, each with what its publication leaves open
+PUBLISHED = {"dice": "", "msd": "unit not stated, probably voxels", "nsd": "tolerance not stated", "epochs": ""}
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 # what a variant must not set: it would see other data, or the study itself sets it
 _RESERVED = (
@@ -34,7 +35,7 @@ class Variant:
         name: of its folder.
         label: for people.
         overrides: the values it sets, by id.
-        published: figures that someone else published for it, those of ``dice``, ``msd_mm`` (mm), ``nsd`` and
+        published: figures that someone else published for it, those of ``dice``, ``msd``, ``nsd`` and
             ``epochs`` that there are.
     """
 
