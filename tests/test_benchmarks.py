@@ -33,7 +33,7 @@ def test_parts_and_segmentation(tmp_path: Path, tiny_cohort: Path) -> None:
     assert report["machine"]["cores"] >= 1
     compared = {name for name, result in report["results"].items() if "ratio" in result}
     assert {"Hausdorff loss and gradient, cpu", "elastic deformation", "blur", "anisotropy"} <= compared
-    assert {"metrics of a case", "network forward, cpu: OpenVINO bfloat16"} <= compared
+    assert {"surface metrics of a case", "network forward, cpu: OpenVINO bfloat16"} <= compared
     for name in ("PyTorch", "OpenVINO"):
         assert report["results"][f"one case, .mha to saved mask: {name}"]["ours_peak_memory_mb"] > 100
     again = run(tmp_path, tiny_cohort, "growth")  # what was measured before stays in the file

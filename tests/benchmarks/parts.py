@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from scripts import losses, metrics
 from scripts.distance import boundary_distance
+from scripts.surfaces import cropped
 from scripts.transforms import fast
 
 Shape = tuple[int, int, int]
@@ -113,7 +114,7 @@ def transform(make: Callable[[Any], torchio.Transform], shape: Shape, repeats: i
     return result
 
 
-def case_metrics(shape: Shape, repeats: int) -> dict[str, Any]:
+def surface_metrics(shape: Shape, repeats: int) -> dict[str, Any]:
     """All surface metrics of a case whose lesion is a fifth of the brain: the libraries' own functions against ours."""
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
@@ -136,10 +137,14 @@ def case_metrics(shape: Shape, repeats: int) -> dict[str, Any]:
             float(compute_surface_dice(p, t, [2.0], **options)),
         ]
 
-    ours = metrics.case_metrics(pred, truth, spacing)
+    def surfaces() -> dict[str, float]:
+        masks = cropped(pred, truth, spacing)
+        return metrics.challenge_metrics(*masks, spacing) | metrics.paper_metrics(*masks, spacing)
+
+    ours = surfaces()
     names = ("masd_mm", "nsd", "hd95_mm", "paper_msd_mm", "paper_nsd")
     np.testing.assert_allclose([ours[name] for name in names], stock(), rtol=1e-6)
-    return compare(stock, lambda: metrics.case_metrics(pred, truth, spacing), repeats)
+    return compare(stock, surfaces, repeats)
 
 
 def study_chain(module: Any) -> torchio.Compose:
@@ -170,7 +175,7 @@ def parts(
     yield "anisotropy", transform(lambda m: m.RandomAnisotropy(downsampling=(1.2, 2.0)), shape, repeats)
     yield "blur", transform(lambda m: m.RandomBlur(std=(0.0, 0.5)), shape, repeats)
     yield "all five augmentations, each with p = 0.5", transform(study_chain, shape, repeats, draws)
-    yield "metrics of a case", case_metrics(metrics_shape, repeats)
+    yield "surface metrics of a case", surface_metrics(metrics_shape, repeats)
 
 
 def growth(shapes: list[Shape], batch_sizes: list[int], repeats: int) -> Iterator[tuple[str, dict[str, Any]]]:
