@@ -176,7 +176,7 @@ def test_help_lists_every_value_with_its_default_and_comment(name: str, run: Run
             if last and type(value) in (int, float) and key not in folders:
                 line = next(line for line in page.splitlines() if line.startswith(f"  --{key} "))
                 assert yaml.safe_load(line.removeprefix(f"  --{key} ")) == value
-    assert "--dataset_dir data\n" in page
+    assert all(f"--{key} {where}\n" in page for key, where in folders.items())
     assert help_page(name) + "\n" == page
     if name == "train":
         assert "--epochs 100\n" in page

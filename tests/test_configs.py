@@ -165,7 +165,7 @@ def test_plain_run_does_what_the_files_name_says(mixins: list[str], runs: str) -
 def test_every_mixin_on_train_yaml_is_in_that_table() -> None:
     (marks,) = [m for m in test_plain_run_does_what_the_files_name_says.pytestmark if m.name == "parametrize"]  # type: ignore[attr-defined]
     tried = {name for mixins, _ in marks.args[1] for name in mixins}
-    apart = {"train", "inference", "inference_openvino", "segment", "data", "variety"}  # no mixins on train.yaml
+    apart = {"train", "inference", "inference_openvino", "segment", "data", "scanner", "variety"}  # no mixins on it
     assert {path.stem for path in CONFIGS.glob("*.yaml")} - apart == tried
 
 
@@ -177,9 +177,11 @@ def test_a_training_beside_evaluate_yaml_stays_the_training() -> None:
 
 
 def test_what_every_file_must_say_itself_is_the_same_in_all() -> None:
-    train, inference, data = (_parser(file) for file in (TRAIN, INFER, str(CONFIGS / "data.yaml")))
+    rest = (str(CONFIGS / f"{name}.yaml") for name in ("data", "scanner"))
+    train, inference, data, scanner = (_parser(file) for file in (TRAIN, INFER, *rest))
     for name in ("workflow", "bundle_root", "limits"):
         assert train[name] == inference[name] == data[name]
+    assert all(train[name] == scanner[name] for name in ("workflow", "bundle_root"))
     assert train["network"] == inference["network"]
 
 

@@ -18,6 +18,7 @@ USAGE = """hie-bundle COMMAND …
 
   segment ADC [ZADC] -o OUT   lesion masks from files or folders
   train, evaluate, study      the network on labelled cases: its training, its results, its losses compared
+  adc IMAGES … -o OUT         an ADC map from diffusion images, or a folder of DICOM
   phantom, download, check    cases: simulate them, fetch BONBID-HIE, look at what a folder holds
   doctor                      whether this installation has what it needs
   completion bash|zsh|fish    completion of commands and options for a shell
@@ -82,7 +83,7 @@ def _command(name: str) -> Callable[..., None] | None:
 
 def _plain(words: Sequence[str]) -> list[str]:
     """The words behind the command as fire takes them: ``-o`` in full; switches with a value, or they take the next."""
-    full = {"-o": "--output", "-q": "--quiet"} if words[0] == "segment" else {}
+    full = {"segment": {"-o": "--output", "-q": "--quiet"}, "adc": {"-o": "--output_file"}}.get(words[0], {})
     rest = [full.get(word, word) for word in words[1:]]
     if words[0] != "segment":
         return rest

@@ -38,6 +38,8 @@ def doctor() -> None:
     print(f"CUDA: {', '.join(names) or 'none'}")
     found, _ = _look_at("openvino", "")
     print(f"OpenVINO: {found} (for `segment --openvino`, on a CPU)")
+    found, _ = _look_at("pydicom", "")
+    print(f"pydicom: {found} (for `adc` on folders of DICOM)")
     weights = [f"{path.name}, {path.stat().st_size / 1e6:.1f} MB" for path in (MODELS / "simulated").glob("model*.pt")]
     print(f"shipped weights: {'; '.join(sorted(weights)) or 'none, so `segment` needs --weights'}")
     if problems:

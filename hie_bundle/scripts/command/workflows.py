@@ -24,11 +24,13 @@ class Workflow:
         run_id: what is run.
         configs: in this order.
         folders: looked for where the user is, not in the installed bundle.
+        words: the value that words without a name are; none if empty.
     """
 
     run_id: str
     configs: tuple[str, ...]
     folders: dict[str, str]
+    words: str = ""
 
 
 WORKFLOWS = {
@@ -38,6 +40,7 @@ WORKFLOWS = {
     "phantom": Workflow("phantom", ("data",), {"dataset_dir": "data"}),
     "download": Workflow("download", ("data",), {"dataset_dir": "data"}),
     "check": Workflow("check", ("data",), {"dataset_dir": "data"}),
+    "adc": Workflow("adc", ("scanner",), {}, words="images"),
 }
 EXTRA = {
     "recipe": f"{', '.join(RECIPES)} (paper if not given): the network, what it sees, how it is trained",
@@ -79,7 +82,11 @@ def runner(name: str) -> Callable[..., None]:
     """The command as a function that takes options."""
     workflow = WORKFLOWS[name]
 
-    def run(recipe: str = "paper", config_file: Any = (), **options: Any) -> None:
+    def run(*words: Any, recipe: str = "paper", config_file: Any = (), **options: Any) -> None:
+        if words and not workflow.words:
+            raise UserError(f"`hie-bundle {name}` does not know what '{words[0]}' is; values have names: --NAME VALUE.")
+        if words:
+            options[workflow.words] = [str(word) for word in words]
         choose(RECIPES, recipe, "recipe")
         if recipe != "paper" and "train" not in workflow.configs:
             raise UserError(f"`hie-bundle {name}` takes no --recipe.")
@@ -105,7 +112,7 @@ def help_page(name: str) -> str:
     known = {value.name: value for file in files for value in values_of(file)}  # the last file's counts
     own = EXTRA if "train" in workflow.configs else {"config_file": EXTRA["config_file"]}
     lines = [
-        f"hie-bundle {name} [--NAME VALUE …]",
+        f"hie-bundle {name} {f'{workflow.words.upper()} … ' if workflow.words else ''}[--NAME VALUE …]",
         "",
         f"As `python -m monai.bundle run {workflow.run_id}` with {', '.join(file.name for file in files)} in",
         f"{CONFIGS}, but folders are looked for where you are.",
@@ -118,7 +125,7 @@ def help_page(name: str) -> str:
             continue
         if value.section != section:
             section = value.section
-            lines += ["", section.capitalize()]
+            lines += ["", section[:1].upper() + section[1:]]
         default = workflow.folders.get(value.name, value.default)
         lines += [f"  --{value.name} {default}", *([f"      {value.comment}"] if value.comment else [])]
     lines += ["", "What stands in the configs' sections can be set, too: --train#dataset#cache_rate 0.5"]

@@ -1,0 +1,1 @@
+"""From the scanner to the maps: DICOM, diffusion images, ADC."""
