@@ -150,6 +150,11 @@ def test_the_recipe_is_the_same_in_training_and_inference() -> None:
         (["study", "demo"], "loss_study"),
         (["study", "study_weights"], "loss_study"),
         (["study", "study_losses_extended"], "loss_study"),
+        (["study", "study_networks"], "loss_study"),
+        *(
+            (["network_" + name], "training")
+            for name in ("segresnet", "dynunet", "swinunetr", "mednext", "attentionunet")
+        ),
         (["strong"], "training"),
         (["strong", "strong_cpu"], "training"),
         (["strong", "strong_cpu", "pretrain"], "pretraining"),
@@ -165,7 +170,10 @@ def test_plain_run_does_what_the_files_name_says(mixins: list[str], runs: str) -
 def test_every_mixin_on_train_yaml_is_in_that_table() -> None:
     (marks,) = [m for m in test_plain_run_does_what_the_files_name_says.pytestmark if m.name == "parametrize"]  # type: ignore[attr-defined]
     tried = {name for mixins, _ in marks.args[1] for name in mixins}
-    apart = {"train", "inference", "inference_openvino", "segment", "data", "scanner", "variety"}  # no mixins on it
+    apart = {  # no mixins on train.yaml
+        "train", "inference", "inference_openvino", "segment", "data", "scanner", "variety", "tracking_mlflow",
+        "tracking_wandb",
+    }  # fmt: skip
     assert {path.stem for path in CONFIGS.glob("*.yaml")} - apart == tried
 
 
@@ -320,7 +328,11 @@ def test_training_command_from_anywhere(
         "run", "training", cwd=cwd, config_file=config, dataset_dir=tiny_cohort, output_dir=tmp_path / "eval",
         ckpt_dir=tmp_path / "models", epochs=2, **TINY,
     )  # fmt: skip
-    assert "val_mean_dice" in result.stdout
+    # an epoch is a line, on the screen and in the run's log
+    for text in (result.stdout, (tmp_path / "eval" / "training.log").read_text()):
+        line = r"epoch %d/2: loss \d\.\d+, train_mean_dice \d\.\d+, val_mean_dice \d\.\d+, .*, lr 0\.0\d+, \d+\.\d s"
+        assert [len(re.findall(line % epoch, text)) for epoch in (1, 2)] == [1, 1]
+        assert "Iter" not in text
     # the same seed gives the same weights, in this process as in another
     ours = torch.load(tmp_path / "models" / "model.pt", weights_only=True)["model"]
     theirs = torch.load(trained / "models" / "model.pt", weights_only=True)["model"]

@@ -180,7 +180,7 @@ def test_training_and_evaluation_commands(tiny_cohort: Path, tmp_path: Path, tor
             )
         )
     )
-    assert output.count("Epoch[2] Metrics -- val_mean_dice") == 1
+    assert output.count("epoch 2/2: loss") == 1
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["model.pt", "resume_state.pt"]
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)["model"]
     assert not any(name.startswith("module.") for name in weights)

@@ -270,3 +270,17 @@ def test_later_losses_from_half_are_those_of_float32(declared: dict, name: str) 
     half = logits.half()
     torch.testing.assert_close(declared[name](half, target).float(), declared[name](half.float(), target),
                                rtol=2e-2, atol=0)  # fmt: skip
+
+
+def test_deep_supervision_is_a_mean_over_scales() -> None:
+    logits, target = _example(8, (2, 1, 8, 8, 8))
+    stacked = torch.stack([logits, 0.5 * logits, -logits], dim=1)
+    loss = losses.DeepSupervisionLoss(DiceLoss(sigmoid=True))
+    parts = [float(DiceLoss(sigmoid=True)(x.float(), target)) for x in stacked.unbind(1)]
+    expected = (4 * parts[0] + 2 * parts[1] + parts[2]) / 7
+    assert float(loss(stacked, target)) == pytest.approx(expected)
+    coarse = [logits, logits[..., ::2, ::2, ::2]]  # nearest-exact takes the second of each two voxels
+    parts = [float(DiceLoss(sigmoid=True)(coarse[0].float(), target)),
+             float(DiceLoss(sigmoid=True)(coarse[1].float(), target[..., 1::2, 1::2, 1::2]))]  # fmt: skip
+    assert float(loss(coarse, target)) == pytest.approx((2 * parts[0] + parts[1]) / 3)
+    assert float(loss(logits, target)) == pytest.approx(float(DiceLoss(sigmoid=True)(logits.float(), target)))

@@ -1,11 +1,15 @@
 """The U-Net: its size, its geometry, what it refuses, and that it scripts and exports."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from conftest import BUNDLE
+from monai.bundle import ConfigParser
+from monai.networks.utils import convert_to_torchscript
 
-from scripts.networks import HIEUNet
+from scripts.networks import HIEUNet, with_prior
 
 
 def _expected_parameters(features: tuple[int, ...], in_channels: int = 2, out_channels: int = 1) -> int:
@@ -103,3 +107,46 @@ def test_the_papers_start_has_no_prior_and_an_l1_term_above_the_region_loss() ->
     for name, value in paper.state_dict().items():
         assert name == "output.bias" or torch.equal(value, with_prior.state_dict()[name])
     assert 1e-4 * sum(p.abs().sum().item() for p in paper.parameters()) == pytest.approx(4.84, abs=0.02)
+
+
+# --- other networks: the network_*.yaml; tests/test_recipes.py trains, evaluates and segments with each ------------
+
+OTHERS = ["segresnet", "dynunet", "swinunetr", "mednext", "attentionunet"]
+
+
+def _made(name: str, **values: Any) -> torch.nn.Module:
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLE / "configs" / f"{file}.yaml") for file in ("inference", f"network_{name}")])
+    parser.update({"features": [2, 4, 6, 8], **({"feature_size": 12} if name == "swinunetr" else {}), **values})
+    torch.manual_seed(0)
+    return parser.get_parsed_content("network_def")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_network_starts_from_the_prior_and_can_be_traced(name: str) -> None:
+    network = _made(name, prior=0.1).eval()
+    size = (64, 32, 32)  # at less SwinUNETR's instance normalisation has one voxel
+    seen = torch.randn(1, 2, *size)
+    traced = convert_to_torchscript(network, inputs=[seen], use_trace=True, check_trace=False)
+    other = torch.randn(1, 2, *size)
+    logits = network(other)
+    assert logits.shape == (1, 1, *size)
+    torch.testing.assert_close(traced(other), logits, rtol=1e-4, atol=1e-5)
+    shifted = _made(name, prior=0.5).eval()(other) + math.log(0.1 / 0.9)  # a prior of 0.5 is a bias of 0
+    torch.testing.assert_close(logits, shifted, rtol=1e-4, atol=1e-5)
+
+
+def test_deep_supervision_gives_each_scale_of_training_its_prior() -> None:
+    network = _made("dynunet", prior=0.1).train()
+    for layer in (network.output_block, *network.deep_supervision_heads):  # type: ignore[union-attr]
+        assert layer.conv.conv.bias.item() == pytest.approx(math.log(0.1 / 0.9))
+    assert network(torch.randn(2, 2, 16, 16, 16)).shape == (2, 3, 1, 16, 16, 16)
+
+
+def test_layers_without_a_prior_are_refused() -> None:
+    for layer, message in (("output", "no layer 'output'"), ("0", "no convolution with a bias")):
+        with pytest.raises(ValueError, match=message):
+            with_prior(torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1, bias=False)), layer)
+    with pytest.raises(ValueError, match="prior must lie"):
+        with_prior(torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1)), "0", prior=1.0)

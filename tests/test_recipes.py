@@ -29,12 +29,18 @@ INPUTS = {
     "derived_channel": (2, 3, 24, 24, 16),
     "patches": (4, 2, 16, 16, 8),
     "other_network": (2, 2, 24, 24, 16),
+    "network_segresnet": (2, 2, 24, 24, 16),
+    "network_dynunet": (2, 2, 24, 24, 16),
+    "network_swinunetr": (2, 2, 64, 32, 32),
+    "network_mednext": (2, 2, 24, 24, 16),
+    "network_attentionunet": (2, 2, 24, 24, 16),
     "strong": (2, 6, 16, 24, 8),
     "strong strong_cpu": (2, 6, 16, 24, 8),
 }
 # voxels for volumes of 40 x 40 x 12 at 4 mm
 STRONG = {"spacing_mm": [5, 5, 6], "input_size": [16, 24, 8], "crop_size": [20, 24, 10], "val_interval": 1}
 OPTIONS: dict[str, dict[str, Any]] = {
+    "network_swinunetr": {"spatial_size": [64, 32, 32], "feature_size": 12},
     "strong": {**STRONG, "flips": []},
     "strong strong_cpu": {**STRONG, "flips": [], "features": [2, 4, 6, 8]},
 }
@@ -63,7 +69,9 @@ class Seen:
         self.inputs[-1].append(inputs[0].detach().clone())
 
 
-@pytest.mark.parametrize("recipe", INPUTS)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=pytest.mark.slow if "swin" in name else ()) for name in INPUTS]
+)
 def test_every_workflow_sees_a_case_alike(recipe: str, tiny_cohort: Path, tmp_path: Path) -> None:
     mixin = [] if recipe == "paper" else recipe.split()
     folders = {"dataset_dir": str(tiny_cohort), "ckpt_dir": str(tmp_path / "models"), **OPTIONS.get(recipe, {})}

@@ -30,6 +30,7 @@ from scipy import stats
 from scripts import bonbid
 from scripts.errors import UserError
 from scripts.study import Variant, collect, loss_study
+from scripts.study.cluster import submit_jobs
 from scripts.study.command import _configs
 from scripts.study.page import write_study
 from scripts.study.processes import Job, exclusive, run_jobs
@@ -100,6 +101,38 @@ def test_the_extended_study_makes_each_loss_once() -> None:
         ("unified_focal", "TwoClassLoss"), ("generalized_dice_boundary", "CompoundLoss"),
         ("component_dice", "ComponentDiceLoss"),
     ]  # fmt: skip
+
+
+def test_variants_with_mixins_are_other_networks_in_training_and_evaluation() -> None:
+    networks = str(CONFIGS / "study_networks.yaml")
+    config = _config(TRAIN, STUDY, networks, features=[2, 4, 6, 8])
+    made = {}
+    for variant in read_variants(config["variants"]):
+        training, evaluation = variant_configs(config, variant, EVALUATE)
+        assert training["network_def"] == evaluation["network_def"]
+        training["feature_size"] = 12
+        rehearse(training, variant)
+        made[variant.name] = type(training.get_parsed_content("network_def")).__name__
+    assert made == {
+        "hie_unet": "HIEUNet", "segresnet": "SegResNet", "dynunet": "DynUNet", "swinunetr": "SwinUNETR",
+        "mednext": "MedNeXt", "attentionunet": "AttentionUnet",
+    }  # fmt: skip
+
+
+def test_a_variants_own_values_go_over_its_mixins_and_these_over_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("epochs: 7\nprior: 0.1\n+loaded: [extra]\n")
+    config = _config(TRAIN, STUDY, epochs=3)
+    entry = {"name": "mine", "mixins": [str(tmp_path / "mine.yaml")], "overrides": {"prior": 0.2}}
+    (variant,) = read_variants([entry])
+    for parser in variant_configs(config, variant, EVALUATE):
+        assert (parser["epochs"], parser["prior"], parser["loaded"]) == (7, 0.2, ["image", "label", "extra"])
+    assert config["loaded"] == ["image", "label"]
+    (absent,) = read_variants([{"name": "mine", "mixins": ["absent.yaml"]}])
+    with pytest.raises(UserError, match=r"no mixin absent\.yaml"):
+        variant_configs(config, absent, EVALUATE)
+    (tmp_path / "mine.yaml").write_text("+train#dataset#data: []\n")
+    with pytest.raises(UserError, match="must be the same for all variants"):
+        variant_configs(config, variant, EVALUATE)
 
 
 @pytest.mark.parametrize("compare", ["tversky,dice", "tversky, dice", ("tversky", "dice"), ["dice", "tversky"]])
@@ -613,7 +646,7 @@ def test_a_typing_error_on_the_command_line_ends_with_its_message(tiny_cohort: P
     assert "error: --compare: there is no variant 'dcie'; did you mean dice?" in output.splitlines()[-1]
     output = _finish(_start(tiny_cohort, tmp_path / "out", epohcs=3), status=1)
     assert "--epohcs: no config has such a value; did you mean --epochs?" in output.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["loss_study.log"]  # the warning of the older name
 
 
 def _kill_at(condition: Callable[[Path], bool], cohort: Path, folder: Path) -> None:
@@ -665,3 +698,36 @@ def test_folds_and_seeds_hold_out_every_case_once(tiny_cohort: Path, tmp_path: P
         assert len(cases) == len(set(cases)) == 7
     line = next(csv.DictReader((tmp_path / "study.csv").open()))
     assert (line["cases"], line["runs"]) == ("7", "4")
+
+
+# --- jobs of a cluster, by submitit's local mode ------------------------------------------------------------------
+
+
+def _shell_job(folder: Path, name: str, *lines: str, done: list[str]) -> Job:
+    commands = [(f"step {i}", [sys.executable, "-S", "-c", line]) for i, line in enumerate(lines)]
+    return Job(name, folder / name / "log.txt", commands, lambda: done.append(name))
+
+
+def test_submitted_jobs_run_in_turn_and_failures_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    done: list[str] = []
+    jobs = [
+        _shell_job(tmp_path, "good", "print('it\\'s one')", "import os; print(os.environ['MARK'])", done=done),
+        _shell_job(tmp_path, "bad", "raise SystemExit('no data here')", "print('never')", done=done),
+        _shell_job(tmp_path, "last", "print(3)", done=done),
+    ]
+    environment = {**os.environ, "MARK": "seen"}
+    with pytest.raises(UserError, match=r"(?s)bad failed as job .*no data here.*goes on where this one stopped"):
+        submit_jobs(jobs, "local", {"timeout_min": 1}, 2, tmp_path / "jobs", environment)
+    assert sorted(done) == ["good", "last"]
+    lines = (tmp_path / "good" / "log.txt").read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("---")] == ["it's one", "seen"]
+    assert "never" not in [*(tmp_path / "bad" / "log.txt").read_text().splitlines()]
+
+
+def test_unknown_executors_and_options_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(UserError, match="executor 'pbs' is unknown; choose one of: slurm, local"):
+        submit_jobs([], "pbs", {}, 1, tmp_path, {})
+    with pytest.raises(UserError, match="--executor local"):
+        submit_jobs([], "local", {"minutes": 1}, 1, tmp_path, {})

@@ -6,10 +6,12 @@
 ``scanner``           ADC maps from diffusion images and DICOM
 ``preparation``       the dataset in other forms, written once: resampled, stacked, nnU-Net's
 ``transforms``        loading two maps (``loading``); TorchIO in MONAI (``bridge``); three of its own, faster (``fast``)
-``networks``          the study's U-Net
+``networks``          the study's U-Net; the prior of others
 ``distance``          exact Euclidean distance fields
 ``losses``            Hausdorff distance loss, its logarithm, compounds
 ``handlers``          what training adds to MONAI's engine: L1 term, clipping, seeds, checkpoints, stopping, resuming
+``logs``              one line an epoch, and the file of it
+``tracking``          a run in Weights & Biases; parameters for MLflow
 ``recipe``            what weights were trained with, in words; where another recipe is refused
 ``masks``             masks on disk: a file for each case, on its grid, whole or not there
 ``finite``            numbers that are none: noticed in their step, never saved, loaded or made into a mask

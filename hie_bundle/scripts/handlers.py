@@ -245,7 +245,7 @@ class BestModelSaver:
             return
         training = {**self.training, "epoch": epoch, self.validator.state.key_metric_name or "validation": validation}
         save_weights(self.network, self.path, self.recipe, training)
-        logger.info("Saved %s", self.path)
+        logger.debug("Saved %s", self.path)
 
 
 class EarlyStopping:

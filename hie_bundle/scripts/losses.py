@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.losses import BoundaryLoss as StockBoundaryLoss
+from monai.losses import DeepSupervisionLoss as StockDeepSupervisionLoss
 from monai.losses import DiceCELoss as StockDiceCELoss
 from monai.losses import HausdorffDTLoss as StockHausdorffDTLoss
 from monai.networks import one_hot
@@ -23,6 +24,7 @@ __all__ = [
     "BoundaryLoss",
     "ComponentDiceLoss",
     "CompoundLoss",
+    "DeepSupervisionLoss",
     "DiceCELoss",
     "HausdorffDTLoss",
     "LogHausdorffDTLoss",
@@ -262,6 +264,33 @@ class ComponentDiceLoss(nn.Module):
             either = total(probability) + total(truth)
             losses.append((1 - (2 * both + self.smooth_nr) / (either + self.smooth_dr)).mean())
         return torch.stack(losses).mean()
+
+
+class DeepSupervisionLoss(StockDeepSupervisionLoss):
+    """``monai.losses.DeepSupervisionLoss`` as a mean over the scales, also of ``DynUNet``'s, which stacks them.
+
+    Args:
+        loss: of one scale.
+        weight_mode: see the parent class; by default each coarser scale weighs half as much as the one before.
+        weights: see the parent class. Whatever they are, they are scaled to a sum of 1, as in nnU-Net: the loss is as
+            large as that of one scale.
+    """
+
+    def get_weights(self, levels: int = 1) -> list[float]:
+        """The parent's, scaled."""
+        weights = super().get_weights(levels)
+        return [weight / sum(weights) for weight in weights]
+
+    def forward(self, input: Any, target: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            input: logits of shape (B, C, *spatial); or several scales, the finest first, as a sequence of such or
+                stacked, (B, scales, C, *spatial).
+            target: 0/1 mask of shape (B, C, *spatial); of a coarser scale nearest-neighbour values are taken.
+        """
+        if isinstance(input, torch.Tensor) and input.ndim == target.ndim + 1:
+            input = list(input.unbind(1))
+        return super().forward(input, target)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The compact 3D U-Net of the study (paper, section 3.2.2 and Figure 1)."""
+"""The compact 3D U-Net of the study (paper, section 3.2.2 and Figure 1), and what other networks need beside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import nn
 
-__all__ = ["HIEUNet"]
+__all__ = ["HIEUNet", "with_prior"]
+
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class DoubleConvolution(nn.Sequential):
@@ -130,3 +132,35 @@ class HIEUNet(nn.Module):
         x = torch.cat([skip1, self.upsample1(self.decoder2(x))], dim=1)
         del skip1
         return self.output(self.decoder1(x))
+
+
+def with_prior(network: nn.Module, layers: str | Sequence[str], prior: float | None = 0.02) -> nn.Module:
+    """A network whose output layers start from a lesion probability, as :class:`HIEUNet` does with its ``prior``.
+
+    Args:
+        network: with one logit, the lesion's.
+        layers: its output layers, by their names in the network: convolutions with a bias, or what holds some.
+        prior: probability that the untrained network gives to every voxel, in (0, 1), where its weights give 0; None
+            leaves the biases as they are.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: when ``prior`` lies outside (0, 1), or a layer is not there or has no convolution with a bias.
+    """
+    if prior is None:
+        return network
+    if not 0 < prior < 1:
+        raise ValueError(f"prior must lie in (0, 1), got {prior}.")
+    for name in [layers] if isinstance(layers, str) else layers:
+        try:
+            layer = network.get_submodule(name)
+        except AttributeError as error:
+            raise ValueError(f"{type(network).__name__} has no layer {name!r}.") from error
+        biases = [m.bias for m in layer.modules() if isinstance(m, _CONVOLUTIONS) and m.bias is not None]
+        if not biases:
+            raise ValueError(f"the layer {name!r} of {type(network).__name__} has no convolution with a bias.")
+        for bias in biases:
+            nn.init.constant_(bias, math.log(prior / (1 - prior)))
+    return network

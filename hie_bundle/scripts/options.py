@@ -136,10 +136,8 @@ _FROM_0 = Number(0, whole=True)
 # what the values at the top of the configs may be; one that is computed ($…) or refers to another (@…) is not looked at
 OPTIONS: dict[str, Number | Numbers | Flag | Device] = {
     "device": Device(),
-    **dict.fromkeys(
-        ("amp", "cudnn_benchmark", "progress", "resume", "overwrite", "other_recipe", "sync_batch_norm", "labels"),
-        Flag(),
-    ),
+    **dict.fromkeys(("amp", "cudnn_benchmark", "progress", "verbose", "resume", "overwrite"), Flag()),
+    **dict.fromkeys(("other_recipe", "sync_batch_norm", "labels"), Flag()),
     **dict.fromkeys(("epochs", "steps", "batch_size", "val_interval", "patience"), _COUNT),
     **dict.fromkeys(("in_channels", "parallel", "tries"), _COUNT),
     **dict.fromkeys(("seed", "rank", "num_train", "num_val", "num_test", "num_healthy", "num_cases"), _FROM_0),

@@ -18,6 +18,7 @@ from ..bonbid import SPLITS, Limits, as_native
 from ..cores import available_cores
 from ..errors import UserError, choose
 from ..files import write_json
+from .cluster import submit_jobs
 from .page import write_study
 from .processes import Job, exclusive, run_jobs
 from .results import collect
@@ -55,6 +56,8 @@ def loss_study(
     parallel: int = 1,
     devices: Any = None,
     threads: int | None = None,
+    executor: str | None = None,
+    executor_options: Mapping[str, Any] | None = None,
     evaluation_config: str | Path = "configs/evaluate.yaml",
     adc_window: Sequence[float] = (0, 2500),
 ) -> None:
@@ -85,6 +88,8 @@ def loss_study(
         parallel: how many runs at a time.
         devices: such as ``cuda:0,cuda:1``, given to the runs in turn; None leaves the config's ``device``.
         threads: CPU threads of each run; None divides the cores, unless OMP_NUM_THREADS is set.
+        executor: what runs them: None, processes of this command; ``slurm`` or ``local``, jobs that submitit submits.
+        executor_options: what each job needs, by submitit's names.
         evaluation_config: what adds an evaluation to a training.
         adc_window: ADC shown as black and as white in Figure 2.
 
@@ -104,6 +109,8 @@ def loss_study(
     all_seeds = whole_numbers(seeds, "--seeds", 0)
     (at_once,) = whole_numbers(parallel, "--parallel", 1)
     places = _devices(devices)
+    if executor is not None and devices is not None:
+        raise UserError("--devices are of this machine; with --executor a job has its own: leave them out.")
     environment = _environment(threads, at_once)
     cohorts, inner = find_cases(Path(dataset_dir), split, all_seeds, num_folds, cases, limits, inner_folds)
     folder = Path(output_dir).resolve()
@@ -143,7 +150,10 @@ def loss_study(
             write_configs(run, configs[run.variant.name], common)
         started = time.monotonic()
         jobs = [_job(run, root, devices is not None) for run in left]
-        run_jobs(jobs, at_once, places, environment, lock)
+        if executor is None:
+            run_jobs(jobs, at_once, places, environment, lock)
+        else:
+            submit_jobs(jobs, executor, executor_options or {}, at_once, folder / "jobs", environment)
         if left:
             logger.info("%d runs took %.1f min", len(left), (time.monotonic() - started) / 60)
         results = collect(chosen, runs)

@@ -22,7 +22,7 @@ try:
 except ImportError:  # not on Windows: there two studies in one folder are not told apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Job", "exclusive", "run_jobs"]
+__all__ = ["Job", "exclusive", "failure_text", "run_jobs", "signals_stop"]
 
 logger = logging.getLogger(__name__)
 LOG_LINES = 12  # of a failed command's log that are shown
@@ -102,7 +102,7 @@ def run_jobs(
     pending = deque(jobs)
     slots = [_Slot(devices[i % len(devices)]) for i in range(min(parallel, len(jobs)))]
     failures: list[str] = []
-    with _signals_stop():
+    with signals_stop():
         try:
             while pending or any(slot.job for slot in slots):
                 for slot in slots:
@@ -155,11 +155,16 @@ def _ended(slot: _Slot, environment: dict[str, str], inherited: int, not_started
         job.finished()
         logger.info("%s: done in %.1f min, %d to start", job.name, (time.monotonic() - slot.started) / 60, not_started)
         return ""
-    lines = job.log.read_text(errors="replace").rstrip().splitlines()[-LOG_LINES:]
     why = f"was ended by signal {-status}" if status < 0 else f"failed with exit status {status}"
+    return failure_text(job, f"{why}; {not_started} not yet started were left out")
+
+
+def failure_text(job: Job, why: str) -> str:
+    """What is said of a job that failed: its name, why, and how its log ends."""
+    lines = job.log.read_text(errors="replace").rstrip().splitlines()[-LOG_LINES:] if job.log.is_file() else []
     shown = "\n".join(f"  {line}" for line in lines)
     logger.error("%s %s", job.name, why)
-    return f"{job.name} {why}; {not_started} not yet started were left out. {job.log} ends:\n{shown}"
+    return f"{job.name} {why}. {job.log} ends:\n{shown}"
 
 
 def _end(slots: Sequence[_Slot]) -> None:
@@ -176,7 +181,7 @@ def _end(slots: Sequence[_Slot]) -> None:
 
 
 @contextmanager
-def _signals_stop() -> Iterator[None]:
+def signals_stop() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into an orderly exit; a second one does not disturb it."""
 
     def stop(number: int, _: FrameType | None) -> None:

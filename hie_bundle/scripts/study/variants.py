@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
+from monai.bundle.utils import merge_kv
 
 from ..errors import UserError, first_cause, user_error
 
@@ -37,19 +38,22 @@ class Variant:
         overrides: the values it sets, by id.
         published: figures that someone else published for it, those of ``dice``, ``msd``, ``nsd`` and
             ``epochs`` that there are.
+        mixins: configs that it puts last before its values, as on the command line: files, or names of configs of the
+            bundle.
     """
 
     name: str
     label: str
     overrides: Mapping[str, Any]
     published: Mapping[str, float]
+    mixins: Sequence[str] = ()
 
 
 def read_variants(content: Any) -> list[Variant]:
     """Variants from the list in a config.
 
     Args:
-        content: mappings with ``name`` and ``overrides``, perhaps ``label`` and ``published``.
+        content: mappings with ``name``, perhaps ``label``, ``mixins``, ``overrides`` and ``published``.
 
     Raises:
         UserError: when it is no such list, or a name cannot be that of a folder, or stands twice.
@@ -61,7 +65,7 @@ def read_variants(content: Any) -> list[Variant]:
         where = f"variants: number {place + 1}"
         if not isinstance(entry, Mapping) or "name" not in entry:
             raise UserError(f"{where} is not a mapping with a name.")
-        if unknown := set(entry) - {"name", "label", "overrides", "published"}:
+        if unknown := set(entry) - {"name", "label", "mixins", "overrides", "published"}:
             raise UserError(f"{where} has unknown keys: {', '.join(sorted(map(str, unknown)))}.")
         name = str(entry["name"])
         if not _NAME.fullmatch(name):
@@ -71,14 +75,12 @@ def read_variants(content: Any) -> list[Variant]:
             raise UserError(f"variant {name}: overrides and published must be mappings.")
         if unknown := set(published) - set(PUBLISHED):
             raise UserError(f"variant {name}: published knows only {', '.join(PUBLISHED)}; not {', '.join(unknown)}.")
-        for key in overrides:
-            if taken := next((r for r in _RESERVED if str(key).replace("::", "#").startswith(r + "#") or key == r), ""):
-                raise UserError(
-                    f"variant {name} sets {key}; {taken} must be the same for all variants, or they would not be "
-                    "comparable."
-                )
+        mixins = entry.get("mixins") or []
+        if not isinstance(mixins, list) or not all(isinstance(file, str) for file in mixins):
+            raise UserError(f"variant {name}: mixins must be a list of files.")
+        _refuse_reserved(name, overrides)
         figures = {key: float(value) for key, value in published.items()}
-        variants.append(Variant(name, str(entry.get("label", name)), dict(overrides), figures))
+        variants.append(Variant(name, str(entry.get("label", name)), dict(overrides), figures, tuple(mixins)))
     names = [variant.name.lower() for variant in variants]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"variants: several are called {', '.join(sorted(twice))}.")
@@ -117,14 +119,20 @@ def variant_configs(
 
     Args:
         config: what all variants share: the merged config of the study, with the values of the command line.
-        variant: what this one sets.
-        evaluation_config: adds an evaluation to a training; what the config says already stays.
+        variant: what this one sets; its mixins' values go over those of the command line, its own over the mixins'.
+        evaluation_config: adds an evaluation to a training; what the config says already stays. Beside it lie the
+            mixins that are named without a folder.
 
     Raises:
-        UserError: when a key exists in neither.
+        UserError: when a key exists in neither, a mixin is not there, or sets what all variants share.
     """
     training = ConfigParser(_copy(config))
     evaluation = ConfigParser({**ConfigParser.load_config_file(str(evaluation_config)), **_copy(config)})
+    for file in variant.mixins:
+        content = _load_mixin(file, variant, Path(evaluation_config).parent)
+        for parser in (training, evaluation):
+            for name, value in content.items():
+                merge_kv(parser, name, _copy(value))
     for name, value in variant.overrides.items():
         name = name.replace("::", "#")
         takers = [parser for parser in (training, evaluation) if _takes(parser, name)]
@@ -149,6 +157,25 @@ def rehearse(config: ConfigParser, variant: Variant) -> None:
         except Exception as error:
             cause = user_error(error) or first_cause(error)
             raise UserError(f"variant {variant.name}: its {part} cannot be made: {cause}") from error
+
+
+def _refuse_reserved(variant: str, values: Mapping[str, Any]) -> None:
+    for key in values:
+        name = str(key).lstrip("+").replace("::", "#")
+        if taken := next((r for r in _RESERVED if name == r or name.startswith(r + "#")), ""):
+            raise UserError(
+                f"variant {variant} sets {key}; {taken} must be the same for all variants, or they would not be "
+                "comparable."
+            )
+
+
+def _load_mixin(file: str, variant: Variant, folder: Path) -> Mapping[str, Any]:
+    paths = [path for path in (Path(file), folder / file) if path.is_file()]
+    if not paths:
+        raise UserError(f"variant {variant.name}: there is no mixin {file}, here or in {folder}.")
+    content = ConfigParser.load_config_file(str(paths[0]))
+    _refuse_reserved(variant.name, content)
+    return content
 
 
 def _takes(parser: ConfigParser, name: str) -> bool:
