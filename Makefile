@@ -20,10 +20,12 @@ PACKED = --prefix=hie_bundle/models/ --add-file=dist/models/model.pt --add-file=
 # what has PyTorch: the environment, if it is there
 WITH_TORCH = $(abspath $(firstword $(wildcard $(VENV)/bin/python) $(shell command -v $(PYTHON))))
 LABEL_VENV := .venv-monailabel
+SBOM_VENV := .venv-sbom
 # in processes of their own: with OpenVINO in one process, ITK and TorchIO have crashed it (about every second time)
 WITH_OPENVINO := tests/test_inferers.py tests/test_zoo.py
 
-.PHONY: help install demo study test test-all test-slow test-monailabel lint bench package wheel large_files clean
+.PHONY: help install demo study test test-all test-slow test-monailabel test-tracking lint bench docs changelog package wheel release \
+	large_files clean
 
 help:
 	@echo "make demo        a phantom cohort, trained on, evaluated and segmented, under $(DEMO)"
@@ -32,8 +34,12 @@ help:
 	@echo "make test-slow   the slow tests"
 	@echo "make test-all    both"
 	@echo "make test-monailabel   the bundle in a real MONAI Label server; an environment of several GB"
+	@echo "make test-tracking     runs in MLflow and Weights & Biases, which it installs"
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       every part against its stock counterpart; an hour or more, alone on the machine"
+	@echo "make docs        the documentation, under dist/docs; readable without a network"
+	@echo "make changelog   CHANGELOG.md from configs/metadata.json"
+	@echo "make release     bundle, wheel and bill of materials of what is committed, under dist"
 	@echo "make package     the committed bundle, and models/model.pt if it is there, as dist/hie_bundle_v<version>.zip"
 	@echo "make package RECIPE=strong   a bundle with the shipped weights and their recipe as its own, as folder and zip"
 	@echo "make wheel       dist/hie_bundle-<version>-py3-none-any.whl, with the command hie-bundle, for pip install"
@@ -96,6 +102,10 @@ test-slow: install
 test-monailabel: $(LABEL_VENV)/.installed
 	$(LABEL_VENV)/bin/python -m pytest tests/monailabel
 
+test-tracking: install
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --editable '.[tracking]'
+	$(VENV)/bin/python -m pytest tests/test_tracking.py
+
 $(LABEL_VENV)/.installed: tests/monailabel/requirements.txt
 	$(PYTHON) -m venv $(LABEL_VENV)
 	$(LABEL_VENV)/bin/python -m pip install --quiet -r tests/monailabel/requirements.txt
@@ -108,6 +118,26 @@ lint: install
 
 bench: install
 	$(VENV)/bin/python tests/benchmarks
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
+	@echo "dist/docs/index.html"
+
+changelog:
+	$(WITH_TORCH) docs/reference.py changelog
+
+# what is committed, and what it needs, by the versions of constraints.txt
+release: install $(SBOM_VENV)/bin/cyclonedx-py
+	@git diff --quiet HEAD || { echo "there are changes that are not committed"; exit 2; }
+	$(VENV)/bin/python -m pytest tests/test_docs.py -k "changelog or version"
+	$(MAKE) package wheel
+	$(SBOM_VENV)/bin/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml --of JSON --output-reproducible \
+		-o dist/hie_bundle_v$(VERSION).cdx.json
+	@ls -l dist
+
+$(SBOM_VENV)/bin/cyclonedx-py:
+	$(PYTHON) -m venv $(SBOM_VENV)
+	$(SBOM_VENV)/bin/python -m pip install --quiet cyclonedx-bom==7.5.0
 
 # the weights as the Model Zoo's tools take them, and what they were trained with beside them
 dist/models/model.pt: hie_bundle/models/model.pt
@@ -146,4 +176,4 @@ large_files: $(if $(WEIGHTS),dist/models/model.pt)
 	@cat hie_bundle/large_files.yml
 
 clean:
-	rm -rf $(DEMO) $(VENV) $(LABEL_VENV) dist
+	rm -rf $(DEMO) $(VENV) $(LABEL_VENV) $(SBOM_VENV) dist
