@@ -21,6 +21,7 @@ from scripts.scanner.adc import fit_adc, noise_of, scale_of, to_micro
 from scripts.scanner.adc_command import write_adc
 from scripts.scanner.dicom import scan, stacks_of
 from scripts.scanner.images import read
+from scripts.transforms import LoadMapsd
 
 
 def head(shape: tuple[int, int, int] = (30, 34, 6)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -300,6 +301,14 @@ def test_values_that_would_not_be_read_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             write_adc(images, **{"output_file": out, **given})
     assert not out.exists()
+
+
+def test_maps_load_quietly_where_pydicom_is_installed(
+    recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    LoadMapsd(["image"])
+    assert [str(warning.message) for warning in recwarn if "pydicom" in str(warning.message).lower()] == []
+    assert "pydicom" not in caplog.text
 
 
 def test_command(tmp_path: Path) -> None:

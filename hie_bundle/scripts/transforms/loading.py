@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ from ..bonbid.checks import Limits, are_swapped, like_adc
 from ..errors import UserError
 
 __all__ = ["KeepNatived", "LoadMapsd", "ToNatived"]
+
+# Where pydicom is installed, MONAI warns with each loader that NVIDIA's decoder for it is not; no DICOM is loaded here.
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 class LoadMaps(LoadImage):
@@ -93,8 +98,10 @@ class LoadMapsd(LoadImaged):
         limits: Limits | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys=allow_missing_keys)
-        self._loader = LoadMaps(image_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "NvImgCodecPydicomReader", UserWarning)
+            super().__init__(keys, allow_missing_keys=allow_missing_keys)
+            self._loader = LoadMaps(image_only=True)
         self.maps_key = maps_key
         self.limits = limits or Limits()
 
