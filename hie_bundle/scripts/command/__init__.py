@@ -13,12 +13,18 @@ from .workflows import WORKFLOWS, help_page, runner
 
 __all__ = ["main"]
 
+SHORT = {
+    "segment": {"-o": "--output", "-q": "--quiet"},
+    "adc": {"-o": "--output_file"},
+    "dicom_seg": {"-o": "--output_file"},
+}
 SWITCHES = ("probabilities", "json", "quiet", "openvino")  # of segment: they take no value
 USAGE = """hie-bundle COMMAND …
 
   segment ADC [ZADC] -o OUT   lesion masks from files or folders
   train, evaluate, study      the network on labelled cases: its training, its results, its losses compared
   adc IMAGES … -o OUT         an ADC map from diffusion images, or a folder of DICOM
+  dicom_seg                   a lesion mask as DICOM segmentation on its series
   phantom, download, check    cases: simulate them, fetch BONBID-HIE, look at what a folder holds
   doctor                      whether this installation has what it needs
   completion bash|zsh|fish    completion of commands and options for a shell
@@ -83,7 +89,7 @@ def _command(name: str) -> Callable[..., None] | None:
 
 def _plain(words: Sequence[str]) -> list[str]:
     """The words behind the command as fire takes them: ``-o`` in full; switches with a value, or they take the next."""
-    full = {"segment": {"-o": "--output", "-q": "--quiet"}, "adc": {"-o": "--output_file"}}.get(words[0], {})
+    full = SHORT.get(words[0], {})
     rest = [full.get(word, word) for word in words[1:]]
     if words[0] != "segment":
         return rest

@@ -41,6 +41,7 @@ WORKFLOWS = {
     "download": Workflow("download", ("data",), {"dataset_dir": "data"}),
     "check": Workflow("check", ("data",), {"dataset_dir": "data"}),
     "adc": Workflow("adc", ("scanner",), {}, words="images"),
+    "dicom_seg": Workflow("dicom_seg", ("scanner",), {}),
 }
 EXTRA = {
     "recipe": f"{', '.join(RECIPES)} (paper if not given): the network, what it sees, how it is trained",

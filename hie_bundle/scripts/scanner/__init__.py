@@ -1,1 +1,1 @@
-"""From the scanner to the maps: DICOM, diffusion images, ADC."""
+"""From the scanner to the maps and back: DICOM, diffusion images, ADC, DICOM segmentations."""

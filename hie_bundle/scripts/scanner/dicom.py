@@ -50,6 +50,12 @@ class Stack:
         weighting = "" if self.kind == "adc" or self.b_value is None else f", b = {self.b_value:g}"
         return f"series {self.series} ({self.kind}{weighting})"
 
+    def grid(self) -> Volume:
+        """Where the voxels lie; the values are all 0."""
+        first, count = self.slices[0][0], len(self.slices[0])
+        shape = (int(first.Columns), int(first.Rows), count)
+        return Volume(np.broadcast_to(np.uint8(0), shape), _affine(self.slices[0]))
+
     def volumes(self) -> list[Volume]:
         """The volumes in the unit of the scanner's own values.
 

@@ -1,4 +1,4 @@
-"""Volumes from files with the dataset's checks, in terms of what the user typed."""
+"""Volumes from files with the dataset's checks; what is wrong with them is said in terms of what the user typed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ from ..errors import UserError
 __all__ = ["read", "refuse_other_grid"]
 
 
-def read(path: str | Path) -> Volume:
-    """Read a NIfTI or MetaImage file of three or four dimensions.
+def read(path: str | Path, dimensions: int | None = None) -> Volume:
+    """Read a NIfTI or MetaImage file.
+
+    Args:
+        path: the file.
+        dimensions: that it must have, 3 or 4; None for either.
 
     Raises:
         UserError: naming the file and what is wrong with it.
     """
     try:
-        return read_volume(path)
+        volume = read_volume(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing.") from error
     except VolumeError as error:
         raise UserError(f"{path} {error}.") from error
+    if dimensions and volume.array.ndim != dimensions:
+        shape = "×".join(map(str, volume.array.shape))
+        raise UserError(f"{path} has shape {shape}; {dimensions} dimensions are needed.")
+    return volume
 
 
 def refuse_other_grid(one: Volume, other: Volume, names: Sequence[str], tolerance_mm: float = 0.1) -> None:
