@@ -40,6 +40,7 @@ def test_every_voxel_lies_where_the_mask_has_it(grid: str, tmp_path: Path, caplo
     write_dicom_seg(tmp_path / "mask.nii.gz", tmp_path / "in", tmp_path / "mask.dcm")
     assert "21 voxels on series 3 (dwi, b = 0)" in caplog.text
     assert SECRET not in caplog.text
+    assert not any(source.SOPInstanceUID in caplog.text for source in sources)
 
     found = pydicom.dcmread(tmp_path / "mask.dcm")
     assert found.SOPClassUID == pydicom.uid.SegmentationStorage

@@ -88,6 +88,7 @@ def segmentation_of(mask: NDArray[Any], stack: Stack) -> Any:
     from pydicom.sr.coding import Code
     from pydicom.uid import generate_uid
 
+    logging.getLogger("highdicom").setLevel(logging.WARNING)  # it logs the images' UIDs
     version = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))["version"]
     sources = stack.slices[0]
     family = Code("123109", "DCM", "Artificial Intelligence")
