@@ -44,6 +44,7 @@ class Case:
     brain: NDArray[np.bool_]  # skull-strip mask
     extent: FloatArray  # true share of injured tissue, 0..1
     healthy_adc: NDArray[np.int16] | None  # the same scan had there been no injury
+    canonical_mm: FloatArray | None  # (3, x, y, z) where each voxel lies in the atlas' space, NaN far from the head
     spacing_mm: NDArray[np.float64]
     origin_mm: NDArray[np.float64]
     direction: NDArray[np.float64]
@@ -67,7 +68,7 @@ def simulate_case(
         settings: of the cohort; None for the defaults.
         family: ranges that the case's own settings are drawn from, as :func:`draw_settings` takes them; of
             ``settings``, only the atlas and ``fine_mm`` count then. None for a plain case.
-        counterfactual: also scan the newborn without the injury, with the same noise.
+        counterfactual: also scan the newborn without the injury, with the same noise, and say where each voxel lies.
     """
     settings = settings or Settings()
     *streams, noise_seed = np.random.SeedSequence([CASE_STREAM, seed, case_number]).spawn(7)
@@ -147,7 +148,8 @@ def simulate_case(
     aligned_by = RandomField(align_rng, look.registration_scale_mm if look else 12.0, channels=3)
     error_mm = look.registration_mm if look else settings.registration_mm
     error = np.float32(error_mm) * aligned_by(fine.voxel_points_mm)
-    mean, std = atlas(warped(fine.voxel_points_mm) + error)
+    positions = warped(fine.voxel_points_mm)
+    mean, std = atlas(positions + error)
     if look:
         uneven = np.float32(look.atlas_shift_local) * RandomField(align_rng, 15.0)(fine.voxel_points_mm)[0]
         mean = mean * (1 + np.float32(look.atlas_shift) + uneven)
@@ -170,6 +172,11 @@ def simulate_case(
         volume[fine.window] = values
         return volume
 
+    def whole_positions() -> FloatArray:
+        volume: FloatArray = np.full((3, *grid.size), np.nan, dtype=np.float32)
+        volume[(slice(None), *fine.window)] = positions.reshape(3, *fine.shape)
+        return volume
+
     return Case(
         adc=whole(adc, np.int16),
         zadc=whole(zadc, np.float32),
@@ -177,6 +184,7 @@ def simulate_case(
         brain=whole(brain, np.bool_),
         extent=whole(voxel_extent, np.float32),
         healthy_adc=whole(scan(tissue.adc), np.int16) if counterfactual else None,
+        canonical_mm=whole_positions() if counterfactual else None,
         spacing_mm=grid.spacing_mm,
         origin_mm=grid.origin_mm,
         direction=grid.direction,

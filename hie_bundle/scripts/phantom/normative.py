@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ..scanner.zmap import z_map
 from .acquisition import Scanner, fit_adc, signals
 from .anatomy import BOX_CENTRE_MM, BOX_HALF_MM, FloatArray, RandomField, draw_subject, evaluate, sample
+
+__all__ = ["ATLAS_STREAM", "Atlas", "build_atlas", "common_folding", "z_map"]
 
 ATLAS_STREAM = 1  # first word of the seed sequences that draw the population, 0 being the cases
 
@@ -23,6 +25,7 @@ class Atlas:
     mean: FloatArray
     std: FloatArray
     step_mm: float
+    brain: NDArray[np.bool_]  # inside more than half of the newborns' brains; beyond, the maps repeat their border
 
     def __call__(self, points_mm: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and standard deviation at canonical ``points_mm`` (3, N)."""
@@ -75,35 +78,5 @@ def build_atlas(seed: int, num_healthy: int = 13, step_mm: float = 1.5, registra
     total = np.maximum(count, 2)
     mean = np.where(inside, adc, 0).sum(0) / total
     std = np.sqrt((np.where(inside, adc - mean, 0) ** 2).sum(0) / (total - 1))
-    # Beyond the healthy brains the atlas repeats its border.
     nearest = tuple(ndimage.distance_transform_edt(~enough, return_distances=False, return_indices=True))
-    return Atlas(mean[nearest].astype(np.float32), std[nearest].astype(np.float32), step_mm)
-
-
-def z_map(
-    adc: NDArray[Any],
-    brain: NDArray[np.bool_],
-    mean: FloatArray,
-    std: FloatArray,
-    spacing_mm: NDArray[np.floating],
-    smoothing_mm: float = 2.0,
-    clip: float = 10.0,
-    least_std: float = 20.0,
-) -> FloatArray:
-    """Z-scored ADC: (adc - mean) / std, smoothed by a Gaussian of full width ``smoothing_mm``, clipped at ±``clip``.
-
-    Args:
-        adc: ADC map (X, Y, Z), 1e-6 mm²/s.
-        brain: skull-strip mask; the result is 0 outside, and smoothing does not reach across its border.
-        mean: normative mean on the same grid.
-        std: normative standard deviation on the same grid, raised to ``least_std`` where smaller.
-        spacing_mm: voxel size (3,).
-        smoothing_mm: full width at half maximum.
-        clip: bound.
-        least_std: 1e-6 mm²/s.
-    """
-    z = np.where(brain, (adc - mean) / np.maximum(std, np.float32(least_std)), 0).astype(np.float32)
-    sigma = smoothing_mm / np.sqrt(8 * np.log(2)) / np.asarray(spacing_mm)
-    weight = ndimage.gaussian_filter(brain.astype(np.float32), sigma, truncate=3)
-    smooth = ndimage.gaussian_filter(z, sigma, truncate=3) / np.maximum(weight, 1e-6)
-    return np.where(brain, np.clip(smooth, -clip, clip), 0).astype(np.float32)
+    return Atlas(mean[nearest].astype(np.float32), std[nearest].astype(np.float32), step_mm, enough)

@@ -1,0 +1,225 @@
+"""Registration of a normative atlas to a case: affine, then diffeomorphic demons, blind to the case's damage.
+
+A deformable registration that saw the damage would pull the atlas' own dark structures over it, and the Z map would
+lose what it is made to show. So the damage, told by a first Z map, is filled with what the atlas expects there: no
+force acts in it, and the field runs through it smoothly from its surroundings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ..errors import UserError
+from .images import resample
+from .zmap import z_map
+
+__all__ = ["Fit", "Registration", "register", "repeat_border"]
+
+STEP_MM = 2.0  # of the grid that is registered on
+MARGIN_MM = 8.0  # around the brain
+DAMAGE_Z = -2.5  # below this a smoothed Z counts as damage
+DAMAGE_SMOOTHING_MM = 5.0
+LEAST_SOUND = 0.05  # of the brain, that the atlas is judged on
+PASSES = 2  # of the deformable registration: the second knows the damage better
+LEVELS = ((2, 80), (1, 40))  # shrink factor, iterations
+ADC_CAP = 2000.0  # 1e-6 mm²/s; fluid's own contrast, largest and most variable, would rule the forces
+FIELD_SIGMA = 3.0  # smoothing of the displacement, voxels of the level: 12 mm, then 6 mm
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well an atlas lies on a case.
+
+    Attributes:
+        correlation: of ADC with the atlas' mean in the brain, damage left out.
+        overlap: Dice of the two brains.
+        scale: brain volume of the atlas by that of the case, as the affine transform has it.
+        median_z: of the brain, damage left out.
+        damage: share of the brain that was left out.
+        mean_shift_mm: mean displacement in the brain beyond the affine transform.
+    """
+
+    correlation: float
+    overlap: float
+    scale: float
+    median_z: float
+    damage: float
+    mean_shift_mm: float
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The result: ``transform`` takes points of the case to points of the atlas (LPS mm)."""
+
+    transform: sitk.Transform
+    affine: sitk.AffineTransform
+    fit: Fit
+
+
+def register(
+    adc: sitk.Image,
+    brain: sitk.Image,
+    mean: sitk.Image,
+    std: sitk.Image,
+    deformable: bool = True,
+    least_std: float = 20.0,
+) -> Registration:
+    """Lay an atlas on a case.
+
+    Args:
+        adc: of the case, 1e-6 mm²/s, float32.
+        brain: of the case, 0 and 1, on the same grid.
+        mean: of the atlas, 1e-6 mm²/s, 0 outside its brain, float32.
+        std: of the atlas.
+        deformable: also bend it.
+        least_std: floor of ``std``, 1e-6 mm²/s.
+
+    Raises:
+        UserError: if the two do not come to lie on each other at all, or nothing but damage is left to lie on.
+    """
+    grid = _grid(brain)
+    fixed, inside = resample(adc, grid), resample(brain, grid, nearest=True)
+    values, b = sitk.GetArrayFromImage(fixed), sitk.GetArrayFromImage(inside) > 0
+    # Beyond its brain the atlas repeats its border: a voxel there is compared with what is nearest.
+    full_mean, full_std = (repeat_border(image) for image in (mean, std))
+    affine = _affine(fixed, inside, mean)
+
+    def at(transform: sitk.Transform) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        expected, spread = (sitk.GetArrayFromImage(resample(im, grid, transform)) for im in (full_mean, full_std))
+        return expected, spread, sitk.GetArrayFromImage(resample(mean, grid, transform, nearest=True)) > 0
+
+    transform: sitk.Transform = affine
+    expected, spread, _ = at(affine)
+    damage = _damage(values, b, expected, spread, least_std)
+    field = None
+    for _ in range(PASSES if deformable else 0):
+        filled = sitk.GetImageFromArray(np.where(b, np.where(damage, expected, values), 0).astype(np.float32))
+        filled.CopyInformation(fixed)
+        field = _demons(filled, resample(mean, grid, affine))
+        transform = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(sitk.Image(field))])
+        expected, spread, _ = at(transform)
+        damage = _damage(values, b, expected, spread, least_std)
+    expected, spread, covered = at(transform)
+    sound = b & ~damage
+    if not covered.any():
+        raise UserError("The atlas and the case do not come to lie on each other; is the atlas one of newborns' ADC?")
+    if sound.sum() < LEAST_SOUND * b.sum():
+        raise UserError(
+            f"More than {1 - LEAST_SOUND:.0%} of the brain lies below Z = {DAMAGE_Z:g}; too little is left to fit the "
+            "atlas to. Is it one of newborns' ADC, from a scanner like this one?"
+        )
+    z = (values - expected) / np.maximum(spread, least_std)
+    shift = 0.0
+    if field is not None:
+        shift = float(np.linalg.norm(sitk.GetArrayViewFromImage(field), axis=-1)[b].mean())
+    correlation = np.corrcoef(values[sound], expected[sound])[0, 1] if values[sound].std() > 0 else 0.0
+    fit = Fit(
+        correlation=float(np.nan_to_num(correlation)),
+        overlap=float(2 * (b & covered).sum() / (b.sum() + covered.sum())),
+        scale=float(abs(np.linalg.det(np.array(affine.GetMatrix()).reshape(3, 3)))),
+        median_z=float(np.median(z[sound])),
+        damage=float((damage & b).sum() / b.sum()),
+        mean_shift_mm=shift,
+    )
+    return Registration(transform, affine, fit)
+
+
+def _grid(brain: sitk.Image) -> sitk.Image:
+    """Cubic voxels along the axes of a mask, around what is in it."""
+    b = sitk.GetArrayViewFromImage(brain) > 0
+    if not b.any():
+        raise UserError("The brain mask is empty.")
+    ends = [np.flatnonzero(b.any(axis=tuple(a for a in range(3) if a != axis)))[[0, -1]] for axis in (2, 1, 0)]
+    spacing, direction = np.array(brain.GetSpacing()), np.array(brain.GetDirection()).reshape(3, 3)
+    low = np.array([end[0] for end in ends]) * spacing - MARGIN_MM
+    high = np.array([end[1] for end in ends]) * spacing + MARGIN_MM
+    size = np.ceil((high - low) / STEP_MM).astype(int) + 1
+    grid = sitk.Image(size.tolist(), sitk.sitkUInt8)
+    grid.SetSpacing([STEP_MM] * 3)
+    grid.SetDirection(brain.GetDirection())
+    grid.SetOrigin((np.array(brain.GetOrigin()) + direction @ low).tolist())
+    return grid
+
+
+def repeat_border(image: sitk.Image) -> sitk.Image:
+    """An atlas whose border goes on outside its brain, so that interpolation there does not mix in zeros."""
+    values = sitk.GetArrayFromImage(image)
+    nearest = tuple(ndimage.distance_transform_edt(values <= 0, return_distances=False, return_indices=True))
+    result = sitk.GetImageFromArray(values[nearest])
+    result.CopyInformation(image)
+    return result
+
+
+def _affine(fixed: sitk.Image, inside: sitk.Image, mean: sitk.Image) -> sitk.AffineTransform:
+    start = sitk.CenteredTransformInitializer(
+        sitk.Cast(inside, sitk.sitkFloat32), sitk.Cast(mean > 0, sitk.sitkFloat32), sitk.Euler3DTransform(),
+        sitk.CenteredTransformInitializerFilter.MOMENTS,
+    )  # fmt: skip
+    centred = sitk.Euler3DTransform(start)
+    affine = sitk.AffineTransform(3)
+    affine.SetCenter(centred.GetCenter())
+    affine.SetTranslation(centred.GetTranslation())
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsCorrelation()
+    method.SetMetricFixedMask(sitk.BinaryDilate(inside, [2] * 3))
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 120, relaxationFactor=0.6)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([3, 2])
+    method.SetSmoothingSigmasPerLevel([3, 1.5])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    method.SetInitialTransform(affine, inPlace=True)
+    try:
+        method.Execute(fixed, mean)
+    except RuntimeError as error:  # ITK: nothing overlaps any more
+        raise UserError("The atlas and the case do not come to lie on each other.") from error
+    return affine
+
+
+def _damage(
+    adc: NDArray[np.float32],
+    brain: NDArray[np.bool_],
+    mean: NDArray[np.float32],
+    std: NDArray[np.float32],
+    least_std: float,
+) -> NDArray[np.bool_]:
+    z = z_map(adc, brain, mean, std, np.full(3, STEP_MM), DAMAGE_SMOOTHING_MM, least_std=least_std)
+    low = ndimage.binary_opening(brain & (z < DAMAGE_Z))  # single voxels are misfit more often than damage
+    return np.asarray(ndimage.binary_dilation(low) & brain)
+
+
+def _demons(fixed: sitk.Image, moving: sitk.Image) -> sitk.Image:
+    """Displacement field on the grid of ``fixed``; a difference of level (a cooled newborn, a scanner) does not act."""
+    a, b = sitk.GetArrayViewFromImage(fixed), sitk.GetArrayViewFromImage(moving)
+    both = (a > 0) & (b > 0)
+    level = float(np.median(b[both]) / np.median(a[both])) if both.any() else 1.0
+    fixed = sitk.Clamp(fixed * level, sitk.sitkFloat32, 0, ADC_CAP)
+    moving = sitk.Clamp(moving, sitk.sitkFloat32, 0, ADC_CAP)
+    return _bend(fixed, moving)
+
+
+def _bend(fixed: sitk.Image, moving: sitk.Image) -> sitk.Image:
+    field: sitk.Image | None = None
+    for shrink, iterations in LEVELS:
+        level = fixed
+        if shrink > 1:
+            level = sitk.Shrink(sitk.SmoothingRecursiveGaussian(fixed, 0.7 * shrink * STEP_MM), [shrink] * 3)
+        start = sitk.Image(level.GetSize(), sitk.sitkVectorFloat64, 3)
+        start.CopyInformation(level)
+        if field is not None:
+            start = sitk.Resample(field, level, sitk.Transform(), sitk.sitkLinear, 0.0)
+        demons = sitk.DiffeomorphicDemonsRegistrationFilter()
+        demons.SetNumberOfIterations(iterations)
+        demons.SetSmoothDisplacementField(True)
+        demons.SetStandardDeviations(FIELD_SIGMA)
+        demons.SetSmoothUpdateField(True)
+        demons.SetUpdateFieldStandardDeviations(1.0)
+        demons.SetMaximumUpdateStepLength(2.0)
+        field = demons.Execute(level, resample(moving, level), start)
+    assert field is not None
+    return field

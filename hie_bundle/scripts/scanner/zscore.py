@@ -1,0 +1,200 @@
+"""``run zscore``: the Z map of an ADC map against an atlas of healthy newborns."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from ..bonbid import Volume, brain_of
+from ..errors import UserError
+from ..files import atomic_path, write_json
+from ..images import EXTENSIONS, write
+from .adc import to_micro
+from .images import read, refuse_other_grid, resample, to_itk
+from .pictures import outlines
+from .registration import Fit, register, repeat_border
+from .zmap import z_map
+
+__all__ = ["FitLimits", "read_atlas", "write_zscore", "zscore"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitLimits:
+    """What a usable fit of the atlas looks like; see :class:`scripts.scanner.registration.Fit`.
+
+    Attributes:
+        correlation: least.
+        doubtful: correlation below which a fit that is taken is warned of.
+        overlap: least.
+        scale: least and greatest.
+        median_z: greatest; an atlas of adults, whose ADC is lower, lies far below a newborn.
+    """
+
+    correlation: float = 0.4
+    doubtful: float = 0.6
+    overlap: float = 0.9
+    scale: tuple[float, float] = (0.55, 1.8)
+    median_z: float = 3.0
+
+    def problems(self, fit: Fit) -> list[str]:
+        """What is wrong with a fit; nothing if it is usable."""
+        found = []
+        if fit.correlation < self.correlation:
+            found.append(f"ADC and atlas correlate by {fit.correlation:.2f} only (at least {self.correlation:g})")
+        if fit.overlap < self.overlap:
+            found.append(f"the brains overlap by {fit.overlap:.2f} only (at least {self.overlap:g})")
+        if not self.scale[0] <= fit.scale <= self.scale[1]:
+            low, high = self.scale
+            found.append(f"the atlas' brain is {fit.scale:.2f} times as large as the case's ({low:g} to {high:g})")
+        if fit.median_z > self.median_z:
+            found.append(f"half of the brain is above Z = {fit.median_z:.1f} (at most {self.median_z:g})")
+        return found
+
+
+def read_atlas(mean_file: str | Path, std_file: str | Path) -> tuple[sitk.Image, sitk.Image]:
+    """Mean and standard deviation of an atlas in 1e-6 mm²/s, 0 outside its brain.
+
+    Both are in one unit, which is told by the mean (:func:`scripts.scanner.adc.scale_of`).
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    mean, std = read(mean_file, 3), read(std_file, 3)
+    refuse_other_grid(mean, std, (str(mean_file), str(std_file)))
+    inside = np.isfinite(mean.array) & (mean.array > 0) & np.isfinite(std.array) & (std.array > 0)
+    if not inside.any():
+        raise UserError(f"{std_file} is nowhere above 0 where {mean_file} is.")
+    values = to_micro(mean.array)
+    scale = float(np.median(values[inside] / mean.array[inside]))
+    return (
+        to_itk(np.where(inside, values, 0).astype(np.float32), mean.affine),
+        to_itk(np.where(inside, std.array * scale, 0).astype(np.float32), mean.affine),
+    )
+
+
+def zscore(
+    adc: Volume,
+    atlas: tuple[sitk.Image, sitk.Image],
+    deformable: bool = True,
+    least_std: float = 20.0,
+    smoothing_mm: float = 2.0,
+    clip: float = 10.0,
+) -> tuple[NDArray[np.float32], sitk.Transform, Fit, NDArray[np.bool_]]:
+    """The Z map of one skull-stripped ADC map.
+
+    Args:
+        adc: (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
+        atlas: of :func:`read_atlas`.
+        deformable: also bend the atlas after the affine registration.
+        least_std: floor of the atlas' standard deviation, 1e-6 mm²/s.
+        smoothing_mm: full width at half maximum of the Gaussian that smooths Z inside the brain.
+        clip: bound of |Z|.
+
+    Returns:
+        Z (X, Y, Z), 0 outside the brain; the transform from the case's points to the atlas' (LPS mm); the fit; the
+        atlas' brain on the case's grid.
+
+    Raises:
+        UserError: if there is no brain, or atlas and case do not meet.
+    """
+    brain = brain_of(adc.array)
+    image = to_itk(adc.array.astype(np.float32), adc.affine)
+    found = register(image, to_itk(brain, adc.affine), *atlas, deformable=deformable, least_std=least_std)
+    # Beyond its brain the atlas repeats its border.
+    mean, std = (
+        sitk.GetArrayFromImage(resample(repeat_border(part), image, found.transform)).transpose(2, 1, 0)
+        for part in atlas
+    )
+    covered = sitk.GetArrayFromImage(resample(atlas[0], image, found.transform, nearest=True)).transpose(2, 1, 0) > 0
+    known = brain & (std > 0)  # the atlas' box is left: there is no Z, which counts as 0
+    z = z_map(adc.array, known, mean, std, adc.spacing_mm, smoothing_mm, clip, least_std)
+    return z.astype(np.float32), found.transform, found.fit, covered
+
+
+def write_zscore(
+    adc_file: str | Path | None,
+    atlas_mean: str | Path | None,
+    atlas_std: str | Path | None,
+    output_file: str | Path | None,
+    limits: FitLimits | None = None,
+    deformable: bool = True,
+    least_std: float = 20.0,
+    smoothing_mm: float = 2.0,
+    clip: float = 10.0,
+    adc_scale: float | None = None,
+) -> Fit:
+    """Write a Z map; beside it the transform (``.tfm.h5``), a picture (``.png``) and the fit's figures (``.json``).
+
+    Args:
+        adc_file: skull-stripped ADC map; the unit is told from the values.
+        atlas_mean: mean over healthy newborns, any grid.
+        atlas_std: standard deviation.
+        output_file: ``.nii.gz``, ``.nii`` or ``.mha``.
+        limits: of the fit; the defaults if None.
+        deformable: see :func:`zscore`.
+        least_std: see there.
+        smoothing_mm: see there.
+        clip: see there.
+        adc_scale: of the ADC map, factor to 1e-6 mm²/s; None to tell it by the median.
+
+    Raises:
+        UserError: for bad files, and for a bad fit, of which the picture alone is written.
+    """
+    if not (adc_file and atlas_mean and atlas_std and output_file):
+        raise UserError("Say which maps and where Z goes: --adc_file --atlas_mean --atlas_std --output_file.")
+    limits = limits or FitLimits()
+    stem = stem_of(output_file)
+    adc = read(adc_file, 3)
+    if not brain_of(adc.array).any():
+        raise UserError(f"{adc_file} is nowhere above 0.")
+    if (adc.array > 0).mean() > 0.98:
+        raise UserError(f"{adc_file} is not skull-stripped: it is above 0 everywhere.")
+    adc = Volume(to_micro(adc.array, adc_scale), adc.affine, adc.header_spacing_mm)
+    z, transform, fit, covered = zscore(
+        adc, read_atlas(atlas_mean, atlas_std), deformable, least_std, smoothing_mm, clip
+    )
+    picture = stem.with_name(stem.name + ".png")
+    outlines(
+        picture, adc, covered, f"atlas on ADC, correlation {fit.correlation:.2f}, overlap {fit.overlap:.2f}", "atlas"
+    )
+    if problems := limits.problems(fit):
+        raise UserError(
+            f"The atlas does not fit {adc_file}: {'; '.join(problems)}. See {picture}. No Z map is written."
+        )
+    with atomic_path(stem.with_name(stem.name + ".tfm.h5")) as temporary:
+        sitk.WriteTransform(transform, str(temporary))
+    write_json(stem.with_name(stem.name + ".json"), {"fit": asdict(fit), **_settings(locals())}, indent=1)
+    write(output_file, z, adc.affine)
+    logger.info(
+        "Z map: correlation with the atlas %.3f, overlap %.3f, %.1f %% of the brain left out as damage.",
+        fit.correlation, fit.overlap, 100 * fit.damage,
+    )  # fmt: skip
+    if fit.correlation < limits.doubtful:
+        logger.warning("That is a poor fit: look at %s before the Z map is used.", picture)
+    return fit
+
+
+def _settings(values: dict[str, object]) -> dict[str, object]:
+    names: Sequence[str] = ("adc_file", "atlas_mean", "atlas_std", "deformable", "least_std", "smoothing_mm", "clip")
+    return {name: str(values[name]) if name.endswith(("file", "mean", "atlas_std")) else values[name] for name in names}
+
+
+def stem_of(path: str | Path) -> Path:
+    """A volume's path without its extension.
+
+    Raises:
+        UserError: when it has another than volumes have.
+    """
+    path = Path(path)
+    for extension in EXTENSIONS:
+        if path.name.lower().endswith(extension):
+            return path.with_name(path.name[: -len(extension)])
+    raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
