@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..errors import UserError, user_error
 from ..files import sha256_of
 from ..images import EXTENSIONS, write
 from ..segmenter import CAUTION, Segmentation, Segmenter
+from .shards import Shard
 
 __all__ = ["HELP", "find_jobs", "segment"]
 
@@ -42,6 +44,8 @@ Outlines hypoxic-ischaemic lesions in the brain of newborns.
   --json            print the figures as JSON, and nothing else
   -q, --quiet       print errors only
   --openvino        let OpenVINO run the network, on the CPU
+  --shard           3/10: the third of ten shares of a folder's cases, for a worker each. Given again it goes on; when
+                    all are done, OUT/manifest.csv has a row for each case
 
 Any other value at the top of inference.yaml can be set, too: --device cuda, --threshold 0.4, --flips "[0]".
 
@@ -61,7 +65,7 @@ class Job:
     zadc: Path | None
 
 
-@SetParseFn(str, "adc", "zadc", "output", "weights", "recipe", "overlay", "report", "extension")
+@SetParseFn(str, "adc", "zadc", "output", "weights", "recipe", "overlay", "report", "extension", "shard")
 def segment(
     adc: str,
     zadc: str | None = None,
@@ -75,6 +79,7 @@ def segment(
     json: bool = False,
     quiet: bool = False,
     openvino: bool = False,
+    shard: str | None = None,
     **options: Any,
 ) -> None:
     """Segment files or folders; see :data:`HELP`.
@@ -91,34 +96,58 @@ def segment(
     jobs = find_jobs(Path(adc), Path(zadc) if zadc else None)
     places = [_places(job, len(jobs) == 1, output, overlay, report, probabilities, extension) for job in jobs]
     _refuse_overwriting(jobs, places)
+    share = Shard(shard, output) if shard else None
+    if share and output.lower().endswith(EXTENSIONS):
+        raise UserError("--shard needs a folder for the masks, with -o.")
     segmenter = Segmenter(weights.split(",") if "," in weights else weights, recipe, openvino, **options)
-    hidden = quiet or json or len(jobs) == 1 or not sys.stderr.isatty()
     rows: list[dict[str, Any]] = []
-    for job, place in zip(tqdm(jobs, unit="case", disable=hidden), places, strict=True):
-        try:
-            found = segmenter.result(job.adc, job.zadc, case=job.case)
-            _write(found, job, place, segmenter)
-        except Exception as error:
-            mistake = user_error(error)
-            if mistake is None:
-                raise
-            tqdm.write(f"error: {mistake}", file=sys.stderr)
-            rows.append({**_files(job), "error": str(mistake)})
-            continue
-        rows.append({**_files(job), **{name: str(path) for name, path in place.items()}, **_figures(found)})
-        if not quiet and not json:
-            tqdm.write("\n  ".join([_line(found), *found.notes, str(place["mask"])]), file=sys.stdout)
+    with share.working() if share else nullcontext():
+        everything = [job.case for job in jobs]
+        todo, how = list(zip(jobs, places, strict=True)), _how(segmenter)
+        if share:
+            finished = share.done(how)
+            todo = [one for one in share.of(todo) if one[0].case not in finished]
+        hidden = quiet or json or len(jobs) == 1 or not sys.stderr.isatty()
+        for job, place in tqdm(todo, unit="case", disable=hidden):
+            row, found = _segmented(job, place, segmenter)
+            rows.append(row)
+            if share:
+                share.add({**row, **how})
+            if found and not quiet and not json:
+                tqdm.write("\n  ".join([_line(found), *found.notes, str(place["mask"])]), file=sys.stdout)
+        manifest = share.gather(everything) if share else None
+    if manifest and not quiet and not json:
+        print(manifest)
     failed = sum("error" in row for row in rows)
     if json:
         checkpoints = [{"path": str(path), "sha256": sha256_of(path)} for path in segmenter.checkpoints]
         content = {"caution": CAUTION, "weights": checkpoints, "threshold": segmenter.threshold, "cases": rows}
         print(json_format.dumps(content, indent=2, ensure_ascii=False))
-    elif not quiet and failed < len(jobs):
+    elif not quiet and failed < len(rows):
         print(CAUTION)
     if failed:
         if len(jobs) > 1:
-            print(f"error: {failed} of {len(jobs)} cases could not be segmented.", file=sys.stderr)
+            print(f"error: {failed} of {len(rows)} cases could not be segmented.", file=sys.stderr)
         sys.exit(1)
+
+
+def _segmented(job: Job, place: dict[str, Path], segmenter: Segmenter) -> tuple[dict[str, Any], Segmentation | None]:
+    """What is recorded of a case, once its files are there; with its ``error`` if it could not be segmented."""
+    try:
+        found = segmenter.result(job.adc, job.zadc, case=job.case)
+        _write(found, job, place, segmenter)
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        tqdm.write(f"error: {mistake}", file=sys.stderr)
+        return {**_files(job), "error": str(mistake)}, None
+    return {**_files(job), **{name: str(path) for name, path in place.items()}, **_figures(found)}, found
+
+
+def _how(segmenter: Segmenter) -> dict[str, Any]:
+    """What tells masks of one making from those of another."""
+    return {"weights_sha256": sha256_of(*segmenter.checkpoints), "threshold": segmenter.threshold}
 
 
 def find_jobs(adc: Path, zadc: Path | None) -> list[Job]:
