@@ -10,6 +10,7 @@ import yaml
 from conftest import BUNDLE, TINY
 from monai.bundle import ConfigWorkflow
 
+from scripts.command.workflows import runner
 from scripts.options import refuse_unknown
 from scripts.tracking import parameters
 
@@ -38,6 +39,14 @@ def test_settings_reach_every_engine_and_are_no_unknown_options(tracking: str, t
         assert {"epochs": 2, "loss_name": "tversky_hausdorff", "features": [2, 4, 6, 8]}.items() <= found.items()
         assert "dataset_dir" in found
         assert not [value for value in found.values() if isinstance(value, str) and value.startswith(("$", "@"))]
+
+
+@pytest.mark.parametrize("word", ["mlflow", "wandb", "mine.yaml"])
+def test_the_command_takes_tracking_by_word(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("monai.bundle.run", lambda _, **options: asked.update(options))
+    runner("train")(tracking=word)
+    assert asked["tracking"] == ("mine.yaml" if word == "mine.yaml" else str(CONFIGS / f"tracking_{word}.yaml"))
 
 
 def _train_and_evaluate(tracking: str, tmp_path: Path, tiny_cohort: Path) -> None:

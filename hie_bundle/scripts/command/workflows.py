@@ -47,6 +47,7 @@ WORKFLOWS = {
 EXTRA = {
     "recipe": f"{', '.join(RECIPES)} (paper if not given): the network, what it sees, how it is trained",
     "config_file": "configs of your own that go over the others, with commas between them",
+    "tracking": "mlflow or wandb, which must be installed, or a file of settings (train and evaluate)",
 }
 
 
@@ -94,6 +95,9 @@ def runner(name: str) -> Callable[..., None]:
             raise UserError(f"`hie-bundle {name}` takes no --recipe.")
         own = config_file.split(",") if isinstance(config_file, str) else config_file
         files = [*(CONFIGS / f"{stem}.yaml" for stem in workflow.configs), *mixins(recipe), *mixins(list(own))]
+        if "tracking" in options:  # by word as by file; MONAI itself knows one word, for less than is tracked here
+            settings = CONFIGS / f"tracking_{options['tracking']}.yaml"
+            options["tracking"] = str(settings if settings.is_file() else options["tracking"])
         import monai.bundle
 
         monai.bundle.run(
