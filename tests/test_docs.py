@@ -26,9 +26,12 @@ sys.path.insert(0, str(ROOT / "docs"))
 import reference
 
 CONFIGS = sorted((BUNDLE / "configs").glob("*.yaml"))
-PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *(BUNDLE / "docs").glob("*.md"), ROOT / "README.md"])
+PAGES = sorted(
+    [*(ROOT / "docs").rglob("*.md"), *(BUNDLE / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+)
 OWN = ["mine.yaml", "rising.yaml"]  # mixins that the pages show
-MARK = re.compile(r"(?:<!-- needs: ([^>]+) -->\n)?```(\w*)\n(.*?)```", re.S)
+# above a block, invisible to readers: what running it needs, or the test that runs it, or that it is output
+MARK = re.compile(r"(?:<!-- ((?:needs: |run by: |output)[^>]*) -->\n)?^```(\w*)\n(.*?)^```", re.S | re.M)
 
 
 # --- the reference ------------------------------------------------------------------------------------------------
@@ -114,27 +117,27 @@ def test_the_version_is_one() -> None:
 # --- what the pages tell to type ----------------------------------------------------------------------------------
 
 
-def _blocks() -> Iterator[tuple[str, str, str, str]]:
+def blocks() -> Iterator[tuple[str, str, str, str]]:
     """Page, mark, language and text of every block."""
     for page in PAGES:
-        for needs, language, text in MARK.findall(page.read_text()):
-            yield str(page.relative_to(ROOT)), needs, language, text
+        for mark, language, text in MARK.findall(page.read_text()):
+            yield str(page.relative_to(ROOT)), mark, language, text
 
 
 def _commands() -> Iterator[Any]:
-    for page, _, language, text in _blocks():
+    for page, _, language, text in blocks():
         if language not in ("", "sh", "bash"):
             continue
-        for line in _lines(text):
+        for line in lines_of(text):
             if line.startswith(("make ", "python -m monai.bundle", "hie-bundle ")) and "…" not in line:
                 yield pytest.param(line, id=f"{page}: {line[:60]}")
 
 
-def _lines(text: str) -> list[str]:
+def lines_of(text: str) -> list[str]:
     """Commands of a block, each in one line, with what the block has set (``C=…``) in its place, without comments."""
     lines, values = [], {}
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
-        command = re.sub(r"(^|\s)#.*", "", line.strip())
+        command = re.sub(r"(^|\s)#.*", "", line).strip()
         for name, value in values.items():
             command = command.replace(f"${name}", value)
         if assigned := re.fullmatch(r"([A-Z]+)=(\S+)", command):
@@ -156,11 +159,13 @@ def test_commands_name_what_there_is(command: str, monkeypatch: pytest.MonkeyPat
         return
     if words[0] == "hie-bundle":
         if words[1] not in WORKFLOWS or not words[2].startswith("--"):  # with files: commands of their own
-            assert words[1] in ("segment", "adc", "doctor", "completion")
+            assert words[1] in ("segment", "doctor", "completion", *WORKFLOWS)
             return
-        flow, values = WORKFLOWS[words[1]], dict(zip(words[2::2], words[3::2], strict=True))
+        flow, values = WORKFLOWS[words[1]], {k: v for k, v in zip(words[2::2], words[3::2], strict=True) if k != "-o"}
         names = [f"hie_bundle/configs/{stem}.yaml" for stem in flow.configs]
         names += [str(file) for file in mixins(values.pop("--recipe", "paper"))]
+        if "--tracking" in values:
+            values["--tracking"] = str(BUNDLE / "configs" / f"tracking_{values['--tracking']}.yaml")
         words = ["python", "-m", "monai.bundle", "run", flow.run_id, "--config_file", str(names)]
         words += [word for pair in values.items() for word in pair]
     assert words[:3] == ["python", "-m", "monai.bundle"]
@@ -186,7 +191,7 @@ def test_a_command_with_a_mistake_would_be_found(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", OWN)
 def test_mixins_of_the_pages_work(name: str, tmp_path: Path) -> None:
-    (text,) = [text for page, _, language, text in _blocks() if language == "yaml" and text.startswith(f"# {name}")]
+    (text,) = [text for page, _, language, text in blocks() if language == "yaml" and text.startswith(f"# {name}")]
     (tmp_path / "my_network.py").write_text(
         "import torch\nclass MyNetwork(torch.nn.Conv3d):\n"
         "    def __init__(self, in_channels):\n        super().__init__(in_channels, 1, 1)\n"
@@ -213,14 +218,25 @@ def test_mixins_of_the_pages_work(name: str, tmp_path: Path) -> None:
         assert weights == sorted(weights)
 
 
-def test_other_blocks_are_known() -> None:
-    """No block of code that no test knows: of extending.md a test runs each; that of segment.md needs the wheel."""
-    for page, needs, language, text in _blocks():
-        if language in ("yaml", "python") and not page.endswith(("extending.md", "segment.md")):
-            first = text.splitlines()[0]
-            assert needs or first.removeprefix("# ") in OWN, (page, first)
+def test_every_block_is_run_or_says_why_not() -> None:
+    """What has no mark tests/test_docs_run.py runs; so it must be of a language that it knows."""
+    for page in PAGES:
+        text = page.read_text()
+        assert len(MARK.findall(text)) == len(re.findall(r"^```", text, re.M)) / 2, page
+        assert not re.search(r"\n\n {4,}(python|torchrun|make|hie-bundle|#!) ", text), (
+            f"{page}: a block without a fence"
+        )
+    for page, mark, language, text in blocks():
+        if mark.startswith("run by: "):
+            assert (ROOT / mark.removeprefix("run by: ")).is_file(), (page, mark)
+        elif not mark:
+            assert language in ("", "python"), (page, text)
         if language == "json":
             json.loads(text)
+    unmarked = {
+        text.splitlines()[0].removeprefix("# ") for _, mark, _, text in blocks() if mark.endswith("test_docs.py")
+    }
+    assert unmarked - {*OWN} == {text.splitlines()[0] for *_, language, text in blocks() if language == "json"}
 
 
 # --- links --------------------------------------------------------------------------------------------------------
