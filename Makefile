@@ -68,7 +68,7 @@ demo: install
 	@echo "The weights in models/simulated, which have seen none of these cases:"
 	@cat $(DEMO)/simulated/comparison.txt
 	@echo
-	@echo "The same weights after four minutes of training on 48 cases of the cohort:"
+	@echo "The same weights, trained on for 240 steps with 48 cases of the cohort:"
 	@cat $(DEMO)/fine_tuned/comparison.txt
 	@echo
 	@echo "The paper's recipe, small, trained on the same 48:"
