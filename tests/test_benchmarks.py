@@ -28,6 +28,7 @@ def run(folder: Path, dataset_dir: Path, sections: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow  # 40 s
 def test_parts_and_segmentation(tmp_path: Path, tiny_cohort: Path) -> None:
     report = run(tmp_path, tiny_cohort, "parts,growth,forward,segmentation")
     assert report["machine"]["cores"] >= 1

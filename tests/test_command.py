@@ -203,6 +203,7 @@ def test_completion_offers_commands_and_values(run: Run, tmp_path: Path) -> None
         assert "segment" in run("completion", shell)[1]
 
 
+@pytest.mark.slow  # a minute
 def test_workflows_are_those_of_monai_bundle(tmp_path: Path) -> None:
     """From an empty folder: a cohort, looked at, trained on and evaluated, with the folders where the user is."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

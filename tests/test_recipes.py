@@ -37,6 +37,7 @@ INPUTS = {
     "strong": (2, 6, 16, 24, 8),
     "strong strong_cpu": (2, 6, 16, 24, 8),
 }
+SLOW = {"network_swinunetr", "network_mednext", "network_attentionunet"}
 # voxels for volumes of 40 x 40 x 12 at 4 mm
 STRONG = {"spacing_mm": [5, 5, 6], "input_size": [16, 24, 8], "crop_size": [20, 24, 10], "val_interval": 1}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -70,7 +71,7 @@ class Seen:
 
 
 @pytest.mark.parametrize(
-    "recipe", [pytest.param(name, marks=pytest.mark.slow if "swin" in name else ()) for name in INPUTS]
+    "recipe", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in INPUTS]
 )
 def test_every_workflow_sees_a_case_alike(recipe: str, tiny_cohort: Path, tmp_path: Path) -> None:
     mixin = [] if recipe == "paper" else recipe.split()

@@ -656,6 +656,7 @@ def _kill_at(condition: Callable[[Path], bool], cohort: Path, folder: Path) -> N
     process.communicate()
 
 
+@pytest.mark.slow  # a minute and a half
 def test_a_killed_study_goes_on_to_the_same_tables(studied: Path, tiny_cohort: Path, tmp_path: Path) -> None:
     _kill_at(lambda folder: (folder / "dice/seed_0/models/resume_state.pt").is_file(), tiny_cohort, tmp_path)
     assert not (tmp_path / "study.csv").exists()
