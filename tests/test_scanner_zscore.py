@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from scripts.bonbid import Volume
+from scripts.bonbid import Volume, to_itk
 from scripts.errors import UserError
 from scripts.images import write
 from scripts.phantom import Atlas, Case, Settings, build_atlas, simulate_case
 from scripts.phantom.anatomy import BOX_CENTRE_MM, BOX_HALF_MM
-from scripts.scanner.images import read, resample, to_itk
+from scripts.scanner.images import read, resample
 from scripts.scanner.registration import register
 from scripts.scanner.zscore import FitLimits, read_atlas, write_zscore, zscore
 

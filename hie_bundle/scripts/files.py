@@ -8,9 +8,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-__all__ = ["atomic_path", "sha256_of", "write_atomically", "write_json"]
+try:
+    import fcntl
+except ImportError:  # not on Windows: there two processes that want one lock are not told apart
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["atomic_path", "sha256_of", "take_lock", "write_atomically", "write_json"]
 
 
 @contextmanager
@@ -39,6 +44,21 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
     """Write ``data`` as JSON, replacing what was there at once."""
     write_atomically(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
+
+
+def take_lock(file: IO[Any]) -> bool:
+    """Take the lock of an open file, which lasts until all who have inherited it have closed it.
+
+    Returns:
+        False if another process has it.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def sha256_of(*paths: str | Path) -> str:

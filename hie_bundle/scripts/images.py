@@ -11,14 +11,11 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import ArrayLike, NDArray
 
-from .bonbid import Volume
+from .bonbid import EXTENSIONS, LPS_TO_RAS, Volume, extension_of, to_nifti, write_volume
 from .errors import UserError
 from .files import atomic_path
 
-__all__ = ["EXTENSIONS", "like", "volume_of", "write"]
-
-EXTENSIONS = (".nii.gz", ".nii", ".mha")
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+__all__ = ["like", "volume_of", "write"]
 
 
 def volume_of(image: Any, affine: ArrayLike | None = None) -> Volume:
@@ -77,7 +74,7 @@ def like(mask: NDArray[Any], image: Any, affine: NDArray[np.float64]) -> Any:
     import nibabel as nib
 
     if kind != "nibabel":
-        return _nifti(mask, affine)
+        return to_nifti(mask, affine)
     if not isinstance(image, nib.Nifti1Image):
         return type(image)(mask, image.affine)
     header = image.header.copy()
@@ -90,7 +87,7 @@ def write(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
     """Write a volume whole or not at all.
 
     Args:
-        path: with one of :data:`EXTENSIONS`.
+        path: with one of :data:`scripts.bonbid.EXTENSIONS`.
         array: (X, Y, Z).
         affine: (4, 4) from voxel indices to millimetres, RAS+.
 
@@ -98,16 +95,11 @@ def write(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
         UserError: when the extension is another, or the file cannot be written.
     """
     path = Path(path)
-    if not path.name.lower().endswith(EXTENSIONS):
+    if not extension_of(path):
         raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
     try:
         with atomic_path(path) as temporary:
-            if path.name.lower().endswith(".mha"):
-                _write_meta_image(temporary, array, affine)
-            else:
-                import nibabel as nib
-
-                nib.save(_nifti(array, affine), temporary)
+            write_volume(temporary, array, affine)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}).") from error
 
@@ -159,25 +151,3 @@ def _from_lps(
         affine[:3, :3] = np.asarray(direction, dtype=float).reshape(3, 3) * spacing
         affine[:3, 3] = origin
     return LPS_TO_RAS @ affine, tuple(float(size) for size in spacing)
-
-
-def _nifti(array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
-    import nibabel as nib
-
-    image = nib.Nifti1Image(array, affine)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    return image
-
-
-def _write_meta_image(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
-    lps = LPS_TO_RAS @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    sitk.WriteImage(image, str(path), useCompression=True)

@@ -13,7 +13,17 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 from monai.utils import ImageMetaKey
 
-from .bonbid import Volume, VolumeError, file_name, grid_difference, output_name, read_grid, read_volume, write_volume
+from .bonbid import (
+    EXTENSIONS,
+    Volume,
+    VolumeError,
+    file_name,
+    grid_difference,
+    output_name,
+    read_grid,
+    read_volume,
+    write_volume,
+)
 from .errors import UserError
 from .files import atomic_path
 
@@ -21,7 +31,6 @@ __all__ = ["SaveMaskd"]
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (".nii.gz", ".nii", ".mha")
 # between a file's position and that of the tensor that came from it and went back to its grid
 TOLERANCE_MM = 0.05
 

@@ -12,14 +12,12 @@ import torch
 from monai.data import MetaTensor
 
 from .baselines import read_maps
-from .bonbid import Limits, Volume, VolumeError, as_native, grid_difference, read_volume
+from .bonbid import Limits, Volume, VolumeError, as_native, extension_of, grid_difference, read_volume
 from .bonbid.layout import case_of_file_name
 from .errors import UserError
 from .evaluation import CaseEvaluation
 
 __all__ = ["find_predictions", "score"]
-
-EXTENSIONS = (".nii.gz", ".nii", ".mha")
 
 
 def score(
@@ -87,12 +85,12 @@ def find_predictions(folder: Path, cases: Sequence[str]) -> dict[str, list[Path]
         ``.nii.gz``, ``.nii`` or ``.mha``; without any, those whose name contains the id, not as part of a longer number
         or word, nor of another case's longer id.
     """
-    files = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(EXTENSIONS) and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if extension_of(path) and path.is_file())
     exact: dict[str, list[Path]] = {case: [] for case in cases}
     near: dict[str, list[Path]] = {case: [] for case in cases}
     patterns = {case: re.compile(rf"(?<![^\W_]){re.escape(case)}(?![^\W_])") for case in cases}
     for path in files:
-        stem = path.name[: -len(next(e for e in EXTENSIONS if path.name.lower().endswith(e)))]
+        stem = path.name.removesuffix(extension_of(path))
         if stem.endswith("_lesion") and (case := case_of_file_name(stem.removesuffix("_lesion"))) in exact:
             exact[case].append(path)
         elif matching := [case for case, pattern in patterns.items() if pattern.search(stem)]:

@@ -12,9 +12,22 @@ from .listfiles import as_native
 from .patients import patient_of, patients_of
 from .remembered import check_items
 from .survey import check
-from .volumes import Volume, VolumeError, read_grid, read_volume, write_volume
+from .volumes import (
+    EXTENSIONS,
+    LPS_TO_RAS,
+    Volume,
+    VolumeError,
+    extension_of,
+    read_grid,
+    read_volume,
+    to_itk,
+    to_nifti,
+    write_volume,
+)
 
 __all__ = [
+    "EXTENSIONS",
+    "LPS_TO_RAS",
     "SIZE_CLASSES",
     "SPLITS",
     "Case",
@@ -32,6 +45,7 @@ __all__ = [
     "check_items",
     "datalist",
     "download",
+    "extension_of",
     "file_name",
     "find_cases",
     "fold_of_case",
@@ -44,6 +58,8 @@ __all__ = [
     "read_volume",
     "require_usable",
     "size_class",
+    "to_itk",
+    "to_nifti",
     "write_datalist",
     "write_volume",
 ]

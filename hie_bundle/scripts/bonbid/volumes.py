@@ -20,7 +20,21 @@ from numpy.typing import NDArray
 
 from .errors import one_line
 
-__all__ = ["Volume", "VolumeError", "read_grid", "read_volume", "write_volume"]
+__all__ = [
+    "EXTENSIONS",
+    "LPS_TO_RAS",
+    "Volume",
+    "VolumeError",
+    "extension_of",
+    "read_grid",
+    "read_volume",
+    "to_itk",
+    "to_nifti",
+    "write_volume",
+]
+
+EXTENSIONS = (".nii.gz", ".nii", ".mha")
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 MAX_HEADER_BYTES = 1 << 20
 DEFLATE_RATIO = 1032  # deflate cannot compress better, so a larger declared size is a lie
@@ -132,24 +146,46 @@ def write_volume(path: str | Path, array: NDArray[Any], affine: NDArray[np.float
     Raises:
         OSError: or RuntimeError, when it cannot be written.
     """
-    if str(path).endswith(".mha"):
+    if extension_of(path).lower() == ".mha":
         import SimpleITK as sitk
 
-        image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
-        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-        spacing = np.linalg.norm(lps[:3, :3], axis=0)
-        image.SetSpacing(spacing.tolist())
-        image.SetOrigin(lps[:3, 3].tolist())
-        image.SetDirection((lps[:3, :3] / spacing).flatten().tolist())
-        sitk.WriteImage(image, str(path), useCompression=True)
+        sitk.WriteImage(to_itk(array, affine), str(path), useCompression=True)
         return
     import nibabel as nib
 
-    nifti = nib.Nifti1Image(array, affine)
-    nifti.set_qform(affine, code=1)
-    nifti.set_sform(affine, code=1)
-    nifti.header.set_xyzt_units("mm")
-    nib.save(nifti, path)
+    nib.save(to_nifti(array, affine), path)
+
+
+def to_itk(array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
+    """An array (X, Y, Z) with its affine, (4, 4) to RAS+ mm, as a SimpleITK image; of a bool array, uint8."""
+    import SimpleITK as sitk
+
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    lps = LPS_TO_RAS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+def to_nifti(array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
+    """An array (X, Y, Z) or (X, Y, Z, C) with its affine, (4, 4) to RAS+ mm, as a nibabel image."""
+    import nibabel as nib
+
+    image = nib.Nifti1Image(array, affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def extension_of(path: str | Path) -> str:
+    """The one of :data:`EXTENSIONS` that a file has, as it is written there; empty if it has another."""
+    name = Path(path).name
+    return next((name[-len(known) :] for known in EXTENSIONS if name.lower().endswith(known)), "")
 
 
 def _read_meta_image(path: Path, max_bytes: int) -> Volume:
@@ -195,7 +231,7 @@ def _ras_affine(image: Any) -> NDArray[np.float64]:
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    return LPS_TO_RAS @ affine
 
 
 def _meta_header(file: io.BufferedReader) -> dict[str, str]:

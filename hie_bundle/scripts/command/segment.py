@@ -14,11 +14,11 @@ import numpy as np
 from fire.decorators import SetParseFn
 from tqdm import tqdm
 
-from ..bonbid import find_cases, read_volume
+from ..bonbid import EXTENSIONS, extension_of, find_cases, read_volume
 from ..bonbid.layout import part_of
 from ..errors import UserError, user_error
 from ..files import sha256_of
-from ..images import EXTENSIONS, write
+from ..images import write
 from ..segmenter import CAUTION, Segmentation, Segmenter
 from .shards import Shard
 
@@ -97,14 +97,14 @@ def segment(
     places = [_places(job, len(jobs) == 1, output, overlay, report, probabilities, extension) for job in jobs]
     _refuse_overwriting(jobs, places)
     share = Shard(shard, output) if shard else None
-    if share and output.lower().endswith(EXTENSIONS):
+    if share and extension_of(output):
         raise UserError("--shard needs a folder for the masks, with -o.")
     segmenter = Segmenter(weights.split(",") if "," in weights else weights, recipe, openvino, **options)
     rows: list[dict[str, Any]] = []
     with share.working() if share else nullcontext():
-        everything = [job.case for job in jobs]
-        todo, how = list(zip(jobs, places, strict=True)), _how(segmenter)
+        todo = list(zip(jobs, places, strict=True))
         if share:
+            how = _how(segmenter)
             finished = share.done(how)
             todo = [one for one in share.of(todo) if one[0].case not in finished]
         hidden = quiet or json or len(jobs) == 1 or not sys.stderr.isatty()
@@ -115,7 +115,7 @@ def segment(
                 share.add({**row, **how})
             if found and not quiet and not json:
                 tqdm.write("\n  ".join([_line(found), *found.notes, str(place["mask"])]), file=sys.stdout)
-        manifest = share.gather(everything) if share else None
+        manifest = share.gather([job.case for job in jobs]) if share else None
     if manifest and not quiet and not json:
         print(manifest)
     failed = sum("error" in row for row in rows)
@@ -180,7 +180,7 @@ def find_jobs(adc: Path, zadc: Path | None) -> list[Job]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(EXTENSIONS) and path.is_file())
+    return sorted(path for path in folder.iterdir() if extension_of(path) and path.is_file())
 
 
 def _case_of(path: Path) -> str:
@@ -190,7 +190,7 @@ def _case_of(path: Path) -> str:
 
 def _ending(path: Path) -> str:
     """The extension as it is written, ``.nii.gz`` being one."""
-    return next((path.name[-len(e) :] for e in EXTENSIONS if path.name.lower().endswith(e)), path.suffix)
+    return extension_of(path) or path.suffix
 
 
 def _places(

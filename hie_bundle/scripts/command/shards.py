@@ -13,12 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from ..errors import UserError
-from ..files import write_atomically
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from ..files import take_lock, write_atomically
 
 __all__ = ["Shard"]
 
@@ -64,13 +59,8 @@ class Shard:
         self.records.mkdir(parents=True, exist_ok=True)
         path = self.records / f"{self.number}_of_{self.count}.jsonl"
         with path.open("a", encoding="utf-8") as self._file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    raise UserError(
-                        f"Another process works on shard {self.number}/{self.count} of {self.output}."
-                    ) from error
+            if not take_lock(self._file):
+                raise UserError(f"Another process works on shard {self.number}/{self.count} of {self.output}.")
             if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
                 self._file.write("\n")  # of a worker that died while it wrote
             yield

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bonbid import Volume
+from ..bonbid import Volume, extension_of
 from ..errors import UserError
 from ..images import write
 from .adc import B0_MAX, fit_adc, to_micro
@@ -140,8 +140,7 @@ def adc_from_dicom(
 
 def _bvals(path: Path, count: int) -> list[float]:
     """b-values of FSL's text file beside an image."""
-    name = path.name[: path.name.lower().index(".nii")] if ".nii" in path.name.lower() else path.stem
-    file = path.with_name(f"{name}.bval")
+    file = path.with_name(path.name.removesuffix(extension_of(path)) + ".bval")
     if not file.exists():
         raise UserError(
             f"The b-values of {path} are not known: there is no {file.name} beside it. Name them: --b_values."

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bonbid import Volume
+from ..bonbid import LPS_TO_RAS, Volume
 from ..errors import UserError
-from ..images import LPS_TO_RAS
 
 __all__ = ["Stack", "require_pydicom", "scan", "stacks_of"]
 
@@ -263,6 +262,8 @@ def _sorted(headers: Sequence[Header], name: str) -> list[list[Header]]:
         at = float(np.dot(normal, np.array(header.ImagePositionPatient, dtype=float)))
         near = next((known for known in positions if abs(known - at) < POSITION_MM), at)
         positions.setdefault(near, []).append(header)
+    for there in positions.values():
+        there.sort(key=lambda header: int(header.get("InstanceNumber") or 0))
     order = sorted(positions)
     counts = Counter(len(positions[at]) for at in order)
     if len(counts) > 1:
@@ -287,11 +288,7 @@ def _sorted(headers: Sequence[Header], name: str) -> list[list[Header]]:
         shift = np.array(positions[at][0].ImagePositionPatient, dtype=float) - origin
         if np.linalg.norm(shift - normal * np.dot(normal, shift)) > 0.5:
             raise UserError(f"{name.capitalize()} is sheared (a gantry tilt): its slices do not lie above each other.")
-
-    def instance(header: Header) -> int:
-        return int(header.get("InstanceNumber") or 0)
-
-    return [[sorted(positions[at], key=instance)[i] for at in order] for i in range(next(iter(counts)))]
+    return [[positions[at][i] for at in order] for i in range(next(iter(counts)))]
 
 
 def _normal(header: Header) -> NDArray[np.float64]:

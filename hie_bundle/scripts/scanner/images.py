@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import SimpleITK as sitk
-from numpy.typing import NDArray
 
 from ..bonbid import Volume, VolumeError, read_volume
 from ..bonbid.checks import grid_difference
 from ..errors import UserError
-from ..images import LPS_TO_RAS
 
-__all__ = ["read", "refuse_other_grid", "resample", "to_itk"]
+__all__ = ["read", "refuse_other_grid", "resample"]
 
 
 def read(path: str | Path, dimensions: int | None = None) -> Volume:
@@ -48,19 +44,6 @@ def refuse_other_grid(one: Volume, other: Volume, names: Sequence[str], toleranc
     """
     if difference := grid_difference(one, other, tolerance_mm):
         raise UserError(f"{names[0]} and {names[1]} are not on one grid: {difference}.")
-
-
-def to_itk(array: NDArray[Any], affine: NDArray[np.float64]) -> sitk.Image:
-    """An array (X, Y, Z) with an affine to RAS+ mm as a SimpleITK image."""
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
-    lps = LPS_TO_RAS @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    return image
 
 
 def resample(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from ..bonbid import Volume, brain_of
+from ..bonbid import EXTENSIONS, Volume, brain_of, extension_of, to_itk
 from ..errors import UserError
 from ..files import atomic_path, write_json
-from ..images import EXTENSIONS, write
+from ..images import write
 from .adc import to_micro
-from .images import read, refuse_other_grid, resample, to_itk
+from .images import read, refuse_other_grid, resample
 from .pictures import outlines
 from .registration import Fit, register, repeat_border
 from .zmap import z_map
@@ -153,9 +152,10 @@ def write_zscore(
     limits = limits or FitLimits()
     stem = stem_of(output_file)
     adc = read(adc_file, 3)
-    if not brain_of(adc.array).any():
+    brain = brain_of(adc.array)
+    if not brain.any():
         raise UserError(f"{adc_file} is nowhere above 0.")
-    if (adc.array > 0).mean() > 0.98:
+    if brain.mean() > 0.98:
         raise UserError(f"{adc_file} is not skull-stripped: it is above 0 everywhere.")
     adc = Volume(to_micro(adc.array, adc_scale), adc.affine, adc.header_spacing_mm)
     z, transform, fit, covered = zscore(
@@ -169,9 +169,13 @@ def write_zscore(
         raise UserError(
             f"The atlas does not fit {adc_file}: {'; '.join(problems)}. See {picture}. No Z map is written."
         )
+    settings = {
+        "adc_file": str(adc_file), "atlas_mean": str(atlas_mean), "atlas_std": str(atlas_std), "deformable": deformable,
+        "least_std": least_std, "smoothing_mm": smoothing_mm, "clip": clip,
+    }  # fmt: skip
     with atomic_path(stem.with_name(stem.name + ".tfm.h5")) as temporary:
         sitk.WriteTransform(transform, str(temporary))
-    write_json(stem.with_name(stem.name + ".json"), {"fit": asdict(fit), **_settings(locals())}, indent=1)
+    write_json(stem.with_name(stem.name + ".json"), {"fit": asdict(fit), **settings}, indent=1)
     write(output_file, z, adc.affine)
     logger.info(
         "Z map: correlation with the atlas %.3f, overlap %.3f, %.1f %% of the brain left out as damage.",
@@ -182,11 +186,6 @@ def write_zscore(
     return fit
 
 
-def _settings(values: dict[str, object]) -> dict[str, object]:
-    names: Sequence[str] = ("adc_file", "atlas_mean", "atlas_std", "deformable", "least_std", "smoothing_mm", "clip")
-    return {name: str(values[name]) if name.endswith(("file", "mean", "atlas_std")) else values[name] for name in names}
-
-
 def stem_of(path: str | Path) -> Path:
     """A volume's path without its extension.
 
@@ -194,7 +193,6 @@ def stem_of(path: str | Path) -> Path:
         UserError: when it has another than volumes have.
     """
     path = Path(path)
-    for extension in EXTENSIONS:
-        if path.name.lower().endswith(extension):
-            return path.with_name(path.name[: -len(extension)])
-    raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
+    if not (extension := extension_of(path)):
+        raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
+    return path.with_name(path.name.removesuffix(extension))

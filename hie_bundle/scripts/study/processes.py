@@ -16,11 +16,7 @@ from types import FrameType
 from typing import IO
 
 from ..errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: there two studies in one folder are not told apart
-    fcntl = None  # type: ignore[assignment]
+from ..files import take_lock
 
 __all__ = ["Job", "exclusive", "failure_text", "run_jobs", "signals_stop"]
 
@@ -71,14 +67,11 @@ def exclusive(folder: Path) -> Iterator[int]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"Another study works in {folder}, or a training that it started still does. Wait for its end, "
-                    "or choose another --output_dir."
-                ) from error
+        if not take_lock(file):
+            raise UserError(
+                f"Another study works in {folder}, or a training that it started still does. Wait for its end, "
+                "or choose another --output_dir."
+            )
         yield file.fileno()
 
 
