@@ -56,8 +56,8 @@ def test_estimate_is_what_a_process_takes(shape: tuple[int, ...], features: tupl
         [sys.executable, "-c", MEASURE, arguments], cwd=BUNDLE, capture_output=True, text=True, check=True
     )
     estimate = machine.network_memory(HIEUNet(features=features), shape, training)
-    # the convolutions' own copies, and what the allocator keeps of maps that are done with, differ between runs by a map
-    # or so: 540 to 700 MB were seen on one machine where 553 MB are estimated
+    # the convolutions' own copies, and what the allocator keeps of maps that are done with, differ between runs by a
+    # map or so: 540 to 700 MB were seen on one machine where 553 MB are estimated
     assert 0.8 * estimate < int(process.stdout) < 1.4 * estimate
 
 
