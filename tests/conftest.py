@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,15 +58,12 @@ def monai_bundle() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(
         *arguments: str, cwd: Path = ROOT, check: bool = True, timeout: float = 240, **options: object
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "monai.bundle", *arguments]
+        words = [*map(str, arguments)]
         for name, value in options.items():
-            command += [f"--{name.replace('__', '#')}", str(value)]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "2"}
-        result = subprocess.run(
-            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-        )
+            words += [f"--{name.replace('__', '#')}", str(value)]
+        result = processes.run_module("monai.bundle", words, cwd, timeout)
         if check and result.returncode != 0:
-            pytest.fail(f"{' '.join(command)}\nexit status {result.returncode}\n{result.stdout}\n{result.stderr}")
+            pytest.fail(f"{' '.join(words)}\nexit status {result.returncode}\n{result.stdout}\n{result.stderr}")
         return result
 
     return run
