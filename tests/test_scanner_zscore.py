@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from head_cases import affine_of
 
 from scripts.bonbid import Volume, to_itk
 from scripts.errors import UserError
@@ -22,12 +23,6 @@ from scripts.scanner.zscore import FitLimits, read_atlas, write_zscore, zscore
 
 SEED, CASE = 0, 0  # a watershed injury of an eighth of the brain
 SETTINGS = Settings((96,), (24, 28), fine_mm=2.5, atlas_step_mm=2.5, num_healthy=6, registration_mm=0.0)
-
-
-def affine_of(case: Case) -> np.ndarray:
-    lps = np.eye(4)
-    lps[:3, :3], lps[:3, 3] = case.direction * case.spacing_mm, case.origin_mm
-    return np.diag([-1.0, -1, 1, 1]) @ lps
 
 
 def atlas_affine(atlas: Atlas) -> np.ndarray:

@@ -16,6 +16,7 @@ __all__ = ["main"]
 SHORT = {
     "segment": {"-o": "--output", "-q": "--quiet"},
     "adc": {"-o": "--output_file"},
+    "brain": {"-o": "--output_file"},
     "zscore": {"-o": "--output_file"},
     "dicom_seg": {"-o": "--output_file"},
 }
@@ -25,6 +26,7 @@ USAGE = """hie-bundle COMMAND …
   segment ADC [ZADC] -o OUT   lesion masks from files or folders
   train, evaluate, study      the network on labelled cases: its training, its results, its losses compared
   adc IMAGES … -o OUT         an ADC map from diffusion images, or a folder of DICOM
+  brain B0 -o OUT             a brain mask from the image with b = 0
   zscore                      a Z map of an ADC map against an atlas of healthy newborns
   dicom_seg                   a lesion mask as DICOM segmentation on its series
   phantom, download, check    cases: simulate them, fetch BONBID-HIE, look at what a folder holds

@@ -41,6 +41,7 @@ WORKFLOWS = {
     "download": Workflow("download", ("data",), {"dataset_dir": "data"}),
     "check": Workflow("check", ("data",), {"dataset_dir": "data"}),
     "adc": Workflow("adc", ("scanner",), {}, words="images"),
+    "brain": Workflow("brain", ("scanner",), {}, words="images"),
     "zscore": Workflow("zscore", ("scanner",), {}),
     "dicom_seg": Workflow("dicom_seg", ("scanner",), {}),
 }
