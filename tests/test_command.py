@@ -194,7 +194,7 @@ def test_completion_offers_commands_and_values(run: Run, tmp_path: Path) -> None
         )
         return set(subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True).stdout.split())
 
-    assert offered("hie-bundle", "s") == {"segment", "study"}
+    assert offered("hie-bundle", "s") == {"segment", "study", "scan"}
     assert offered("hie-bundle", "train", "--epo") == {"--epochs"}
     assert "--tolerance_mm" in offered("hie-bundle", "evaluate", "--")
     assert offered("hie-bundle", "segment", "--ov") == {"--overlay"}

@@ -71,6 +71,24 @@ class Segmentation:
         """Volume of the mask by that of the brain."""
         return self.lesion_ml / self.brain_ml
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What is recorded of the case, for JSON."""
+        return {
+            "lesion_ml": round(self.lesion_ml, 4),
+            "lesion_fraction": round(self.lesion_fraction, 6),
+            "lesions": self.lesions,
+            "brain_ml": round(self.brain_ml, 2),
+            "notes": list(self.notes),
+        }
+
+    @property
+    def line(self) -> str:
+        """The same in words."""
+        lesions = "1 lesion" if self.lesions == 1 else f"{self.lesions} lesions"
+        share = f"{100 * self.lesion_fraction:.2f} % of the brain ({self.brain_ml:.0f} ml)"
+        return f"{self.case}: {self.lesion_ml:.2f} ml in {lesions}, {share}"
+
 
 class Segmenter:
     """The network, loaded once; call it with one case after another.

@@ -15,6 +15,7 @@ __all__ = ["main"]
 
 SHORT = {
     "segment": {"-o": "--output", "-q": "--quiet"},
+    "scan": {"-o": "--output_dir"},
     "adc": {"-o": "--output_file"},
     "brain": {"-o": "--output_file"},
     "zscore": {"-o": "--output_file"},
@@ -24,6 +25,7 @@ SWITCHES = ("probabilities", "json", "quiet", "openvino")  # of segment: they ta
 USAGE = """hie-bundle COMMAND …
 
   segment ADC [ZADC] -o OUT   lesion masks from files or folders
+  scan DICOM_DIR -o OUT       the same from a folder of DICOM, mask back as DICOM segmentation
   train, evaluate, study      the network on labelled cases: its training, its results, its losses compared
   adc IMAGES … -o OUT         an ADC map from diffusion images, or a folder of DICOM
   brain B0 -o OUT             a brain mask from the image with b = 0

@@ -114,7 +114,7 @@ def segment(
             if share:
                 share.add({**row, **how})
             if found and not quiet and not json:
-                tqdm.write("\n  ".join([_line(found), *found.notes, str(place["mask"])]), file=sys.stdout)
+                tqdm.write("\n  ".join([found.line, *found.notes, str(place["mask"])]), file=sys.stdout)
         manifest = share.gather([job.case for job in jobs]) if share else None
     if manifest and not quiet and not json:
         print(manifest)
@@ -142,7 +142,7 @@ def _segmented(job: Job, place: dict[str, Path], segmenter: Segmenter) -> tuple[
             raise
         tqdm.write(f"error: {mistake}", file=sys.stderr)
         return {**_files(job), "error": str(mistake)}, None
-    return {**_files(job), **{name: str(path) for name, path in place.items()}, **_figures(found)}, found
+    return {**_files(job), **{name: str(path) for name, path in place.items()}, **found.figures}, found
 
 
 def _how(segmenter: Segmenter) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Seg
     arrays = list(np.moveaxis(volumes[0], -1, 0)) if volumes[0].ndim == 4 else volumes
     maps = {name: np.asarray(array, float) for name, array in zip(("ADC", "ZADC"), arrays, strict=False)}
     if "overlay" in place:
-        write_case_picture(place["overlay"], maps, found.mask, found.affine, _line(found))
+        write_case_picture(place["overlay"], maps, found.mask, found.affine, found.line)
     if "report" in place:
         tiles = [("Lesion", f"{found.lesion_ml:.2f} ml"), ("Of the brain", f"{100 * found.lesion_fraction:.2f} %"),
                  ("Lesions", str(found.lesions)), ("Brain", f"{found.brain_ml:.0f} ml")]  # fmt: skip
@@ -250,21 +250,5 @@ def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Seg
         write_case_page(place["report"], maps, found.mask, found.affine, found.case, tiles, found.notes, facts)
 
 
-def _line(found: Segmentation) -> str:
-    lesions = "1 lesion" if found.lesions == 1 else f"{found.lesions} lesions"
-    share = f"{100 * found.lesion_fraction:.2f} % of the brain ({found.brain_ml:.0f} ml)"
-    return f"{found.case}: {found.lesion_ml:.2f} ml in {lesions}, {share}"
-
-
 def _files(job: Job) -> dict[str, Any]:
     return {"case": job.case, "adc": str(job.adc), "zadc": job.zadc and str(job.zadc)}
-
-
-def _figures(found: Segmentation) -> dict[str, Any]:
-    return {
-        "lesion_ml": round(found.lesion_ml, 4),
-        "lesion_fraction": round(found.lesion_fraction, 6),
-        "lesions": found.lesions,
-        "brain_ml": round(found.brain_ml, 2),
-        "notes": list(found.notes),
-    }

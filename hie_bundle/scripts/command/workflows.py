@@ -40,6 +40,7 @@ WORKFLOWS = {
     "phantom": Workflow("phantom", ("data",), {"dataset_dir": "data"}),
     "download": Workflow("download", ("data",), {"dataset_dir": "data"}),
     "check": Workflow("check", ("data",), {"dataset_dir": "data"}),
+    "scan": Workflow("scan", ("scanner",), {}, words="images"),
     "adc": Workflow("adc", ("scanner",), {}, words="images"),
     "brain": Workflow("brain", ("scanner",), {}, words="images"),
     "zscore": Workflow("zscore", ("scanner",), {}),

@@ -182,7 +182,7 @@ def write_zscore(
         fit.correlation, fit.overlap, 100 * fit.damage,
     )  # fmt: skip
     if fit.correlation < limits.doubtful:
-        logger.warning("That is a poor fit: look at %s before the Z map is used.", picture)
+        logger.warning("That is a poor fit: look at %s before the Z map is used.", picture.name)
     return fit
 
 

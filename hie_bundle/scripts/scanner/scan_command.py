@@ -1,0 +1,164 @@
+"""``run scan``: from a folder of DICOM to the lesion mask and its DICOM segmentation, by the steps that stand alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bonbid import Limits
+from ..bonbid.checks import grid_difference
+from ..errors import UserError
+from ..files import sha256_of, write_json
+from ..images import write
+from ..mixins import CONFIGS
+from ..report.segmented import write_case_picture
+from ..segmenter import CAUTION, Segmenter
+from .adc_command import adc_from_dicom
+from .brain import b0_of, brain_mask, brain_problem, given_mask, strip
+from .dicom import scan, stacks_of
+from .dicom_seg import segmentation_of
+from .images import read
+from .pictures import outlines
+from .zscore import FitLimits, write_zscore
+
+__all__ = ["write_scan"]
+
+logger = logging.getLogger(__name__)
+
+ON_ONE_GRID_MM = 0.1
+
+
+def write_scan(
+    images: str | Path | Sequence[str | Path] | None,
+    output_dir: str | Path | None,
+    limits: Limits,
+    fit_limits: FitLimits,
+    atlas_mean: str | Path | None = None,
+    atlas_std: str | Path | None = None,
+    brain_file: str | Path | None = None,
+    weights: str | Path | Sequence[str | Path] = "simulated",
+    adc: dict[str, Any] | None = None,
+    zscore: dict[str, Any] | None = None,
+    series: Sequence[int] = (),
+) -> None:
+    """Segment a scan. All files appear at the end, or none; of a refused one the pictures.
+
+    ``adc.nii.gz`` (stripped), ``brain.nii.gz``, ``zadc.nii.gz`` with what `run zscore` puts beside it if there is an
+    atlas, ``lesion.nii.gz``, ``lesion.dcm`` (DICOM SEG on the series that ADC is of), ``brain.png``, ``lesion.png``,
+    ``scan.json`` (figures, weights, seconds). Nothing in the JSON, the log or a picture tells who the patient is.
+
+    Args:
+        images: folder of DICOM with an image with b = 0 and weighted ones, or the scanner's ADC map.
+        output_dir: folder of the results; it must not hold any yet.
+        limits: of the brain's volume.
+        fit_limits: of the atlas' fit.
+        atlas_mean: with ``atlas_std`` for a Z map; without both ADC alone is segmented.
+        atlas_std: see there.
+        brain_file: brain mask; None to make one from the image with b = 0.
+        weights: see :class:`scripts.segmenter.Segmenter`; what they were trained with is told from them.
+        adc: further arguments of :func:`scripts.scanner.adc_command.adc_from_dicom`.
+        zscore: of :func:`scripts.scanner.zscore.write_zscore`.
+        series: numbers of DICOM series to take; all if empty.
+
+    Raises:
+        UserError: see each step.
+    """
+    start = time.monotonic()
+    folders = [images] if isinstance(images, str | Path) else list(images or ())
+    if len(folders) != 1 or not output_dir:
+        raise UserError("Say which folder of DICOM and where the results go: --images DIR --output_dir DIR.")
+    if (atlas_mean is None) != (atlas_std is None):
+        raise UserError("--atlas_mean and --atlas_std go together.")
+    if Path(output_dir).resolve().is_relative_to(Path(folders[0]).resolve()):
+        raise UserError(f"{output_dir} is among the images; nothing is written there.")
+    with _whole(Path(output_dir)) as work:
+        segmenter = Segmenter(weights)
+        stacks = stacks_of(scan(folders[0]), series)
+        found, source = adc_from_dicom(stacks, **(adc or {}))
+        plain = b0_of(stacks)
+        # A scanner's map may lie on another grid than its images.
+        b0 = plain[0] if plain and not grid_difference(found, plain[0], ON_ONE_GRID_MM) else None
+        if brain_file:
+            mask = given_mask(brain_file, found, source.name)
+        elif b0:
+            mask = brain_mask(b0)
+        else:
+            raise UserError(
+                f"There is no image with b = 0 on the grid of {source.name}, from which the brain could be told. Give "
+                "its mask: --brain_file FILE."
+            )
+        volume = float(mask.sum() * np.prod(found.spacing_mm)) / 1000
+        outlines(work / "brain.png", b0 or found, mask, f"{volume:.0f} ml", "brain")
+        if problem := brain_problem(mask, found.spacing_mm, limits, whole=brain_file is None):
+            raise UserError(f"No newborn's brain was found in {source.name}: {problem}. See {work / 'brain.png'}.")
+        stripped = strip(found, mask)
+        write(work / "brain.nii.gz", mask.astype(np.uint8), found.affine)
+        write(work / "adc.nii.gz", stripped.array, found.affine)
+        fit = None
+        if atlas_mean:
+            fit = write_zscore(
+                work / "adc.nii.gz", atlas_mean, atlas_std, work / "zadc.nii.gz", fit_limits, adc_scale=1,
+                **(zscore or {}),
+            )  # fmt: skip
+        zadc = work / "zadc.nii.gz" if fit else None
+        result = segmenter.result(work / "adc.nii.gz", zadc, case="scan")
+        write(work / "lesion.nii.gz", result.mask, result.affine)
+        segmentation_of(result.mask, source).save_as(work / "lesion.dcm")
+        maps = {"ADC": stripped.array} | ({"ZADC": read(zadc).array} if zadc else {})
+        write_case_picture(work / "lesion.png", maps, result.mask, result.affine, result.line)
+        write_json(
+            work / "scan.json",
+            {
+                "caution": CAUTION,
+                "version": json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))["version"],
+                "adc": source.name,
+                "brain": "given" if brain_file else "made from b = 0",
+                "atlas_fit": fit and asdict(fit),
+                "weights_sha256": sha256_of(*segmenter.checkpoints),
+                "threshold": segmenter.threshold,
+                **result.figures,
+                "seconds": round(time.monotonic() - start, 1),
+            },
+            indent=1,
+        )
+    for line in (result.line, *result.notes, f"{output_dir}: lesion.dcm, lesion.nii.gz, lesion.png, brain.png"):
+        logger.info("%s", line)
+    logger.info(CAUTION)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` that takes its name at the end; after a refusal its pictures alone are there."""
+    if folder.exists() and (not folder.is_dir() or any(path.suffix != ".png" for path in folder.iterdir())):
+        raise UserError(f"{folder} is there already; name another folder for the results.")
+    work = folder.with_name(f".{uuid.uuid4().hex[:8]}.{folder.name}")
+    work.mkdir(parents=True)
+    try:
+        try:
+            yield work
+        except UserError as error:
+            for path in work.iterdir():
+                if path.suffix != ".png":
+                    path.unlink()
+            if any(work.iterdir()):
+                _take_place(work, folder)
+            raise UserError(str(error).replace(str(work), str(folder))) from error
+        _take_place(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _take_place(work: Path, folder: Path) -> None:
+    if folder.exists():  # pictures of an earlier refusal
+        shutil.rmtree(folder)
+    work.rename(folder)

@@ -1,0 +1,133 @@
+"""From a folder of DICOM to the mask on its series, on whole simulated heads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from head_cases import Head, head_of
+from scanner_cases import SECRET, Study
+
+from scripts.bonbid import Limits
+from scripts.errors import UserError
+from scripts.images import write
+from scripts.phantom import Settings, build_atlas, simulate_case
+from scripts.phantom.anatomy import BOX_CENTRE_MM, BOX_HALF_MM
+from scripts.scanner.images import read
+from scripts.scanner.scan_command import write_scan
+from scripts.scanner.zscore import FitLimits
+from scripts.segmenter import Segmenter
+
+NEWBORN = Limits(brain_ml_range=(100, 800))
+SETTINGS = Settings((96,), (28, 28), fine_mm=2.5, atlas_step_mm=2.5, num_healthy=6, registration_mm=0.0)
+
+
+@pytest.fixture(scope="module")
+def head() -> Head:
+    """An eighth of the brain is injured."""
+    return head_of(simulate_case(0, 0, SETTINGS, counterfactual=True))
+
+
+@pytest.fixture(scope="module")
+def folder(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dicom") / "in"
+    study = Study(path, "Philips Medical Systems")
+    for number, (b, image) in enumerate({0: head.b0, 1000: head.b1000}.items(), start=3):
+        study.series(number, image * 2.0, head.affine, b_value=b, slope=0.5, scale=4.0)
+    return path
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+def check(out: Path, head: Head, expected: np.ndarray) -> None:
+    """The mask against what the same weights make of the original maps, and the segmentation against the mask."""
+    mask = read(out / "lesion.nii.gz")
+    np.testing.assert_allclose(mask.affine, head.affine, atol=1e-3)
+    found, truth = mask.array > 0, head.label > 0
+    assert found.sum() == pytest.approx(expected.sum(), rel=0.05)
+    assert abs(dice(found, truth) - dice(expected, truth)) < 0.03
+    assert dice(found, expected) > 0.9
+    seg, there = (sitk.ReadImage(str(out / f"lesion.{ending}")) for ending in ("dcm", "nii.gz"))
+    on_grid = sitk.GetArrayFromImage(sitk.Resample(seg, there, sitk.Transform(), sitk.sitkNearestNeighbor)).T
+    np.testing.assert_array_equal(on_grid > 0, found)
+
+
+def test_from_dicom_to_the_segmentation(
+    head: Head, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    caplog.set_level("DEBUG")
+    write_scan(folder, out, NEWBORN, FitLimits())
+    check(out, head, Segmenter().result(head.adc.astype(np.float32), affine=head.affine).mask > 0)
+    assert {path.name for path in out.iterdir()} == {
+        "adc.nii.gz", "brain.nii.gz", "brain.png", "lesion.dcm", "lesion.nii.gz", "lesion.png", "scan.json",
+    }  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    kept = json.loads((out / "scan.json").read_text())
+    assert kept["atlas_fit"] is None
+    assert "no ZADC map" in kept["notes"][0]  # said, not silent
+    assert "no ZADC map" in caplog.text
+    voxel_ml = np.abs(np.linalg.det(head.affine[:3, :3])) / 1000
+    assert kept["lesion_ml"] == pytest.approx((read(out / "lesion.nii.gz").array > 0).sum() * voxel_ml, rel=1e-3)
+    seg = pydicom.dcmread(out / "lesion.dcm")
+    source = pydicom.dcmread(folder / "003_000.dcm")
+    assert seg.FrameOfReferenceUID == source.FrameOfReferenceUID
+    assert seg.StudyInstanceUID == source.StudyInstanceUID
+    assert SECRET not in caplog.text + (out / "scan.json").read_text()
+    with pytest.raises(UserError, match="is there already"):
+        write_scan(folder, out, NEWBORN, FitLimits())
+
+
+def test_nothing_is_written_halfway(head: Head, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    mine = tmp_path / "mine.nii.gz"
+    write(mine, head.brain[:-1].astype(np.uint8), head.affine)
+    maps = tmp_path / "map"
+    Study(maps).series(5, head.adc.astype(float), head.affine, ("DERIVED", "PRIMARY", "DIFFUSION", "ADC"))
+    refused: list[tuple[dict[str, Any], str, set[str]]] = [
+        ({"brain_file": mine}, "not on one grid", set()),
+        ({"limits": Limits(brain_ml_range=(100, 200))}, r"ml, not 100 to 200. See .*/out/brain.png", {"brain.png"}),
+        ({"images": maps}, "no image with b = 0 on the grid of series 5", {"brain.png"}),
+        ({"atlas_mean": mine}, "go together", {"brain.png"}),
+        ({"output_dir": folder / "out"}, "among the images", {"brain.png"}),
+        ({"weights": tmp_path / "none.pt"}, "none.pt", {"brain.png"}),
+    ]
+    for changed, message, pictures in refused:
+        given = {"images": folder, "output_dir": out, "limits": NEWBORN, "fit_limits": FitLimits(), **changed}
+        with pytest.raises(UserError, match=message):
+            write_scan(**given)
+        assert {path.name for path in out.glob("*")} == pictures
+        assert {path.name for path in tmp_path.iterdir()} - {"out"} == {"mine.nii.gz", "map"}
+
+
+@pytest.mark.slow
+def test_with_an_atlas_by_the_command(
+    head: Head, folder: Path, tmp_path: Path, monai_bundle: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    atlas = build_atlas(0, SETTINGS.num_healthy, SETTINGS.atlas_step_mm)
+    affine = np.diag([atlas.step_mm] * 3 + [1.0])
+    affine[:3, 3] = BOX_CENTRE_MM - BOX_HALF_MM
+    for name in ("mean", "std"):
+        write(tmp_path / f"{name}.nii.gz", np.where(atlas.brain, getattr(atlas, name), 0), affine)
+    write(tmp_path / "mine.nii.gz", head.brain.astype(np.uint8), head.affine)
+    out = tmp_path / "out"
+    ran = monai_bundle(
+        "run", "scan", config_file="hie_bundle/configs/scanner.yaml", images=folder, output_dir=out,
+        atlas_mean=tmp_path / "mean.nii.gz", atlas_std=tmp_path / "std.nii.gz", brain_file=tmp_path / "mine.nii.gz",
+    )  # fmt: skip
+    assert SECRET not in ran.stdout + ran.stderr
+    np.testing.assert_array_equal(read(out / "brain.nii.gz").array > 0, head.brain)
+    maps = (head.adc.astype(np.float32), head.zadc.astype(np.float32))
+    check(out, head, Segmenter().result(*maps, affine=head.affine).mask > 0)
+    assert json.loads((out / "scan.json").read_text())["atlas_fit"]["correlation"] > 0.5
+    z = read(out / "zadc.nii.gz").array
+    assert np.corrcoef(z[head.brain], head.zadc[head.brain])[0, 1] > 0.8
