@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from scripts.bonbid import Limits
 from scripts.phantom import Case
 
+NEWBORN = Limits(brain_ml_range=(100, 800))
 LEVEL = 400.0  # of white matter at b = 0
 # signal at b = 0, white matter being 1, and ADC in 1e-6 mm²/s
 AIR, SKULL, SCALP, MUSCLE, EYE, NERVE = (0, 0), (0.08, 900), (0.65, 900), (0.5, 1300), (2.0, 2900), (0.9, 1200)

@@ -18,10 +18,12 @@ def test_components_are_scipys_in_number_and_order(shape: tuple[int, int, int], 
     noise = np.random.default_rng(0).normal(size=shape)
     mask = ndimage.gaussian_filter(noise, 1) > 0.2
     mask = mask[::-1, :, ::-1] if order == "mirrored" else np.asarray(mask, order=order)
-    labels, count = components(mask)
-    expected, number = ndimage.label(mask, np.ones((3, 3, 3)))
-    assert count == number > 1
-    np.testing.assert_array_equal(labels, expected)
+    for rank, connectivity in ((1, 6), (2, 18), (3, 26)):
+        labels, count = components(mask, connectivity)
+        expected, number = ndimage.label(mask, ndimage.generate_binary_structure(3, rank))
+        assert count == number > 1
+        np.testing.assert_array_equal(labels, expected)
+    np.testing.assert_array_equal(components(mask)[0], labels)
 
 
 def test_an_empty_mask_has_none() -> None:

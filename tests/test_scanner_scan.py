@@ -12,12 +12,13 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from head_cases import Head, head_of
+from head_cases import NEWBORN, Head, head_of
 from scanner_cases import SECRET, Study
 
 from scripts.bonbid import Limits
 from scripts.errors import UserError
 from scripts.images import write
+from scripts.metrics import dice
 from scripts.phantom import Settings, build_atlas, simulate_case
 from scripts.phantom.anatomy import BOX_CENTRE_MM, BOX_HALF_MM
 from scripts.scanner.images import read
@@ -25,7 +26,6 @@ from scripts.scanner.scan_command import write_scan
 from scripts.scanner.zscore import FitLimits
 from scripts.segmenter import Segmenter
 
-NEWBORN = Limits(brain_ml_range=(100, 800))
 SETTINGS = Settings((96,), (28, 28), fine_mm=2.5, atlas_step_mm=2.5, num_healthy=6, registration_mm=0.0)
 
 
@@ -42,10 +42,6 @@ def folder(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (b, image) in enumerate({0: head.b0, 1000: head.b1000}.items(), start=3):
         study.series(number, image * 2.0, head.affine, b_value=b, slope=0.5, scale=4.0)
     return path
-
-
-def dice(one: np.ndarray, other: np.ndarray) -> float:
-    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
 def check(out: Path, head: Head, expected: np.ndarray) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import UserError
 
-__all__ = ["CONFIGS", "RECIPES", "mixins"]
+__all__ = ["CONFIGS", "RECIPES", "bundle_version", "mixins"]
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES: dict[str, tuple[str, ...]] = {
@@ -15,6 +16,11 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "strong": ("strong",),
     "strong_cpu": ("strong", "strong_cpu"),
 }
+
+
+def bundle_version() -> str:
+    """Of ``metadata.json``, the one place that states it."""
+    return str(json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))["version"])
 
 
 def mixins(recipe: str | Sequence[str | Path]) -> list[Path]:

@@ -24,6 +24,7 @@ from .bonbid import Limits, Volume, check_case, read_volume
 from .bonbid.layout import part_of
 from .components import components
 from .errors import UserError
+from .files import sha256_of
 from .images import like, volume_of, write
 from .mixins import CONFIGS, RECIPES
 from .mixins import mixins as recipe_files
@@ -137,6 +138,11 @@ class Segmenter:
             inferer=get("inferer"),
             postprocessing=Compose([*get("activate"), *get("to_native"), keep, *get("decide")]),
         )
+
+    @property
+    def making(self) -> dict[str, Any]:
+        """What tells masks of one making from those of another."""
+        return {"weights_sha256": sha256_of(*self.checkpoints), "threshold": self.threshold}
 
     @overload
     def __call__(self, adc: str | Path, zadc: Any = None, *, output: str | Path) -> Path: ...

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from ..cores import available_cores
 from ..errors import UserError
-from ..mixins import CONFIGS
+from ..mixins import CONFIGS, bundle_version
 from ..weights import MODELS
 
 __all__ = ["doctor"]
@@ -24,8 +24,7 @@ def doctor() -> None:
     import psutil
     import torch
 
-    metadata = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))
-    print(f"hie_bundle {metadata['version']} in {CONFIGS.parent}")
+    print(f"hie_bundle {bundle_version()} in {CONFIGS.parent}")
     print(f"Python {platform.python_version()}, {sys.executable}, on {platform.platform()}")
     problems = []
     for name, allowed in _needed():

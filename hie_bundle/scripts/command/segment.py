@@ -104,7 +104,7 @@ def segment(
     with share.working() if share else nullcontext():
         todo = list(zip(jobs, places, strict=True))
         if share:
-            how = _how(segmenter)
+            how = segmenter.making
             finished = share.done(how)
             todo = [one for one in share.of(todo) if one[0].case not in finished]
         hidden = quiet or json or len(jobs) == 1 or not sys.stderr.isatty()
@@ -143,11 +143,6 @@ def _segmented(job: Job, place: dict[str, Path], segmenter: Segmenter) -> tuple[
         tqdm.write(f"error: {mistake}", file=sys.stderr)
         return {**_files(job), "error": str(mistake)}, None
     return {**_files(job), **{name: str(path) for name, path in place.items()}, **found.figures}, found
-
-
-def _how(segmenter: Segmenter) -> dict[str, Any]:
-    """What tells masks of one making from those of another."""
-    return {"weights_sha256": sha256_of(*segmenter.checkpoints), "threshold": segmenter.threshold}
 
 
 def find_jobs(adc: Path, zadc: Path | None) -> list[Job]:

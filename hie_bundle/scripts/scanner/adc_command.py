@@ -14,9 +14,9 @@ from ..errors import UserError
 from ..images import write
 from .adc import B0_MAX, fit_adc, to_micro
 from .dicom import Stack, adc_of, scan, stacks_of
-from .images import read, refuse_other_grid
+from .images import paths_of, read, refuse_other_grid
 
-__all__ = ["adc_from_dicom", "write_adc"]
+__all__ = ["adc_from_dicom", "b0_of", "write_adc"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def write_adc(
     """
     if not images or not output_file:
         raise UserError("Say which images and where the map goes: --images FILES --output_file FILE.")
-    paths = [Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images]
+    paths = paths_of(images)
     if Path(output_file).resolve() in [path.resolve() for path in paths]:
         raise UserError(f"{output_file} is one of the images; nothing is overwritten.")
     if len(paths) == 1 and paths[0].is_dir():
@@ -134,8 +134,12 @@ def adc_from_dicom(
             b_values.append(float(stack.b_value or 0))
     logger.info("ADC fitted from %s.", ", ".join(stack.name for stack in diffusion))
     fit = fit_adc(signals, b_values, noise, noise_floor)
-    plain = next((stack for stack in diffusion if (stack.b_value or 0) <= B0_MAX), diffusion[0])
-    return Volume(fit.adc, first.affine), plain
+    return Volume(fit.adc, first.affine), b0_of(diffusion) or diffusion[0]
+
+
+def b0_of(stacks: Sequence[Stack]) -> Stack | None:
+    """The first series with b = 0 (at most 50 s/mm²) among DICOM series; None if there is none."""
+    return next((stack for stack in stacks if stack.kind == "dwi" and (stack.b_value or 0) <= B0_MAX), None)
 
 
 def _bvals(path: Path, count: int) -> list[float]:

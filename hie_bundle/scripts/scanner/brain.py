@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import cc3d
 import edt
 import numpy as np
 import SimpleITK as sitk
@@ -14,15 +13,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ..bonbid import Limits, Volume
+from ..components import components
 from ..errors import UserError
 from ..images import write
-from .adc import B0_MAX, to_micro
-from .dicom import Stack, scan, stacks_of
-from .images import read, refuse_other_grid
+from .adc import to_micro
+from .adc_command import b0_of
+from .dicom import scan, stacks_of
+from .images import paths_of, read, refuse_other_grid, stem_of
 from .pictures import outlines
-from .zscore import stem_of
 
-__all__ = ["b0_of", "brain_mask", "brain_problem", "given_mask", "strip", "write_brain"]
+__all__ = ["brain_mask", "brain_problem", "given_mask", "show_and_judge", "strip", "write_brain"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ def brain_mask(image: Volume) -> Mask:
     spacing = image.spacing_mm
     if not (values > 0).any():
         raise UserError("The image is nowhere above 0.")
-    smooth = ndimage.median_filter(values, (3, 3, 1))  # slices are thick
+    across = int(np.argmax(spacing))  # slices are thick, and may be stored along any axis
+    smooth = ndimage.median_filter(values, [1 if axis == across else 3 for axis in range(3)])
     smooth = np.minimum(smooth, np.percentile(smooth, 99))  # eyes would draw the threshold up
     otsu = sitk.OtsuThresholdImageFilter()
     otsu.Execute(sitk.GetImageFromArray(smooth))
@@ -65,8 +66,8 @@ def brain_mask(image: Volume) -> Mask:
     _, mask = _opened(smooth > FRACTION * level, spacing)
     grown = _distance(~mask, spacing) <= CLOSING_MM
     mask = mask | (_distance(grown, spacing) > CLOSING_MM)
-    for z in range(mask.shape[2]):
-        mask[:, :, z] = ndimage.binary_fill_holes(mask[:, :, z])
+    for slice_ in np.moveaxis(mask, across, 0):
+        slice_[:] = ndimage.binary_fill_holes(slice_)
     shown = values > 0
     if (mask & shown).sum() >= STRIPPED * shown.sum():
         logger.info("The image is 0 outside the brain already: what is above 0 is taken for the brain.")
@@ -83,7 +84,7 @@ def brain_problem(mask: Mask, spacing_mm: NDArray[np.floating], limits: Limits, 
         limits: ``brain_ml_range`` counts.
         whole: also look whether the image's end cuts the brain off.
     """
-    volume = float(mask.sum() * np.prod(spacing_mm)) / 1000
+    volume = _ml(mask, spacing_mm)
     if limits.brain_ml_range and not limits.brain_ml_range[0] <= volume <= limits.brain_ml_range[1]:
         low, high = limits.brain_ml_range
         return f"it has {volume:.0f} ml, not {low:g} to {high:g}"
@@ -119,10 +120,28 @@ def strip(adc: Volume, mask: Mask) -> Volume:
     return Volume(values, adc.affine, adc.header_spacing_mm)
 
 
-def b0_of(stacks: Sequence[Stack]) -> tuple[Volume, Stack] | None:
-    """The first image with b = 0 (at most 50 s/mm²) among DICOM series; None if there is none."""
-    plain = [stack for stack in stacks if stack.kind == "dwi" and (stack.b_value or 0) <= B0_MAX]
-    return (plain[0].volumes()[0], plain[0]) if plain else None
+def show_and_judge(mask: Mask, image: Volume, picture: Path, limits: Limits, name: str, whole: bool = True) -> float:
+    """Write the picture to check a mask by, then refuse a mask that can be no newborn's brain.
+
+    Args:
+        mask: (X, Y, Z).
+        image: that is shown.
+        picture: ``.png``.
+        limits: see :func:`brain_problem`.
+        name: of the image, for messages.
+        whole: see there.
+
+    Returns:
+        The mask's volume, ml.
+
+    Raises:
+        UserError: naming the problem and the picture.
+    """
+    volume = _ml(mask, image.spacing_mm)
+    outlines(picture, image, mask, f"{volume:.0f} ml", "brain")
+    if problem := brain_problem(mask, image.spacing_mm, limits, whole):
+        raise UserError(f"No newborn's brain was found in {name}: {problem}. See {picture}. No mask is written.")
+    return volume
 
 
 def write_brain(
@@ -150,30 +169,27 @@ def write_brain(
     Raises:
         UserError: for bad files; and when the mask can be no newborn's brain, of which the picture alone is written.
     """
-    files = [images] if isinstance(images, str | Path) else list(images or ())
+    files = paths_of(images)
     if len(files) != 1 or not output_file:
         raise UserError("Say which image has b = 0 and where the mask goes: --images FILE --output_file FILE.")
     if (adc_file is None) != (stripped_file is None):
         raise UserError("--adc_file and --stripped_file go together: the ADC map, and where it goes without its skull.")
-    source, stem = Path(files[0]), stem_of(output_file)
+    source, stem = files[0], stem_of(output_file)
     if stripped_file:
         stem_of(stripped_file)
     if source.is_dir():
         found = b0_of(stacks_of(scan(source), series))
         if found is None:
             raise UserError(f"{source} holds no image with b = 0.")
-        image = found[0]
+        image = found.volumes()[0]
     else:
         image = read(source, 3)
     adc = read(adc_file, 3) if adc_file else None
     if adc:
         refuse_other_grid(image, adc, (str(source), str(adc_file)))
     mask = given_mask(brain_file, image, str(source)) if brain_file else brain_mask(image)
-    volume = float(mask.sum() * np.prod(image.spacing_mm)) / 1000
     picture = stem.with_name(stem.name + ".png")
-    outlines(picture, image, mask, f"{volume:.0f} ml", "brain")
-    if problem := brain_problem(mask, image.spacing_mm, limits, whole=brain_file is None):
-        raise UserError(f"No newborn's brain was found in {source}: {problem}. See {picture}. No mask is written.")
+    volume = show_and_judge(mask, image, picture, limits, str(source), whole=brain_file is None)
     if adc and stripped_file:
         stripped = strip(Volume(to_micro(adc.array, adc_scale, mask), adc.affine), mask)
         write(stripped_file, stripped.array, adc.affine)
@@ -181,12 +197,17 @@ def write_brain(
     logger.info("Brain mask of %.0f ml; look at %s.", volume, picture)
 
 
+def _ml(mask: Mask, spacing_mm: NDArray[np.floating]) -> float:
+    return float(mask.sum() * np.prod(spacing_mm)) / 1000
+
+
 def _opened(tissue: Mask, spacing: NDArray[np.floating]) -> tuple[Mask, Mask]:
     """The largest part that is left ``OPENING_MM`` below the surface, and what of the tissue is that near to it."""
     core = _distance(tissue, spacing) > OPENING_MM
     if not core.any():
         raise UserError(f"Nothing in the image is thicker than {2 * OPENING_MM:g} mm; there is no brain in it.")
-    core = np.asarray(cc3d.largest_k(core, k=1, connectivity=6) > 0)
+    labels, _ = components(core, connectivity=6)
+    core = labels == np.bincount(labels[core]).argmax()
     return core, tissue & (_distance(~core, spacing) <= OPENING_MM + 1)
 
 

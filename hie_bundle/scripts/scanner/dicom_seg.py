@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 from ..bonbid.checks import grid_difference
 from ..errors import UserError
 from ..files import atomic_path
-from ..mixins import CONFIGS
+from ..mixins import bundle_version
 from .dicom import Stack, require_pydicom, scan, stacks_of
-from .images import read
+from .images import GRID_TOLERANCE_MM, read
 
 __all__ = ["segmentation_of", "write_dicom_seg"]
 
@@ -52,7 +51,7 @@ def write_dicom_seg(
     if not np.isin(mask.array, (0, 1)).all():
         raise UserError(f"{mask_file} has other values than 0 and 1; it is no mask.")
     stacks = sorted(stacks_of(scan(folder), series), key=lambda stack: (stack.kind != "adc", stack.b_value or 0))
-    differences = [grid_difference(stack.grid(), mask, 0.1) for stack in stacks]
+    differences = [grid_difference(stack.grid(), mask, GRID_TOLERANCE_MM) for stack in stacks]
     if "" not in differences:
         reasons = "; ".join(f"{stack.name}: {why}" for stack, why in zip(stacks, differences, strict=True))
         raise UserError(f"{mask_file} lies on the grid of no series in {folder} ({reasons or 'none of diffusion'}).")
@@ -89,7 +88,7 @@ def segmentation_of(mask: NDArray[Any], stack: Stack) -> Any:
     from pydicom.uid import generate_uid
 
     logging.getLogger("highdicom").setLevel(logging.WARNING)  # it logs the images' UIDs
-    version = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))["version"]
+    version = bundle_version()
     sources = stack.slices[0]
     family = Code("123109", "DCM", "Artificial Intelligence")
     description = highdicom.seg.SegmentDescription(

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from ..bonbid import Volume, VolumeError, read_volume
+from ..bonbid import EXTENSIONS, Volume, VolumeError, extension_of, read_volume
 from ..bonbid.checks import grid_difference
 from ..errors import UserError
 
-__all__ = ["read", "refuse_other_grid", "resample"]
+__all__ = ["GRID_TOLERANCE_MM", "paths_of", "read", "refuse_other_grid", "resample", "stem_of"]
+
+GRID_TOLERANCE_MM = 0.1  # between the corners of what is called one grid
+
+
+def paths_of(given: str | Path | Sequence[str | Path] | None) -> list[Path]:
+    """What an option names, which may be one path, several or none."""
+    return [Path(given)] if isinstance(given, str | Path) else [Path(path) for path in given or ()]
 
 
 def read(path: str | Path, dimensions: int | None = None) -> Volume:
@@ -36,13 +43,13 @@ def read(path: str | Path, dimensions: int | None = None) -> Volume:
     return volume
 
 
-def refuse_other_grid(one: Volume, other: Volume, names: Sequence[str], tolerance_mm: float = 0.1) -> None:
+def refuse_other_grid(one: Volume, other: Volume, names: Sequence[str]) -> None:
     """Stop where two volumes are not on one grid.
 
     Raises:
         UserError: naming both, and the difference.
     """
-    if difference := grid_difference(one, other, tolerance_mm):
+    if difference := grid_difference(one, other, GRID_TOLERANCE_MM):
         raise UserError(f"{names[0]} and {names[1]} are not on one grid: {difference}.")
 
 
@@ -53,3 +60,15 @@ def resample(
     outside."""
     how = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
     return sitk.Resample(image, grid, transform or sitk.Transform(), how, 0.0, image.GetPixelID())
+
+
+def stem_of(path: str | Path) -> Path:
+    """A volume's path without its extension.
+
+    Raises:
+        UserError: when it has another than volumes have.
+    """
+    path = Path(path)
+    if not (extension := extension_of(path)):
+        raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
+    return path.with_name(path.name.removesuffix(extension))

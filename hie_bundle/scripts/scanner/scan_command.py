@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -18,24 +17,21 @@ import numpy as np
 from ..bonbid import Limits
 from ..bonbid.checks import grid_difference
 from ..errors import UserError
-from ..files import sha256_of, write_json
+from ..files import write_json
 from ..images import write
-from ..mixins import CONFIGS
+from ..mixins import bundle_version
 from ..report.segmented import write_case_picture
 from ..segmenter import CAUTION, Segmenter
-from .adc_command import adc_from_dicom
-from .brain import b0_of, brain_mask, brain_problem, given_mask, strip
+from .adc_command import adc_from_dicom, b0_of
+from .brain import brain_mask, given_mask, show_and_judge, strip
 from .dicom import scan, stacks_of
 from .dicom_seg import segmentation_of
-from .images import read
-from .pictures import outlines
+from .images import GRID_TOLERANCE_MM, paths_of, read
 from .zscore import FitLimits, write_zscore
 
 __all__ = ["write_scan"]
 
 logger = logging.getLogger(__name__)
-
-ON_ONE_GRID_MM = 0.1
 
 
 def write_scan(
@@ -74,12 +70,12 @@ def write_scan(
         UserError: see each step.
     """
     start = time.monotonic()
-    folders = [images] if isinstance(images, str | Path) else list(images or ())
+    folders = paths_of(images)
     if len(folders) != 1 or not output_dir:
         raise UserError("Say which folder of DICOM and where the results go: --images DIR --output_dir DIR.")
     if (atlas_mean is None) != (atlas_std is None):
         raise UserError("--atlas_mean and --atlas_std go together.")
-    if Path(output_dir).resolve().is_relative_to(Path(folders[0]).resolve()):
+    if Path(output_dir).resolve().is_relative_to(folders[0].resolve()):
         raise UserError(f"{output_dir} is among the images; nothing is written there.")
     with _whole(Path(output_dir)) as work:
         segmenter = Segmenter(weights)
@@ -87,7 +83,9 @@ def write_scan(
         found, source = adc_from_dicom(stacks, **(adc or {}))
         plain = b0_of(stacks)
         # A scanner's map may lie on another grid than its images.
-        b0 = plain[0] if plain and not grid_difference(found, plain[0], ON_ONE_GRID_MM) else None
+        b0 = plain.volumes()[0] if plain else None
+        if b0 and grid_difference(found, b0, GRID_TOLERANCE_MM):
+            b0 = None
         if brain_file:
             mask = given_mask(brain_file, found, source.name)
         elif b0:
@@ -97,10 +95,7 @@ def write_scan(
                 f"There is no image with b = 0 on the grid of {source.name}, from which the brain could be told. Give "
                 "its mask: --brain_file FILE."
             )
-        volume = float(mask.sum() * np.prod(found.spacing_mm)) / 1000
-        outlines(work / "brain.png", b0 or found, mask, f"{volume:.0f} ml", "brain")
-        if problem := brain_problem(mask, found.spacing_mm, limits, whole=brain_file is None):
-            raise UserError(f"No newborn's brain was found in {source.name}: {problem}. See {work / 'brain.png'}.")
+        show_and_judge(mask, b0 or found, work / "brain.png", limits, source.name, whole=brain_file is None)
         stripped = strip(found, mask)
         write(work / "brain.nii.gz", mask.astype(np.uint8), found.affine)
         write(work / "adc.nii.gz", stripped.array, found.affine)
@@ -120,12 +115,11 @@ def write_scan(
             work / "scan.json",
             {
                 "caution": CAUTION,
-                "version": json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))["version"],
+                "version": bundle_version(),
                 "adc": source.name,
                 "brain": "given" if brain_file else "made from b = 0",
                 "atlas_fit": fit and asdict(fit),
-                "weights_sha256": sha256_of(*segmenter.checkpoints),
-                "threshold": segmenter.threshold,
+                **segmenter.making,
                 **result.figures,
                 "seconds": round(time.monotonic() - start, 1),
             },

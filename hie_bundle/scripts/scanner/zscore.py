@@ -10,12 +10,12 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from ..bonbid import EXTENSIONS, Volume, brain_of, extension_of, to_itk
+from ..bonbid import Volume, brain_of, to_itk
 from ..errors import UserError
 from ..files import atomic_path, write_json
 from ..images import write
 from .adc import to_micro
-from .images import read, refuse_other_grid, resample
+from .images import read, refuse_other_grid, resample, stem_of
 from .pictures import outlines
 from .registration import Fit, register, repeat_border
 from .zmap import z_map
@@ -184,15 +184,3 @@ def write_zscore(
     if fit.correlation < limits.doubtful:
         logger.warning("That is a poor fit: look at %s before the Z map is used.", picture.name)
     return fit
-
-
-def stem_of(path: str | Path) -> Path:
-    """A volume's path without its extension.
-
-    Raises:
-        UserError: when it has another than volumes have.
-    """
-    path = Path(path)
-    if not (extension := extension_of(path)):
-        raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
-    return path.with_name(path.name.removesuffix(extension))
