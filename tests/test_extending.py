@@ -13,14 +13,20 @@ from pathlib import Path
 
 import pytest
 from conftest import BUNDLE
+from monai.bundle import ConfigWorkflow
+
+from scripts.study.variants import read_variants, rehearse, variant_configs
 
 PAGE = (BUNDLE / "docs" / "extending.md").read_text()
 BLOCKS = {name: text for _, name, text in re.findall(r"```(yaml|python)\n# (\S+)\n(.*?)```", PAGE, re.S)}
+EXTENDED = ["loss", "my_loss", "network", "channel", "patches"]
 
 PROGRAM = """
 import json, sys
 from pathlib import Path
 from monai.bundle import ConfigWorkflow
+
+from scripts.study.variants import read_variants, rehearse, variant_configs
 
 bundle, cohort, out, names = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:]
 tiny = dict(spatial_size=[24, 24, 16], features=[2, 4, 6, 8], num_workers=0, device="cpu", dataset_dir=cohort)
@@ -37,14 +43,17 @@ for name in names:
     training = run("train", "train", name, epochs=1, batch_size=2, **folders)
     run("train", "train", "evaluate", name, split="val", **folders)
     masks = dict(ckpt_path=str(out / name / "model.pt"), output_dir=str(out / name / "masks"))
-    run("infer", "inference", *([name] if name != "loss" else []), split="val", **masks)
+    run("infer", "inference", *([name] if "loss" not in name else []), split="val", **masks)
     get = training.parser.get_parsed_content
     print(name, json.dumps([type(get("loss")).__name__, type(get("network")).__name__, get("in_channels")]))
 """
 
 
 def test_every_block_is_known() -> None:
-    assert set(BLOCKS) == {"loss.yaml", "loss_study.yaml", "network.yaml", "channel.yaml", "patches.yaml", "metrics.py"}
+    assert set(BLOCKS) == {
+        "loss.yaml", "my_losses.py", "my_loss.yaml", "my_study.yaml", "network.yaml", "channel.yaml", "patches.yaml",
+        "metrics.py",
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +64,16 @@ def extended(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     shutil.copytree(BUNDLE, bundle, ignore=shutil.ignore_patterns("models", "eval", "__pycache__"))
     for name, text in BLOCKS.items():
         if name.endswith(".yaml"):
-            (bundle / "configs" / name).write_text(text)
+            (bundle / "configs" / name).write_text(text.replace("/home/me/losses", str(folder)))
+    (folder / "my_losses.py").write_text(BLOCKS["my_losses.py"])
     with (bundle / "scripts" / "metrics.py").open("a") as module:
         module.write("\n\n" + BLOCKS["metrics.py"])
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, bundle, tiny_cohort, folder, "loss", "network", "channel", "patches"],
+        [sys.executable, "-c", PROGRAM, bundle, tiny_cohort, folder, *EXTENDED],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    lines = (
-        line.split(" ", 1)
-        for line in result.stdout.splitlines()
-        if re.match(r"(loss|network|channel|patches) \[", line)
-    )
+    lines = (line.split(" ", 1) for line in result.stdout.splitlines() if line.split(" [")[0] in EXTENDED)
     return folder, {name: json.loads(rest) for name, rest in lines}
 
 
@@ -76,12 +82,32 @@ def test_each_reaches_training_evaluation_and_inference(extended: tuple[Path, di
     paper = ["CompoundLoss", "HIEUNet", 2]
     assert made == {
         "loss": ["DiceCELoss", *paper[1:]],
+        "my_loss": ["LogCoshDice", *paper[1:]],
         "network": [paper[0], "SegResNet", 2],
         "channel": [*paper[:2], 3],
         "patches": paper,
     }
     for name in made:
         assert len(list((folder / name / "masks").glob("*_lesion.nii.gz"))) == 2
+
+
+def test_a_study_compares_it_with_the_six(tmp_path: Path) -> None:
+    for name in ("my_losses.py", "my_loss.yaml", "my_study.yaml"):
+        (tmp_path / name).write_text(BLOCKS[name].replace("/home/me/losses", str(tmp_path)))
+    bundled = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", "study")]
+    workflow = ConfigWorkflow(
+        [*bundled, str(tmp_path / "my_loss.yaml"), str(tmp_path / "my_study.yaml")], workflow_type="train",
+        logging_file=False, features=[2, 4, 6, 8], dataset_dir=str(tmp_path), output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    workflow.initialize()
+    config = {key: value for key, value in workflow.parser.get().items() if key != "_meta_"}
+    made = []
+    for variant in read_variants(config["variants"]):
+        training, _ = variant_configs(config, variant, str(BUNDLE / "configs" / "evaluate.yaml"))
+        rehearse(training, variant)
+        made.append(type(training.get_parsed_content("loss")).__name__)
+    assert made[-1] == "LogCoshDice"
+    assert len(made) == 7
 
 
 def test_a_measure_is_in_every_table_and_on_the_page(extended: tuple[Path, dict[str, list]]) -> None:
