@@ -122,6 +122,52 @@ def test_a_folder_and_what_is_wrong_with_it(run: Run, options: list[str], cohort
     assert run("segment", cohort, "-o", tmp_path / "quiet", "--quiet", *options)[1] == ""
 
 
+CONTAINER = """
+import resource, socket, sys
+
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+
+
+def refused(*_):
+    raise OSError("no network here")
+
+
+socket.socket.connect = socket.getaddrinfo = refused
+import hie_bundle
+
+hie_bundle.scripts_module("command").main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
+def test_the_challenges_container(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
+    """Its paths, without a network, in 4 GB; the mask is that of ``segment``."""
+    adc, zadc = (max((cohort / part).iterdir()) for part in ("1ADC_ss", "2Z_ADC"))
+    folders = {"skull-stripped-adc-brain-mri": adc, "z-score-adc": zadc}
+    for number, (folder, path) in enumerate(folders.items()):
+        there = tmp_path / "input" / "images" / folder
+        there.mkdir(parents=True)
+        SimpleITK.WriteImage(SimpleITK.ReadImage(str(path)), str(there / f"{number}f3a.mha"))
+    words = ["challenge", "--input", tmp_path / "input", "--output", tmp_path / "output", *options]
+    result = subprocess.run(
+        [sys.executable, "-c", CONTAINER, *map(str, words)], env={**os.environ, "OMP_NUM_THREADS": "2"}, text=True,
+        capture_output=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    mask = SimpleITK.ReadImage(str(tmp_path / "output" / "images" / "hie-lesion-segmentation" / "overlay.mha"))
+    run("segment", adc, zadc, "-o", tmp_path / "mask.mha", *options)
+    expected = SimpleITK.ReadImage(str(tmp_path / "mask.mha"))
+    assert mask.GetPixelID() == SimpleITK.sitkUInt8
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(mask), SimpleITK.GetArrayFromImage(expected))
+    for of in ("GetSize", "GetOrigin", "GetSpacing", "GetDirection"):
+        np.testing.assert_allclose(getattr(mask, of)(), getattr(SimpleITK.ReadImage(str(adc)), of)(), atol=1e-5)
+
+    shutil.copy(there / "1f3a.mha", there / "other.mha")
+    status, _, err = run(*words)
+    assert status == 1
+    assert "z-score-adc holds 2 maps; a case has one there." in err
+
+
 def test_folders_are_matched_by_name_or_case(tmp_path: Path) -> None:
     for name in ("adc/a.nii.gz", "adc/b.mha", "adc/C-ADC_ss.nii", "z/a.nii.gz", "z/b.nii",
                  "z/Zmap_C-ADC_smooth2mm_clipped10.nii", "z/other.nii"):  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import fire
 
@@ -21,7 +22,8 @@ SHORT = {
     "zscore": {"-o": "--output_file"},
     "dicom_seg": {"-o": "--output_file"},
 }
-SWITCHES = ("probabilities", "json", "quiet", "openvino")  # of segment: they take no value
+SEGMENTING = ("segment", "challenge")
+SWITCHES = ("probabilities", "json", "quiet", "openvino")  # of these: they take no value
 USAGE = """hie-bundle COMMAND …
 
   segment ADC [ZADC] -o OUT   lesion masks from files or folders
@@ -31,6 +33,7 @@ USAGE = """hie-bundle COMMAND …
   brain B0 -o OUT             a brain mask from the image with b = 0
   zscore                      a Z map of an ADC map against an atlas of healthy newborns
   dicom_seg                   a lesion mask as DICOM segmentation on its series
+  challenge                   the case in /input, mask to /output, as the challenge's containers do
   phantom, download, check    cases: simulate them, fetch BONBID-HIE, look at what a folder holds
   doctor                      whether this installation has what it needs
   completion bash|zsh|fish    completion of commands and options for a shell
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked and name in WORKFLOWS:
         print(help_page(name))
         return
-    if not words or (asked and name != "segment"):
+    if not words or (asked and name not in SEGMENTING):
         print(USAGE)
         sys.exit(0 if asked else 2)
     command = _command(name)
@@ -61,9 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: there is no command {name!r}.\n\n{USAGE}", file=sys.stderr)
         sys.exit(2)
     if asked:
-        from .segment import HELP
-
-        print(HELP)
+        print(import_module(f".{name}", __name__).HELP)
         return
     try:
         fire.Fire(command, command=_plain(words), name=f"hie-bundle {name}")
@@ -82,14 +83,9 @@ def _command(name: str) -> Callable[..., None] | None:
     """What stands behind a name; imported now, since most need not wait for PyTorch."""
     if name in WORKFLOWS:
         return runner(name)
-    if name == "segment":
-        from .segment import segment
-
-        return segment
-    if name == "doctor":
-        from .doctor import doctor
-
-        return doctor
+    if name in (*SEGMENTING, "doctor"):
+        found: Callable[..., None] = getattr(import_module(f".{name}", __name__), name)
+        return found
     return completion if name == "completion" else None
 
 
@@ -97,6 +93,6 @@ def _plain(words: Sequence[str]) -> list[str]:
     """The words behind the command as fire takes them: ``-o`` in full; switches with a value, or they take the next."""
     full = SHORT.get(words[0], {})
     rest = [full.get(word, word) for word in words[1:]]
-    if words[0] != "segment":
+    if words[0] not in SEGMENTING:
         return rest
     return [f"{word}=True" if word.startswith("--") and word[2:] in SWITCHES else word for word in rest]

@@ -47,7 +47,7 @@ def completion(shell: str = "bash") -> None:
     Raises:
         UserError: when the shell is another.
     """
-    commands = ["segment", *WORKFLOWS, "doctor", "completion"]
+    commands = ["segment", "challenge", *WORKFLOWS, "doctor", "completion"]
     known = {command: words for command in commands if (words := words_of(command))}
     cases = "\n".join(f'      {command}) words="{" ".join(words)}" ;;' for command, words in known.items())
     bash = BASH.format(commands=" ".join(commands), cases=cases)
