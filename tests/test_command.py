@@ -168,6 +168,39 @@ def test_the_challenges_container(run: Run, options: list[str], cohort: Path, tm
     assert "z-score-adc holds 2 maps; a case has one there." in err
 
 
+def test_masks_as_a_bids_derivative(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
+    cases = sorted(path.name.removesuffix("-ADC_ss.mha") for path in (cohort / "1ADC_ss").iterdir())
+    for part, before, after in (("1ADC_ss", "", "-ADC_ss"), ("2Z_ADC", "Zmap_", "-ADC_smooth2mm_clipped10")):
+        for case, name in zip(cases[1:], ("sub-01_ses-acute", "sub-02"), strict=True):
+            there = cohort / part / f"{before}{case}{after}.mha"
+            there.rename(there.with_name(f"{before}{name}{after}.mha"))
+    out = tmp_path / "derivatives" / "hie_bundle"
+    status, text, err = run("segment", cohort, "-o", out, "--bids", "--probabilities", "--json", *options)
+    assert (status, err) == (0, "")
+    other = "sub-" + "".join(filter(str.isalnum, cases[0]))
+    stems = {f"{other}/dwi/{other}", "sub-01/ses-acute/dwi/sub-01_ses-acute", "sub-02/dwi/sub-02"}
+    endings = ("desc-lesion_mask.nii.gz", "desc-lesion_mask.json", "desc-lesion_probseg.nii.gz")
+    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert written == {f"{stem}_{end}" for stem in stems for end in endings} | {"dataset_description.json"}
+    assert json.loads((out / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+    told = {Path(case["mask"]): case for case in json.loads(text)["cases"]}
+    for mask, case in told.items():
+        beside = json.loads(Path(str(mask).replace(".nii.gz", ".json")).read_text())
+        assert beside["Type"] == "Lesion"
+        assert beside["lesion_ml"] == case["lesion_ml"]
+        assert beside["Sources"][0] == Path(case["adc"]).name
+        image = nibabel.load(mask)
+        volume = np.asarray(image.dataobj).sum() * np.prod(image.header.get_zooms()) / 1000
+        assert volume == pytest.approx(case["lesion_ml"], rel=1e-3)
+    for words, why in (
+        (["-o", tmp_path / "x.nii.gz"], "needs a folder"), (["-o", out, "--shard", "1/2"], "does not go with --shard"),
+        (["-o", out, "--extension", ".mha"], "BIDS has no .mha"),
+    ):  # fmt: skip
+        status, _, err = run("segment", cohort, "--bids", *words, *options)
+        assert status == 1
+        assert why in err
+
+
 def test_folders_are_matched_by_name_or_case(tmp_path: Path) -> None:
     for name in ("adc/a.nii.gz", "adc/b.mha", "adc/C-ADC_ss.nii", "z/a.nii.gz", "z/b.nii",
                  "z/Zmap_C-ADC_smooth2mm_clipped10.nii", "z/other.nii"):  # fmt: skip

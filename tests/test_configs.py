@@ -455,6 +455,7 @@ def test_masks_equal_the_evaluated_ones(tiny_cohort: Path, trained: Path, tmp_pa
     weights = torch.load(first, weights_only=True)["model"]
     torch.save({"model": weights | {"output.bias": weights["output.bias"] + 0.3}}, tmp_path / "second.pt")
     ensemble = {"ckpt_path": f"['{first}','{tmp_path / 'second.pt'}']", "flips": "[0]", "threshold": 0.02}
+    ensemble["smallest_lesion_mm3"] = 300
     for name, options in {
         "torch": {"config_file": INFER},
         "openvino": {"config_file": f"['{INFER}','{CONFIGS / 'inference_openvino.yaml'}']", "precision": "float32"},

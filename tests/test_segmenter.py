@@ -151,6 +151,21 @@ def test_figures_are_those_of_the_mask(segmenter: Segmenter, files: dict[str, Pa
     np.testing.assert_array_equal(np.asarray(probability.dataobj), found.probability)
 
 
+def test_the_smallest_lesion_is_a_volume_on_the_files_grid(weights: Path, files: dict[str, Path]) -> None:
+    from scipy.ndimage import label, sum_labels
+
+    every = Segmenter(weights, recipe=[ADC_ALONE], **TINY).result(files["adc"], files["zadc"])
+    threshold = float(np.quantile(every.probability, 0.97))
+    segmenter = Segmenter(weights, recipe=[ADC_ALONE], smallest_lesion_mm3=200.0, threshold=threshold, **TINY)
+    found = segmenter.result(files["adc"], files["zadc"])
+    labels, number = label(found.probability > segmenter.threshold, np.ones((3, 3, 3)))
+    volumes = sum_labels(labels > 0, labels, np.arange(1, number + 1)) * 2.1 * 1.9 * 4.7
+    large = np.flatnonzero(volumes >= 200) + 1
+    assert 0 < len(large) < number
+    np.testing.assert_array_equal(found.mask > 0, np.isin(labels, large))
+    assert segmenter.making["smallest_lesion_mm3"] == 200
+
+
 def test_masks_are_those_of_the_workflow(tiny_cohort: Path, tmp_path: Path) -> None:
     """An ensemble of two, mirrored: every layer is in the way."""
     checkpoints = [str(write_weights(tmp_path / f"{seed}.pt", [], seed)) for seed in (0, 1)]

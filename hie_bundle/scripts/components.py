@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["components"]
+__all__ = ["components", "without_small"]
 
 
 def components(
@@ -29,3 +30,15 @@ def components(
 
     labels, count = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=connectivity, return_N=True)
     return labels, int(count)
+
+
+def without_small(mask: NDArray[np.bool_], voxels: float) -> NDArray[np.bool_]:
+    """The mask without its components (26 neighbours) of fewer voxels than that.
+
+    Args:
+        mask: bool, shape (X, Y, Z).
+        voxels: may be a fraction; what differs from a whole number by rounding counts as that.
+    """
+    import cc3d
+
+    return np.asarray(cc3d.dust(np.ascontiguousarray(mask), threshold=ceil(voxels - 1e-6), connectivity=26))

@@ -159,6 +159,7 @@ OPTIONS: dict[str, Number | Numbers | Flag | Device] = {
     "baseline_threshold": Number(),
     **dict.fromkeys(("timeout_minutes", "timeout_s", "fine_mm", "atlas_step_mm"), _ABOVE),
     **dict.fromkeys(("pause_s", "registration_mm"), Number(0)),
+    "smallest_lesion_mm3": Number(0),
     "noise": Number(0, null=True),
     "noise_floor": Number(0),
     "adc_scale": Number(0, above=True, null=True),

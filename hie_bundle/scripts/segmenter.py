@@ -127,6 +127,7 @@ class Segmenter:
         get = parser.get_parsed_content
         self.limits: Limits = get("limits")
         self.threshold = get("threshold")
+        self.smallest_lesion_mm3 = get("smallest_lesion_mm3")
         self._preprocessing = get("preprocessing")
         network = get("network")
         load_weights(network, self.checkpoints, recipe_of(parser), get("other_recipe"))
@@ -142,7 +143,11 @@ class Segmenter:
     @property
     def making(self) -> dict[str, Any]:
         """What tells masks of one making from those of another."""
-        return {"weights_sha256": sha256_of(*self.checkpoints), "threshold": self.threshold}
+        return {
+            "weights_sha256": sha256_of(*self.checkpoints),
+            "threshold": self.threshold,
+            "smallest_lesion_mm3": self.smallest_lesion_mm3,
+        }
 
     @overload
     def __call__(self, adc: str | Path, zadc: Any = None, *, output: str | Path) -> Path: ...

@@ -23,7 +23,7 @@ SHORT = {
     "dicom_seg": {"-o": "--output_file"},
 }
 SEGMENTING = ("segment", "challenge")
-SWITCHES = ("probabilities", "json", "quiet", "openvino")  # of these: they take no value
+SWITCHES = ("probabilities", "json", "quiet", "openvino", "bids")  # of these: they take no value
 USAGE = """hie-bundle COMMAND …
 
   segment ADC [ZADC] -o OUT   lesion masks from files or folders

@@ -10,7 +10,7 @@ __all__ = ["completion", "words_of"]
 
 SEGMENT = (
     "output", "weights", "recipe", "probabilities", "overlay", "report", "extension", "json", "quiet", "openvino",
-    "shard",
+    "bids", "shard",
     "device", "threshold", "flips", "help",
 )  # fmt: skip
 BASH = """_hie_bundle() {{

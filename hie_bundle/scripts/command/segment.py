@@ -20,6 +20,7 @@ from ..errors import UserError, user_error
 from ..files import sha256_of
 from ..images import write
 from ..segmenter import CAUTION, Segmentation, Segmenter
+from .bids import describe, mask_place, sidecar_of, write_sidecar
 from .shards import Shard
 
 __all__ = ["HELP", "find_jobs", "segment"]
@@ -41,6 +42,7 @@ Outlines hypoxic-ischaemic lesions in the brain of newborns.
   --overlay         OUT.png, a picture of the slices with the mask's outline; of several cases a folder
   --report          OUT.html, a page with the slices and the figures; of several cases a folder
   --extension       .nii.gz, .nii or .mha, of masks in a folder
+  --bids            OUT is a BIDS derivative: sub-01/ses-1/dwi/sub-01_ses-1_desc-lesion_mask.nii.gz with its JSON file
   --json            print the figures as JSON, and nothing else
   -q, --quiet       print errors only
   --openvino        let OpenVINO run the network, on the CPU
@@ -79,6 +81,7 @@ def segment(
     json: bool = False,
     quiet: bool = False,
     openvino: bool = False,
+    bids: bool = False,
     shard: str | None = None,
     **options: Any,
 ) -> None:
@@ -94,13 +97,17 @@ def segment(
     if extension not in EXTENSIONS:
         raise UserError(f"--extension is one of {', '.join(EXTENSIONS)}, not {extension}.")
     jobs = find_jobs(Path(adc), Path(zadc) if zadc else None)
-    places = [_places(job, len(jobs) == 1, output, overlay, report, probabilities, extension) for job in jobs]
+    if bids and (shard or extension_of(output)):
+        raise UserError("--bids needs a folder, with -o, and does not go with --shard.")
+    places = [_places(job, len(jobs) == 1, output, overlay, report, probabilities, extension, bids) for job in jobs]
     _refuse_overwriting(jobs, places)
     share = Shard(shard, output) if shard else None
     if share and extension_of(output):
         raise UserError("--shard needs a folder for the masks, with -o.")
     segmenter = Segmenter(weights.split(",") if "," in weights else weights, recipe, openvino, **options)
     rows: list[dict[str, Any]] = []
+    if bids:
+        describe(output)
     with share.working() if share else nullcontext():
         todo = list(zip(jobs, places, strict=True))
         if share:
@@ -121,7 +128,8 @@ def segment(
     failed = sum("error" in row for row in rows)
     if json:
         checkpoints = [{"path": str(path), "sha256": sha256_of(path)} for path in segmenter.checkpoints]
-        content = {"caution": CAUTION, "weights": checkpoints, "threshold": segmenter.threshold, "cases": rows}
+        settings = {name: value for name, value in segmenter.making.items() if name != "weights_sha256"}
+        content = {"caution": CAUTION, "weights": checkpoints, **settings, "cases": rows}
         print(json_format.dumps(content, indent=2, ensure_ascii=False))
     elif not quiet and failed < len(rows):
         print(CAUTION)
@@ -189,8 +197,9 @@ def _ending(path: Path) -> str:
 
 
 def _places(
-    job: Job, single: bool, output: str, overlay: str | None, report: str | None, probabilities: bool, extension: str
-) -> dict[str, Path]:
+    job: Job, single: bool, output: str, overlay: str | None, report: str | None, probabilities: bool, extension: str,
+    bids: bool,
+) -> dict[str, Path]:  # fmt: skip
     """Where each thing of a case is written."""
 
     def place(target: str, endings: Sequence[str], name: str) -> Path:
@@ -200,9 +209,15 @@ def _places(
             raise UserError(f"{target} is one file, but there are several cases: name a folder.")
         return Path(target)
 
-    mask = place(output, EXTENSIONS, f"{job.case}_lesion{extension}")
-    places = {"mask": mask}
-    if probabilities:
+    if bids:
+        mask = mask_place(output, job.case, extension)
+        places = {"mask": mask, "sidecar": sidecar_of(mask)}
+    else:
+        mask = place(output, EXTENSIONS, f"{job.case}_lesion{extension}")
+        places = {"mask": mask}
+    if probabilities and bids:
+        places["probability"] = mask.with_name(mask.name.replace("_mask.", "_probseg."))
+    elif probabilities:
         stem = mask.name.removesuffix(_ending(mask)).removesuffix("_lesion")
         places["probability"] = mask.with_name(f"{stem}_probability{_ending(mask)}")
     if overlay:
@@ -224,6 +239,9 @@ def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]]) 
 
 def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Segmenter) -> None:
     write(place["mask"], found.mask, found.affine)
+    if "sidecar" in place:
+        sources = [path.name for path in (job.adc, job.zadc) if path]
+        write_sidecar(place["mask"], {"Sources": sources, **segmenter.making, **found.figures})
     if "probability" in place:
         write(place["probability"], found.probability, found.affine)
     if not {"overlay", "report"} & place.keys():
@@ -242,6 +260,7 @@ def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Seg
         for number, path in enumerate(segmenter.checkpoints, start=1):
             facts[f"Weights {number}"] = f"{path}, SHA-256 {sha256_of(path)}"
         facts["Threshold of the probability"] = str(segmenter.threshold)
+        facts["Smallest lesion"] = f"{segmenter.smallest_lesion_mm3:g} mm³"
         write_case_page(place["report"], maps, found.mask, found.affine, found.case, tiles, found.notes, facts)
 
 

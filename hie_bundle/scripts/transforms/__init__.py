@@ -4,6 +4,7 @@ from .loading import KeepNatived, LoadMapsd, ToNatived
 from .patches import RandCropByLesiond
 from .scores import BrainDepthd, ScanScored
 from .spacing import ResizeToSpacingd
+from .specks import RemoveSmallLesionsd
 from .symmetry import MirrorDifferenced
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "LoadMapsd",
     "MirrorDifferenced",
     "RandCropByLesiond",
+    "RemoveSmallLesionsd",
     "ResizeToSpacingd",
     "ScanScored",
     "ToNatived",
