@@ -24,7 +24,7 @@ SBOM_VENV := .venv-sbom
 # in processes of their own: with OpenVINO in one process, ITK and TorchIO have crashed it (about every second time)
 WITH_OPENVINO := tests/test_inferers.py tests/test_zoo.py
 
-.PHONY: help install demo study test test-all test-slow test-monailabel test-tracking lint bench docs changelog package wheel release \
+.PHONY: help install demo study test test-all test-slow test-monailabel test-tracking lint bench bench-peers docs changelog package wheel release \
 	large_files clean
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo "make test-monailabel   the bundle in a real MONAI Label server; an environment of several GB"
 	@echo "make test-tracking     runs in MLflow and Weights & Biases, which it installs"
 	@echo "make lint        ruff and mypy"
+	@echo "make bench-peers nnU-Net on the same cases for the same time: NNUNET=PYTHON DATASET_DIR=DIR [MINUTES=30]"
 	@echo "make bench       every part against its stock counterpart; an hour or more, alone on the machine"
 	@echo "make docs        the documentation, under dist/docs; readable without a network"
 	@echo "make changelog   CHANGELOG.md from configs/metadata.json"
@@ -118,6 +119,10 @@ lint: install
 
 bench: install
 	$(VENV)/bin/python tests/benchmarks
+
+# make bench-peers NNUNET=…/bin/python DATASET_DIR=… [MINUTES=30]; another tool has an environment of its own
+bench-peers: install
+	$(VENV)/bin/python tests/benchmarks/peers.py --nnunet $(NNUNET) --dataset_dir $(DATASET_DIR) --minutes $(or $(MINUTES),30)
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet

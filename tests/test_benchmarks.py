@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,30 @@ def test_unknown_section_is_named() -> None:
     )
     assert process.returncode == 2
     assert "colour" in process.stderr
+
+
+def test_steps_of_nnunet_fit_into_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import peers
+
+    log = "2026-01-01: Epoch time: 20.0 s"  # three steps and a validation: 5 s each
+    steps = peers.steps_for(30, log)
+    assert 29.5 * 60 <= peers.EPOCHS * (steps + 1) * 5 <= 30.5 * 60
+    assert peers.steps_for(0.1, log) == 1
+    with pytest.raises(ValueError, match="no time of an epoch"):
+        peers.steps_for(30, "Traceback")
+
+
+@pytest.mark.slow
+def test_nnunet_trains_and_is_scored(tmp_path: Path, tiny_cohort: Path) -> None:
+    """By the Python that NNUNET_PYTHON names (one with nnunetv2 installed)."""
+    python = os.environ.get("NNUNET_PYTHON")
+    if not python:
+        pytest.skip("NNUNET_PYTHON does not name a Python with nnunetv2")
+    command = [sys.executable, str(BENCHMARKS / "peers.py"), "--nnunet", python, "--dataset_dir", str(tiny_cohort)]
+    process = subprocess.run(
+        [*command, "--minutes", "0.1", "--output", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 3
+    assert "ZADC < threshold" in process.stdout
