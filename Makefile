@@ -59,10 +59,10 @@ demo: install
 	$(RUN) evaluating --config_file $(SIMULATED_DEMO) --split test --dataset_dir $(DEMO)/data \
 		--output_dir $(DEMO)/simulated --ckpt_path hie_bundle/models/simulated/model.pt
 	$(RUN) training --config_file $(FINE_TUNE_DEMO) --dataset_dir $(DEMO)/data \
-		--output_dir $(DEMO)/fine_tuned --ckpt_dir $(DEMO)/fine_tuned
+		--output_dir $(DEMO)/fine_tuned --ckpt_dir $(DEMO)/fine_tuned --overwrite True
 	$(RUN) evaluating --config_file $(SIMULATED_DEMO) --split test --dataset_dir $(DEMO)/data \
 		--output_dir $(DEMO)/fine_tuned --ckpt_path $(DEMO)/fine_tuned/model.pt
-	$(RUN) training --config_file $(TRAIN_DEMO)
+	$(RUN) training --config_file $(TRAIN_DEMO) --overwrite True
 	$(RUN) evaluating --config_file $(EVALUATE_DEMO) --split test
 	$(RUN) --config_file $(INFER_DEMO) --split test --output_dir $(DEMO)/masks
 	@echo

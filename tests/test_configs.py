@@ -375,7 +375,7 @@ def test_loss_is_the_same_quantity_in_the_log_and_in_tensorboard() -> None:
     """Without the L1 term in both, which stands beside it by its own name."""
     parser = _parser(TRAIN)
     shown = [handler for handler in parser["train#handlers"] if "output_transform" in handler]
-    assert {"StatsHandler", "TensorBoardStatsHandler"} <= {handler["_target_"] for handler in shown}
+    assert {"StatsHandler", "scripts.curves.TensorBoardStatsHandler"} <= {handler["_target_"] for handler in shown}
     assert {handler["output_transform"] for handler in shown} == {"@train#curves"}
     step = {"loss": 1.5, "l1_penalty": 0.6, "grad_norm": 2.0}
     curves = parser.get_parsed_content("train#curves")([step])
@@ -438,7 +438,7 @@ def test_inference_command_writes_masks_on_the_maps_grid(
         ckpt_path=trained / "models" / "model.pt", spatial_size=TINY["spatial_size"], features=TINY["features"],
     )  # fmt: skip
     maps = sorted((data / "1ADC_ss").iterdir())
-    masks = sorted((tmp_path / "out").iterdir())
+    masks = sorted((tmp_path / "out").glob("*_lesion*"))
     assert [m.name for m in masks] == [p.name.replace("-ADC_ss.mha", f"_lesion{extension}") for p in maps]
     for path, mask_path in zip(maps, masks, strict=True):
         adc, mask = SimpleITK.ReadImage(str(path)), SimpleITK.ReadImage(str(mask_path))

@@ -181,7 +181,7 @@ def test_training_and_evaluation_commands(tiny_cohort: Path, tmp_path: Path, tor
         )
     )
     assert output.count("epoch 2/2: loss") == 1
-    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["model.pt", "resume_state.pt"]
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["model.pt", "resume_state.pt", "run.json"]
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)["model"]
     assert not any(name.startswith("module.") for name in weights)
 

@@ -1,5 +1,6 @@
 """The handlers on small engines: what they do to loss, gradients, weights and files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from monai.handlers import IgniteMetricHandler, LrScheduleHandler, ValidationHan
 from monai.metrics import DiceMetric
 from monai.transforms import Compose, RandGaussianNoised
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from scripts import handlers, weights
 from scripts.errors import UserError
@@ -262,6 +265,56 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, kill_in_ep
     assert all(torch.equal(resumed[k], v) for k, v in reference.items())
     best = [torch.load(folder / "model.pt", weights_only=True)["model"] for folder in (whole, parts)]
     assert all(torch.equal(best[0][k], v) for k, v in best[1].items())
+
+
+def _rates(path: Path, epochs: int, schedule: Callable[[Optimizer], LRScheduler]) -> list[float]:
+    """The learning rates of a training's epochs, as the schedule's own steps give them; goes on from ``path``."""
+    network = _network()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    scheduler = schedule(optimizer)
+    validator = _validator(network, None)
+    rates: list[float] = []
+    objects = {"network": network, "optimizer": optimizer, "lr_scheduler": scheduler}
+    trainer = _trainer(network, epochs, [
+        LrScheduleHandler(scheduler, print_lr=False), handlers.Resume(str(path), objects, validator, resume=True),
+    ])  # fmt: skip
+    trainer.optimizer = optimizer
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda: rates.append(optimizer.param_groups[0]["lr"]))
+    trainer.run()
+    return rates
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda epochs: lambda optimizer: torch.optim.lr_scheduler.PolynomialLR(optimizer, epochs, 0.9),
+        lambda epochs: lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
+        lambda epochs: lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8),
+    ],
+)
+def test_more_epochs_follow_the_learning_rates_of_so_many(
+    schedule: Callable[[int], Callable[[Optimizer], LRScheduler]], tmp_path: Path
+) -> None:
+    """strong.yaml's was 0 from the epoch on that a finished training had ended with."""
+    whole = _rates(tmp_path / "whole.pt", 4, schedule(4))
+    first = _rates(tmp_path / "parts.pt", 2, schedule(2))
+    rest = _rates(tmp_path / "parts.pt", 4, schedule(4))
+    assert len(first) == len(rest) == 2
+    assert rest == pytest.approx(whole[2:])
+    assert min(rest) > 0
+
+
+def test_a_schedule_that_cannot_be_stretched_is_refused(tmp_path: Path) -> None:
+    def schedule(steps: int) -> Callable[[Optimizer], LRScheduler]:
+        return lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
+
+    _rates(tmp_path / "state.pt", 2, schedule(5))
+    assert len(_rates(tmp_path / "state.pt", 3, schedule(5))) == 1
+    with pytest.raises(UserError) as caught:
+        _rates(tmp_path / "state.pt", 8, schedule(9))
+    message = str(caught.value)
+    assert "OneCycleLR (total_steps 5 in the run, 9 here)" in message
+    assert f"--init_weights {tmp_path / 'model.pt'}" in message
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:

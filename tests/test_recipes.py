@@ -108,7 +108,7 @@ def test_every_workflow_sees_a_case_alike(recipe: str, tiny_cohort: Path, tmp_pa
     for ours, theirs in zip(validation.outputs, evaluated.outputs, strict=True):
         assert torch.equal(ours["pred"], theirs["pred"])
         assert set(ours["label"].unique().tolist()) <= {0.0, 1.0}  # of shares of a voxel MONAI's Dice counts 1 alone
-    files = sorted((tmp_path / "masks").iterdir())
+    files = sorted((tmp_path / "masks").glob("*_lesion*"))
     assert len(files) == 2
     folders = {"evaluated": tmp_path / "evaluation" / "masks", "inferred": tmp_path / "masks"}
     masks = {n: [np.asarray(nibabel.load(f / file.name).dataobj) for file in files] for n, f in folders.items()}
@@ -165,7 +165,7 @@ def test_another_recipe_is_named_instead_of_giving_a_mask(
     workflow = _workflow("infer", "inference", dataset_dir=str(tiny_cohort), split="val", ckpt_path=str(path),
                          output_dir=str(tmp_path / "meant"), spatial_size=[32, 32, 16], other_recipe=True)  # fmt: skip
     workflow.run()
-    assert len(list((tmp_path / "meant").iterdir())) == 2
+    assert len(list((tmp_path / "meant").glob("*_lesion*"))) == 2
 
 
 def test_training_starts_from_given_weights(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_training_starts_from_given_weights(trained: Path, tiny_cohort: Path, tm
 
     def tune(**options: Any) -> dict[str, torch.Tensor]:
         workflow = _workflow("train", "train", dataset_dir=str(tiny_cohort), ckpt_dir=str(tmp_path), epochs=1,
-                             output_dir=str(tmp_path), loss_name="dice", **options)  # fmt: skip
+                             output_dir=str(tmp_path), loss_name="dice", overwrite=True, **options)  # fmt: skip
         workflow.run()
         return torch.load(tmp_path / "model.pt", weights_only=True)["model"]
 
@@ -206,11 +206,17 @@ def test_fine_tuning_takes_as_many_steps_whatever_the_number_of_cases(tiny_cohor
 
 
 def test_resuming_another_recipe_is_refused(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:
-    workflow = _workflow("train", "train", dataset_dir=str(tiny_cohort), ckpt_dir=str(trained), epochs=2, resume=True,
-                         output_dir=str(tmp_path), spatial_size=[32, 32, 16])  # fmt: skip
-    with pytest.raises(RuntimeError) as caught:
-        workflow.run()
-    assert "was trained with another recipe:\n  spatial_size: [24, 24, 16]" in str(user_error(caught.value))
+    said = {
+        True: "was started with other settings:\n  spatial_size: [24, 24, 16] in the run, [32, 32, 16] here",
+        "force": "was trained with another recipe:\n  spatial_size: [24, 24, 16]",
+    }
+    for resume, message in said.items():
+        workflow = _workflow("train", "train", dataset_dir=str(tiny_cohort), ckpt_dir=str(trained), epochs=2,
+                             resume=resume, output_dir=str(trained / "out"), spatial_size=[32, 32, 16],
+                             loss_name="dice", seed=5)  # fmt: skip
+        with pytest.raises(RuntimeError) as caught:
+            workflow.run()
+        assert message in str(user_error(caught.value))
 
 
 def test_a_file_beside_other_weights_is_refused(trained: Path, tmp_path: Path) -> None:

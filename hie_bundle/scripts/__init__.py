@@ -13,6 +13,10 @@
 ``logs``              one line an epoch, and the file of it
 ``tracking``          a run in Weights & Biases; parameters for MLflow
 ``recipe``            what weights were trained with, in words; where another recipe is refused
+``provenance``        the folder of a run: one run's alone, with run.json
+``environment``       what a run runs on: versions, revision, hardware
+``curves``            TensorBoard's, without gaps and doubles
+``interruption``      SIGINT and SIGTERM end a run in good order
 ``masks``             masks on disk: a file for each case, on its grid, whole or not there
 ``finite``            numbers that are none: noticed in their step, never saved, loaded or made into a mask
 ``weights``           files with weights: written, read, checked

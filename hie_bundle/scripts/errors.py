@@ -48,6 +48,9 @@ def show_plainly() -> None:
         if mistake := user_error(error):
             print(f"\nerror: {mistake}", file=sys.stderr)
             return
+        if kind is KeyboardInterrupt:
+            print("\nStopped.", file=sys.stderr)
+            return
         previous(kind, error, trace)
         first = first_cause(error)
         if first is not error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ try:
 except ImportError:  # not on Windows: there two processes that want one lock are not told apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["atomic_path", "sha256_of", "take_lock", "write_atomically", "write_json"]
+__all__ = ["atomic_path", "clean", "sha256_of", "take_lock", "write_atomically", "write_json"]
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
 
 
 @contextmanager
@@ -33,6 +36,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clean(folder: Path) -> None:
+    """Remove what :func:`atomic_path` left in a folder when its process was killed. Nobody else may work there."""
+    for path in folder.glob(".*") if folder.is_dir() else ():
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:

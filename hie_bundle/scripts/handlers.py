@@ -5,8 +5,10 @@ They attach like MONAI's own (``handler.attach(engine)``) and stand in a config'
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,21 @@ from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader as StockCheckpointLoader
 from monai.utils import CommonKeys
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from .distributed import from_first, is_first
+from .errors import UserError
 from .recipe import Recipe, refuse_other_recipe
-from .weights import as_paths, bare, check_recipe, read_weights, save_atomically, save_weights, weights_files
+from .weights import (
+    as_paths,
+    bare,
+    check_recipe,
+    read_state,
+    read_weights,
+    save_atomically,
+    save_weights,
+    weights_files,
+)
 
 __all__ = [
     "BestModelSaver",
@@ -282,8 +295,9 @@ class Resume:
     """Save the whole state of a run after every epoch; go on from it when the run is started again.
 
     With :class:`EpochSeed` a run that was stopped and resumed ends with the same weights as one that was not (same
-    machine, CPU). Resuming a run that had finished does nothing. Of several processes the first one writes and reads,
-    and gives the others what it read: all go on from the same epoch, also where they do not see the same files.
+    machine, CPU). With more epochs it follows the learning rates of so many; one that had all does nothing. Of several
+    processes the first one writes and reads, and gives the others what it read: all go on from the same epoch, also
+    where they do not see the same files.
 
     Stand it last in the trainer's handlers.
 
@@ -296,7 +310,7 @@ class Resume:
         recipe: the config's, see :func:`scripts.recipe.describe`; kept, and compared when a run goes on.
 
     Raises:
-        UserError: when a run would go on with another recipe.
+        UserError: when a run would go on with another recipe, or the state cannot be read or does not fit.
     """
 
     def __init__(
@@ -304,7 +318,7 @@ class Resume:
         path: str,
         objects: Mapping[str, Any],
         validator: Evaluator,
-        resume: bool = False,
+        resume: bool | str = False,
         recipe: Recipe | None = None,
     ) -> None:
         self.recipe = recipe
@@ -324,14 +338,24 @@ class Resume:
             return
         state = None
         if is_first() and self.path.is_file():
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            state = read_state(self.path)
         state = from_first(state)
         if state is None:
             return
         remedy = "Resume with the options that it was started with, or choose another --ckpt_dir."
         refuse_other_recipe(state.get("recipe"), self.recipe, f"The run in {self.path}", remedy)
         for name, item in self.objects.items():
-            (bare(item) if isinstance(item, nn.Module) else item).load_state_dict(state["objects"][name])
+            try:
+                if isinstance(item, LRScheduler):
+                    _go_on_with_schedule(item, state["objects"][name], self.path)
+                else:
+                    (bare(item) if isinstance(item, nn.Module) else item).load_state_dict(state["objects"][name])
+            except UserError:
+                raise
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{self.path} does not fit this training's {name} ({' '.join(str(error).split())[:200]}). {remedy}"
+                ) from error
         if state["scaler"] is not None and engine.scaler is not None:
             engine.scaler.load_state_dict(state["scaler"])
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
@@ -358,5 +382,33 @@ class Resume:
             "best_metric_epoch": self.validator.state.best_metric_epoch,
             "stopped": bool(engine.should_terminate),
             "recipe": self.recipe,
+            "saved": time.time(),  # what curves have from later on is written again
         }
         save_atomically(state, self.path)
+
+
+def _go_on_with_schedule(scheduler: LRScheduler, state: Mapping[str, Any], path: Path) -> None:
+    """Restore where a schedule was, after its optimizer, but not what the config says of it, as PyTorch would.
+
+    A schedule of 40 epochs that is restored in a training of 80 would otherwise stay at its end. Its rate follows from
+    the rate before, so that a changed one is computed anew, in closed form.
+    """
+    names = {"base_lrs", *inspect.signature(type(scheduler)).parameters} - {"optimizer", "last_epoch"}
+    configured = {name: vars(scheduler)[name] for name in sorted(names & vars(scheduler).keys())}
+    scheduler.load_state_dict(dict(state))
+    changed = {name: value for name, value in configured.items() if vars(scheduler)[name] != value}
+    if not changed:
+        return
+    if not hasattr(scheduler, "_get_closed_form_lr"):
+        differences = ", ".join(
+            f"{name} {vars(scheduler)[name]} in the run, {new} here" for name, new in changed.items()
+        )
+        raise UserError(
+            f"The training in {path.parent} cannot go on with another {type(scheduler).__name__} ({differences}). "
+            f"Start a new one from its weights: another --ckpt_dir, and --init_weights {path.parent / 'model.pt'}."
+        )
+    vars(scheduler).update(changed)
+    rates = scheduler._get_closed_form_lr()
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates

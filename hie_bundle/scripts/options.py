@@ -96,19 +96,26 @@ class Numbers:
         return text + (", none twice" if self.each_once else "") + (", or null" if self.null else "")
 
 
+@dataclass(frozen=True)
 class Flag:
-    """True or false; the words, too, which a shell passes as texts, of which every one would count as true."""
+    """True or false; the words, too, which a shell passes as texts, of which every one would count as true.
 
-    def read(self, value: Any) -> bool:
+    Attributes:
+        also: words that are allowed, too.
+    """
+
+    also: tuple[str, ...] = ()
+
+    def read(self, value: Any) -> bool | str:
         """See :meth:`Number.read`."""
-        if isinstance(value, bool):
+        if isinstance(value, bool) or value in self.also:
             return value
         if isinstance(value, str) and value.lower() in ("true", "false"):
             return value.lower() == "true"
         raise ValueError
 
     def __str__(self) -> str:
-        return "true or false"
+        return " or ".join(("true", "false", *self.also))
 
 
 class Device:
@@ -136,8 +143,9 @@ _FROM_0 = Number(0, whole=True)
 # what the values at the top of the configs may be; one that is computed ($…) or refers to another (@…) is not looked at
 OPTIONS: dict[str, Number | Numbers | Flag | Device] = {
     "device": Device(),
-    **dict.fromkeys(("amp", "cudnn_benchmark", "progress", "verbose", "resume", "overwrite"), Flag()),
+    **dict.fromkeys(("amp", "cudnn_benchmark", "progress", "verbose", "overwrite"), Flag()),
     **dict.fromkeys(("other_recipe", "sync_batch_norm", "labels"), Flag()),
+    "resume": Flag(also=("force",)),
     **dict.fromkeys(("epochs", "steps", "batch_size", "val_interval", "patience"), _COUNT),
     **dict.fromkeys(("in_channels", "parallel", "tries"), _COUNT),
     **dict.fromkeys(("seed", "rank", "num_train", "num_val", "num_test", "num_healthy", "num_cases"), _FROM_0),

@@ -23,8 +23,8 @@ from .finite import not_finite
 from .recipe import Recipe, refuse_other_recipe
 
 __all__ = [
-    "as_paths", "bare", "check_recipe", "load_weights", "read_record", "read_weights", "save_atomically",
-    "save_weights", "weights_files", "write_bare",
+    "as_paths", "bare", "check_recipe", "load_weights", "read_record", "read_state", "read_weights", "require_there",
+    "save_atomically", "save_weights", "weights_files", "write_bare",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,18 @@ def weights_files(weights: str | Path | Sequence[str | Path]) -> list[Path]:
             f"No weights have come with this copy of the bundle (there is no {folder}/model.pt); name some."
         )
     return files
+
+
+def require_there(path: Path) -> None:
+    """
+    Raises:
+        UserError: when there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"There is no checkpoint at {path.absolute()}. Train first (`run training`), "
+            "or point --ckpt_dir (evaluation) or --ckpt_path (inference) to where the weights are."
+        )
 
 
 def load_weights(network: nn.Module, paths: Sequence[Path], recipe: Recipe | None, other_recipe: bool = False) -> None:
@@ -140,6 +152,19 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def read_state(path: Path) -> Mapping[str, Any]:
+    """What :class:`scripts.handlers.Resume` keeps of a training.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    remedy = "The training cannot go on from it. Weights that were saved are whole; --overwrite True starts anew."
+    state = _read(path, remedy)
+    if missing := {"objects", "epoch", "iteration", "scaler", "best_metric", "best_metric_epoch"} - state.keys():
+        raise UserError(f"{path} is not the state of a training: it has no {', '.join(sorted(missing))}. {remedy}")
+    return state
+
+
 def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: Mapping[str, Any] | None = None) -> None:
     """Write a network's weights with what is known of them, replacing what was there at once.
 
@@ -182,19 +207,17 @@ def bare(network: nn.Module) -> nn.Module:
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(
-            f"There is no checkpoint at {path.absolute()}. Train first (`run training`), "
-            "or point --ckpt_dir (evaluation) or --ckpt_path (inference) to where the weights are."
-        )
+def _read(
+    path: Path,
+    remedy: str = "It is cut short, damaged, or holds more than weights; take it from where it came again.",
+) -> Mapping[str, Any]:
+    require_there(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # PyTorch's own message goes on to advise weights_only=False, which would run whatever code the file holds
         raise UserError(
-            f"{path} is not a checkpoint that PyTorch can read safely ({_first_sentence(error)}). It is cut short, "
-            "damaged, or holds more than weights; take it from where it came again."
+            f"{path} is not a checkpoint that PyTorch can read safely ({_first_sentence(error)}). {remedy}"
         ) from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not the weights of a network by layer.")

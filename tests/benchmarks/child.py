@@ -94,7 +94,7 @@ def train(recipe: str, network: str, **overrides: Any) -> dict[str, Any]:
         overrides |= STOCK_TRAINING
     if network == "pointwise":
         overrides["network_def"] = POINTWISE_NETWORK
-    timer = run("train", ["train.yaml"], "train#trainer", overrides)
+    timer = run("train", ["train.yaml"], "train#trainer", overrides | {"overwrite": True})
     epoch = timer.epochs[-1]
     return {"epoch_s": sum(epoch.values()), "step_s": timer.steps[-1], "phases_s": epoch, "losses": timer.losses}
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..calibration import CaseProbabilities
+from ..environment import versions
 from ..files import sha256_of, write_atomically
 from ..measures import Measure, column
 from . import plots, tables
@@ -25,10 +24,6 @@ from .tables import BASELINES, gain_over, verdicts
 __all__ = ["provenance", "render_page", "write_report"]
 
 HERE = Path(__file__).parent
-PACKAGES = (
-    "monai", "torch", "pytorch-ignite", "numpy", "scipy", "scikit-learn", "nibabel", "itk",
-    "surface-distance-based-measures", "connected-components-3d", "matplotlib",
-)  # fmt: skip
 
 
 def provenance(checkpoints: Sequence[str | Path] = ()) -> dict[str, Any]:
@@ -41,16 +36,10 @@ def provenance(checkpoints: Sequence[str | Path] = ()) -> dict[str, Any]:
         ``date`` (local time with its offset), ``checkpoints`` (``path`` and ``sha256`` of each), ``versions`` of Python
         and the packages that measure, as far as they are installed.
     """
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "checkpoints": [{"path": str(Path(path).resolve()), "sha256": sha256_of(path)} for path in checkpoints],
-        "versions": versions,
+        "versions": versions(),
     }
 
 

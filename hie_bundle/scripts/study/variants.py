@@ -23,8 +23,8 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 # what a variant must not set: it would see other data, or the study itself sets it
 _RESERVED = (
     "bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "ckpt_path", "seed", "fold", "num_folds",
-    "split", "resume", "variants", "seeds", "cases", "train#dataset#data", "validate#dataset", "evaluate#dataset",
-    "evaluate#cases",
+    "split", "resume", "overwrite", "variants", "seeds", "cases", "train#dataset#data", "validate#dataset",
+    "evaluate#dataset", "evaluate#cases",
 )  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+"""What a run runs on: versions, the bundle's revision, hardware."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from .cores import available_cores
+
+__all__ = ["bundle", "hardware", "versions"]
+
+BUNDLE = Path(__file__).resolve().parents[1]
+PACKAGES = (
+    "monai", "torch", "pytorch-ignite", "torchio", "numpy", "scipy", "scikit-learn", "nibabel", "itk", "SimpleITK",
+    "surface-distance-based-measures", "connected-components-3d", "edt", "matplotlib", "openvino",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that train and measure, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def bundle() -> dict[str, Any]:
+    """Its version; in a git clone its revision, and whether files differ from it."""
+    found = {"version": json.loads((BUNDLE / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]}
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(BUNDLE), *words], capture_output=True, text=True, timeout=20, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    # installed inside another project's clone it would be that one's
+    if git("ls-files", "--error-unmatch", "configs/metadata.json") is not None:
+        found |= {"revision": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", "."))}
+    return found
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """Of this machine: system, CPU and the cores and threads that a process has, memory in GB, and the device."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found: dict[str, Any] = {
+        "system": platform.platform(),
+        "cpu": models[0] if models else platform.processor(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "device": device,
+    }
+    if torch.device(device).type == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return found

@@ -1,0 +1,118 @@
+"""SIGINT and SIGTERM: a run ends in good order, says how to go on, and is gone within ten seconds."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import psutil
+
+__all__ = ["Interruption"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE_S = 5.0  # for the main thread to come back from PyTorch: a backward pass on a CPU may take half a minute
+
+
+class Interruption:
+    """From :meth:`install` on, SIGINT and SIGTERM print a message, end the children and leave with 130 or 143.
+
+    The main thread raises ``SystemExit``, so that temporary files are removed. Python runs its handlers between two of
+    its own steps only; where PyTorch does not return in time, a thread ends the process.
+
+    Args:
+        message: what to say after the signal's name; nothing is said if it is empty.
+        last: called before the process ends.
+    """
+
+    def __init__(self, message: Callable[[], str], last: Callable[[], None]) -> None:
+        self.message = message
+        self.last = last
+        self._owner = os.getpid()
+        self._before: dict[int, Any] = {}
+        self._descriptors: tuple[int, int] | None = None
+        self._wakeup = -1
+        self._said = threading.Lock()
+
+    def install(self) -> None:
+        """Begin; nothing happens outside of the main thread, whose signals are somebody else's."""
+        if threading.current_thread() is not threading.main_thread() or os.name != "posix":
+            return
+        self._descriptors = os.pipe()
+        os.set_blocking(self._descriptors[1], False)
+        self._wakeup = signal.set_wakeup_fd(self._descriptors[1], warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        threading.Thread(target=self._watch, args=(self._descriptors[0],), daemon=True).start()
+
+    def remove(self) -> None:
+        """Leave signals as they were."""
+        if self._descriptors is None:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._descriptors[1])  # the thread reads the end and closes the other
+        self._descriptors = None
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        """In the main thread, as soon as it runs Python."""
+        if os.getpid() != self._owner:  # a loading process, forked: the main one ends it
+            return
+        for one in SIGNALS:  # a second one does not disturb
+            signal.signal(one, signal.SIG_IGN)
+        self._say(number)
+        _end_children()
+        atexit.register(self._leave, number)  # Python would take some seconds to tear down what PyTorch has loaded
+        raise SystemExit(128 + number)
+
+    def _watch(self, descriptor: int) -> None:
+        """In a thread: woken by the signal itself, whatever the main thread does."""
+        while received := os.read(descriptor, 1):
+            if os.getpid() == self._owner and received[0] in SIGNALS:
+                time.sleep(GRACE_S)
+                self._say(received[0])
+                self._leave(received[0])
+        os.close(descriptor)
+
+    def _leave(self, number: int) -> None:
+        try:
+            self.last()
+            _end_children()
+            logging.shutdown()
+            sys.stdout.flush()
+        finally:
+            os._exit(128 + number)
+
+    def _say(self, number: int) -> None:
+        if self._said.acquire(blocking=False) and (message := self.message()):
+            print(f"\nStopped by {signal.Signals(number).name}. {message}", file=sys.stderr, flush=True)
+
+
+def _end_children() -> None:
+    # PyTorch raises in the main thread when a loading process ends without having been told to
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    # a signal takes effect later than it is sent; those who started them may still want to collect them
+    deadline = time.monotonic() + 1
+    while not all(map(_has_ended, children)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
