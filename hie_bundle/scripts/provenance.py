@@ -38,7 +38,7 @@ RECORD, STATE, LOCK = "run.json", "resume_state.pt", ".lock"
 FIT = "regression.json"  # evaluations use each other's, as long as it is of the same cases
 # what a run may go on with otherwise: where things are, how fast they go, how long it trains
 MAY_DIFFER = re.compile(
-    r"(\w+_(dir|path|root)|device|progress|verbose|resume|overwrite|cache_rate|num_workers|cudnn_benchmark|epochs"
+    r"(\w+_(dir|path|root)|device|progress|verbose|resume|overwrite|cache_rate|num_workers|cudnn_benchmark|epochs|steps"
     r"|patience|timeout_minutes|rank|world_size|workflow|imports|initialize|finalize|run)(#.*)?"
 )
 SHOWN = 8  # differences in a message
@@ -182,9 +182,9 @@ class RunFolder:
                 _refuse_other_cases(self.folder, self.before.get("data", {}), record["data"])
             part = {k: v for k, v in self.before.items() if k not in ("earlier", "data", "config")}
             record["earlier"] = [*self.before.get("earlier", []), part]
-        if self.curves:
-            # what they have from later on is written again
-            keep_curves_until(self.curves, read_state(self.folder / STATE).get("saved", 0.0) if self._goes_on else -1.0)
+        saved = read_state(self.folder / STATE).get("saved") if self._goes_on else -1.0
+        if self.curves and saved is not None:
+            keep_curves_until(self.curves, saved)  # what they have from later on is written again
         if self.purpose == TRAINING and not self._goes_on:
             (self.folder / STATE).unlink(missing_ok=True)
         self._record = record
@@ -197,7 +197,7 @@ class RunFolder:
         if self._record.get("status") != "running":  # another process's, or nothing has begun
             return
         if self.purpose != TRAINING:
-            self._note_files()
+            self._note_files(say=status == "finished")
         if masks is not None:
             self._note_masks(self._record["data"], Path(masks))
         self._record |= {"status": status, "ended": _now(), **({"error": why} if why else {})}
@@ -216,13 +216,13 @@ class RunFolder:
                     found[os.path.relpath(path, self.folder)] = (status.st_mtime_ns, status.st_ino)
         return found
 
-    def _note_files(self) -> None:
+    def _note_files(self, say: bool) -> None:
         now = self._files()
         written = sorted(name for name, status in now.items() if status != self._there.get(name))
         before = {*self.before.get("files", []), *self.before.get("left_over", [])}
         left = sorted(before & now.keys() - set(written))
         self._record |= {"files": written, "left_over": left}
-        if left:
+        if left and say:
             logger.warning(
                 "%d files in %s are of an earlier run, not of this %s: %s%s",
                 len(left), self.folder, self.purpose, ", ".join(left[:3]), " …" if len(left) > 3 else "",
