@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -13,10 +12,11 @@ import psutil
 import torch
 
 from .cores import available_cores
+from .mixins import CONFIGS, bundle_version
 
 __all__ = ["bundle", "hardware", "versions"]
 
-BUNDLE = Path(__file__).resolve().parents[1]
+BUNDLE = CONFIGS.parent
 PACKAGES = (
     "monai", "torch", "pytorch-ignite", "torchio", "numpy", "scipy", "scikit-learn", "nibabel", "itk", "SimpleITK",
     "surface-distance-based-measures", "connected-components-3d", "edt", "matplotlib", "openvino",
@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 
 def bundle() -> dict[str, Any]:
     """Its version; in a git clone its revision, and whether files differ from it."""
-    found = {"version": json.loads((BUNDLE / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]}
+    found: dict[str, Any] = {"version": bundle_version()}
 
     def git(*words: str) -> str | None:
         try:
