@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import BUNDLE
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
@@ -195,6 +199,42 @@ def test_openvino_in_an_ensemble(checkpoints: list[str], image: torch.Tensor) ->
         inferer = EnsembleInferer(checkpoints, flips=[0], backend=OpenVINOBackend("float32"), **layers)
         torch.testing.assert_close(inferer(image, network), reference(image, network), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(inferer.members, reference.members, rtol=1e-3, atol=1e-3)
+
+
+OFFLINE = """
+import sys
+import time
+
+asked = []
+
+
+def hook(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        asked.append((event, str(arguments[-1])))
+        raise OSError("no network here")
+
+
+sys.addaudithook(hook)
+import torch
+from scripts.openvino_backend import OpenVINOBackend
+
+network = torch.nn.Conv3d(1, 1, 3).eval()
+found = OpenVINOBackend("float32")(network, torch.zeros(1, 1, 8, 8, 8))
+assert found.shape == (1, 1, 6, 6, 6)
+time.sleep(1)  # OpenVINO's telemetry sends from a thread or a process of its own
+assert not asked, asked
+assert sys.modules["openvino_telemetry"] is None
+"""
+
+
+def test_openvino_tells_no_server_of_it() -> None:
+    pytest.importorskip("openvino")
+    environment = {**os.environ, "PYTHONPATH": str(BUNDLE)}
+    environment.pop("CI", None)  # where it is set, OpenVINO is silent anyway
+    result = subprocess.run(
+        [sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 @torch.no_grad()

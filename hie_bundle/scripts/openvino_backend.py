@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from .errors import choose
 from .inferers import PRECISIONS, TorchBackend
 
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its import alone tells a server of it
 try:
     import openvino
 except ImportError:
