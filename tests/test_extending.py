@@ -26,8 +26,6 @@ import json, sys
 from pathlib import Path
 from monai.bundle import ConfigWorkflow
 
-from scripts.study.variants import read_variants, rehearse, variant_configs
-
 bundle, cohort, out, names = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:]
 tiny = dict(spatial_size=[24, 24, 16], features=[2, 4, 6, 8], num_workers=0, device="cpu", dataset_dir=cohort)
 
