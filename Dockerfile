@@ -1,7 +1,7 @@
 # The BONBID-HIE challenge's container, and hie-bundle for anybody: docs/segment.md.
 #
 #   docker build -t hie-bundle .                          # PyTorch for CPUs
-#   docker build -t hie-bundle --build-arg TORCH=cu128 .  # for GPUs: a CUDA version that PyTorch is built for
+#   docker build -t hie-bundle --build-arg TORCH=cu130 .  # for GPUs: a CUDA version that this PyTorch is built for
 FROM python:3.11-slim
 
 ARG TORCH=cpu
