@@ -83,7 +83,8 @@ def _small(words: list[str]) -> list[str]:
             "--device",
             "cpu",
         ]
-    return STRONG if any("strong" in word for word in words) else PAPER
+    # each page trains in the same place
+    return [*(STRONG if any("strong" in word for word in words) else PAPER), "--overwrite", "True"]
 
 
 def _turn(command: tuple[str, str, object]) -> int:
