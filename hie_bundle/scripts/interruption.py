@@ -19,6 +19,7 @@ __all__ = ["Interruption"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5.0  # for the main thread to come back from PyTorch: a backward pass on a CPU may take half a minute
+LAST_S = 2.0  # for what is done before the end, should a lock be held that nobody releases any more
 
 
 class Interruption:
@@ -77,6 +78,8 @@ class Interruption:
         while received := os.read(descriptor, 1):
             if os.getpid() == self._owner and received[0] in SIGNALS:
                 time.sleep(GRACE_S)
+                # the main thread may have been stopped where it held logging's lock, with its exit ignored
+                threading.Timer(LAST_S, os._exit, (128 + received[0],)).start()
                 self._say(received[0])
                 self._leave(received[0])
         os.close(descriptor)
