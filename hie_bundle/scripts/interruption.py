@@ -22,6 +22,11 @@ GRACE_S = 5.0  # for the main thread to come back from PyTorch: a backward pass 
 LAST_S = 2.0  # for what is done before the end, should a lock be held that nobody releases any more
 
 
+_forking = threading.Event()
+if hasattr(os, "register_at_fork"):  # what is raised in a hook of a fork is printed and lost
+    os.register_at_fork(before=_forking.set, after_in_parent=_forking.clear, after_in_child=_forking.clear)
+
+
 class Interruption:
     """From :meth:`install` on, SIGINT and SIGTERM print a message, end the children and leave with 130 or 143.
 
@@ -65,6 +70,9 @@ class Interruption:
     def _stop(self, number: int, _: FrameType | None) -> None:
         """In the main thread, as soon as it runs Python."""
         if os.getpid() != self._owner:  # a loading process, forked: the main one ends it
+            return
+        if _forking.is_set():
+            threading.Timer(0.05, os.kill, (self._owner, number)).start()
             return
         for one in SIGNALS:  # a second one does not disturb
             signal.signal(one, signal.SIG_IGN)
