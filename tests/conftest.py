@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import processes
@@ -26,6 +26,27 @@ TINY = {
 def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what the checks remember out of the user's own cache, in this process and in those it starts."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every process of every test reaches this machine alone; what was refused is noted in a file."""
+    file = tmp_path_factory.mktemp("network") / "refused.txt"
+    file.touch()
+    os.environ["REFUSED_CONNECTIONS"] = str(file)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(processes.NO_NETWORK), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    processes.refuse_network()
+    return file
+
+
+@pytest.fixture(autouse=True)
+def _without_a_network(refused: Path) -> Iterator[None]:
+    yield
+    attempts = refused.read_text()
+    refused.write_text("")
+    assert attempts == ""
 
 
 @pytest.fixture(scope="session")

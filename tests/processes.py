@@ -5,6 +5,7 @@ them, and the same for each.
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import multiprocessing
 import os
 import runpy
@@ -14,12 +15,21 @@ import tempfile
 from pathlib import Path
 
 OF_THE_TESTS = {str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "tests", "hie_bundle")}
+NO_NETWORK = Path(__file__).with_name("no_network")  # on PYTHONPATH: reach nothing beyond this machine
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(["monai.bundle", "monai.engines", "monai.handlers"])
 
 
+def refuse_network() -> None:
+    """From here on this process reaches nothing beyond this machine."""
+    spec = importlib.util.spec_from_file_location("no_network", NO_NETWORK / "sitecustomize.py")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
 def run_module(module: str, arguments: list[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-    """What ``python -m MODULE ARGUMENTS`` does in a folder, with two threads and without the tests' import path.
+    """What ``python -m MODULE ARGUMENTS`` does in a folder, with two threads, no network and not the tests' import path.
 
     Args:
         module: name of a module that is installed or lies in ``cwd``.
@@ -53,7 +63,8 @@ def _become(module: str, arguments: list[str], cwd: str, out: str, err: str, env
         os.close(number)
     os.environ.clear()
     os.environ.update(environment)
-    os.environ.pop("PYTHONPATH", None)
+    os.environ["PYTHONPATH"] = str(NO_NETWORK)
+    refuse_network()
     os.environ["OMP_NUM_THREADS"] = "2"
     import torch
 

@@ -19,6 +19,7 @@ import SimpleITK
 import yaml
 from conftest import BUNDLE, ROOT
 from PIL import Image
+from processes import NO_NETWORK
 from test_segmenter import ADC_ALONE, TINY, write_weights
 
 from scripts import command
@@ -285,7 +286,7 @@ def test_completion_offers_commands_and_values(run: Run, tmp_path: Path) -> None
 @pytest.mark.slow  # a minute
 def test_workflows_are_those_of_monai_bundle(tmp_path: Path) -> None:
     """From an empty folder: a cohort, looked at, trained on and evaluated, with the folders where the user is."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{NO_NETWORK}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
 
     def hie_bundle(*words: str, status: int = 0) -> str:
         result = subprocess.run([sys.executable, "-m", "hie_bundle", *words], cwd=tmp_path, env=environment,

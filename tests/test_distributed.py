@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import BUNDLE, TINY
 from monai.bundle import ConfigWorkflow
+from processes import NO_NETWORK
 
 from scripts.distributed import batch_share, gather_interleaved, shard
 from scripts.errors import UserError
@@ -32,7 +33,7 @@ def torchrun(tmp_path: Path) -> Started:
     def start(*arguments: str, path: tuple[Path, ...] = ()) -> subprocess.Popen[str]:
         # TCP over the loopback device whatever the machine's name resolves to
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        environment["PYTHONPATH"] = os.pathsep.join(map(str, (tmp_path, *path)))
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, (NO_NETWORK, tmp_path, *path)))
         return subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -92,7 +93,11 @@ def test_one_process_gathers_what_it_has() -> None:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """What distributed_checks.py saw on each rank; the folder is under the key ``folder``."""
     folder = tmp_path_factory.mktemp("checks")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(BUNDLE)}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": f"{NO_NETWORK}{os.pathsep}{BUNDLE}",
+    }
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", distributed_checks.__file__]
     result = subprocess.run(
         [sys.executable, *command, str(folder)], env=environment, capture_output=True, text=True, timeout=120,

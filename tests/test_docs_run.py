@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import BUNDLE, TINY
+from processes import NO_NETWORK
 from test_docs import blocks, lines_of
 
 PAPER = [word for name, value in TINY.items() for word in (f"--{name}", value)] + ["--epochs", "1", "--device", "cpu"]
@@ -124,7 +125,7 @@ def test_what_the_pages_tell_to_type_works(tiny_cohort: Path, tmp_path: Path) ->
     commands.sort(key=_turn)
     (tmp_path / "model.pt").symlink_to(tmp_path / "hie_bundle" / "models" / "model.pt")
     (tmp_path / "commands.json").write_text(json.dumps(commands))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (NO_NETWORK, tmp_path)))}
     result = subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path, env=environment, capture_output=True,
                             text=True, timeout=1500, check=False)  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]

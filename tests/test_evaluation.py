@@ -134,7 +134,7 @@ def test_files_at_the_end(overlays: bool, tmp_path: Path) -> None:
     assert [row["native_dice"] for row in rows] == [pytest.approx(metrics.dice(pred, truth)), 1.0, pytest.approx(6 / 7)]
     summary = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert summary["info"]["split"] == "test"
-    assert [entry["path"] for entry in summary["info"]["checkpoints"]] == [str(tmp_path / "model.pt")]
+    assert [entry["path"] for entry in summary["info"]["checkpoints"]] == ["../model.pt"]
     pictures = sorted(path.name for path in tmp_path.glob("out/overlays/*"))
     assert pictures == (["A-1.png", "B%2F2.png", "C 3.png"] if overlays else [])
     page = (tmp_path / "out" / "report.html").read_text()

@@ -94,6 +94,8 @@ def _start(cohort: Path, folder: Path, **options: object) -> subprocess.Popen[st
     return subprocess.Popen(
         [sys.executable, "-m", "monai.bundle", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        # a shell without a terminal has what it starts in the background ignore it, and so this would
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

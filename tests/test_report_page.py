@@ -201,10 +201,8 @@ def test_every_column_has_a_table() -> None:
 
 def test_provenance_names_checkpoints_by_their_content(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"weights")
-    found = report.provenance([tmp_path / "model.pt"])
-    assert found["checkpoints"] == [
-        {"path": str(tmp_path / "model.pt"), "sha256": hashlib.sha256(b"weights").hexdigest()}
-    ]
+    found = report.provenance([tmp_path / "model.pt"], tmp_path / "eval")
+    assert found["checkpoints"] == [{"path": "../model.pt", "sha256": hashlib.sha256(b"weights").hexdigest()}]
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", found["date"])
 

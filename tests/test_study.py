@@ -25,6 +25,7 @@ import yaml
 from conftest import BUNDLE, ROOT, TINY
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
+from processes import NO_NETWORK
 from scipy import stats
 
 from scripts import bonbid
@@ -535,7 +536,7 @@ def _start(cohort: Path, output_dir: Path, **options: Any) -> subprocess.Popen[s
     settings = {**SETTINGS, "compare": ",".join(LOSSES), "dataset_dir": cohort, "output_dir": output_dir, **options}
     command = [sys.executable, "-m", "monai.bundle", "run", "loss_study", "--config_file", f"['{TRAIN}','{STUDY}']"]
     command += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(NO_NETWORK), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

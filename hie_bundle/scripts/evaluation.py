@@ -19,13 +19,14 @@ from .baselines import Regression, VoxelRegression
 from .calibration import CaseProbabilities, read_threshold, write_thresholds
 from .distributed import from_first, gather_interleaved, is_first
 from .errors import UserError
-from .files import write_atomically
+from .files import seen_from, write_atomically
 from .spacing import spacing_of
 from .weights import read_record
 
 __all__ = ["CaseEvaluation"]
 
 logger = logging.getLogger(__name__)
+PATHS = ("dataset_dir", "datalist", "predictions_dir")  # of what is said in the results; not where they lie
 
 
 class CaseEvaluation:
@@ -80,7 +81,7 @@ class CaseEvaluation:
         zadc_window: Sequence[float] = (-6, 6),
     ) -> None:
         self.output_dir = Path(output_dir).resolve()
-        self.info = info or {}
+        self.info = self._with_near_paths(info or {})
         self.checkpoints = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
         self.tolerance_mm = tolerance_mm
         self.lesion_overlap = lesion_overlap
@@ -99,10 +100,16 @@ class CaseEvaluation:
     def of(self, info: Mapping[str, Any], checkpoints: str | Sequence[str] = ()) -> CaseEvaluation:
         """The same for other predictions: with more ``info``, and the weights that they come from."""
         other = copy(self)
-        other.info = {**self.info, **info}
+        other.info = {**self.info, **self._with_near_paths(info)}
         other.checkpoints = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
         other.rows, other.views, other.probabilities = [], {}, []
         return other
+
+    def _with_near_paths(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: seen_from(value, self.output_dir) if value is not None and name in PATHS else value
+            for name, value in info.items()
+        }
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Act after each case and at the end."""
@@ -121,7 +128,8 @@ class CaseEvaluation:
         self.probabilities.clear()
         if self.threshold_from is not None:
             self.chosen = read_threshold(self.threshold_from)
-            self.info = {**self.info, "threshold_from": f"{self.threshold_from}: {self.chosen:.2f}"}
+            where = seen_from(self.threshold_from, self.output_dir)
+            self.info = {**self.info, "threshold_from": f"{where}: {self.chosen:.2f}"}
         if self.regression is not None:  # by one process for all
             self.fitted, told = from_first(self.regression.fitted() if is_first() else (None, ""))
             self.info = {**self.info, "regression": told}
@@ -190,7 +198,7 @@ class CaseEvaluation:
         if rows is None or views is None or probabilities is None:
             return
         self.rows, self.views, self.probabilities = rows, dict(views), probabilities
-        info = {**self.info, **report.provenance(self.checkpoints)}
+        info = {**self.info, **report.provenance(self.checkpoints, self.output_dir)}
         if self.checkpoints:
             trainings = [read_record(Path(path)).get("training") for path in self.checkpoints]
             info["training"] = [_said(training) for training in trainings]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ try:
 except ImportError:  # not on Windows: there two processes that want one lock are not told apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["atomic_path", "clean", "sha256_of", "take_lock", "write_atomically", "write_json"]
+__all__ = ["atomic_path", "clean", "seen_from", "sha256_of", "take_lock", "write_atomically", "write_json"]
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
 
@@ -49,6 +50,12 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     """Write a text (UTF-8) or bytes, replacing what was there at once."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def seen_from(path: str | Path, folder: str | Path) -> str:
+    """How a file in ``folder`` names a path: relative, where it lies in it or beside it, else by its name alone."""
+    path, folder = Path(path).absolute(), Path(folder).absolute()
+    return Path(os.path.relpath(path, folder)).as_posix() if path.is_relative_to(folder.parent) else path.name
 
 
 def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:

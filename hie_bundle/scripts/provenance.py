@@ -38,7 +38,7 @@ RECORD, STATE, LOCK = "run.json", "resume_state.pt", ".lock"
 FIT = "regression.json"  # evaluations use each other's, as long as it is of the same cases
 # what a run may go on with otherwise: where things are, how fast they go, how long it trains
 MAY_DIFFER = re.compile(
-    r"(\w+_(dir|path|root)|device|progress|verbose|resume|overwrite|cache_rate|num_workers|cudnn_benchmark|epochs|steps"
+    r"(\w+_(dir|path|root)|anonymise_ids|device|progress|verbose|resume|overwrite|cache_rate|num_workers|cudnn_benchmark|epochs|steps"
     r"|patience|timeout_minutes|rank|world_size|workflow|imports|initialize|finalize|run)(#.*)?"
 )
 SHOWN = 8  # differences in a message
@@ -274,14 +274,20 @@ class RunFolder:
 
     def _hashed(self, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         once = {case_of(item): item for item in items}
-        files = {
-            case: list(dict.fromkeys([*item_files(item).values(), *item_files(as_native(item)).values()]))
-            for case, item in once.items()
-        }
-        paths = [path for of in files.values() for path in of]
+        files = {case: self._named_files(item) for case, item in once.items()}
+        paths = [path for of in files.values() for path in of.values()]
         with ThreadPoolExecutor(available_cores()) as pool:
             digests = dict(zip(paths, pool.map(sha256_of, paths), strict=True))
-        return [{"case": case, "files": {self._name(path): digests[path] for path in of}} for case, of in files.items()]
+        return [
+            {"case": case, "files": {name: digests[path] for name, path in of.items()}} for case, of in files.items()
+        ]
+
+    def _named_files(self, item: Mapping[str, Any]) -> dict[str, str]:
+        """An item's files by their names in the dataset, which hold its id; where that is not said, by their parts."""
+        parts = item_files(item)
+        if "native_image" in item:
+            parts |= {f"native_{part}": path for part, path in item_files(as_native(item)).items()}
+        return parts if "own_name" in item else {self._name(path): path for path in parts.values()}
 
     def _name(self, path: str) -> str:
         absolute = Path(path).absolute()

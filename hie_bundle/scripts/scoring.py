@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 
 from .baselines import read_maps
-from .bonbid import Limits, Volume, VolumeError, as_native, extension_of, grid_difference, read_volume
+from .bonbid import Limits, Volume, VolumeError, as_native, extension_of, grid_difference, own_name, read_volume
 from .bonbid.layout import case_of_file_name
 from .errors import UserError
 from .evaluation import CaseEvaluation
@@ -46,11 +46,11 @@ def score(
     folder = Path(predictions_dir)
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder.absolute()} with masks.")
-    found = find_predictions(folder, [str(item["case"]) for item in items])
+    found = find_predictions(folder, [own_name(item) for item in items])
     problems = {}
     for item in items:
-        if problem := _problem(item["case"], found[item["case"]], str(item["label"]), limits):
-            problems[item["case"]] = problem
+        if problem := _problem(own_name(item), found[own_name(item)], str(item["label"]), limits):
+            problems[own_name(item)] = problem
     if problems:
         lines = [f"  {case}: {problem}" for case, problem in problems.items()]
         raise UserError(
@@ -59,7 +59,7 @@ def score(
         )
     evaluation.started()
     for item in items:
-        (path,) = found[item["case"]]
+        (path,) = found[own_name(item)]
         label = read_volume(item["label"], limits.max_bytes)
         maps, grid = read_maps(item, limits)
         evaluation.add(

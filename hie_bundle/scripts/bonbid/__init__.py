@@ -10,6 +10,7 @@ from .gate import require_usable
 from .layout import SPLITS, Case, file_name, find_cases, output_name
 from .listfiles import as_native
 from .patients import patient_of, patients_of
+from .pseudonyms import own_name, pseudonymised
 from .remembered import check_items
 from .survey import check
 from .volumes import (
@@ -52,8 +53,10 @@ __all__ = [
     "grid_difference",
     "held_out",
     "output_name",
+    "own_name",
     "patient_of",
     "patients_of",
+    "pseudonymised",
     "read_grid",
     "read_volume",
     "require_usable",

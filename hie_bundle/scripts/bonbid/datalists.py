@@ -17,6 +17,7 @@ from .gate import require_usable
 from .layout import MANIFEST, SPLITS, Case, find_cases
 from .listfiles import KEYS, entries_of, portable, with_natives
 from .patients import count_of_patients, patients_in_list, patients_of
+from .pseudonyms import pseudonymised
 from .remembered import check_items
 
 __all__ = ["datalist", "held_out", "write_datalist"]
@@ -36,6 +37,7 @@ def datalist(
     patient_pattern: str | None = None,
     native: bool = False,
     inner_folds: int | None = None,
+    anonymise_ids: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """List the cases of one split.
 
@@ -56,6 +58,7 @@ def datalist(
             it read, as its data list says. Without them if none of these files can be found; a warning says so.
         inner_folds: an inner split: ``val`` is one of this many parts of the training cases, alike in their lesion
             sizes, and ``train`` the others. The fold, or the official ``val``, then takes no part in training.
+        anonymise_ids: file with a key; the cases have other ids then, see :func:`scripts.bonbid.pseudonymised`.
 
     Returns:
         ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}`` with absolute paths, sorted by case.
@@ -86,8 +89,14 @@ def datalist(
         parts = fold_of_case(items, patients, inner_folds, seed, limits)
         items = [item for item in items if (parts[item["case"]] == 0) == (split == "val")]
         _tell_patients(items, patients, f"{split}, 1/{inner_folds} of the training cases being val")
-    if not native:
-        return items
+    if native:
+        items = _with_natives(items, dataset_dir, file)
+    return items if anonymise_ids is None else pseudonymised(items, anonymise_ids)
+
+
+def _with_natives(
+    items: list[dict[str, Any]], dataset_dir: str | Path, file: str | Path | None
+) -> list[dict[str, Any]]:
     list_of_all = Path(file) if file is not None else Path(dataset_dir) / "datalist.json"
     prepared = file is not None or ((Path(dataset_dir) / MANIFEST).is_file() and list_of_all.is_file())
     return with_natives(items, list_of_all) if prepared else items

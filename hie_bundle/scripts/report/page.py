@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..calibration import CaseProbabilities
 from ..environment import versions
-from ..files import sha256_of, write_atomically
+from ..files import seen_from, sha256_of, write_atomically
 from ..measures import Measure, column
 from . import plots, tables
 from .columns import GROUPS, case_columns, grouped
@@ -26,11 +26,12 @@ __all__ = ["provenance", "render_page", "write_report"]
 HERE = Path(__file__).parent
 
 
-def provenance(checkpoints: Sequence[str | Path] = ()) -> dict[str, Any]:
+def provenance(checkpoints: Sequence[str | Path] = (), folder: str | Path = ".") -> dict[str, Any]:
     """What a result came from, for the summary and the page.
 
     Args:
         checkpoints: files with weights.
+        folder: that their paths are seen from (:func:`scripts.files.seen_from`).
 
     Returns:
         ``date`` (local time with its offset), ``checkpoints`` (``path`` and ``sha256`` of each), ``versions`` of Python
@@ -38,7 +39,7 @@ def provenance(checkpoints: Sequence[str | Path] = ()) -> dict[str, Any]:
     """
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "checkpoints": [{"path": str(Path(path).resolve()), "sha256": sha256_of(path)} for path in checkpoints],
+        "checkpoints": [{"path": seen_from(path, folder), "sha256": sha256_of(path)} for path in checkpoints],
         "versions": versions(),
     }
 

@@ -51,6 +51,7 @@ def loss_study(
     fold: int | None = None,
     split: str = "val",
     datalist: str | None = None,
+    anonymise_ids: str | None = None,
     inner_folds: Any = "auto",
     limits: Limits | None = None,
     parallel: int = 1,
@@ -81,6 +82,7 @@ def loss_study(
         fold: must be None: the study runs every fold.
         split: which cases are evaluated: ``val`` (with folds: the fold's), ``test`` or ``train``.
         datalist: the data list that ``cases`` takes instead of a search in ``dataset_dir``.
+        anonymise_ids: file with the key of the ids that ``cases`` gives, for the runs.
         inner_folds: of how many parts of the training cases one chooses the weights, so that evaluated cases do not;
             None: the split ``val`` chooses them; ``auto``: 5 where the evaluated cases would choose them otherwise, and
             at least 40 cases train in every fold.
@@ -119,6 +121,7 @@ def loss_study(
         "bundle_root": str(root),
         "dataset_dir": str(Path(dataset_dir).resolve()),
         "datalist": None if datalist is None else str(Path(datalist).resolve()),
+        "anonymise_ids": None if anonymise_ids is None else str(Path(anonymise_ids).resolve()),
         "num_folds": num_folds,
         "inner_folds": inner,
         "split": split,

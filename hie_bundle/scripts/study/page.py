@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ..files import seen_from, write_atomically
 from ..measures import column
 from ..report import provenance, render_page
 from ..statistics import smallest_p
@@ -50,7 +50,7 @@ def write_study(
     leader = results.by_rank(lead)[0]
     page = render_page(
         TEMPLATE,
-        info={**info, **provenance()},
+        info={**info, **_near_paths(info, folder), **provenance()},
         cases=results.classes["all"],
         runs=sum(len(members) for members in results.runs.values()),
         leader=_leader(results, lead),
@@ -73,6 +73,10 @@ def write_study(
         variants=[_variant(variant, results, folder) for variant in results.variants],
     )
     write_atomically(folder / "study.html", page)
+
+
+def _near_paths(info: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    return {name: seen_from(info[name], folder) for name in ("dataset_dir", "datalist") if info.get(name) is not None}
 
 
 def _plotted(results: Results) -> list[str]:

@@ -28,7 +28,7 @@ INNER_FOLDS, ENOUGH_CASES = 5, 40  # one part of eight cases or more then choose
 RUN_IDS = {TRAINING: "$@training", EVALUATION: "$@evaluating"}  # what plain `run` does with them
 # where things are and how fast they go; everything else decides what comes out
 _IRRELEVANT_ENDS = ("_dir", "_path", "_root")
-_IRRELEVANT = ("device", "progress", "verbose", "resume", "overwrite", "cache_rate", "datalist", "run")
+_IRRELEVANT = ("device", "progress", "verbose", "resume", "overwrite", "cache_rate", "datalist", "anonymise_ids", "run")
 _STUDY_KEYS = (
     "variants", "seeds", "parallel", "devices", "threads", "compare", "evaluation_config", "loss_study", "executor",
     "executor_options",
