@@ -29,7 +29,7 @@ def refuse_network() -> None:
 
 
 def run_module(module: str, arguments: list[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-    """What ``python -m MODULE ARGUMENTS`` does in a folder, with two threads, no network and not the tests' import path.
+    """What ``python -m MODULE ARGUMENTS`` does in a folder: two threads, no network, not the tests' import path.
 
     Args:
         module: name of a module that is installed or lies in ``cwd``.

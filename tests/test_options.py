@@ -69,7 +69,13 @@ WRONG = {
     "features": [[8, "x"], 8],
     "dropout": [[0.1, 2.0]],
     "device": ["cuad", "cuda:99", 3.5],
-    "seed": [-1, 0.5],
+    "seed": [-1, 0.5, {}],
+    "output_dir": [3, True, [1, 2, 3], "a" * 5000, "\0"],
+    "training_precision": [[], 16],
+    "datalist": [0, False],
+    "anonymise_ids": [True],
+    "init_weights": [0],
+    "ckpt_path": [[], [1], None, 3],
 }
 
 

@@ -470,7 +470,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(
         (run.folder / "masks").mkdir()
         for case, item in items.items():
             nibabel.save(nibabel.load(item["label"]), run.folder / "masks" / f"{case}_lesion.nii.gz")
-    info = {"dataset_dir": "<i>data</i>", "datalist": None, "num_folds": None, "split": "val", "seeds": [0, 1]}
+    info = {"dataset_dir": "elsewhere/<i>data", "datalist": None, "num_folds": None, "split": "val", "seeds": [0, 1]}
     write_study(collect(variants, runs), items, tmp_path, {**info, "version": "1"})
     page = (tmp_path / "study.html").read_text()
     assert "The evaluated cases also chose the weights" in page

@@ -9,6 +9,8 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import nn
 
+from .errors import UserError
+
 __all__ = ["HIEUNet", "with_prior"]
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -76,7 +78,7 @@ class HIEUNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(features) != 4 or len(dropout) != 4:
-            raise ValueError(
+            raise UserError(
                 "features and dropout need four values each, for three blocks and the bottleneck; "
                 f"got features={list(features)}, dropout={list(dropout)}."
             )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,6 +121,41 @@ class Flag:
         return " or ".join(("true", "false", *self.also))
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text, such as a path.
+
+    Attributes:
+        path: it is one, and no longer than the file system takes.
+        null: None is allowed, too.
+        several: a list of them is allowed, too.
+    """
+
+    path: bool = False
+    null: bool = False
+    several: bool = False
+
+    def read(self, value: Any) -> Any:
+        """See :meth:`Number.read`."""
+        if self.several and isinstance(value, list | tuple) and value:
+            return [Text(self.path).read(one) for one in value]
+        if value is None and self.null:
+            return value
+        if not isinstance(value, str | os.PathLike):
+            raise ValueError
+        if self.path:
+            try:
+                Path(value).lstat()  # which also refuses what no path may contain
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise ValueError from error
+        return value
+
+    def __str__(self) -> str:
+        text = "a path" if self.path else "a text"
+        return text + (", or a list of them" if self.several else "") + (", or null" if self.null else "")
+
+
 class Device:
     """What PyTorch calls a device, and this machine has."""
 
@@ -141,7 +179,14 @@ class Device:
 _COUNT, _SHARE, _ABOVE = Number(1, whole=True), Number(0, 1), Number(0, above=True)
 _FROM_0 = Number(0, whole=True)
 # what the values at the top of the configs may be; one that is computed ($…) or refers to another (@…) is not looked at
-OPTIONS: dict[str, Number | Numbers | Flag | Device] = {
+OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
+    **dict.fromkeys(("dataset_dir", "ckpt_dir", "bundle_root"), Text(path=True)),
+    **dict.fromkeys(("output_dir", "datalist", "anonymise_ids", "init_weights"), Text(path=True, null=True)),
+    **dict.fromkeys(("predictions_dir", "threshold_from"), Text(path=True, null=True)),
+    "ckpt_path": Text(path=True, several=True),
+    "patient_pattern": Text(null=True),
+    **dict.fromkeys(("loss_name", "augmentation", "label_mode", "training_precision", "precision"), Text()),
+    "on_nonfinite": Text(),
     "device": Device(),
     **dict.fromkeys(("amp", "cudnn_benchmark", "progress", "verbose", "overwrite"), Flag()),
     **dict.fromkeys(("other_recipe", "sync_batch_norm", "labels"), Flag()),
@@ -223,6 +268,8 @@ def _refuse_values(parser: ConfigParser, config: Mapping[str, Any]) -> None:
             continue
         try:
             value = allowed.read(config[name])
+            if value is None and name == "output_dir" and "run_folder" in config:  # elsewhere a place of its own
+                raise ValueError
         except ValueError:
             lines.append(f"  --{name} {config[name]}: {allowed}")
             continue
@@ -235,4 +282,6 @@ def _refuse_values(parser: ConfigParser, config: Mapping[str, Any]) -> None:
 
 
 def _is_computed(value: Any) -> bool:
-    return isinstance(value, Mapping) or (isinstance(value, str) and value[:1] in ("$", "@", "%"))
+    return (isinstance(value, Mapping) and "_target_" in value) or (
+        isinstance(value, str) and value[:1] in ("$", "@", "%")
+    )
