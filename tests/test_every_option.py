@@ -207,11 +207,11 @@ def test_wrong_values_are_one_line_or_do_no_harm(
     """500 draws of one or two keys and values, in the workflow that is drawn too."""
     monkeypatch.chdir(folder)
     cases = find_cases(tiny_cohort)
-    draw = random.Random(int(os.environ.get("SEED", 0)))
+    draw = random.Random(0)
     run("training", ("train",), {**TINY, **_places(folder, tiny_cohort)})
     keys = sorted({*_options(of="train"), "num_workers"} - {"bundle_root", "network"})
     bad, outcomes = [], {"ran": 0, "refused": 0, "failed as code": 0}
-    for number in range(int(os.environ.get("DRAWS", 500))):
+    for number in range(500):
         wrong = {draw.choice(keys): draw.choice(WRONG) for _ in range(draw.choice([1, 1, 2]))}
         workflow = draw.choice(["training", "evaluating", "inference"])
         out = folder / "runs" / str(number)
