@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TypeVar
 
-__all__ = ["UserError", "choose", "first_cause", "show_plainly", "user_error"]
+__all__ = ["UserError", "choose", "first_cause", "out_of_memory", "show_plainly", "user_error"]
 
 
 Option = TypeVar("Option")
@@ -48,6 +48,9 @@ def show_plainly() -> None:
         if mistake := user_error(error):
             print(f"\nerror: {mistake}", file=sys.stderr)
             return
+        if shortage := out_of_memory(error):
+            print(f"\nerror: {shortage}", file=sys.stderr)
+            return
         if kind is KeyboardInterrupt:
             print("\nStopped.", file=sys.stderr)
             return
@@ -62,6 +65,19 @@ def show_plainly() -> None:
 def user_error(error: BaseException) -> UserError | None:
     """The :class:`UserError` among an exception and its causes, if there is one."""
     return next((cause for cause in _causes(error) if isinstance(cause, UserError)), None)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What to lower, where an accelerator had no more memory; None of any other exception."""
+    torch = sys.modules.get("torch")  # an import for this alone would take seconds
+    shortage = next((cause for cause in _causes(error) if torch and isinstance(cause, torch.OutOfMemoryError)), None)
+    if shortage is None:
+        return None
+    return (
+        f"{str(shortage).splitlines()[0].rstrip('.')}.\nThe device has too little memory. In training lower "
+        "--batch_size; in evaluation and inference --flips []; in all of them --spatial_size, or --input_size where "
+        "the recipe takes patches; --amp True takes half in training; or end what else uses the device."
+    )
 
 
 def first_cause(error: BaseException) -> BaseException:
