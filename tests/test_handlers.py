@@ -193,6 +193,17 @@ def test_early_stopping_counts_epochs_not_validations() -> None:
     assert trainer.state.epoch == 6  # the best was epoch 2
 
 
+@pytest.mark.parametrize(("interval", "epochs", "validated"), [(3, 7, [3, 6, 7]), (3, 6, [3, 6]), (9, 2, [2])])
+def test_the_last_epoch_is_validated_once(interval: int, epochs: int, validated: list[int]) -> None:
+    network = _network()
+    validator = _validator(network, [0.1] * epochs)
+    trainer = _trainer(network, epochs, [handlers.ValidationHandler(interval, validator)])
+    seen: list[int] = []
+    validator.add_event_handler(Events.STARTED, lambda: seen.append(trainer.state.epoch))
+    trainer.run()
+    assert seen == validated
+
+
 def test_last_weights_are_saved_without_a_validation(tmp_path: Path) -> None:
     network = _network()
     validator = _validator(network, None, data=[])

@@ -133,3 +133,21 @@ def test_workers_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.workers("cuda") == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
     assert machine.workers("cuda") == 1
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ({"architecture": "aarch64", "bf16": True}, "bfloat16"),
+        ({"architecture": "x86_64", "avx2": True, "avx512_f": True, "avx512_bf16": False}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_bfloat16_is_for_cpus_with_instructions_for_it(
+    capabilities: dict[str, object], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert machine.cpu_precision() == precision
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert machine.cpu_precision() == "float32"

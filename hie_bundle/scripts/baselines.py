@@ -24,7 +24,7 @@ from .bonbid.volumes import Volume, VolumeError, read_volume
 from .files import write_atomically
 from .metrics import dice
 
-__all__ = ["Regression", "VoxelRegression", "features", "read_maps"]
+__all__ = ["Regression", "VoxelRegression", "features", "read_maps", "read_training_case"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,25 @@ def read_maps(item: Mapping[str, Any], limits: Limits) -> tuple[NDArray[Any], Vo
     if len(arrays) == 1:
         arrays.append(np.full(arrays[0].shape, np.nan))
     return np.stack(arrays), maps[0]
+
+
+def read_training_case(
+    item: Mapping[str, Any], limits: Limits
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_], Volume]:
+    """ADC and ZADC (X, Y, Z) of a labelled case, the truth of its brain's voxels, and the volume that the maps lie on.
+
+    Raises:
+        ValueError: when the case cannot be learnt from.
+    """
+    if "label" not in item:
+        raise ValueError(f"training case {item['case']} has no label")
+    (adc, zadc), grid = read_maps(item, limits)
+    if np.isnan(zadc).all():
+        raise ValueError(f"training case {item['case']} has no ZADC map")
+    if are_normalised(adc, zadc):
+        raise ValueError(f"the maps of training case {item['case']} are normalised")
+    truth = read_volume(item["label"], limits.max_bytes).array[brain_of(adc)] > 0.5
+    return adc, zadc, truth, grid
 
 
 def features(adc: NDArray[Any], zadc: NDArray[Any], spacing_mm: Sequence[float], smoothing_mm: float) -> Floats:
@@ -174,14 +193,7 @@ class VoxelRegression:
 
     def _draw(self, item: Mapping[str, Any], rng: np.random.Generator) -> tuple[Floats, NDArray[np.bool_]]:
         """Features and truth of some voxels of a case's brain."""
-        if "label" not in item:
-            raise ValueError(f"training case {item['case']} has no label")
-        (adc, zadc), grid = read_maps(item, self.limits)
-        if np.isnan(zadc).all():
-            raise ValueError(f"training case {item['case']} has no ZADC map")
-        if are_normalised(adc, zadc):
-            raise ValueError(f"the maps of training case {item['case']} are normalised")
-        truth = read_volume(item["label"], self.limits.max_bytes).array[brain_of(adc)] > 0.5
+        adc, zadc, truth, grid = read_training_case(item, self.limits)
         given = features(adc, zadc, tuple(grid.spacing_mm), self.smoothing_mm)
         drawn = rng.permutation(len(given))[: self.voxels]
         return given[drawn], truth[drawn]

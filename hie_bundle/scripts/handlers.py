@@ -20,6 +20,7 @@ from monai.data.utils import set_rnd
 from monai.engines import Evaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader as StockCheckpointLoader
+from monai.handlers import ValidationHandler as StockValidationHandler
 from monai.utils import CommonKeys
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -47,6 +48,7 @@ __all__ = [
     "InitialWeights",
     "L1Penalty",
     "Resume",
+    "ValidationHandler",
 ]
 
 logger = logging.getLogger(__name__)
@@ -203,6 +205,24 @@ class InitialWeights:
         check_recipe(path, self.recipe, remedy)
         bare(self.network).load_state_dict(read_weights(path, bare(self.network)))
         logger.info("Training starts from the weights in %s", path)
+
+
+class ValidationHandler(StockValidationHandler):
+    """``monai.handlers.ValidationHandler`` that validates after the last epoch, too.
+
+    Where the learning rate falls to 0, the last weights are the ones that a training is for.
+
+    Arguments are the parent's; the interval is in epochs.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """See the parent class."""
+        super().attach(engine)
+
+        def is_last(engine: Engine, epoch: int) -> bool:
+            return epoch == engine.state.max_epochs and epoch % self.interval != 0
+
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=is_last), self)
 
 
 class BestModelSaver:

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from . import environment
 from .bonbid import as_native, file_name
@@ -27,6 +27,7 @@ from .errors import UserError, first_cause, user_error
 from .files import clean, sha256_of, take_lock, write_json
 from .interruption import Interruption
 from .options import OPTIONS
+from .recipe import references
 from .weights import as_paths, read_state, require_there
 
 __all__ = ["RunFolder"]
@@ -250,7 +251,7 @@ class RunFolder:
         parser = self.workflow.parser
         config = {name: value for name, value in parser.get().items() if name != "_meta_"}
         for name in config:
-            if name in OPTIONS or name.endswith(("_dir", "_path", "_root")):
+            if (name in OPTIONS or name.endswith(("_dir", "_path", "_root"))) and _has_all_of(parser, name):
                 config[name] = parser.get_parsed_content(name)
         return json.loads(json.dumps(config, default=str))
 
@@ -406,6 +407,11 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return {name: of for name, of in records.items() if isinstance(of, dict)} if isinstance(records, dict) else {}
+
+
+def _has_all_of(parser: ConfigParser, name: str) -> bool:
+    """Whether a config has all that one of its values refers to; a mixin brings options that are for training alone."""
+    return name in parser and all(_has_all_of(parser, other) for other in references(parser[name]))
 
 
 def _now() -> str:

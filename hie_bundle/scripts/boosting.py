@@ -1,0 +1,191 @@
+"""Gradient boosting on voxelwise features: the strongest method here without a deep network, as a peer to beat.
+
+Its masks are files, which ``run scoring`` measures like those of any other tool.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from .baselines import THRESHOLDS, read_maps, read_training_case
+from .bonbid import Limits, Volume, VolumeError, as_native, brain_of
+from .errors import UserError
+from .masks import SaveMaskd
+from .metrics import dice
+from .transforms.symmetry import mid_sagittal_plane, mirrored
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+__all__ = ["Boosting", "features", "fit", "segment_split"]
+
+logger = logging.getLogger(__name__)
+
+SCALES_MM = (1.0, 2.0, 4.0, 8.0)  # standard deviations of the Gaussians
+MINIMA_MM = (3.0, 6.0)  # sides of the boxes
+QUANTILES = (0.05, 0.25, 0.5, 0.75)
+Floats = NDArray[np.float32]
+
+
+def features(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
+    """What is said of each voxel of the brain.
+
+    Both maps, themselves, smoothed at four scales and as the lowest value nearby; how the smoothed ones differ from
+    their mirror image; where the voxel lies in the brain and how deep; and quantiles of the case's own maps.
+
+    Args:
+        adc: (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
+        zadc: of the same shape.
+        grid: where they lie.
+
+    Returns:
+        Shape (voxels of the brain, 33).
+    """
+    spacing = np.asarray(grid.spacing_mm)
+    brain = brain_of(adc)
+    maps = [np.where(brain, values, 0).astype(np.float32) for values in (adc / 1000, zadc)]
+    plane = mid_sagittal_plane(adc, grid.affine)
+    stacked = torch.as_tensor(np.stack([brain.astype(np.float32), *maps]))
+    other_side = mirrored(stacked, spacing, plane).numpy()
+    found = [values[brain] for values in maps]
+    for scale in SCALES_MM:
+        smooth = partial(ndimage.gaussian_filter, sigma=scale / spacing, mode="constant")
+        weight, seen = smooth(stacked[0].numpy())[brain], smooth(other_side[0])[brain]
+        for own, mirror in zip(maps, other_side[1:], strict=True):
+            value = smooth(own)[brain] / weight  # only the brain counts: its border is no dark rim
+            found.append(value)
+            if scale > SCALES_MM[0]:
+                found.append(np.where(seen > 0.25, value - smooth(mirror)[brain] / np.maximum(seen, 1e-3), 0))
+    for side in MINIMA_MM:
+        size = np.maximum(1, np.round(side / spacing)).astype(int)
+        for own in maps:
+            outside_high = np.where(brain, own, np.inf)
+            found.append(ndimage.minimum_filter(outside_high, size=size, mode="constant", cval=np.inf)[brain])
+    points = np.argwhere(brain) * spacing
+    point, normal = plane
+    box = points.max(axis=0) - points.min(axis=0)
+    found += [np.abs((points - point) @ normal), *((points - points.mean(axis=0)) / np.maximum(box, 1)).T]
+    depth = ndimage.distance_transform_edt(np.pad(brain, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
+    found.append(depth[brain])
+    for own in maps:
+        found += [np.full(len(points), value) for value in np.quantile(own[brain], QUANTILES)]
+    return np.stack(found, axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Boosting:
+    """What was fitted.
+
+    Attributes:
+        model: scikit-learn's, from :func:`features` to the lesion's probability.
+        threshold: a voxel is lesion where the probability is above it.
+    """
+
+    model: HistGradientBoostingClassifier
+    threshold: float
+
+    def predict(self, adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> NDArray[np.bool_]:
+        """The mask, (X, Y, Z)."""
+        mask = brain_of(adc)
+        mask[mask] = self.model.predict_proba(features(adc, zadc, grid))[:, 1] > self.threshold
+        return mask
+
+
+def fit(
+    items: Sequence[Mapping[str, Any]],
+    limits: Limits | None = None,
+    voxels: int = 5000,
+    trees: int = 150,
+    folds: int = 3,
+    seed: int = 0,
+) -> Boosting:
+    """Fit on labelled cases; the threshold is the one with the best mean Dice of cases that were left out, by folds.
+
+    Args:
+        items: of the training split; of prepared cases the files that they were made from are taken.
+        limits: of the sizes of files; the defaults if None.
+        voxels: how many of each case's brain are drawn.
+        trees: how many are added up.
+        folds: into how many parts the cases fall, each left out once, to choose the threshold.
+        seed: of the draw, and of the model.
+
+    Raises:
+        UserError: when there are fewer cases than folds, one that cannot be learnt from, or no lesion in any.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+
+    limits = limits or Limits()
+    if len(items) < folds:
+        raise UserError(
+            f"Boosting needs at least {folds} training cases, to choose its threshold by; here are {len(items)}."
+        )
+    rng = np.random.default_rng(seed)
+    drawn = [_draw(as_native(item), limits, voxels, rng) for item in items]
+    given = np.concatenate([one for one, _ in drawn])
+    truth = np.concatenate([one for _, one in drawn])
+    if truth.all() or not truth.any():
+        raise UserError("The training split has no lesion and healthy brain to tell apart.")
+    model = HistGradientBoostingClassifier(max_iter=trees, early_stopping=False, random_state=seed)
+    cases = np.repeat(np.arange(len(drawn)), [len(one) for _, one in drawn])
+    left_out = cross_val_predict(
+        model, given, truth, groups=cases, cv=GroupKFold(folds), method="predict_proba"
+    )[:, 1]  # fmt: skip
+    scores = [
+        np.mean([dice(left_out[cases == n] > threshold, one) for n, (_, one) in enumerate(drawn)])
+        for threshold in THRESHOLDS
+    ]
+    best = int(np.argmax(scores))
+    logger.info("Boosting: threshold %.2f, Dice of the voxels left out %.3f", THRESHOLDS[best], scores[best])
+    return Boosting(model.fit(given, truth), float(THRESHOLDS[best]))
+
+
+def segment_split(
+    training: Sequence[Mapping[str, Any]],
+    items: Sequence[Mapping[str, Any]],
+    output_dir: str | Path,
+    limits: Limits | None = None,
+) -> None:
+    """Fit on one split and write the masks of another, as ``<case>_lesion.nii.gz``.
+
+    Args:
+        training: see :func:`fit`.
+        items: cases to segment; of prepared ones the files that they were made from are taken.
+        output_dir: folder for the masks.
+        limits: of the sizes of files; the defaults if None.
+
+    Raises:
+        UserError: see :func:`fit`; and when a case has no Z map.
+    """
+    limits = limits or Limits()
+    fitted = fit(training, limits)
+    save = SaveMaskd("mask", output_dir, print_log=False)
+    for item in map(as_native, items):
+        (adc, zadc), grid = read_maps(item, limits)
+        if np.isnan(zadc).all():
+            raise UserError(f"{item['case']} has no ZADC map, which boosting needs.")
+        mask = torch.as_tensor(fitted.predict(adc, zadc, grid)[None])
+        save({"case": item["case"], "mask": MetaTensor(mask, affine=torch.as_tensor(grid.affine))})
+
+
+def _draw(
+    item: Mapping[str, Any], limits: Limits, voxels: int, rng: np.random.Generator
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Features and truth of some voxels of a case's brain."""
+    try:
+        adc, zadc, truth, grid = read_training_case(item, limits)
+    except (VolumeError, OSError, ValueError) as error:
+        raise UserError(f"Boosting cannot be fitted: {error}") from error
+    drawn = rng.permutation(len(truth))[:voxels]
+    return features(adc, zadc, grid)[drawn], truth[drawn]
