@@ -53,6 +53,8 @@ def features(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
         Shape (voxels of the brain, 33).
     """
     spacing = np.asarray(grid.spacing_mm)
+    (box,) = ndimage.find_objects(brain_of(adc).astype(np.uint8))  # most of a volume is background
+    adc, zadc = (np.pad(values[box], 4) for values in (adc, zadc))
     brain = brain_of(adc)
     maps = [np.where(brain, values, 0).astype(np.float32) for values in (adc / 1000, zadc)]
     plane = mid_sagittal_plane(adc, grid.affine)
@@ -74,10 +76,9 @@ def features(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
             found.append(ndimage.minimum_filter(outside_high, size=size, mode="constant", cval=np.inf)[brain])
     points = np.argwhere(brain) * spacing
     point, normal = plane
-    box = points.max(axis=0) - points.min(axis=0)
-    found += [np.abs((points - point) @ normal), *((points - points.mean(axis=0)) / np.maximum(box, 1)).T]
-    depth = ndimage.distance_transform_edt(np.pad(brain, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
-    found.append(depth[brain])
+    extent = np.maximum(np.ptp(points, axis=0), 1)
+    found += [np.abs((points - point) @ normal), *((points - points.mean(axis=0)) / extent).T]
+    found.append(ndimage.distance_transform_edt(brain, sampling=spacing)[brain])
     for own in maps:
         found += [np.full(len(points), value) for value in np.quantile(own[brain], QUANTILES)]
     return np.stack(found, axis=1).astype(np.float32)
