@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,10 @@ __all__ = ["KeepNatived", "LoadMapsd", "ToNatived"]
 # Where pydicom is installed, MONAI warns with each loader that NVIDIA's decoder for it is not; no DICOM is loaded here.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
+# The caches load cases in several threads, and ITK makes its tables of formats at its first use, in all of them at once:
+# a training has died of that, within std::map. Reading is a small part of what is done to a case.
+_READING = threading.Lock()
+
 
 class LoadMaps(LoadImage):
     """``monai.transforms.LoadImage`` that stacks files whose headers agree up to rounding.
@@ -61,12 +66,16 @@ class LoadMaps(LoadImage):
         if isinstance(filename, MetaTensor):
             return filename
         if isinstance(filename, (str, bytes)) or not isinstance(filename, Sequence) or len(filename) == 1:
-            return super().__call__(filename, reader)
-        images = [super(LoadMaps, self).__call__(name, reader) for name in filename]
+            return self._read(filename, reader)
+        images = [self._read(name, reader) for name in filename]
         image = torch.stack([torch.as_tensor(one) for one in images])
         assert isinstance(images[0], MetaTensor)
         meta = {**images[0].meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0}
         return MetaTensor(image, meta=meta)
+
+    def _read(self, filename: Sequence[PathLike] | PathLike, reader: ImageReader | None) -> Any:
+        with _READING:
+            return super().__call__(filename, reader)
 
 
 class LoadMapsd(LoadImaged):
