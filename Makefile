@@ -62,6 +62,7 @@ demo: install
 		--output_dir $(DEMO)/fine_tuned --ckpt_dir $(DEMO)/fine_tuned --overwrite True
 	$(RUN) evaluating --config_file $(SIMULATED_DEMO) --split test --dataset_dir $(DEMO)/data \
 		--output_dir $(DEMO)/fine_tuned --ckpt_path $(DEMO)/fine_tuned/model.pt
+	$(RUN) boosting --config_file $(EVALUATE_DEMO) --split test --output_dir $(DEMO)/boosting
 	$(RUN) training --config_file $(TRAIN_DEMO) --overwrite True
 	$(RUN) evaluating --config_file $(EVALUATE_DEMO) --split test
 	$(RUN) --config_file $(INFER_DEMO) --split test --output_dir $(DEMO)/masks
@@ -71,6 +72,9 @@ demo: install
 	@echo
 	@echo "The same weights, trained on for 240 steps with 48 cases of the cohort:"
 	@cat $(DEMO)/fine_tuned/comparison.txt
+	@echo
+	@echo "Gradient boosting on 33 voxelwise features, without a deep network, fitted on the same 48:"
+	@cat $(DEMO)/boosting/comparison.txt
 	@echo
 	@echo "The paper's recipe, small, trained on the same 48:"
 	@cat $(DEMO)/eval/comparison.txt
