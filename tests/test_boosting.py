@@ -15,8 +15,9 @@ from test_baselines import SHAPE, SPACING, _maps, items  # noqa: F401 -- a fixtu
 
 from scripts import metrics
 from scripts.bonbid import Volume
-from scripts.boosting import MINIMA_MM, SCALES_MM, features, fit
+from scripts.boosting import fit
 from scripts.errors import UserError
+from scripts.voxelwise import MINIMA_MM, SCALES_MM, features
 
 AFFINE = np.diag([*SPACING, 1])
 

@@ -7,6 +7,7 @@
 ``preparation``       the dataset in other forms, written once: resampled, stacked, nnU-Net's
 ``transforms``        loading two maps (``loading``); TorchIO in MONAI (``bridge``); three of its own, faster (``fast``)
 ``networks``          the study's U-Net; the prior of others
+``voxelwise``         a second network, on single voxels of the native grid; ``boosting``: a peer on the same features
 ``distance``          exact Euclidean distance fields
 ``losses``            Hausdorff distance loss, its logarithm, compounds
 ``handlers``          what training adds to MONAI's engine: L1 term, clipping, seeds, checkpoints, stopping, resuming

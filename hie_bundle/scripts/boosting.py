@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,72 +15,20 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from .baselines import THRESHOLDS, read_maps, read_training_case
+from .baselines import THRESHOLDS, read_maps
 from .bonbid import Limits, Volume, VolumeError, as_native, brain_of
 from .errors import UserError
 from .masks import SaveMaskd
 from .metrics import dice
-from .transforms.symmetry import mid_sagittal_plane, mirrored
+from .voxelwise import draw_training_voxels, features
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-__all__ = ["Boosting", "features", "fit", "segment_split"]
+__all__ = ["Boosting", "fit", "segment_split"]
 
 logger = logging.getLogger(__name__)
-
-SCALES_MM = (1.0, 2.0, 4.0, 8.0)  # standard deviations of the Gaussians
-MINIMA_MM = (3.0, 6.0)  # sides of the boxes
-QUANTILES = (0.05, 0.25, 0.5, 0.75)
-Floats = NDArray[np.float32]
-
-
-def features(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
-    """What is said of each voxel of the brain.
-
-    Both maps, themselves, smoothed at four scales and as the lowest value nearby; how the smoothed ones differ from
-    their mirror image; where the voxel lies in the brain and how deep; and quantiles of the case's own maps.
-
-    Args:
-        adc: (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
-        zadc: of the same shape.
-        grid: where they lie.
-
-    Returns:
-        Shape (voxels of the brain, 33).
-    """
-    spacing = np.asarray(grid.spacing_mm)
-    (box,) = ndimage.find_objects(brain_of(adc).astype(np.uint8))  # most of a volume is background
-    adc, zadc = (np.pad(values[box], 4) for values in (adc, zadc))
-    brain = brain_of(adc)
-    maps = [np.where(brain, values, 0).astype(np.float32) for values in (adc / 1000, zadc)]
-    plane = mid_sagittal_plane(adc, grid.affine)
-    stacked = torch.as_tensor(np.stack([brain.astype(np.float32), *maps]))
-    other_side = mirrored(stacked, spacing, plane).numpy()
-    found = [values[brain] for values in maps]
-    for scale in SCALES_MM:
-        smooth = partial(ndimage.gaussian_filter, sigma=scale / spacing, mode="constant")
-        weight, seen = smooth(stacked[0].numpy())[brain], smooth(other_side[0])[brain]
-        for own, mirror in zip(maps, other_side[1:], strict=True):
-            value = smooth(own)[brain] / weight  # only the brain counts: its border is no dark rim
-            found.append(value)
-            if scale > SCALES_MM[0]:
-                found.append(np.where(seen > 0.25, value - smooth(mirror)[brain] / np.maximum(seen, 1e-3), 0))
-    for side in MINIMA_MM:
-        size = np.maximum(1, np.round(side / spacing)).astype(int)
-        for own in maps:
-            outside_high = np.where(brain, own, np.inf)
-            found.append(ndimage.minimum_filter(outside_high, size=size, mode="constant", cval=np.inf)[brain])
-    points = np.argwhere(brain) * spacing
-    point, normal = plane
-    extent = np.maximum(np.ptp(points, axis=0), 1)
-    found += [np.abs((points - point) @ normal), *((points - points.mean(axis=0)) / extent).T]
-    found.append(ndimage.distance_transform_edt(brain, sampling=spacing)[brain])
-    for own in maps:
-        found += [np.full(len(points), value) for value in np.quantile(own[brain], QUANTILES)]
-    return np.stack(found, axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -89,7 +36,7 @@ class Boosting:
     """What was fitted.
 
     Attributes:
-        model: scikit-learn's, from :func:`features` to the lesion's probability.
+        model: scikit-learn's, from :func:`scripts.voxelwise.features` to the lesion's probability.
         threshold: a voxel is lesion where the probability is above it.
     """
 
@@ -133,7 +80,10 @@ def fit(
             f"Boosting needs at least {folds} training cases, to choose its threshold by; here are {len(items)}."
         )
     rng = np.random.default_rng(seed)
-    drawn = [_draw(as_native(item), limits, voxels, rng) for item in items]
+    try:
+        drawn = [draw_training_voxels(as_native(item), limits, voxels, rng) for item in items]
+    except (VolumeError, OSError, ValueError) as error:
+        raise UserError(f"Boosting cannot be fitted: {error}") from error
     given = np.concatenate([one for one, _ in drawn])
     truth = np.concatenate([one for _, one in drawn])
     if truth.all() or not truth.any():
@@ -178,15 +128,3 @@ def segment_split(
             raise UserError(f"{item['case']} has no ZADC map, which boosting needs.")
         mask = torch.as_tensor(fitted.predict(adc, zadc, grid)[None])
         save({"case": item["case"], "mask": MetaTensor(mask, affine=torch.as_tensor(grid.affine))})
-
-
-def _draw(
-    item: Mapping[str, Any], limits: Limits, voxels: int, rng: np.random.Generator
-) -> tuple[Floats, NDArray[np.bool_]]:
-    """Features and truth of some voxels of a case's brain."""
-    try:
-        adc, zadc, truth, grid = read_training_case(item, limits)
-    except (VolumeError, OSError, ValueError) as error:
-        raise UserError(f"Boosting cannot be fitted: {error}") from error
-    drawn = rng.permutation(len(truth))[:voxels]
-    return features(adc, zadc, grid)[drawn], truth[drawn]

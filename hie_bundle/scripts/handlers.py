@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from .distributed import from_first, is_first
 from .errors import UserError
 from .recipe import Recipe, refuse_other_recipe
+from .voxelwise import VoxelwiseFit
 from .weights import (
     as_paths,
     bare,
@@ -242,6 +243,7 @@ class BestModelSaver:
         validator: the evaluator whose key metric chooses.
         recipe: the config's, see :func:`scripts.recipe.describe`; written beside the weights.
         training: what else is to be known of the weights (loss, seed); the epoch and its key metric are added.
+        voxelwise: what fits the voxelwise network that belongs to them; None if the recipe has none.
     """
 
     def __init__(
@@ -251,12 +253,14 @@ class BestModelSaver:
         validator: Evaluator,
         recipe: Recipe | None = None,
         training: Mapping[str, Any] | None = None,
+        voxelwise: VoxelwiseFit | None = None,
     ) -> None:
         self.network = network
         self.path = Path(path).resolve()
         self.validator = validator
         self.recipe = recipe
         self.training = training or {}
+        self.voxelwise = voxelwise
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Act after each epoch of the trainer, and at its end."""
@@ -277,7 +281,8 @@ class BestModelSaver:
         if not is_first():
             return
         training = {**self.training, "epoch": epoch, self.validator.state.key_metric_name or "validation": validation}
-        save_weights(self.network, self.path, self.recipe, training)
+        beside = self.voxelwise.network if self.voxelwise else None
+        save_weights(self.network, self.path, self.recipe, training, beside)
         logger.debug("Saved %s", self.path)
 
 

@@ -200,7 +200,15 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     "num_folds": Number(2, whole=True, null=True),
     "inner_folds": Number(2, whole=True, null=True, also=("auto",)),
     **dict.fromkeys(
-        ("cache_rate", "threshold", "augmentation_probability", "lesion_overlap", "artefact_probability"), _SHARE
+        (
+            "cache_rate",
+            "threshold",
+            "voxelwise_weight",
+            "augmentation_probability",
+            "lesion_overlap",
+            "artefact_probability",
+        ),
+        _SHARE,
     ),
     "learning_rate": Number(0, 10, above=True),
     "weight_decay": Number(0, 10),

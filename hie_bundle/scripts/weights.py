@@ -1,7 +1,8 @@
 """Weights on disk: a file that knows what it was trained with, read only where it fits.
 
-Training writes ``{"model": state_dict, "recipe": JSON, "training": JSON}``, which ``torch.load(weights_only=True)``,
-MONAI's ``CheckpointLoader`` and MONAI Label take. Tools that want a bare state dict (the Model Zoo's ``ckpt_export``
+Training writes ``{"model": state_dict, "recipe": JSON, "training": JSON}``, and the state dict of the voxelwise network
+as ``"voxelwise"`` where the recipe has one, which ``torch.load(weights_only=True)``, MONAI's ``CheckpointLoader`` and
+MONAI Label take. Tools that want a bare state dict (the Model Zoo's ``ckpt_export``
 without a key) get one from :func:`write_bare`, with the rest in a file beside it: ``model.json`` beside ``model.pt``.
 """
 
@@ -23,8 +24,8 @@ from .finite import not_finite
 from .recipe import Recipe, refuse_other_recipe
 
 __all__ = [
-    "as_paths", "bare", "check_recipe", "load_weights", "read_record", "read_state", "read_weights", "require_there",
-    "save_atomically", "save_weights", "weights_files", "write_bare",
+    "as_paths", "bare", "check_recipe", "load_weights", "read_part", "read_record", "read_state", "read_weights",
+    "require_there", "save_atomically", "save_weights", "weights_files", "write_bare",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,18 @@ def read_weights(path: Path, network: nn.Module, name: str = "model") -> Mapping
     return weights
 
 
+def read_part(path: Path, name: str) -> Mapping[str, Any] | None:
+    """What a checkpoint holds beside the network's weights under a name; None if it does not.
+
+    Raises:
+        UserError: when the checkpoint cannot be read, or what it holds there is not finite.
+    """
+    part = _read(path).get(name)
+    if part is not None and (bad := not_finite(part)):
+        raise UserError(f"What {path} holds as {name} is not finite: {bad}. It gives no masks; take other weights.")
+    return part
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: ``recipe`` and ``training``, or nothing.
 
@@ -165,7 +178,13 @@ def read_state(path: Path) -> Mapping[str, Any]:
     return state
 
 
-def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: Mapping[str, Any] | None = None) -> None:
+def save_weights(
+    network: nn.Module,
+    path: Path,
+    recipe: Any = None,
+    training: Mapping[str, Any] | None = None,
+    voxelwise: nn.Module | None = None,
+) -> None:
     """Write a network's weights with what is known of them, replacing what was there at once.
 
     Args:
@@ -173,6 +192,7 @@ def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: M
         path: the file to be.
         recipe: see :func:`scripts.recipe.describe`; left out if None.
         training: loss, epoch, seed …; plain values.
+        voxelwise: the network of :mod:`scripts.voxelwise` that belongs to it, if there is one.
 
     Raises:
         UserError: when weights are not finite; what stood there before is as it was.
@@ -182,6 +202,10 @@ def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: M
     content: dict[str, Any] = {"model": bare(network).state_dict()}
     if recipe is not None:
         content |= {"recipe": json.dumps(recipe), "training": json.dumps(training or {})}
+    if voxelwise is not None:
+        if bad := not_finite(voxelwise.state_dict()):
+            raise UserError(f"The voxelwise network's weights are not finite ({bad}): nothing is saved.")
+        content["voxelwise"] = voxelwise.state_dict()
     save_atomically(content, path)
 
 

@@ -35,8 +35,8 @@ __all__ = ["KeepNatived", "LoadMapsd", "ToNatived"]
 # Where pydicom is installed, MONAI warns with each loader that NVIDIA's decoder for it is not; no DICOM is loaded here.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
-# The caches load cases in several threads, and ITK makes its tables of formats at its first use, in all of them at once:
-# a training has died of that, within std::map. Reading is a small part of what is done to a case.
+# The caches load cases in several threads, and ITK makes its tables of formats at its first use, in all of them at
+# once: a training has died of that, within std::map. Reading is a small part of what is done to a case.
 _READING = threading.Lock()
 
 

@@ -1,0 +1,139 @@
+"""The voxelwise network: what it finds, that it is the same again, and how it is averaged with the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import BUNDLE
+from monai.bundle import ConfigWorkflow
+from monai.data import MetaTensor
+from test_baselines import SPACING, _maps, items  # noqa: F401 -- a fixture
+from test_recipes import OPTIONS, SETTINGS
+
+from scripts import metrics
+from scripts.bonbid import Volume
+from scripts.errors import UserError
+from scripts.voxelwise import AddVoxelwised, VoxelNetwork, VoxelwiseFit, features
+from scripts.weights import read_part, save_weights
+
+AFFINE = np.diag([*SPACING, 1])
+
+
+def _fitted(items: list[dict[str, Any]], **options: Any) -> VoxelNetwork | None:  # noqa: F811
+    fit = VoxelwiseFit(items, **{"epochs": 4, "batch_size": 256, **options})
+    fit()
+    return fit.network
+
+
+def test_it_finds_what_a_threshold_does_not(items: list[dict[str, Any]]) -> None:  # noqa: F811
+    network = _fitted(items)
+    assert network is not None
+    adc, zadc, truth = _maps(99)
+    probability = network.probability(adc, zadc, Volume(adc, AFFINE))
+    assert probability.dtype == np.float32
+    assert (probability[adc == 0] == 0).all()
+    assert metrics.dice(probability > 0.5, truth) > metrics.dice((zadc < -2) & (adc > 0), truth) + 0.3
+    with pytest.raises(ValueError, match="no brain"):
+        network.probability(np.zeros_like(adc), zadc, Volume(adc, AFFINE))
+
+
+def test_it_is_the_same_again_and_moves_nothing_else_that_is_random(items: list[dict[str, Any]]) -> None:  # noqa: F811
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second, other = _fitted(items, epochs=1), _fitted(items, epochs=1), _fitted(items, epochs=1, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    assert first is not None
+    assert second is not None
+    assert other is not None
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+    assert not torch.equal(first.layers[0].weight, other.layers[0].weight)
+
+
+@pytest.mark.parametrize("missing", ["label", "zadc", "lesion"])
+def test_without_what_it_learns_from_there_is_none(
+    missing: str,
+    items: list[dict[str, Any]],  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for item in items:
+        if missing == "label":
+            del item["label"]
+        elif missing == "zadc":
+            item["image"] = item["image"][:1]
+        else:
+            nib.save(nib.Nifti1Image(np.zeros(nib.load(item["label"]).shape, np.uint8), AFFINE), item["label"])
+    assert _fitted(items) is None
+    assert "No voxelwise network" in caplog.text
+
+
+def test_probabilities_are_averaged_where_the_weights_have_one(
+    items: list[dict[str, Any]],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    volume = torch.nn.Conv3d(1, 1, 1)
+    both, alone = tmp_path / "both.pt", tmp_path / "alone.pt"
+    network = _fitted(items, epochs=1)
+    assert network is not None
+    save_weights(volume, both, voxelwise=network)
+    save_weights(volume, alone)
+    adc, zadc, _ = _maps(7)
+    maps = MetaTensor(torch.as_tensor(np.stack([adc, zadc])), affine=torch.as_tensor(AFFINE))
+    pred = MetaTensor(torch.rand(1, *adc.shape, generator=torch.Generator().manual_seed(0)), affine=maps.affine)
+    data = {"pred": pred, "native_image": maps}
+    with torch.no_grad():
+        given = features(maps[0].numpy(), maps[1].numpy(), Volume(adc, AFFINE))
+        expected = 0.75 * pred[0].numpy().copy()
+        expected[adc > 0] += 0.25 * torch.sigmoid(network(torch.as_tensor(given))).numpy()
+    found = AddVoxelwised("pred", both, weight=0.25)(data)["pred"]
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5)
+    assert torch.equal(found.affine, pred.affine)
+    twice = AddVoxelwised("pred", [both, both, alone], weight=0.25)(data)["pred"]
+    np.testing.assert_allclose(twice.numpy(), found.numpy(), atol=1e-6)
+    unknown = MetaTensor(torch.stack([maps[0], torch.full_like(maps[1], torch.nan)]), affine=maps.affine)
+    for checkpoints, weight, given in ((alone, 0.5, data), (both, 0, data), (both, 0.5, {"pred": pred}),
+                                       (both, 0.5, {"pred": pred, "native_image": unknown})):  # fmt: skip
+        assert torch.equal(AddVoxelwised("pred", checkpoints, weight)(given)["pred"], pred)
+
+
+def test_one_that_is_not_finite_is_refused(items: list[dict[str, Any]], tmp_path: Path) -> None:  # noqa: F811
+    network = _fitted(items, epochs=1)
+    assert network is not None
+    network.mean[0] = torch.nan
+    torch.save({"model": {}, "voxelwise": network.state_dict()}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="voxelwise is not finite"):
+        read_part(tmp_path / "model.pt", "voxelwise")
+    with pytest.raises(UserError, match="not finite"):
+        save_weights(torch.nn.Conv3d(1, 1, 1), tmp_path / "other.pt", voxelwise=network)
+
+
+def test_the_strong_recipe_fits_it_and_uses_it_everywhere(tiny_cohort: Path, tmp_path: Path) -> None:
+    """Training leaves it in the weights; evaluation and inference give the same masks, other ones than without it."""
+
+    def run(kind: str, *names: str, **options: Any) -> None:
+        workflow = ConfigWorkflow(
+            [str(BUNDLE / "configs" / f"{name}.yaml") for name in (*names, "strong", "strong_cpu")], workflow_type=kind,
+            meta_file=str(BUNDLE / "configs" / "metadata.json"), logging_file=False, dataset_dir=str(tiny_cohort),
+            **{**SETTINGS, **OPTIONS["strong strong_cpu"], **options},
+        )  # fmt: skip
+        workflow.initialize()
+        workflow.run()
+
+    path = str(tmp_path / "model.pt")
+    run("train", "train", ckpt_dir=str(tmp_path), output_dir=str(tmp_path / "training"), epochs=1, overwrite=True)
+    assert read_part(Path(path), "voxelwise") is not None
+    both = {"ckpt_path": path, "split": "val", "threshold": 0.3}
+    run("train", "train", "evaluate", **both, output_dir=str(tmp_path / "evaluated"))
+    run("infer", "inference", **both, output_dir=str(tmp_path / "inferred"))
+    run("infer", "inference", **both, output_dir=str(tmp_path / "without"), voxelwise_weight=0)
+    folders = [tmp_path / "evaluated" / "masks", tmp_path / "inferred", tmp_path / "without"]
+    masks = [[np.asarray(nib.load(file).dataobj) for file in sorted(folder.glob("*_lesion*"))] for folder in folders]
+    assert len(masks[0]) == len(masks[1]) == len(masks[2]) == 2
+    assert all(np.array_equal(one, other) for one, other in zip(masks[0], masks[1], strict=True))
+    assert any(not np.array_equal(one, other) for one, other in zip(masks[1], masks[2], strict=True))
