@@ -2,9 +2,10 @@
 
     python tests/benchmarks/prompts.py DATASET_DIR [--below -2] [--smallest_mm3 60] [--margin 1]
 
-Mean Dice on the files' grid, for all cases of the test split, of three masks: the threshold itself; the boxes, filled
-(what ``tests/test_prompted.py`` holds to be the workflow's masks with a predictor that fills its box); and the truth
-inside the boxes, which a model that follows its prompt and makes no mistake would give.
+Mean Dice on the files' grid, for all cases of the test split, of four masks: the threshold itself; the boxes, filled
+(what ``tests/test_prompted.py`` holds to be the workflow's masks with a predictor that fills its box); the truth inside
+the boxes, which a model that makes no mistake would give, and says so where there is no lesion; and the same, but with
+the region that was asked for where there is none, as of a model that always finds something.
 """
 
 from __future__ import annotations
@@ -41,14 +42,16 @@ def main() -> None:
         below = brain_of(adc.array) & (zadc.array < arguments.below)
         voxel_mm3 = float(np.prod(adc.spacing_mm))
         asked = prompts(without_small(below, arguments.smallest_mm3 / voxel_mm3), arguments.margin)
-        boxes = np.zeros(adc.array.shape, bool)
+        label = truth.array > 0
+        boxes, something = (np.zeros(label.shape, bool) for _ in range(2))
         for prompt in asked:
             left, top, right, bottom = prompt.box
-            boxes[left : right + 1, top : bottom + 1, prompt.first : prompt.last + 1] = True
-        label = truth.array > 0
-        figures = [dice(mask, label) for mask in (below, boxes, boxes & label)]
+            box = np.s_[left : right + 1, top : bottom + 1, prompt.first : prompt.last + 1]
+            boxes[box] = True
+            something[box] |= label[box] if label[box].any() else below[box]
+        figures = [dice(mask, label) for mask in (below, boxes, boxes & label, something)]
         rows.append((size_class(float(label.sum() / brain_of(adc.array).sum())), *figures, len(asked)))
-    print("lesion  cases  threshold  boxes, filled  truth in boxes  prompts a case")
+    print("lesion  cases  threshold  boxes, filled  truth in boxes  always something  prompts a case")
     for name in [*dict.fromkeys(sorted(row[0] for row in rows)), "all"]:
         chosen = np.array([row[1:] for row in rows if name in (row[0], "all")])
         print(f"{name:7} {len(chosen):5} " + "  ".join(f"{mean:.3f}" for mean in chosen.mean(axis=0)))
