@@ -18,8 +18,8 @@ from monai.deploy.operators import (
     DICOMDataLoaderOperator,
     DICOMSegmentationWriterOperator,
     DICOMSeriesSelectorOperator,
-    SegmentDescription,
 )
+from monai.deploy.operators.dicom_seg_writer_operator import SegmentDescription
 from pydicom.sr.coding import Code
 
 import hie_bundle
