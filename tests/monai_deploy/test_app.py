@@ -19,7 +19,7 @@ import highdicom
 import nibabel as nib
 import pydicom
 from conftest import ROOT
-from scanner_cases import Study
+from scanner_cases import SECRET, Study
 
 from hie_bundle import Segmenter
 
