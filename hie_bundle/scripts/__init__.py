@@ -26,6 +26,7 @@
 ``mixins``            the recipes that come with the bundle, by name
 ``inferers``          how a network sees a volume: backend, window, mirrorings, checkpoints
 ``openvino_backend``  the same network run by OpenVINO
+``prompted``          a promptable model in a network's place: MedSAM-2
 ``metrics``           figures from two masks, each with its registration
 ``surfaces``          the surfaces of two masks and how far apart they are; ``components``: lesions as wholes
 ``spacing``           the voxel size of a tensor

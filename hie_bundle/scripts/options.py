@@ -220,7 +220,10 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     "baseline_threshold": Number(),
     **dict.fromkeys(("timeout_minutes", "timeout_s", "fine_mm", "atlas_step_mm"), _ABOVE),
     **dict.fromkeys(("pause_s", "registration_mm"), Number(0)),
-    "smallest_lesion_mm3": Number(0),
+    **dict.fromkeys(("smallest_lesion_mm3", "prompt_smallest_mm3"), Number(0)),
+    "prompt_below": Number(),
+    "prompt_margin": _FROM_0,
+    "sam2_image_size": _COUNT,
     "noise": Number(0, null=True),
     "noise_floor": Number(0),
     "adc_scale": Number(0, above=True, null=True),
@@ -234,7 +237,7 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     "features": Numbers(_COUNT),
     "dropout": Numbers(Number(0, 1)),
     "flips": Numbers(Number(0, 2, whole=True), each_once=True),
-    **dict.fromkeys(("adc_window", "zadc_window"), Numbers(Number(), 2, each_once=True)),
+    **dict.fromkeys(("adc_window", "zadc_window", "prompt_window"), Numbers(Number(), 2, each_once=True)),
 }
 
 
