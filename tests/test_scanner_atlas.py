@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from head_cases import NEWBORN, affine_of
 from test_scanner_zscore import SETTINGS
 
@@ -183,6 +187,18 @@ def test_what_does_not_fit_the_others_is_named_with_its_picture(fault: str, mess
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"newborn3.png"}
 
 
+@pytest.mark.slow
+def test_command(tmp_path: Path) -> None:
+    store(tmp_path / "in", cohort())
+    words = [sys.executable, "-m", "hie_bundle", "atlas", "in", "-o", "out", "--age_days", "[1,6]", "--rounds", "0",
+             "--step_mm", "2.5"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "Atlas of 8 newborns: out" in found.stdout + found.stderr
+    assert read(tmp_path / "out" / "mean.nii.gz").array.any()
+
+
 @pytest.fixture(scope="module")
 def healthy() -> list[Case]:
     return [simulate_case(0, number, SETTINGS, counterfactual=True) for number in range(20, 28)]
@@ -191,7 +207,7 @@ def healthy() -> list[Case]:
 @pytest.mark.slow
 def test_simulated_newborns(healthy: list[Case]) -> None:
     """Where cases lie on each other, the mean against the simulator's atlas, and Z against the true Z."""
-    found = module.build_atlas([Volume(case.healthy_adc, affine_of(case)) for case in healthy], step_mm=2.5)
+    found = module.build_atlas([Volume(case.healthy_adc, affine_of(case)) for case in healthy], step_mm=2.5, rounds=1)
     index = np.argwhere(found.mean > 0)[::23]
     points = (np.diag([-1.0, -1, 1, 1]) @ found.affine @ np.c_[index, np.ones(len(index))].T)[:3].T
     places = []  # of the atlas' points in the canonical head, by each case
