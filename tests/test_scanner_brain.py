@@ -50,6 +50,22 @@ def test_the_brain_is_found_in_a_head(grid: str) -> None:
     assert not brain_problem(mask, Volume(found.b0, found.affine).spacing_mm, NEWBORN)
 
 
+@pytest.mark.parametrize("slice_mm", [2.0, 4.0, 5.0])
+def test_the_last_slice_is_not_lost(slice_mm: float) -> None:
+    """An ellipsoid whose last slice has a radius of 6 mm."""
+    spacing = np.array([1.2, 1.2, slice_mm])
+    shape = np.array([100, 110, int(90 / slice_mm)])
+    affine = np.diag([*spacing, 1.0])
+    x, y, z = (np.indices(shape) - shape.reshape(3, 1, 1, 1) // 2) * spacing.reshape(3, 1, 1, 1)
+    top = z.max() - 2 * slice_mm
+    inside = (x / 45) ** 2 + (y / 50) ** 2 + ((z - top) / 38 + np.sqrt(1 - (6 / 47) ** 2)) ** 2 < 1
+    mask = brain_mask(Volume(np.where(inside, 400.0, 40.0).astype(np.float32), affine))
+    assert inside[..., -3].any()
+    assert not inside[..., -2].any()
+    np.testing.assert_array_equal(mask.any((0, 1)), inside.any((0, 1)))
+    assert dice(mask, inside) > 0.99
+
+
 @pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
 def test_however_it_is_stored(head: Head, axes: tuple[int, ...]) -> None:
     image = head.b0[::-1].transpose(axes)
@@ -127,6 +143,14 @@ def test_what_is_no_newborns_brain_is_refused_with_its_picture(
         write_brain(tmp_path / "b0.nii.gz", tmp_path / "out" / "brain.nii.gz", NEWBORN)
     written = {path.name for path in (tmp_path / "out").glob("*")}
     assert written == (set() if fault == "phantom" else {"brain.png"})
+
+
+def test_a_series_without_b_value_is_not_taken_for_b0(head: Head, tmp_path: Path) -> None:
+    study = Study(tmp_path / "in")
+    study.series(3, head.b1000, head.affine)  # weighted, whatever it does not say
+    with pytest.raises(UserError, match=r"no image with b = 0\. No b-value is stated by series 3 \(dwi\)"):
+        write_brain(tmp_path / "in", tmp_path / "brain.nii.gz", NEWBORN)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 @pytest.mark.slow

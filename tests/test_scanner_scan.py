@@ -13,6 +13,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from head_cases import NEWBORN, Head, head_of
+from PIL import Image
 from scanner_cases import SECRET, Study
 
 from scripts.bonbid import Limits
@@ -62,10 +63,11 @@ def test_from_dicom_to_the_segmentation(
 ) -> None:
     out = tmp_path / "out"
     caplog.set_level("DEBUG")
-    write_scan(folder, out, NEWBORN, FitLimits())
+    write_scan(folder, out, NEWBORN, FitLimits(), secondary_capture=True)
     check(out, head, Segmenter().result(head.adc.astype(np.float32), affine=head.affine).mask > 0)
     assert {path.name for path in out.iterdir()} == {
-        "adc.nii.gz", "brain.nii.gz", "brain.png", "lesion.dcm", "lesion.nii.gz", "lesion.png", "scan.json",
+        "adc.nii.gz", "brain.nii.gz", "brain.png", "lesion.dcm", "lesion.nii.gz", "lesion.png",
+        "lesion_picture.dcm", "scan.json",
     }  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     kept = json.loads((out / "scan.json").read_text())
@@ -78,6 +80,11 @@ def test_from_dicom_to_the_segmentation(
     source = pydicom.dcmread(folder / "003_000.dcm")
     assert seg.FrameOfReferenceUID == source.FrameOfReferenceUID
     assert seg.StudyInstanceUID == source.StudyInstanceUID
+    picture = pydicom.dcmread(out / "lesion_picture.dcm")
+    assert (picture.StudyInstanceUID, picture.PatientID) == (source.StudyInstanceUID, source.PatientID)
+    with Image.open(out / "lesion.png") as shown:
+        np.testing.assert_array_equal(picture.pixel_array[: shown.height], np.asarray(shown.convert("RGB")))
+        assert picture.Rows > shown.height  # what it is for stands below
     assert SECRET not in caplog.text + (out / "scan.json").read_text()
     with pytest.raises(UserError, match="is there already"):
         write_scan(folder, out, NEWBORN, FitLimits())
@@ -88,12 +95,27 @@ def test_nothing_is_written_halfway(head: Head, folder: Path, tmp_path: Path) ->
     mine = tmp_path / "mine.nii.gz"
     write(mine, head.brain[:-1].astype(np.uint8), head.affine)
     maps = tmp_path / "map"
-    Study(maps).series(5, head.adc.astype(float), head.affine, ("DERIVED", "PRIMARY", "DIFFUSION", "ADC"))
+    unstated, half, unit, two = (tmp_path / name for name in ("unstated", "half", "unit", "two"))
+    adc, kind = head.adc.astype(float), ("DERIVED", "PRIMARY", "DIFFUSION", "ADC")
+    Study(maps).series(5, adc, head.affine, kind)
+    study = Study(unstated)
+    study.series(5, adc, head.affine, kind)
+    study.series(3, head.b0, head.affine)
+    Study(unit).series(5, adc * 0.25, head.affine, kind)
+    study = Study(half)  # the lower half of the head
+    for number, image in {3: head.b0, 4: head.b1000}.items():
+        study.series(number, image[:, :, : image.shape[2] // 2], head.affine, b_value=1000 * (number - 3))
+    Study(two).series(3, head.b0, head.affine, b_value=0)
+    Study(two, patient="ROE^JOHN").series(4, head.b1000, head.affine, b_value=1000)
     refused: list[tuple[dict[str, Any], str, set[str]]] = [
         ({"brain_file": mine}, "not on one grid", set()),
         ({"limits": Limits(brain_ml_range=(100, 200))}, r"ml, not 100 to 200. See .*/out/brain.png", {"brain.png"}),
         ({"images": maps}, "no image with b = 0 on the grid of series 5", {"brain.png"}),
         ({"atlas_mean": mine}, "go together", {"brain.png"}),
+        ({"images": unstated}, r"on the grid of series 5 \(adc\).* No b-value is stated by series 3", {"brain.png"}),
+        ({"images": half}, "the image ends within it. See .*/out/brain.png", {"brain.png"}),
+        ({"images": unit}, "adc_scale", {"brain.png"}),
+        ({"images": two}, "images of 2 patients", {"brain.png"}),
         ({"output_dir": folder / "out"}, "among the images", {"brain.png"}),
         ({"weights": tmp_path / "none.pt"}, "none.pt", {"brain.png"}),
     ]
@@ -102,7 +124,9 @@ def test_nothing_is_written_halfway(head: Head, folder: Path, tmp_path: Path) ->
         with pytest.raises(UserError, match=message):
             write_scan(**given)
         assert {path.name for path in out.glob("*")} == pictures
-        assert {path.name for path in tmp_path.iterdir()} - {"out"} == {"mine.nii.gz", "map"}
+        assert {path.name for path in tmp_path.iterdir()} - {"out"} == {
+            "mine.nii.gz", "map", "unstated", "half", "unit", "two",
+        }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -125,5 +149,6 @@ def test_with_an_atlas_by_the_command(
     maps = (head.adc.astype(np.float32), head.zadc.astype(np.float32))
     check(out, head, Segmenter().result(*maps, affine=head.affine).mask > 0)
     assert json.loads((out / "scan.json").read_text())["atlas_fit"]["correlation"] > 0.5
+    assert json.loads((out / "zadc.json").read_text())["adc_file"] == "adc.nii.gz"  # not the folder it was made in
     z = read(out / "zadc.nii.gz").array
     assert np.corrcoef(z[head.brain], head.zadc[head.brain])[0, 1] > 0.8

@@ -8,12 +8,15 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 from scanner_cases import SECRET, Study
 from test_scanner_adc import affine_of, head, signal
 
 from scripts.errors import UserError
 from scripts.images import write
 from scripts.scanner.adc_command import write_adc
+from scripts.scanner.dicom import scan, stacks_of
+from scripts.scanner.dicom_capture import capture_of
 from scripts.scanner.dicom_seg import write_dicom_seg
 
 FLIP = np.diag([-1.0, -1, 1, 1])
@@ -83,6 +86,49 @@ def test_an_empty_mask_says_that_it_looked(tmp_path: Path) -> None:
     found = pydicom.dcmread(tmp_path / "mask.dcm")
     assert found.NumberOfFrames == adc.shape[2]
     assert not found.pixel_array.any()
+
+
+@pytest.mark.parametrize("pixels", [(300, 40), (1170, 620)])
+def test_a_picture_is_in_the_patients_study_and_says_what_it_is_for(pixels: tuple[int, int], tmp_path: Path) -> None:
+    adc, _, _ = head()
+    study = Study(tmp_path / "in")
+    source = study.series(7, adc, affine_of("oblique"), ("DERIVED", "PRIMARY", "DIFFUSION", "ADC"))[0]
+    shown = np.random.default_rng(0).integers(0, 256, (*pixels[::-1], 3), dtype=np.uint8)
+    Image.fromarray(shown).save(tmp_path / "shown.png")
+    (stack,) = stacks_of(scan(tmp_path / "in"))
+    capture_of(tmp_path / "shown.png", stack).save_as(tmp_path / "picture.dcm")
+    found = pydicom.dcmread(tmp_path / "picture.dcm")
+    assert found.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage
+    for name in ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "StudyID", "AccessionNumber"):
+        assert found[name].value == source[name].value
+    assert found.SeriesInstanceUID != source.SeriesInstanceUID
+    assert found.BurnedInAnnotation == "NO"
+    assert found.PatientOrientation == ["L", "P"]
+    # every pixel of the picture, and below it a band with writing from one side to the other
+    np.testing.assert_array_equal(found.pixel_array[: pixels[1]], shown)
+    band = found.pixel_array[pixels[1] :].max(-1)
+    written = np.flatnonzero((band > 100).any(0))
+    assert len(band) >= 16
+    assert written[-1] - written[0] > 0.5 * pixels[0]
+    assert not band[[0, -1]].any()  # no letter is cut
+    # and by GDCM
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "picture.dcm")))[0]
+    np.testing.assert_array_equal(image, found.pixel_array)
+
+
+def test_a_picture_beside_the_segmentation(tmp_path: Path) -> None:
+    adc, _, _ = head()
+    affine = affine_of("oblique")
+    Study(tmp_path / "in").series(7, adc, affine, ("DERIVED", "PRIMARY", "DIFFUSION", "ADC"))
+    write(tmp_path / "mask.nii.gz", lesion(adc.shape), affine)
+    given = (tmp_path / "mask.nii.gz", tmp_path / "in", tmp_path / "mask.dcm")
+    with pytest.raises(UserError, match="two names"):
+        write_dicom_seg(*given, capture_file=tmp_path / "mask.dcm")
+    write_dicom_seg(*given, capture_file=tmp_path / "picture.dcm")
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "mask.nii.gz", "mask.dcm", "picture.dcm"}
+    shown = pydicom.dcmread(tmp_path / "picture.dcm").pixel_array.astype(int)
+    orange = (abs(shown - [230, 159, 0]) < 30).all(-1)
+    assert orange.sum() > 20  # the outline
 
 
 def test_bad_masks_are_refused_and_nothing_is_written(tmp_path: Path) -> None:

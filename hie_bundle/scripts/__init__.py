@@ -3,7 +3,7 @@
 ====================  ==============================================================================================
 ``bonbid``            the dataset: finding cases, splits, folds, checks, download; files, not tensors
 ``phantom``           how a cohort is simulated
-``scanner``           ADC from diffusion images and DICOM, brain masks, Z maps, masks as DICOM segmentations
+``scanner``           ADC from diffusion images and DICOM, brain masks, atlases, Z maps, masks as DICOM segmentations
 ``preparation``       the dataset in other forms, written once: resampled, stacked, nnU-Net's
 ``transforms``        loading two maps (``loading``); TorchIO in MONAI (``bridge``); three of its own, faster (``fast``)
 ``networks``          the study's U-Net; the prior of others

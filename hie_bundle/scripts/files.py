@@ -6,18 +6,30 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from .errors import UserError
+
 try:
     import fcntl
 except ImportError:  # not on Windows: there two processes that want one lock are not told apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["atomic_path", "clean", "seen_from", "sha256_of", "take_lock", "write_atomically", "write_json"]
+__all__ = [
+    "atomic_path",
+    "clean",
+    "seen_from",
+    "sha256_of",
+    "take_lock",
+    "whole_folder",
+    "write_atomically",
+    "write_json",
+]
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
 
@@ -44,6 +56,46 @@ def clean(folder: Path) -> None:
     for path in folder.glob(".*") if folder.is_dir() else ():
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path, left: str) -> Iterator[Path]:
+    """A folder beside ``path`` that takes its name when the block ends without an error.
+
+    After a :class:`UserError` ``path`` has the files with the extension ``left`` alone (the pictures to see why), if
+    there are any; its message names ``path`` for the temporary folder.
+
+    Args:
+        path: must not be there yet, but for what a refusal left.
+        left: extension, with its dot.
+
+    Raises:
+        UserError: when it is.
+    """
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(one.suffix != left for one in folder.iterdir())):
+        raise UserError(f"{folder} is there already; name another folder for the results.")
+    work = folder.with_name(f".{uuid.uuid4().hex[:8]}.{folder.name}")
+    work.mkdir(parents=True)
+
+    def take_place() -> None:
+        if folder.exists():  # what an earlier refusal left
+            shutil.rmtree(folder)
+        work.rename(folder)
+
+    try:
+        try:
+            yield work
+        except UserError as error:
+            for one in work.iterdir():
+                if one.suffix != left:
+                    one.unlink()
+            if any(work.iterdir()):
+                take_place()
+            raise UserError(str(error).replace(str(work), str(folder))) from error
+        take_place()
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:

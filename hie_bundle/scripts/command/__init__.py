@@ -20,6 +20,7 @@ SHORT = {
     "adc": {"-o": "--output_file"},
     "brain": {"-o": "--output_file"},
     "zscore": {"-o": "--output_file"},
+    "atlas": {"-o": "--output_dir"},
     "dicom_seg": {"-o": "--output_file"},
 }
 SEGMENTING = ("segment", "challenge")
@@ -32,6 +33,7 @@ USAGE = """hie-bundle COMMAND …
   adc IMAGES … -o OUT         an ADC map from diffusion images, or a folder of DICOM
   brain B0 -o OUT             a brain mask from the image with b = 0
   zscore                      a Z map of an ADC map against an atlas of healthy newborns
+  atlas ADC_DIR -o OUT        such an atlas from healthy newborns' ADC maps
   dicom_seg                   a lesion mask as DICOM segmentation on its series
   challenge                   the case in /input, mask to /output, as the challenge's containers do
   phantom, download, check    cases: simulate them, fetch BONBID-HIE, look at what a folder holds

@@ -44,6 +44,7 @@ WORKFLOWS = {
     "adc": Workflow("adc", ("scanner",), {}, words="images"),
     "brain": Workflow("brain", ("scanner",), {}, words="images"),
     "zscore": Workflow("zscore", ("scanner",), {}),
+    "atlas": Workflow("atlas", ("scanner",), {}, words="images"),
     "dicom_seg": Workflow("dicom_seg", ("scanner",), {}),
 }
 EXTRA = {

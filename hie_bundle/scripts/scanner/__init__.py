@@ -1,1 +1,1 @@
-"""From the scanner to the maps and back: DICOM, ADC, registration to an atlas, Z maps, DICOM segmentations."""
+"""From the scanner to the maps and back: DICOM, ADC, atlases, Z maps against them, DICOM segmentations."""

@@ -16,7 +16,7 @@ from .adc import B0_MAX, fit_adc, to_micro
 from .dicom import Stack, adc_of, scan, stacks_of
 from .images import paths_of, read, refuse_other_grid
 
-__all__ = ["adc_from_dicom", "b0_of", "write_adc"]
+__all__ = ["adc_from_dicom", "b0_of", "without_b", "write_adc"]
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +138,15 @@ def adc_from_dicom(
 
 
 def b0_of(stacks: Sequence[Stack]) -> Stack | None:
-    """The first series with b = 0 (at most 50 s/mm²) among DICOM series; None if there is none."""
-    return next((stack for stack in stacks if stack.kind == "dwi" and (stack.b_value or 0) <= B0_MAX), None)
+    """The first series that states b = 0 (at most 50 s/mm²) among DICOM series; None if there is none."""
+    stated = (stack for stack in stacks if stack.kind == "dwi" and stack.b_value is not None)
+    return next((stack for stack in stated if (stack.b_value or 0) <= B0_MAX), None)
+
+
+def without_b(stacks: Sequence[Stack]) -> str:
+    """What to add to a message that b = 0 is missing: the series that may be it but do not say so; empty without."""
+    names = [stack.name for stack in stacks if stack.kind == "dwi" and stack.b_value is None]
+    return f" No b-value is stated by {', '.join(names)}." if names else ""
 
 
 def _bvals(path: Path, count: int) -> list[float]:

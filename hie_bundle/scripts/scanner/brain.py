@@ -17,7 +17,7 @@ from ..components import components
 from ..errors import UserError
 from ..images import write
 from .adc import to_micro
-from .adc_command import b0_of
+from .adc_command import b0_of, without_b
 from .dicom import scan, stacks_of
 from .images import paths_of, read, refuse_other_grid, stem_of
 from .pictures import outlines
@@ -64,8 +64,7 @@ def brain_mask(image: Volume) -> Mask:
         weight > 0.01, _blurred(smooth * core, spacing) / np.maximum(weight, 0.01), np.median(smooth[core])
     )
     _, mask = _opened(smooth > FRACTION * level, spacing)
-    grown = _distance(~mask, spacing) <= CLOSING_MM
-    mask = mask | (_distance(grown, spacing) > CLOSING_MM)
+    mask = _closed(mask, spacing)
     for slice_ in np.moveaxis(mask, across, 0):
         slice_[:] = ndimage.binary_fill_holes(slice_)
     shown = values > 0
@@ -178,9 +177,10 @@ def write_brain(
     if stripped_file:
         stem_of(stripped_file)
     if source.is_dir():
-        found = b0_of(stacks_of(scan(source), series))
+        stacks = stacks_of(scan(source), series)
+        found = b0_of(stacks)
         if found is None:
-            raise UserError(f"{source} holds no image with b = 0.")
+            raise UserError(f"{source} holds no image with b = 0.{without_b(stacks)}")
         image = found.volumes()[0]
     else:
         image = read(source, 3)
@@ -208,7 +208,17 @@ def _opened(tissue: Mask, spacing: NDArray[np.floating]) -> tuple[Mask, Mask]:
         raise UserError(f"Nothing in the image is thicker than {2 * OPENING_MM:g} mm; there is no brain in it.")
     labels, _ = components(core, connectivity=6)
     core = labels == np.bincount(labels[core]).argmax()
-    return core, tissue & (_distance(~core, spacing) <= OPENING_MM + 1)
+    # Along each axis the core may begin a voxel deeper than that: of thick slices the brain's last would be lost.
+    reach = OPENING_MM + np.maximum(1.0, spacing)
+    return core, tissue & (_distance(~core, spacing / reach) <= 1)
+
+
+def _closed(mask: Mask, spacing: NDArray[np.floating]) -> Mask:
+    margin = [int(n) for n in np.ceil(CLOSING_MM / spacing) + 1]  # else what is near the image's end closes with it
+    padded = np.pad(mask, [(n, n) for n in margin])
+    grown = _distance(~padded, spacing) <= CLOSING_MM
+    closed = padded | (_distance(grown, spacing) > CLOSING_MM)
+    return np.asarray(closed[tuple(slice(n, -n) for n in margin)])
 
 
 def _distance(mask: Mask, spacing: NDArray[np.floating]) -> NDArray[np.float32]:

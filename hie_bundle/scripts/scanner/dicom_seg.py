@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from ..errors import UserError
 from ..files import atomic_path
 from ..mixins import bundle_version
 from .dicom import Stack, require_pydicom, scan, stacks_of
+from .dicom_capture import capture_of
 from .images import GRID_TOLERANCE_MM, read
+from .pictures import outlines
 
 __all__ = ["segmentation_of", "write_dicom_seg"]
 
@@ -26,7 +29,11 @@ RESEARCH = "Research use only; not for diagnosis"
 
 
 def write_dicom_seg(
-    mask_file: str | Path | None, images: str | Path | None, output_file: str | Path | None, series: Sequence[int] = ()
+    mask_file: str | Path | None,
+    images: str | Path | None,
+    output_file: str | Path | None,
+    series: Sequence[int] = (),
+    capture_file: str | Path | None = None,
 ) -> None:
     """Write a mask as DICOM SEG that refers to the images of its series; the log says which.
 
@@ -36,27 +43,41 @@ def write_dicom_seg(
             with the least b-value.
         output_file: ``.dcm``.
         series: numbers of series to look at; all if empty.
+        capture_file: ``.dcm``; where a picture of the series with the mask's outline and volume goes, as DICOM
+            Secondary Capture.
 
     Raises:
         UserError: for bad files, or when no series lies on the mask's grid.
     """
     if not mask_file or not images or not output_file:
         raise UserError("Say which mask, where its series is and where it goes: --mask_file --images --output_file.")
-    if not str(output_file).lower().endswith(".dcm"):
-        raise UserError(f"{output_file}: a DICOM segmentation is written as .dcm.")
     folder = Path(images)
-    if Path(output_file).exists() and Path(output_file).resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{output_file} is among the images; nothing is overwritten there.")
+    for file in (output_file, capture_file) if capture_file else (output_file,):
+        if not str(file).lower().endswith(".dcm"):
+            raise UserError(f"{file}: a DICOM segmentation is written as .dcm.")
+        if Path(file).exists() and Path(file).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{file} is among the images; nothing is overwritten there.")
+    if capture_file and Path(capture_file).resolve() == Path(output_file).resolve():
+        raise UserError(f"{output_file} is to hold the segmentation and the picture; give them two names.")
     mask = read(mask_file, 3)
     if not np.isin(mask.array, (0, 1)).all():
         raise UserError(f"{mask_file} has other values than 0 and 1; it is no mask.")
-    stacks = sorted(stacks_of(scan(folder), series), key=lambda stack: (stack.kind != "adc", stack.b_value or 0))
+    stacks = sorted(
+        stacks_of(scan(folder), series),
+        key=lambda stack: (stack.kind != "adc", np.inf if stack.b_value is None else stack.b_value),
+    )
     differences = [grid_difference(stack.grid(), mask, GRID_TOLERANCE_MM) for stack in stacks]
     if "" not in differences:
         reasons = "; ".join(f"{stack.name}: {why}" for stack, why in zip(stacks, differences, strict=True))
         raise UserError(f"{mask_file} lies on the grid of no series in {folder} ({reasons or 'none of diffusion'}).")
     stack = stacks[differences.index("")]
     segmentation = segmentation_of(mask.array, stack)
+    if capture_file:
+        with tempfile.TemporaryDirectory() as place, atomic_path(capture_file) as temporary:
+            volume_ml = float(mask.array.sum() * np.prod(mask.spacing_mm)) / 1000
+            picture = Path(place) / "lesion.png"
+            outlines(picture, stack.volumes()[0], mask.array, f"{volume_ml:.2f} ml", "lesion")
+            capture_of(picture, stack).save_as(temporary)
     with atomic_path(output_file) as temporary:
         segmentation.save_as(temporary)
     logger.info("DICOM segmentation of %d voxels on %s.", int(mask.array.sum()), stack.name)

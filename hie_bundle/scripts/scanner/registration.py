@@ -97,13 +97,15 @@ def register(
     expected, spread, _ = at(affine)
     damage = _damage(values, b, expected, spread, least_std)
     field = None
-    for _ in range(PASSES if deformable else 0):
+    for number in range(PASSES if deformable else 0):
         filled = sitk.GetImageFromArray(np.where(b, np.where(damage, expected, values), 0).astype(np.float32))
         filled.CopyInformation(fixed)
         field = _demons(filled, resample(mean, grid, affine))
         transform = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(sitk.Image(field))])
         expected, spread, _ = at(transform)
-        damage = _damage(values, b, expected, spread, least_std)
+        before, damage = damage, _damage(values, b, expected, spread, least_std)
+        if number == 0 and not (before.any() or damage.any()):
+            break  # another pass would do the same
     expected, spread, covered = at(transform)
     sound = b & ~damage
     if not covered.any():

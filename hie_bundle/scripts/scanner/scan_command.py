@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,14 +14,15 @@ import numpy as np
 from ..bonbid import Limits
 from ..bonbid.checks import grid_difference
 from ..errors import UserError
-from ..files import write_json
+from ..files import whole_folder, write_json
 from ..images import write
 from ..mixins import bundle_version
 from ..report.segmented import write_case_picture
 from ..segmenter import CAUTION, Segmenter
-from .adc_command import adc_from_dicom, b0_of
+from .adc_command import adc_from_dicom, b0_of, without_b
 from .brain import brain_mask, given_mask, show_and_judge, strip
 from .dicom import scan, stacks_of
+from .dicom_capture import capture_of
 from .dicom_seg import segmentation_of
 from .images import GRID_TOLERANCE_MM, paths_of, read
 from .zscore import FitLimits, write_zscore
@@ -46,6 +44,7 @@ def write_scan(
     adc: dict[str, Any] | None = None,
     zscore: dict[str, Any] | None = None,
     series: Sequence[int] = (),
+    secondary_capture: bool = False,
 ) -> None:
     """Segment a scan. All files appear at the end, or none; of a refused one the pictures.
 
@@ -65,6 +64,7 @@ def write_scan(
         adc: further arguments of :func:`scripts.scanner.adc_command.adc_from_dicom`.
         zscore: of :func:`scripts.scanner.zscore.write_zscore`.
         series: numbers of DICOM series to take; all if empty.
+        secondary_capture: also write ``lesion_picture.dcm``, which is ``lesion.png`` as DICOM Secondary Capture.
 
     Raises:
         UserError: see each step.
@@ -77,7 +77,7 @@ def write_scan(
         raise UserError("--atlas_mean and --atlas_std go together.")
     if Path(output_dir).resolve().is_relative_to(folders[0].resolve()):
         raise UserError(f"{output_dir} is among the images; nothing is written there.")
-    with _whole(Path(output_dir)) as work:
+    with whole_folder(output_dir, left=".png") as work:
         segmenter = Segmenter(weights)
         stacks = stacks_of(scan(folders[0]), series)
         found, source = adc_from_dicom(stacks, **(adc or {}))
@@ -92,8 +92,8 @@ def write_scan(
             mask = brain_mask(b0)
         else:
             raise UserError(
-                f"There is no image with b = 0 on the grid of {source.name}, from which the brain could be told. Give "
-                "its mask: --brain_file FILE."
+                f"There is no image with b = 0 on the grid of {source.name}, from which the brain could be told."
+                f"{without_b(stacks)} Give the brain's mask: --brain_file FILE."
             )
         show_and_judge(mask, b0 or found, work / "brain.png", limits, source.name, whole=brain_file is None)
         stripped = strip(found, mask)
@@ -111,6 +111,8 @@ def write_scan(
         segmentation_of(result.mask, source).save_as(work / "lesion.dcm")
         maps = {"ADC": stripped.array} | ({"ZADC": read(zadc).array} if zadc else {})
         write_case_picture(work / "lesion.png", maps, result.mask, result.affine, result.line)
+        if secondary_capture:
+            capture_of(work / "lesion.png", source).save_as(work / "lesion_picture.dcm")
         write_json(
             work / "scan.json",
             {
@@ -128,31 +130,3 @@ def write_scan(
     for line in (result.line, *result.notes, f"{output_dir}: lesion.dcm, lesion.nii.gz, lesion.png, brain.png"):
         logger.info("%s", line)
     logger.info(CAUTION)
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` that takes its name at the end; after a refusal its pictures alone are there."""
-    if folder.exists() and (not folder.is_dir() or any(path.suffix != ".png" for path in folder.iterdir())):
-        raise UserError(f"{folder} is there already; name another folder for the results.")
-    work = folder.with_name(f".{uuid.uuid4().hex[:8]}.{folder.name}")
-    work.mkdir(parents=True)
-    try:
-        try:
-            yield work
-        except UserError as error:
-            for path in work.iterdir():
-                if path.suffix != ".png":
-                    path.unlink()
-            if any(work.iterdir()):
-                _take_place(work, folder)
-            raise UserError(str(error).replace(str(work), str(folder))) from error
-        _take_place(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _take_place(work: Path, folder: Path) -> None:
-    if folder.exists():  # pictures of an earlier refusal
-        shutil.rmtree(folder)
-    work.rename(folder)

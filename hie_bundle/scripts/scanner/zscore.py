@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..bonbid import Volume, brain_of, to_itk
 from ..errors import UserError
-from ..files import atomic_path, write_json
+from ..files import atomic_path, seen_from, write_json
 from ..images import write
 from .adc import to_micro
 from .images import read, refuse_other_grid, resample, stem_of
@@ -169,8 +169,9 @@ def write_zscore(
         raise UserError(
             f"The atlas does not fit {adc_file}: {'; '.join(problems)}. See {picture}. No Z map is written."
         )
+    files = {"adc_file": adc_file, "atlas_mean": atlas_mean, "atlas_std": atlas_std}
     settings = {
-        "adc_file": str(adc_file), "atlas_mean": str(atlas_mean), "atlas_std": str(atlas_std), "deformable": deformable,
+        **{name: seen_from(path, stem.parent) for name, path in files.items()}, "deformable": deformable,
         "least_std": least_std, "smoothing_mm": smoothing_mm, "clip": clip,
     }  # fmt: skip
     with atomic_path(stem.with_name(stem.name + ".tfm.h5")) as temporary:

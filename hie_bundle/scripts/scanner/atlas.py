@@ -1,0 +1,172 @@
+"""Groupwise registration: healthy newborns' ADC maps to their mean and standard deviation on one grid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from ..bonbid import LPS_TO_RAS, Volume, brain_of, to_itk
+from .images import resample
+from .registration import Fit, register, repeat_border
+
+__all__ = ["Atlas", "build_atlas", "hampel_mean_and_std"]
+
+logger = logging.getLogger(__name__)
+
+Stack = NDArray[np.float32]
+
+OUTLYING = 3.5  # robust standard deviations from the median, Hampel's rule
+MAD_TO_STD = 1.4826  # of a normal distribution
+LEAST_MAD = 10.0  # 1e-6 mm²/s; of a few cases the MAD may be 0 by chance
+NO_DAMAGE = 1e6  # 1e-6 mm²/s; a standard deviation with which nothing counts as damage, to be passed over
+MARGIN_MM = 15.0  # around the first template, whose brain may be smaller than others
+SHAPE_STEP_MM = 4.0  # of the mean displacement, which is smooth
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """What healthy newborns' ADC is, on one grid.
+
+    Attributes:
+        mean: (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
+        std: same shape and unit.
+        affine: (4, 4) from voxel indices to millimetres, RAS+.
+        fits: of each case on the mean; ``median_z`` is that of the case against mean and standard deviation.
+        transforms: from the atlas' points to those of each case (LPS mm).
+    """
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    fits: list[Fit]
+    transforms: Sequence[sitk.Transform]
+
+
+def build_atlas(cases: Sequence[Volume], step_mm: float = 1.5, rounds: int = 2, least_std: float = 20.0) -> Atlas:
+    """Bring cases to their common shape, and take mean and standard deviation there.
+
+    The first template is the case whose brain has the median volume. In each round every case is registered to the
+    template, affine in the first, deformable from then on; their mean, moved by the mean of all displacements to the
+    mean shape, is the next template (Guimond et al., CVIU 77, 2000; Avants et al., NeuroImage 49, 2010). After the last
+    round mean and standard deviation are taken where more than half of the cases have brain, without outliers.
+
+    Args:
+        cases: skull-stripped ADC maps, 1e-6 mm²/s, 0 outside the brain.
+        step_mm: of the atlas' grid, which lies along the axes of the world (RAS).
+        rounds: of deformable registration; 0 for the affine one alone.
+        least_std: floor of the standard deviation where Z is taken, 1e-6 mm²/s.
+
+    Raises:
+        UserError: if a case and the template do not come to lie on each other.
+    """
+    images = [to_itk(case.array.astype(np.float32), case.affine) for case in cases]
+    full = [repeat_border(image) for image in images]
+    undamaged = [image * 0 + NO_DAMAGE for image in images]
+    volumes = [float(brain_of(case.array).sum() * np.prod(case.spacing_mm)) for case in cases]
+    first = int(np.argsort(volumes)[len(volumes) // 2])
+    grid = _grid(cases[first], step_mm)
+    start = _values(resample(full[first], grid)) * (_values(resample(images[first], grid, nearest=True)) > 0)
+    template = _on(start, grid)
+    for number in range(rounds + 1):
+        brain = sitk.Cast(template > 0, sitk.sitkUInt8)
+        found = [
+            register(template, brain, image, std, deformable=number > 0)
+            for image, std in zip(images, undamaged, strict=True)
+        ]
+        back = _from_mean_shape([one.transform for one in found], brain)
+        transforms = [sitk.CompositeTransform([one.transform, back]) for one in found]
+        values, inside = (
+            np.stack([_values(resample(image, grid, t, nearest)) for image, t in zip(which, transforms, strict=True)])
+            for which, nearest in ((full, False), (images, True))
+        )
+        mean, std = hampel_mean_and_std(values, inside > 0)
+        template = _on(mean, grid)
+        correlations = [one.fit.correlation for one in found]
+        logger.info(
+            "Round %d of %d: the maps correlate with the template by %.3f, the least by %.3f.", number + 1, rounds + 1,
+            np.mean(correlations), min(correlations),
+        )  # fmt: skip
+    fits = []
+    for one, value, there in zip(found, values, inside > 0, strict=True):
+        both = there & (mean > 0)
+        z = (value - mean)[both] / np.maximum(std, least_std)[both]
+        fits.append(replace(one.fit, median_z=float(np.median(z)) if z.size else 0.0))
+    return Atlas(mean.T, std.T, _affine_of(grid), fits, transforms)
+
+
+def hampel_mean_and_std(values: Stack, inside: NDArray[np.bool_]) -> tuple[Stack, Stack]:
+    """Mean and standard deviation over cases without what is far from the median: a lesion that was not seen, or an
+    artefact, in one of them.
+
+    Args:
+        values: (N, …).
+        inside: same shape; what counts.
+
+    Returns:
+        Both of shape (…); 0 where not more than half of the cases count. The standard deviation is that of a sample.
+    """
+    known = np.where(inside, values, np.nan)
+    enough = inside.sum(0) > len(values) // 2
+    known = known[:, enough]
+    median = np.nanmedian(known, axis=0)
+    spread = np.maximum(MAD_TO_STD * np.nanmedian(np.abs(known - median), axis=0), LEAST_MAD)
+    known = np.where(np.abs(known - median) <= OUTLYING * spread, known, np.nan)
+    mean, std = (np.zeros(values.shape[1:], dtype=np.float32) for _ in range(2))
+    mean[enough], std[enough] = np.nanmean(known, axis=0), np.nanstd(known, axis=0, ddof=1)
+    return mean, std
+
+
+def _grid(case: Volume, step_mm: float) -> sitk.Image:
+    """Cubic voxels along the world's axes around a case's brain."""
+    index = np.argwhere(brain_of(case.array))
+    points = (LPS_TO_RAS @ case.affine @ np.c_[index, np.ones(len(index))].T)[:3]
+    low, high = points.min(1) - MARGIN_MM, points.max(1) + MARGIN_MM
+    grid = sitk.Image([int(n) for n in np.ceil((high - low) / step_mm) + 1], sitk.sitkFloat32)
+    grid.SetSpacing([step_mm] * 3)
+    grid.SetOrigin(low.tolist())
+    return grid
+
+
+def _from_mean_shape(transforms: Sequence[sitk.Transform], brain: sitk.Image) -> sitk.Transform:
+    """Points of the mean shape to those of the template, given where the cases have the template's points.
+
+    The mean position of the cases is left out: heads lie anywhere in their scanners.
+    """
+    coarse = sitk.Shrink(brain, [max(1, round(SHAPE_STEP_MM / size)) for size in brain.GetSpacing()])
+    shift = np.mean(
+        [
+            sitk.GetArrayFromImage(
+                sitk.TransformToDisplacementField(
+                    one, sitk.sitkVectorFloat64, coarse.GetSize(), coarse.GetOrigin(), coarse.GetSpacing()
+                )
+            )
+            for one in transforms
+        ],
+        axis=0,
+    )
+    shift -= shift[_values(coarse) > 0].mean(0)
+    field = sitk.GetImageFromArray(shift, isVector=True)
+    field.CopyInformation(coarse)
+    return sitk.DisplacementFieldTransform(sitk.InvertDisplacementField(field, maximumNumberOfIterations=30))
+
+
+def _values(image: sitk.Image) -> NDArray[np.float32]:
+    return np.asarray(sitk.GetArrayFromImage(image), dtype=np.float32)
+
+
+def _on(values: NDArray[np.float32], grid: sitk.Image) -> sitk.Image:
+    image = sitk.GetImageFromArray(values)
+    image.CopyInformation(grid)
+    return image
+
+
+def _affine_of(grid: sitk.Image) -> NDArray[np.float64]:
+    affine = np.eye(4)
+    affine[:3, :3] *= grid.GetSpacing()
+    affine[:3, 3] = grid.GetOrigin()
+    return np.asarray(LPS_TO_RAS @ affine)
