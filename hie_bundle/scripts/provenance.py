@@ -17,14 +17,14 @@ from typing import IO, Any
 from monai.bundle import ConfigWorkflow
 
 from . import environment
-from .bonbid import as_native, file_name
+from .bonbid import as_native, file_name, redacted
 from .bonbid.checks import item_files
 from .bonbid.remembered import case_of
 from .cores import available_cores
 from .curves import curves_in, keep_curves_until
 from .distributed import gather_interleaved, is_first
 from .errors import UserError, first_cause, user_error
-from .files import clean, sha256_of, take_lock, write_json
+from .files import clean, sha256_of, take_lock, try_writing, write_json
 from .interruption import Interruption
 from .options import OPTIONS
 from .weights import as_paths, read_state, require_there
@@ -103,7 +103,7 @@ class RunFolder:
         if not is_first():
             return
         for folder in (self.folder, *([self.curves.parent] if self.curves else [])):
-            _try_writing(folder)
+            try_writing(folder)
         _lock(self.folder)
         for folder in self._folders():
             clean(folder)
@@ -200,7 +200,7 @@ class RunFolder:
             self._note_files(say=status == "finished")
         if masks is not None:
             self._note_masks(self._record["data"], Path(masks))
-        self._record |= {"status": status, "ended": _now(), **({"error": why} if why else {})}
+        self._record |= {"status": status, "ended": _now(), **({"error": redacted(why)} if why else {})}
         self._write()
 
     def _folders(self) -> list[Path]:
@@ -340,16 +340,6 @@ def _flat(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, value in content.items() if isinstance(content, dict) else enumerate(content):
         yield from _flat(value, f"{name}#{key}".lstrip("#"))
-
-
-def _try_writing(folder: Path) -> None:
-    probe = folder / f".{os.getpid():08x}.probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"0")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}); nothing was started.") from error
 
 
 def _lock(folder: Path) -> None:
