@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["Interruption"]
+__all__ = ["Interruption", "end_children"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5.0  # for the main thread to come back from PyTorch: a backward pass on a CPU may take half a minute
@@ -77,7 +77,7 @@ class Interruption:
         for one in SIGNALS:  # a second one does not disturb
             signal.signal(one, signal.SIG_IGN)
         self._say(number)
-        _end_children()
+        end_children()
         atexit.register(self._leave, number)  # Python would take some seconds to tear down what PyTorch has loaded
         raise SystemExit(128 + number)
 
@@ -95,7 +95,7 @@ class Interruption:
     def _leave(self, number: int) -> None:
         try:
             self.last()
-            _end_children()
+            end_children()
             logging.shutdown()
             sys.stdout.flush()
         finally:
@@ -106,7 +106,8 @@ class Interruption:
             print(f"\nStopped by {signal.Signals(number).name}. {message}", file=sys.stderr, flush=True)
 
 
-def _end_children() -> None:
+def end_children() -> None:
+    """Kill the processes that this one has started, and wait up to a second until they are gone."""
     # PyTorch raises in the main thread when a loading process ends without having been told to
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

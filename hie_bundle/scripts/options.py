@@ -213,6 +213,7 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     **dict.fromkeys(("timeout_minutes", "timeout_s", "fine_mm", "atlas_step_mm"), _ABOVE),
     **dict.fromkeys(("pause_s", "registration_mm"), Number(0)),
     "smallest_lesion_mm3": Number(0),
+    "loading_timeout_s": Number(0, 86400, above=True),
     "noise": Number(0, null=True),
     "noise_floor": Number(0),
     "adc_scale": Number(0, above=True, null=True),

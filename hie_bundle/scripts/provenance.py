@@ -25,7 +25,8 @@ from .curves import curves_in, keep_curves_until
 from .distributed import gather_interleaved, is_first
 from .errors import UserError, first_cause, user_error
 from .files import clean, sha256_of, take_lock, try_writing, write_json
-from .interruption import Interruption
+from .interruption import Interruption, end_children
+from .loaders import in_words
 from .options import OPTIONS
 from .weights import as_paths, read_state, require_there
 
@@ -39,7 +40,7 @@ FIT = "regression.json"  # evaluations use each other's, as long as it is of the
 # what a run may go on with otherwise: where things are, how fast they go, how long it trains
 MAY_DIFFER = re.compile(
     r"(\w+_(dir|path|root)|anonymise_ids|device|progress|verbose|resume|overwrite|cache_rate|num_workers|cudnn_benchmark|epochs|steps"
-    r"|patience|timeout_minutes|rank|world_size|workflow|imports|initialize|finalize|run)(#.*)?"
+    r"|patience|timeout_minutes|loading_timeout_s|rank|world_size|workflow|imports|initialize|finalize|run)(#.*)?"
 )
 SHOWN = 8  # differences in a message
 _held: dict[Path, IO[str]] = {}
@@ -161,9 +162,13 @@ class RunFolder:
                 self._begin(as_paths(weights) if weights else [], {name: of or [] for name, of in cases.items()})
             run()
         except BaseException as error:
-            cause = user_error(error) or first_cause(error)
+            lost = in_words(error)
+            cause = lost or user_error(error) or first_cause(error)
             status = "failed" if isinstance(error, Exception) else "interrupted"
             self._note_end(status, f"{type(cause).__name__}: {cause}", masks)
+            if lost:
+                end_children()  # Python would wait for one that hangs
+                raise lost from error
             raise
         else:
             self._note_end("finished", None, masks)
