@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from .errors import UserError
 from .recipe import references
+
+_FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # by libyaml, where PyYAML was built with it
 
 __all__ = ["OPTIONS", "refuse_unknown"]
 
@@ -248,7 +251,7 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
     config: Mapping[str, Any] = workflow.parser.get()
     known = {str(workflow.init_id), str(workflow.run_id), str(workflow.final_id)}
     for file in workflow.config_root_path.glob("*.yaml"):
-        known |= {name.lstrip("+").split("#")[0] for name in ConfigParser.load_config_file(str(file))}
+        known |= {name.lstrip("+").split("#")[0] for name in yaml.load(file.read_text(encoding="utf-8"), _FAST)}
     named = {reference.split("#")[0] for reference in references(json.loads(json.dumps(config, default=str)))}
     lines = []
     for name, value in config.items():
