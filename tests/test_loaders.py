@@ -16,8 +16,7 @@ from test_every_option import TINY
 from test_provenance import _record
 
 from scripts.errors import UserError, user_error
-from scripts.interruption import end_children
-from scripts.loaders import DataLoader, in_words
+from scripts.loaders import DataLoader, end_processes, in_words
 
 
 def _bad(how: str) -> None:
@@ -61,7 +60,7 @@ def test_the_case_is_named_in_bounded_time(how: str, said: str) -> None:
         list(loader)
     mistake = in_words(caught.value)
     assert mistake is not None
-    end_children()
+    end_processes()
     assert time.monotonic() - begun < 10
     assert re.search(said, str(mistake))
 

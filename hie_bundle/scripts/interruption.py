@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["Interruption", "end_children"]
+__all__ = ["Interruption"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5.0  # for the main thread to come back from PyTorch: a backward pass on a CPU may take half a minute
@@ -77,7 +77,7 @@ class Interruption:
         for one in SIGNALS:  # a second one does not disturb
             signal.signal(one, signal.SIG_IGN)
         self._say(number)
-        end_children()
+        _end_children()
         atexit.register(self._leave, number)  # Python would take some seconds to tear down what PyTorch has loaded
         raise SystemExit(128 + number)
 
@@ -95,7 +95,7 @@ class Interruption:
     def _leave(self, number: int) -> None:
         try:
             self.last()
-            end_children()
+            _end_children()
             logging.shutdown()
             sys.stdout.flush()
         finally:
@@ -106,8 +106,7 @@ class Interruption:
             print(f"\nStopped by {signal.Signals(number).name}. {message}", file=sys.stderr, flush=True)
 
 
-def end_children() -> None:
-    """Kill the processes that this one has started, and wait up to a second until they are gone."""
+def _end_children() -> None:
     # PyTorch raises in the main thread when a loading process ends without having been told to
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

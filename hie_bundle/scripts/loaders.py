@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import torch
 from monai.data import DataLoader as StockDataLoader
 from torch.utils.data import Dataset, get_worker_info
@@ -14,7 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 from .bonbid.remembered import case_of
 from .errors import UserError, causes, user_error
 
-__all__ = ["DataLoader", "in_words"]
+__all__ = ["DataLoader", "end_processes", "in_words"]
 
 IDLE = -1
 _loaders: weakref.WeakSet[DataLoader] = weakref.WeakSet()
@@ -35,7 +38,7 @@ class DataLoader(StockDataLoader):
     """
 
     def __init__(self, dataset: Any, num_workers: int = 0, timeout_s: float = 0.0, **options: Any) -> None:
-        self.reading = torch.full((num_workers,), IDLE).share_memory_()  # index of the item, by process
+        self.reading = torch.full((num_workers, 2), IDLE).share_memory_()  # of each process its number and the item's
         if num_workers:
             dataset = _Noted(dataset, self.reading)
             options["timeout"] = timeout_s
@@ -57,14 +60,14 @@ class _Noted(Dataset[Any]):
         worker = get_worker_info()
         if worker is None:
             return self.dataset[index]
-        self.reading[worker.id] = index
+        self.reading[worker.id] = torch.tensor([os.getpid(), index])
         try:
             item = self.dataset[index]
         except Exception as error:  # of an exception PyTorch keeps the kind and the text, and loses its causes
             if mistake := user_error(error):
                 raise mistake from error
             raise
-        self.reading[worker.id] = IDLE
+        self.reading[worker.id, 1] = IDLE
         return item
 
 
@@ -89,10 +92,19 @@ def in_words(error: BaseException) -> UserError | None:
     return UserError(f"A process that loads cases {why} ({text.strip()}). It was reading: {_list(cases)}. {advice}")
 
 
+def end_processes() -> None:
+    """Kill what still loads; Python would wait at its end for a process that hangs."""
+    for process in (process for loader in _loaders for process, _ in loader.reading.tolist() if process != IDLE):
+        with suppress(psutil.Error):
+            child = psutil.Process(process)
+            if child.ppid() == os.getpid():
+                child.kill()
+
+
 def _being_read(loader: DataLoader) -> list[str]:
     noted: Any = loader.dataset
     items = getattr(getattr(noted, "dataset", None), "data", [])
-    return [_name(items[index]) for index in loader.reading.tolist() if index != IDLE]
+    return [_name(items[index]) for _, index in loader.reading.tolist() if index != IDLE]
 
 
 def _name(item: Any) -> str:

@@ -25,8 +25,8 @@ from .curves import curves_in, keep_curves_until
 from .distributed import gather_interleaved, is_first
 from .errors import UserError, first_cause, user_error
 from .files import clean, sha256_of, take_lock, try_writing, write_json
-from .interruption import Interruption, end_children
-from .loaders import in_words
+from .interruption import Interruption
+from .loaders import end_processes, in_words
 from .options import OPTIONS
 from .weights import as_paths, read_state, require_there
 
@@ -167,7 +167,7 @@ class RunFolder:
             status = "failed" if isinstance(error, Exception) else "interrupted"
             self._note_end(status, f"{type(cause).__name__}: {cause}", masks)
             if lost:
-                end_children()  # Python would wait for one that hangs
+                end_processes()
                 raise lost from error
             raise
         else:
