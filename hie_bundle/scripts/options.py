@@ -192,7 +192,7 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     "on_nonfinite": Text(),
     "device": Device(),
     **dict.fromkeys(("amp", "cudnn_benchmark", "progress", "verbose", "overwrite"), Flag()),
-    **dict.fromkeys(("other_recipe", "sync_batch_norm", "labels"), Flag()),
+    **dict.fromkeys(("other_recipe", "sync_batch_norm", "labels", "limit_to_brain"), Flag()),
     "resume": Flag(also=("force",)),
     **dict.fromkeys(("epochs", "steps", "batch_size", "val_interval", "patience"), _COUNT),
     **dict.fromkeys(("in_channels", "parallel", "tries"), _COUNT),

@@ -274,6 +274,7 @@ def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Seg
             facts[f"Weights {number}"] = f"{path}, SHA-256 {sha256_of(path)}"
         facts["Threshold of the probability"] = str(segmenter.threshold)
         facts["Smallest lesion"] = f"{segmenter.smallest_lesion_mm3:g} mm³"
+        facts["Limited to the brain"] = "yes" if segmenter.limit_to_brain else "no"
         write_case_page(place["report"], maps, found.mask, found.affine, found.case, tiles, found.notes, facts)
 
 
