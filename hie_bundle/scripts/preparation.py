@@ -90,7 +90,10 @@ def preprocess(
     cases = [case for case in find_cases(source) if labels or case.adc or case.zadc or case.stacked]
     items = [case.item(labels or case.label is not None) for case in cases]
     if items:
+        new = not root.exists()
         try_writing(root)
+        if new:
+            root.rmdir()  # what is refused below leaves nothing
     require_usable(items, source, "preprocessing", limits, num_workers=num_workers)
     settings: dict[str, Any] = {"format": format, "dataset_dir": str(source)}
     writer: Writer = _write_stack
