@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
@@ -94,6 +96,8 @@ def in_words(error: BaseException) -> UserError | None:
 
 def end_processes() -> None:
     """Kill what still loads; Python would wait at its end for a process that hangs."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with which PyTorch raises, whatever is done, when they end
     for process in (process for loader in _loaders for process, _ in loader.reading.tolist() if process != IDLE):
         with suppress(psutil.Error):
             child = psutil.Process(process)
