@@ -112,7 +112,15 @@ def test_form_that_monai_label_reads() -> None:
     assert steps[1].adjuster.input_channel_dim is None
     assert not {"Spacingd", "SelectItemsd"} & set(names)
     last = [type(step).__name__ for step in inference.get_parsed_content("postprocessing").transforms]
-    assert last == ["Activationsd", "Invertd", "AsDiscreted", "RemoveSmallLesionsd", "CastToTyped", "SaveMaskd"]
+    assert last == [
+        "Activationsd",
+        "Invertd",
+        "AsDiscreted",
+        "LimitToBraind",
+        "RemoveSmallLesionsd",
+        "CastToTyped",
+        "SaveMaskd",
+    ]
     assert issubclass(SaveMaskd, SaveImaged)  # which is taken out there
     assert "@device.type" not in Path(TRAIN).read_text() + Path(INFER).read_text()
     channels = json.loads((CONFIGS / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"][

@@ -38,7 +38,8 @@ CHANGED: dict[str, Any] = {
     "cudnn_benchmark": False, "datalist": "FOLDER/list.json", "dataset_dir": "FOLDER/data", "device": "cpu",
     "dropout": [0, 0, 0, 0.5], "epochs": 2, "features": [2, 4, 4, 6], "fold": 0, "num_folds": 2, "in_channels": 2,
     "init_weights": "FOLDER/start.pt", "inner_folds": 2, "input_size": [24, 24, 16], "l1_weight": 0.01,
-    "label_mode": "trilinear", "learning_rate": 0.01, "loss_name": "tversky", "lr_gamma": 0.5,
+    "label_mode": "trilinear", "learning_rate": 0.01, "limit_to_brain": True, "loading_timeout_s": 90,
+    "loss_name": "tversky", "lr_gamma": 0.5,
     "network": "$@network_def.to(@device)", "num_workers": 1, "on_nonfinite": "stop", "output_dir": "FOLDER/elsewhere",
     "overwrite": True, "patience": 1, "patient_pattern": "(.+)-VISIT", "prior": None, "progress": False, "rank": 0,
     "resume": True, "seed": 5, "smallest_lesion_mm3": 30, "spatial_size": [16, 32, 8], "threshold": 0.3,
@@ -47,6 +48,11 @@ CHANGED: dict[str, Any] = {
 NOT_OPTIONS = {"imports", "workflow", "run", "loaded"}  # how the config is read and run
 TOGETHER = [("fold", "num_folds"), ("epochs", "val_interval")]
 ONE_VALUE = {"device", "in_channels", "rank", "bundle_root"}  # no other works everywhere
+# not with the others: other places, and sizes other than the test's weights' and than each other
+APART = {
+    "ckpt_dir", "output_dir", "dataset_dir", "datalist", "bundle_root", "network", "init_weights", "input_size",
+    "features", "spatial_size",
+}  # fmt: skip
 OTHER_FOR_A_STUDY = {"fold", "ckpt_dir", "resume", "overwrite", "inner_folds"}  # the study's own to decide
 
 
@@ -77,17 +83,23 @@ def run(id: str, names: tuple[str, ...], options: dict[str, Any]) -> None:
     workflow.finalize()
 
 
-@pytest.fixture
-def folder(tiny_cohort: Path, tmp_path: Path) -> Path:
-    """What the values above speak of."""
+@pytest.fixture(scope="module")
+def start(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights that say nothing of their recipe."""
     import torch
 
+    folder = tmp_path_factory.mktemp("start")
+    run("training", ("train",), {**TINY, **_places(folder, tiny_cohort)})
+    weights = torch.load(folder / "models" / "model.pt", weights_only=True)
+    torch.save({"model": weights["model"]}, folder / "start.pt")
+    return folder / "start.pt"
+
+
+@pytest.fixture
+def folder(tiny_cohort: Path, start: Path, tmp_path: Path) -> Path:
+    """What the values above speak of."""
     shutil.copytree(tiny_cohort, tmp_path / "data")
-    run("training", ("train",), {**TINY, **_places(tmp_path, tiny_cohort)})
-    weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
-    torch.save({"model": weights["model"]}, tmp_path / "start.pt")
-    for name in ("models", "eval"):
-        shutil.rmtree(tmp_path / name)
+    shutil.copy(start, tmp_path / "start.pt")
     lists = {"training": ("train",), "validation": ("val",), "test": ("test",)}
     items = {key: [case.item() for case in find_cases(tiny_cohort) if case.split in of] for key, of in lists.items()}
     (tmp_path / "list.json").write_text(json.dumps(items))
@@ -114,9 +126,7 @@ def test_every_key_has_another_value() -> None:
 
 def test_all_of_them_at_once_in_training_evaluation_and_inference(folder: Path, tiny_cohort: Path) -> None:
     """Each by itself in the slow test; that they are taken at all, here."""
-    apart = {"ckpt_dir", "output_dir", "dataset_dir", "datalist", "bundle_root", "network", "init_weights"}
-    apart |= {"input_size", "features", "spatial_size"}  # other sizes than the test's weights, and than each other
-    changed = {key: value for key, value in CHANGED.items() if key not in apart}
+    changed = {key: value for key, value in CHANGED.items() if key not in APART}
     options = {**TINY, **_places(folder, tiny_cohort), **_in(folder, changed)}
     _everywhere(options, folder)
 
@@ -179,12 +189,11 @@ def test_each_in_several_processes(folder: Path, tiny_cohort: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*_changes(), "num_workers"])
+@pytest.mark.parametrize("name", ["all others", *sorted(APART - OTHER_FOR_A_STUDY)])
 def test_each_in_a_study(name: str, folder: Path, tiny_cohort: Path) -> None:
-    changed = _changes().get(name) or {name: CHANGED[name]}
-    changed = {key: value for key, value in changed.items() if key not in OTHER_FOR_A_STUDY}
-    if not changed:
-        pytest.skip("the study decides it")
+    """A study starts processes: what goes together is one."""
+    together = {key: value for key, value in CHANGED.items() if key not in APART | OTHER_FOR_A_STUDY}
+    changed = {name: CHANGED[name]} if name in CHANGED else together
     places = _places(folder, tiny_cohort)
     del places["ckpt_dir"]
     options = {**TINY, **places, **_in(folder, changed), "compare": "dice", "threads": 2}

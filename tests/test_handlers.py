@@ -315,6 +315,27 @@ def test_more_epochs_follow_the_learning_rates_of_so_many(
     assert min(rest) > 0
 
 
+def test_what_the_config_says_of_the_optimizer_counts_when_a_run_goes_on(tmp_path: Path) -> None:
+    """PyTorch would bring the saved weight decay back; moments and learning rate are those of the run."""
+    network = _network()
+
+    def train(epochs: int, decay: float, lr: float) -> torch.optim.AdamW:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=decay)
+        trainer = _trainer(network, epochs, [
+            handlers.Resume(str(tmp_path / "state.pt"), {"optimizer": optimizer}, _validator(network, None), "force"),
+        ])  # fmt: skip
+        trainer.optimizer = optimizer
+        trainer.run()
+        return optimizer
+
+    before = train(1, decay=0.01, lr=0.002)
+    after = train(2, decay=0.5, lr=0.002)
+    assert after.param_groups[0]["weight_decay"] == 0.5
+    assert after.param_groups[0]["lr"] == 0.002
+    steps = [int(optimizer.state_dict()["state"][0]["step"]) for optimizer in (before, after)]
+    assert steps[1] == 2 * steps[0]
+
+
 def test_a_schedule_that_cannot_be_stretched_is_refused(tmp_path: Path) -> None:
     def schedule(steps: int) -> Callable[[Optimizer], LRScheduler]:
         return lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)

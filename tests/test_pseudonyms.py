@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import hmac
 import json
+import logging
 import shutil
 import stat
 from collections.abc import Callable
@@ -15,9 +17,23 @@ from typing import Any
 
 import pytest
 from conftest import BUNDLE, TINY
+from monai.bundle import ConfigWorkflow
 
-from scripts.bonbid import DatasetError, find_cases, own_name, pseudonymised
+from scripts.bonbid import (
+    DatasetError,
+    check,
+    find_cases,
+    own_name,
+    patient_of,
+    pseudonymised,
+    pseudonyms,
+    redacted,
+    write_datalist,
+)
+from scripts.command import main
+from scripts.errors import UserError
 from scripts.files import seen_from
+from scripts.preparation import preprocess
 
 CONFIGS = BUNDLE / "configs"
 
@@ -33,6 +49,25 @@ def test_an_id_is_a_keyed_hash(tmp_path: Path) -> None:
     assert [item["case"] for item in renamed] == sorted(item["case"] for item in renamed)
     assert {own_name(item) for item in renamed} == {"A", "b/1", "é"}
     assert own_name(items[0]) == "A"
+
+
+def test_scans_of_a_patient_stay_known_as_such(tmp_path: Path) -> None:
+    """Folds of cases that were prepared under other ids would else have a patient on both sides."""
+    cases = ["P1-VISIT_01", "P1-VISIT_02", "P2-VISIT_01", "P3"]
+    names = pseudonyms(cases, tmp_path / "key")
+    patients = [patient_of(names[case]) for case in cases]
+    assert patients[0] == patients[1]
+    assert len(set(patients)) == 3
+    assert len(set(names.values())) == 4
+
+
+def test_what_is_kept_of_a_message_has_the_other_ids(tmp_path: Path) -> None:
+    names = pseudonyms(["X_1", "X_10", "7"], tmp_path / "key")
+    text = "X_10: /d/Zmap_X_1-ADC_smooth2mm_clipped10.mha is cut short; 7 of 17, /d/7_lesion.mha"
+    found = redacted(text)
+    assert "X_1" not in found
+    assert found.startswith(f"{names['X_10']}: /d/Zmap_{names['X_1']}-ADC")
+    assert found.endswith(f"; 7 of 17, /d/{names['7']}_lesion.mha")
 
 
 def test_the_key_is_made_once_and_for_its_owner(tmp_path: Path) -> None:
@@ -101,3 +136,103 @@ def test_nothing_that_is_written_names_a_case_or_a_folder(
         if path.suffix in (".csv", ".html", ".txt", ".png") or path.name in ("metrics.json", "thresholds.json"):
             assert b"where it lies" not in content, relative
             assert str(tmp_path).encode() not in content, relative
+
+
+def _nothing_names(ids: set[str], folder: Path) -> list[Path]:
+    """The files there, none of which holds an id in its name or content."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in files:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        for one in ids:
+            assert one not in str(path.relative_to(folder))
+            assert one.encode() not in content, path
+    return files
+
+
+@pytest.fixture
+def one_broken(tiny_cohort: Path, tmp_path: Path) -> Path:
+    """A file of one case is cut short, so that there is something to say."""
+    data = shutil.copytree(tiny_cohort, tmp_path / "data")
+    for split in ("Val", "Test"):
+        shutil.rmtree(data / f"BONBID2023_{split}")
+    file = next(data.rglob("*-ADC_ss.mha"))
+    file.write_bytes(file.read_bytes()[:-10])
+    return data
+
+
+def test_a_checks_table_and_report(one_broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = find_cases(one_broken)
+    ids = {case.case for case in cases} | {patient_of(case.case) for case in cases}
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DatasetError) as caught:
+        check(one_broken, tmp_path / "out" / "check.json", anonymise_ids=tmp_path / "key")
+    assert "-ADC_ss.mha declares" in str(caught.value)  # on the screen, for who has to mend it
+    printed = capsys.readouterr().out
+    assert printed.count("\ncase-") == len(cases)
+    assert not any(one in printed for one in ids)
+    (file,) = _nothing_names(ids, tmp_path / "out")
+    entries = json.loads(file.read_text())["cases"]
+    assert [problem["file"] for entry in entries for problem in entry["problems"]] == ["adc"]
+
+
+@pytest.mark.parametrize("format", ["native_stack", "nnunet", "resampled"])
+def test_prepared_cases_and_folds_of_them(format: str, tiny_cohort: Path, tmp_path: Path) -> None:
+    cases = find_cases(tiny_cohort)
+    options: dict[str, Any] = {"recipe_configs": [CONFIGS / "train.yaml"], "overrides": {"spatial_size": [16, 16, 8]}}
+    preprocess(tiny_cohort, tmp_path / "out", format, anonymise_ids=tmp_path / "key", **options)
+    preprocess(tiny_cohort, tmp_path / "out", format, anonymise_ids=tmp_path / "key", **options)  # it goes on
+    _nothing_names({case.case for case in cases}, tmp_path / "out")
+    if format != "nnunet":
+        names = set(pseudonyms([case.case for case in cases], tmp_path / "key").values())
+        assert {case.case for case in find_cases(tmp_path / "out")} == names
+    with pytest.raises(DatasetError, match="cannot be without their ids; nothing was written"):
+        write_datalist(tiny_cohort, tmp_path / "list.json", anonymise_ids=tmp_path / "key")
+    with pytest.raises(DatasetError, match="leave one out"):
+        preprocess(
+            tiny_cohort, tmp_path / "x", format, patient_pattern="(.+)-", anonymise_ids=tmp_path / "key", **options
+        )
+
+
+def test_the_command_segments_under_other_ids(
+    one_broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = {case.case for case in find_cases(one_broken)}
+    out = tmp_path / "out"
+    words = ["segment", str(one_broken), "-o", str(out), "--anonymise_ids", str(tmp_path / "key"), "--shard", "1/1"]
+    words += ["--overlay", str(out / "o"), "--report", str(out / "r"), "--probabilities", "--json", "--device", "cpu"]
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 1
+    printed = capsys.readouterr()
+    assert "-ADC_ss.mha declares" in printed.err
+    assert not any(one in printed.out for one in ids)
+    names = {path.name for path in _nothing_names(ids, out)}
+    masks = [name for name in names if name.endswith("_lesion.nii.gz")]
+    assert len(masks) == len(ids) - 1
+    assert "manifest.csv" in names
+    assert all(name.startswith("case-") for name in masks)
+
+
+def test_what_ends_a_run_is_kept_without_the_id(tiny_cohort: Path, tmp_path: Path) -> None:
+    """On the screen it names the file."""
+    places = {"dataset_dir": str(tiny_cohort), "ckpt_dir": str(tmp_path / "m"), "output_dir": str(tmp_path / "e")}
+    workflow = ConfigWorkflow(
+        str(CONFIGS / "train.yaml"), workflow_type=None, run_id="training", logging_file=False, device="cpu",
+        **{name: eval(value) for name, value in TINY.items()}, **places, anonymise_ids=str(tmp_path / "key"),
+    )  # fmt: skip
+    workflow.initialize()
+    case = find_cases(tiny_cohort)[0]
+    folder = workflow.parser.get_parsed_content("run_folder")
+    workflow.parser.get_parsed_content("train#dataset#data")
+
+    def fail() -> None:
+        logging.getLogger(__name__).warning("%s is odd", case.adc)
+        raise UserError(f"{case.adc} is broken")
+
+    folder.claim()
+    with pytest.raises(UserError, match=case.case):
+        folder.recorded(fail)
+    assert "is broken" in (tmp_path / "m" / "run.json").read_text()
+    assert "is odd" in (tmp_path / "e" / "training.log").read_text()
+    for path in _nothing_names({case.case}, tmp_path / "m") + _nothing_names({case.case}, tmp_path / "e"):
+        assert path.is_file()

@@ -18,6 +18,7 @@
 ``environment``       what a run runs on: versions, revision, hardware
 ``curves``            TensorBoard's, without gaps and doubles
 ``interruption``      SIGINT and SIGTERM end a run in good order
+``loaders``           processes that load: which case one died or hangs with
 ``masks``             masks on disk: a file for each case, on its grid, whole or not there
 ``finite``            numbers that are none: noticed in their step, never saved, loaded or made into a mask
 ``weights``           files with weights: written, read, checked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
+@cache
 def versions() -> dict[str, str]:
     """Of Python and the packages that train and measure, as far as they are installed."""
     found = {"python": platform.python_version()}
@@ -34,6 +36,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache  # the code that runs is what was there when it was imported
 def bundle() -> dict[str, Any]:
     """Its version; in a git clone its revision, and whether files differ from it."""
     found: dict[str, Any] = {"version": bundle_version()}

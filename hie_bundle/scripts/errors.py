@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TypeVar
 
-__all__ = ["UserError", "choose", "first_cause", "out_of_memory", "show_plainly", "user_error"]
+__all__ = ["UserError", "causes", "choose", "first_cause", "out_of_memory", "show_plainly", "user_error"]
 
 
 Option = TypeVar("Option")
+
+# what the system refuses, whatever was being done: no right to write, a full or broken disk, a file that is gone
+REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE),
+}
 
 
 class UserError(ValueError):
@@ -63,14 +71,20 @@ def show_plainly() -> None:
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """The :class:`UserError` among an exception and its causes, if there is one."""
-    return next((cause for cause in _causes(error) if isinstance(cause, UserError)), None)
+    """The :class:`UserError` among an exception and its causes, made where the system refused something; or None."""
+    for cause in causes(error):
+        if isinstance(cause, UserError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno in REFUSALS:
+            where = "" if cause.filename is None else f"{os.fsdecode(cause.filename)}: "
+            return UserError(f"{where}{cause.strerror}. What was written whole before is as it was.")
+    return None
 
 
 def out_of_memory(error: BaseException) -> str | None:
     """What to lower, where an accelerator had no more memory; None of any other exception."""
     torch = sys.modules.get("torch")  # an import for this alone would take seconds
-    shortage = next((cause for cause in _causes(error) if torch and isinstance(cause, torch.OutOfMemoryError)), None)
+    shortage = next((cause for cause in causes(error) if torch and isinstance(cause, torch.OutOfMemoryError)), None)
     if shortage is None:
         return None
     return (
@@ -82,10 +96,11 @@ def out_of_memory(error: BaseException) -> str | None:
 
 def first_cause(error: BaseException) -> BaseException:
     """The exception that all others in the chain of causes go back to; the exception itself if it has none."""
-    return _causes(error)[-1]
+    return causes(error)[-1]
 
 
-def _causes(error: BaseException) -> list[BaseException]:
+def causes(error: BaseException) -> list[BaseException]:
+    """An exception, what caused it, and so on."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)

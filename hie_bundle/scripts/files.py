@@ -20,16 +20,11 @@ try:
 except ImportError:  # not on Windows: there two processes that want one lock are not told apart
     fcntl = None  # type: ignore[assignment]
 
+
 __all__ = [
-    "atomic_path",
-    "clean",
-    "seen_from",
-    "sha256_of",
-    "take_lock",
-    "whole_folder",
-    "write_atomically",
+    "atomic_path", "clean", "seen_from", "sha256_of", "take_lock", "try_writing", "whole_folder", "write_atomically",
     "write_json",
-]
+]  # fmt: skip
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
 
@@ -49,6 +44,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def try_writing(folder: str | Path, remedy: str = "nothing was started") -> None:
+    """Stop before anything is computed that could not be written; the folder is made if needed.
+
+    Args:
+        folder: of results.
+        remedy: what else to say.
+
+    Raises:
+        UserError: when no file can be written there.
+    """
+    probe = Path(folder) / f".{uuid.uuid4().hex[:8]}.probe"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(b"0")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}); {remedy}.") from error
 
 
 def clean(folder: Path) -> None:
@@ -99,9 +115,13 @@ def whole_folder(path: str | Path, left: str) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write a text (UTF-8) or bytes, replacing what was there at once."""
+    """Write a text or bytes, replacing what was there at once.
+
+    The text becomes UTF-8; what UTF-8 has no bytes for, such as parts of file names in other encodings, is written as
+    ``\\udcff``, which JSON reads back.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def seen_from(path: str | Path, folder: str | Path) -> str:

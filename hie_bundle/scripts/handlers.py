@@ -23,6 +23,7 @@ from monai.handlers import CheckpointLoader as StockCheckpointLoader
 from monai.handlers import ValidationHandler as StockValidationHandler
 from monai.utils import CommonKeys
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .distributed import from_first, is_first
@@ -373,6 +374,8 @@ class Resume:
             try:
                 if isinstance(item, LRScheduler):
                     _go_on_with_schedule(item, state["objects"][name], self.path)
+                elif isinstance(item, Optimizer):
+                    _go_on_with_optimizer(item, state["objects"][name])
                 else:
                     (bare(item) if isinstance(item, nn.Module) else item).load_state_dict(state["objects"][name])
             except UserError:
@@ -410,6 +413,17 @@ class Resume:
             "saved": time.time(),  # what curves have from later on is written again
         }
         save_atomically(state, self.path)
+
+
+def _go_on_with_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Restore moments and learning rates, but not what the config says besides (weight decay), as PyTorch would."""
+    configured = [
+        {name: value for name, value in group.items() if name not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(dict(state))
+    for group, own in zip(optimizer.param_groups, configured, strict=True):
+        group.update(own)
 
 
 def _go_on_with_schedule(scheduler: LRScheduler, state: Mapping[str, Any], path: Path) -> None:

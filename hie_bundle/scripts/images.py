@@ -95,7 +95,7 @@ def write(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
         UserError: when the extension is another, or the file cannot be written.
     """
     path = Path(path)
-    if not extension_of(path):
+    if extension_of(path) not in EXTENSIONS:  # ITK writes X.MHA as X.mhd and X.raw
         raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
     try:
         with atomic_path(path) as temporary:

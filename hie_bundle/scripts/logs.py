@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from io import TextIOWrapper
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.engines import Evaluator, SupervisedTrainer
+
+from .bonbid import redacted
 
 __all__ = ["EpochLine", "to_file"]
 
@@ -34,16 +37,33 @@ def to_file(output_dir: str | Path, workflow: ConfigWorkflow | None) -> None:
     for handler in [one for one in root.handlers if isinstance(one, _LogFile)]:  # of an earlier run in this process
         root.removeHandler(handler)
         handler.close()
-    handler = _LogFile(Path(output_dir).absolute() / f"{name}.log", delay=True, encoding="utf-8")
+    handler = _LogFile(
+        Path(output_dir).absolute() / f"{name}.log", delay=True, encoding="utf-8", errors="backslashreplace"
+    )
     handler.setLevel(logging.INFO)
-    handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s"))
+    handler.setFormatter(_Redacting("%(asctime)s - %(levelname)s - %(message)s"))
     root.addHandler(handler)
 
 
+class _Redacting(logging.Formatter):
+    """With --anonymise_ids a message may name a case's file on the screen, but not in what is kept."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 class _LogFile(logging.FileHandler):
+    _told = False
+
     def _open(self) -> TextIOWrapper:
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
         return super()._open()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A disk that is full: said once, not with a traceback for each line."""
+        if not self._told:
+            print(f"{self.baseFilename} cannot be written to ({sys.exc_info()[1]}).", file=sys.stderr)
+        self._told = True
 
 
 class EpochLine:

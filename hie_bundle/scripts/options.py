@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from .errors import UserError
 from .recipe import references
+
+_FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # by libyaml, where PyYAML was built with it
 
 __all__ = ["OPTIONS", "refuse_unknown"]
 
@@ -189,7 +192,7 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     "on_nonfinite": Text(),
     "device": Device(),
     **dict.fromkeys(("amp", "cudnn_benchmark", "progress", "verbose", "overwrite"), Flag()),
-    **dict.fromkeys(("other_recipe", "sync_batch_norm", "labels"), Flag()),
+    **dict.fromkeys(("other_recipe", "sync_batch_norm", "labels", "limit_to_brain"), Flag()),
     "resume": Flag(also=("force",)),
     **dict.fromkeys(("epochs", "steps", "batch_size", "val_interval", "patience"), _COUNT),
     **dict.fromkeys(("in_channels", "parallel", "tries"), _COUNT),
@@ -224,6 +227,7 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     "prompt_below": Number(),
     "prompt_margin": _FROM_0,
     "sam2_image_size": _COUNT,
+    "loading_timeout_s": Number(0, 86400, above=True),
     "noise": Number(0, null=True),
     "noise_floor": Number(0),
     "adc_scale": Number(0, above=True, null=True),
@@ -258,7 +262,7 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
     config: Mapping[str, Any] = workflow.parser.get()
     known = {str(workflow.init_id), str(workflow.run_id), str(workflow.final_id)}
     for file in workflow.config_root_path.glob("*.yaml"):
-        known |= {name.lstrip("+").split("#")[0] for name in ConfigParser.load_config_file(str(file))}
+        known |= {name.lstrip("+").split("#")[0] for name in yaml.load(file.read_text(encoding="utf-8"), _FAST)}
     named = {reference.split("#")[0] for reference in references(json.loads(json.dumps(config, default=str)))}
     lines = []
     for name, value in config.items():

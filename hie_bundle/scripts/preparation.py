@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .bonbid import Case, DatasetError, Limits, find_cases, read_volume, require_usable, write_datalist, write_volume
+from .bonbid import (
+    Case,
+    DatasetError,
+    Limits,
+    find_cases,
+    pseudonyms,
+    read_volume,
+    require_usable,
+    write_datalist,
+    write_volume,
+)
 from .bonbid.layout import MANIFEST
 from .bonbid.remembered import thread_count
-from .files import atomic_path, write_json
+from .files import atomic_path, try_writing, write_json
 
 __all__ = ["FORMATS", "preprocess"]
 
@@ -38,6 +49,7 @@ def preprocess(
     limits: Limits | None = None,
     num_workers: int | None = None,
     patient_pattern: str | None = None,
+    anonymise_ids: str | Path | None = None,
 ) -> None:
     """Write every case in another form. What is there already and newer than its source is left as it is.
 
@@ -60,6 +72,9 @@ def preprocess(
         limits: what a case may look like; the defaults if None.
         num_workers: threads; one a core if None.
         patient_pattern: finds the patient's id in a case's id, see :func:`scripts.bonbid.patients_of`.
+        anonymise_ids: file with a key; the cases have other ids then (:func:`scripts.bonbid.pseudonyms`), and
+            ``datalist.json`` does not say which files they were made from: evaluations of ``resampled`` have no native
+            grid.
 
     Raises:
         DatasetError: no usable case, an unknown format, another preprocessing's ``output_dir``, or a full disk.
@@ -74,6 +89,11 @@ def preprocess(
         raise DatasetError(f"output_dir {root} must lie outside dataset_dir {source}, or its files would be cases too.")
     cases = [case for case in find_cases(source) if labels or case.adc or case.zadc or case.stacked]
     items = [case.item(labels or case.label is not None) for case in cases]
+    if items:
+        new = not root.exists()
+        try_writing(root)
+        if new:
+            root.rmdir()  # what is refused below leaves nothing
     require_usable(items, source, "preprocessing", limits, num_workers=num_workers)
     settings: dict[str, Any] = {"format": format, "dataset_dir": str(source)}
     writer: Writer = _write_stack
@@ -84,6 +104,14 @@ def preprocess(
         place: Callable[[Case], tuple[list[Path], Path]] = partial(_nnunet_paths, root)
     else:
         place, settings["extension"] = partial(_stack_paths, root, extension), extension
+    if anonymise_ids is not None:
+        if patient_pattern is not None:
+            raise DatasetError(
+                "--patient_pattern finds no patient in the ids that --anonymise_ids gives; leave one out."
+            )
+        names = pseudonyms([case.case for case in cases], anonymise_ids)
+        cases = sorted((replace(case, case=names[case.case]) for case in cases), key=lambda case: case.case)
+        settings["dataset_dir"] = source.name
     try:
         _claim(root / MANIFEST, settings)
         jobs = [(case, *place(case)) for case in cases]
@@ -96,7 +124,7 @@ def preprocess(
         print(f"{len(cases)} cases in {root}")
     else:
         # on another grid, the files that were read are what masks are compared with in the end
-        natives = {item["case"]: item for item in items} if format == "resampled" else None
+        natives = {item["case"]: item for item in items} if format == "resampled" and anonymise_ids is None else None
         write_datalist(root, root / "datalist.json", labels=labels, patient_pattern=patient_pattern, natives=natives)
 
 

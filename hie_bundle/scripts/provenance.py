@@ -17,15 +17,16 @@ from typing import IO, Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from . import environment
-from .bonbid import as_native, file_name
+from .bonbid import as_native, file_name, redacted
 from .bonbid.checks import item_files
 from .bonbid.remembered import case_of
 from .cores import available_cores
 from .curves import curves_in, keep_curves_until
 from .distributed import gather_interleaved, is_first
 from .errors import UserError, first_cause, user_error
-from .files import clean, sha256_of, take_lock, write_json
+from .files import clean, sha256_of, take_lock, try_writing, write_json
 from .interruption import Interruption
+from .loaders import end_processes, in_words
 from .options import OPTIONS
 from .recipe import references
 from .weights import as_paths, read_state, require_there
@@ -40,7 +41,7 @@ FIT = "regression.json"  # evaluations use each other's, as long as it is of the
 # what a run may go on with otherwise: where things are, how fast they go, how long it trains
 MAY_DIFFER = re.compile(
     r"(\w+_(dir|path|root)|anonymise_ids|device|progress|verbose|resume|overwrite|cache_rate|num_workers|cudnn_benchmark|epochs|steps"
-    r"|patience|timeout_minutes|rank|world_size|workflow|imports|initialize|finalize|run)(#.*)?"
+    r"|patience|timeout_minutes|loading_timeout_s|rank|world_size|workflow|imports|initialize|finalize|run)(#.*)?"
 )
 SHOWN = 8  # differences in a message
 _held: dict[Path, IO[str]] = {}
@@ -104,7 +105,7 @@ class RunFolder:
         if not is_first():
             return
         for folder in (self.folder, *([self.curves.parent] if self.curves else [])):
-            _try_writing(folder)
+            try_writing(folder)
         _lock(self.folder)
         for folder in self._folders():
             clean(folder)
@@ -162,9 +163,13 @@ class RunFolder:
                 self._begin(as_paths(weights) if weights else [], {name: of or [] for name, of in cases.items()})
             run()
         except BaseException as error:
-            cause = user_error(error) or first_cause(error)
+            lost = in_words(error)
+            cause = lost or user_error(error) or first_cause(error)
             status = "failed" if isinstance(error, Exception) else "interrupted"
             self._note_end(status, f"{type(cause).__name__}: {cause}", masks)
+            if lost:
+                end_processes()
+                raise lost from error
             raise
         else:
             self._note_end("finished", None, masks)
@@ -201,7 +206,7 @@ class RunFolder:
             self._note_files(say=status == "finished")
         if masks is not None:
             self._note_masks(self._record["data"], Path(masks))
-        self._record |= {"status": status, "ended": _now(), **({"error": why} if why else {})}
+        self._record |= {"status": status, "ended": _now(), **({"error": redacted(why)} if why else {})}
         self._write()
 
     def _folders(self) -> list[Path]:
@@ -341,16 +346,6 @@ def _flat(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, value in content.items() if isinstance(content, dict) else enumerate(content):
         yield from _flat(value, f"{name}#{key}".lstrip("#"))
-
-
-def _try_writing(folder: Path) -> None:
-    probe = folder / f".{os.getpid():08x}.probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"0")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}); nothing was started.") from error
 
 
 def _lock(folder: Path) -> None:

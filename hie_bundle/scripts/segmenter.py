@@ -128,6 +128,7 @@ class Segmenter:
         self.limits: Limits = get("limits")
         self.threshold = get("threshold")
         self.smallest_lesion_mm3 = get("smallest_lesion_mm3")
+        self.limit_to_brain = get("limit_to_brain")
         self._preprocessing = get("preprocessing")
         network = get("network")
         load_weights(network, self.checkpoints, recipe_of(parser), get("other_recipe"))
@@ -147,6 +148,7 @@ class Segmenter:
             "weights_sha256": sha256_of(*self.checkpoints),
             "threshold": self.threshold,
             "smallest_lesion_mm3": self.smallest_lesion_mm3,
+            "limit_to_brain": self.limit_to_brain,
         }
 
     @overload

@@ -221,9 +221,16 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
     """``torch.save`` to a neighbouring name, then rename: readers see the old file or the new one, never a part.
 
     The same content gives the same bytes. (Given a path PyTorch writes the file's name, here a random one, into it.)
+
+    Raises:
+        UserError: when it cannot be written; what stood there before is as it was.
     """
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
+    try:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:  # of a full disk PyTorch raises the second, without saying why
+        why = getattr(error, "strerror", None) or "is the disk full?"
+        raise UserError(f"{path} cannot be written ({why}); what stood there before is as it was.") from error
 
 
 def bare(network: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from .gate import require_usable
 from .layout import SPLITS, Case, file_name, find_cases, output_name
 from .listfiles import as_native
 from .patients import patient_of, patients_of
-from .pseudonyms import own_name, pseudonymised
+from .pseudonyms import own_name, pseudonymised, pseudonyms, redacted
 from .remembered import check_items
 from .survey import check
 from .volumes import (
@@ -57,8 +57,10 @@ __all__ = [
     "patient_of",
     "patients_of",
     "pseudonymised",
+    "pseudonyms",
     "read_grid",
     "read_volume",
+    "redacted",
     "require_usable",
     "size_class",
     "to_itk",

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..files import try_writing, write_json
 from .checks import Limits
 from .errors import DatasetError
 from .folds import fold_of_case, size_class
@@ -215,6 +215,7 @@ def write_datalist(
     limits: Limits | None = None,
     patient_pattern: str | None = None,
     natives: Mapping[str, Mapping[str, Any]] | None = None,
+    anonymise_ids: str | Path | None = None,
 ) -> None:
     """Write the cases as a data list in the decathlon form, for ``--datalist``, MONAI and Auto3DSeg.
 
@@ -231,12 +232,20 @@ def write_datalist(
         limits: what a case may look like; the defaults if None.
         patient_pattern: finds the patient's id in a case's id, see :func:`scripts.bonbid.patients_of`.
         natives: the MONAI data items that preprocessing made the cases from, by case id, where it changed their grid.
+        anonymise_ids: refused unless None.
 
     Raises:
         DatasetError: there is no case, some are unusable, or the file cannot be written.
     """
+    if anonymise_ids is not None:
+        raise DatasetError(
+            "A data list names the cases' files, so it cannot be without their ids; nothing was written. Write it of "
+            "what `run preprocessing --anonymise_ids` has written."
+        )
     output_file = Path(output_file).absolute()
     everything = datalist(dataset_dir, None, labels, limits=limits)
+    if everything:  # a folder that is not there is not made for a list of nothing
+        try_writing(output_file.parent)
     require_usable(everything, dataset_dir, "a data list", limits)
     find = partial(datalist, dataset_dir, labels=labels, seed=seed, limits=limits, patient_pattern=patient_pattern)
     if num_folds is None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .errors import DatasetError
 
 __all__ = ["MANIFEST", "SPLITS", "Case", "case_of_file_name", "file_name", "find_cases", "output_name"]
 
@@ -25,6 +28,7 @@ _PATTERNS = {
 _SPLIT_FOLDER = re.compile(r"(?:BONBID\d*[-_])?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
 _BONBID_FOLDER = re.compile(r"BONBID\d*[-_](train|val|test)", re.IGNORECASE)
 _LABEL_FOLDERS = ("labels", "final", "labelsTr")  # a file here has its image's name; MONAI Label writes labels/final
+_UNSPEAKABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, what is no UTF-8, separators of lines and paragraphs
 _IGNORED_FOLDERS = ("__MACOSX", "original")  # archives made on a Mac; what MONAI Label predicted and nobody approved
 
 
@@ -95,6 +99,9 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
 
     Returns:
         The cases, sorted by split (train, val, test, none) and id.
+
+    Raises:
+        DatasetError: a file's name holds a line break or another control character, or is no UTF-8.
     """
     root = Path(dataset_dir).absolute()
     found: dict[tuple[str | None, str], dict[str, list[Path]]] = {}
@@ -105,6 +112,7 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
             folders.clear()
             continue
         visited.add(here.resolve())
+        _refuse_unspeakable(here.relative_to(root), files)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _IGNORED_FOLDERS)
         split = _split_of(here, root)
         for name in sorted(files):
@@ -120,6 +128,16 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
         cases.append(Case(case, split, duplicates=tuple(duplicates), **first))
     order: list[str | None] = [*SPLITS, None]
     return sorted(cases, key=lambda case: (order.index(case.split), case.case))
+
+
+def _refuse_unspeakable(folder: Path, files: Iterable[str]) -> None:
+    """A line break divides a message and a table; bytes that are no UTF-8 end ITK, and with it the program."""
+    volumes = (name for name in files if re.search(rf"^[^.].*{_EXTENSION}$", name, re.IGNORECASE | re.DOTALL))
+    for path in (str(folder / name) for name in volumes):
+        if any(unicodedata.category(character) in _UNSPEAKABLE for character in path):
+            raise DatasetError(
+                f"The name {path!a} holds a line break, another control character, or what is no UTF-8. Rename it."
+            )
 
 
 def part_of(path: Path) -> tuple[str | None, str]:

@@ -5,27 +5,68 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import DatasetError
+from .patients import patient_of
 
-__all__ = ["own_name", "pseudonymised"]
+__all__ = ["own_name", "pseudonymised", "pseudonyms", "redacted"]
 
 LEAST_KEY = 16  # bytes; ids of cases can be guessed, so the key must not be
+_replaced: dict[str, str] = {}  # by this process so far
+
+
+def pseudonyms(cases: Iterable[str], key_file: str | Path) -> dict[str, str]:
+    """Another id for each case: ``case-`` and the first 12 hexadecimal digits of HMAC-SHA256 (RFC 2104) of its own.
+
+    Of a case whose name tells the patient from the visit (:func:`scripts.bonbid.patient_of`) they are the patient's,
+    and ``_ses-`` with 8 digits of the case follows: scans of one patient stay known as such, in folds for one.
+
+    Args:
+        cases: ids.
+        key_file: the secret, 16 bytes or more, white space at its ends left out; made if it is not there, for its
+            owner alone.
+
+    Raises:
+        DatasetError: the file cannot be read or made, or is too short.
+    """
+    key = _key(Path(key_file))
+
+    def digits(name: str) -> str:
+        return hmac.new(key, name.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()
+
+    patients = {case: patient_of(case) for case in cases}
+    names = {
+        case: f"case-{digits(patient)[:12]}" + (f"_ses-{digits(case)[:8]}" if patient != case else "")
+        for case, patient in patients.items()
+    }
+    _replaced.update(names)
+    return names
+
+
+def redacted(text: str) -> str:
+    """A text with other ids where this process has given cases others: for messages that name files and are kept."""
+    for case in sorted(_replaced, key=len, reverse=True):
+        # what has no letter is a number as any other, but in a file's name
+        before, after = (
+            (r"(?<![^\W_])", r"(?![^\W_])") if re.search(r"[^\W\d_]", case) else (r"(?<=[/_-])", r"(?=[-_.])")
+        )
+        text = re.sub(before + re.escape(case) + after, _replaced[case], text)
+    return text
 
 
 def pseudonymised(items: Sequence[Mapping[str, Any]], key_file: str | Path) -> list[dict[str, Any]]:
-    """The items under other case ids: ``case-`` and the first 12 hexadecimal digits of HMAC-SHA256 (RFC 2104).
+    """The items under other case ids (:func:`pseudonyms`).
 
     Args:
         items: MONAI data items with ``case``.
-        key_file: the secret, 16 bytes or more, white space at its ends left out; made if it is not there, for its
-            owner alone.
+        key_file: see there.
 
     Returns:
         The items, in the order of their new ids, which tells nothing either; the old id is kept in ``own_name``.
@@ -33,12 +74,8 @@ def pseudonymised(items: Sequence[Mapping[str, Any]], key_file: str | Path) -> l
     Raises:
         DatasetError: the file cannot be read or made, or is too short.
     """
-    key = _key(Path(key_file))
-
-    def name(case: str) -> str:
-        return "case-" + hmac.new(key, case.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()[:12]
-
-    renamed = [{**item, "case": name(str(item["case"])), "own_name": str(item["case"])} for item in items]
+    names = pseudonyms([str(item["case"]) for item in items], key_file)
+    renamed = [{**item, "case": names[str(item["case"])], "own_name": str(item["case"])} for item in items]
     return sorted(renamed, key=lambda item: item["case"])
 
 

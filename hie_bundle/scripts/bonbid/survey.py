@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_json
+from ..files import try_writing, write_json
 from .advice import list_problems, nothing_found
 from .checks import CaseReport, Limits, Problem, item_files
 from .errors import DatasetError
@@ -17,6 +17,7 @@ from .folds import size_class
 from .gate import duplicate_problems
 from .layout import Case, find_cases
 from .patients import count_of_patients, patients_of
+from .pseudonyms import pseudonyms, redacted
 from .remembered import check_items
 
 __all__ = ["check"]
@@ -45,6 +46,7 @@ def check(
     cache_file: str | Path | None = None,
     num_workers: int | None = None,
     patient_pattern: str | None = None,
+    anonymise_ids: str | Path | None = None,
 ) -> None:
     """Check every case below a folder; print a table and write a JSON report.
 
@@ -56,30 +58,40 @@ def check(
         cache_file: where results are remembered; the user's cache folder if None.
         num_workers: threads that read; one a core if None.
         patient_pattern: finds the patient's id in a case's id, see :func:`scripts.bonbid.patients_of`.
+        anonymise_ids: file with a key; table and report have other ids then (:func:`scripts.bonbid.pseudonyms`), and
+            name parts instead of files. What is said of cases that cannot be used names the files all the same.
 
     Raises:
-        DatasetError: there is no case, some are unusable (after the report was written), or the report cannot be
-            written.
+        DatasetError: there is no case, or some are unusable (after the report was written).
+        UserError: the report cannot be written; where its folder cannot be written to, before anything is read.
     """
     cases = find_cases(dataset_dir)
     if not labels:
         cases = [case for case in cases if case.adc or case.zadc or case.stacked]
     if not cases:
         raise DatasetError(nothing_found(Path(dataset_dir), "checking"))
+    report_file = Path(report_file) if report_file else Path(dataset_dir) / "check.json"
+    try_writing(report_file.parent, "the report would go there; choose another --report_file")
     patients = patients_of([case.case for case in cases], patient_pattern)
     zadc = (limits or Limits()).zadc == "required"
     items = [case.item(labels or case.label is not None, zadc) for case in cases]
     reports = check_items(items, limits, cache_file, num_workers)
     for case, report in zip(cases, reports, strict=True):
         report.problems += duplicate_problems(case, labels) + _shared_patient(case, cases, patients)
-    report_file = Path(report_file) if report_file else Path(dataset_dir) / "check.json"
     summary = {"patients": len(set(patients.values())), **_summary(reports)}
     rows = [_row(case, report) for case, report in zip(cases, reports, strict=True)]
+    if anonymise_ids is not None:
+        names = pseudonyms([*patients, *patients.values()], anonymise_ids)
+        rows = sorted((names[row[0]], *row[1:]) for row in rows)
     print(_table([_COLUMNS, *rows]))
     print(_words(summary))
     entries = [{"split": case.split, **report.to_json()} for case, report in zip(cases, reports, strict=True)]
+    root = str(dataset_dir)
+    if anonymise_ids is not None:
+        entries = sorted((_anonymous(entry, names) for entry in entries), key=lambda entry: str(entry["case"]))
+        root = Path(dataset_dir).name
     try:
-        write_json(report_file, {"dataset_dir": str(dataset_dir), "summary": summary, "cases": entries}, indent=1)
+        write_json(report_file, {"dataset_dir": root, "summary": summary, "cases": entries}, indent=1)
     except OSError as error:
         message = f"The report cannot be written to {report_file} ({error.strerror}); choose another --report_file."
         raise DatasetError(message) from error
@@ -87,6 +99,16 @@ def check(
     bad = [report for report in reports if not report.usable]
     if bad:
         raise DatasetError(f"{len(bad)} of {len(reports)} cases cannot be used:\n" + list_problems(bad))
+
+
+def _anonymous(entry: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """What the report has of a case, without its id and the names of its files."""
+    parts = {file: part for part, file in entry["files"].items()}
+    problems = [
+        {"file": parts.get(problem["file"], "another file"), "message": redacted(problem["message"])}
+        for problem in entry["problems"]
+    ]
+    return {**entry, "case": names[entry["case"]], "files": sorted(entry["files"]), "problems": problems}
 
 
 def _shared_patient(case: Case, cases: Sequence[Case], patients: Mapping[str, str]) -> list[Problem]:

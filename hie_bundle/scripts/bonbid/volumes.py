@@ -93,6 +93,7 @@ def read_volume(path: str | Path, max_bytes: int = 1 << 31) -> Volume:
         VolumeError: the file is not of a known kind, damaged, or contradicts itself.
     """
     path = Path(path)
+    _require_utf8(path)
     if not path.exists():
         raise FileNotFoundError(path)
     if not path.is_file():
@@ -119,6 +120,7 @@ def read_grid(path: str | Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     from monai.data.utils import correct_nifti_header_if_necessary
 
     path = Path(path)
+    _require_utf8(path)
     name = path.name.lower()
     try:
         if name.endswith((".nii", ".nii.gz")):
@@ -133,6 +135,13 @@ def read_grid(path: str | Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     except Exception as error:  # either library raises what it happens to meet
         raise VolumeError(f"cannot be read ({one_line(error)})") from error
     raise VolumeError("is not a .mha, .nii or .nii.gz file")
+
+
+def _require_utf8(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # ITK would end the program
+        raise VolumeError("has a name that is no UTF-8; rename it") from error
 
 
 def write_volume(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:

@@ -6,7 +6,7 @@ import json as json_format
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import numpy as np
 from fire.decorators import SetParseFn
 from tqdm import tqdm
 
-from ..bonbid import EXTENSIONS, extension_of, find_cases, read_volume
+from ..bonbid import EXTENSIONS, extension_of, find_cases, pseudonyms, read_volume, redacted
 from ..bonbid.layout import part_of
 from ..errors import UserError, user_error
-from ..files import sha256_of
+from ..files import sha256_of, try_writing
 from ..images import write
 from ..segmenter import CAUTION, Segmentation, Segmenter
 from .bids import describe, mask_place, sidecar_of, write_sidecar
@@ -44,6 +44,8 @@ Outlines hypoxic-ischaemic lesions in the brain of newborns.
   --extension       .nii.gz, .nii or .mha, of masks in a folder
   --bids            OUT is a BIDS derivative: sub-01/ses-1/dwi/sub-01_ses-1_desc-lesion_mask.nii.gz with its JSON file
   --json            print the figures as JSON, and nothing else
+  --anonymise_ids   KEYFILE, made if need be: masks are named by hashes of the case ids with the secret in it, and
+                    nothing that is written names the maps' files
   -q, --quiet       print errors only
   --openvino        let OpenVINO run the network, on the CPU
   --shard           3/10: the third of ten shares of a folder's cases, for a worker each. Given again it goes on; when
@@ -60,14 +62,17 @@ Exit status: 0; 1 if a case could not be segmented (the others are); 2 if the co
 
 @dataclass(frozen=True)
 class Job:
-    """One case and its files."""
+    """One case and its files; ``hidden``: nothing that is written names them."""
 
     case: str
     adc: Path
     zadc: Path | None
+    hidden: bool = False
 
 
-@SetParseFn(str, "adc", "zadc", "output", "weights", "recipe", "overlay", "report", "extension", "shard")
+@SetParseFn(
+    str, "adc", "zadc", "output", "weights", "recipe", "overlay", "report", "extension", "shard", "anonymise_ids"
+)
 def segment(
     adc: str,
     zadc: str | None = None,
@@ -83,6 +88,7 @@ def segment(
     openvino: bool = False,
     bids: bool = False,
     shard: str | None = None,
+    anonymise_ids: str | None = None,
     **options: Any,
 ) -> None:
     """Segment files or folders; see :data:`HELP`.
@@ -97,10 +103,16 @@ def segment(
     if extension not in EXTENSIONS:
         raise UserError(f"--extension is one of {', '.join(EXTENSIONS)}, not {extension}.")
     jobs = find_jobs(Path(adc), Path(zadc) if zadc else None)
+    if anonymise_ids is not None:
+        names = pseudonyms([job.case for job in jobs], anonymise_ids)
+        renamed = [replace(job, case=names[job.case], hidden=True) for job in jobs]
+        jobs = sorted(renamed, key=lambda job: job.case)
     if bids and (shard or extension_of(output)):
         raise UserError("--bids needs a folder, with -o, and does not go with --shard.")
     places = [_places(job, len(jobs) == 1, output, overlay, report, probabilities, extension, bids) for job in jobs]
     _refuse_overwriting(jobs, places)
+    for folder in {path.parent for place in places for path in place.values()}:
+        try_writing(folder)
     share = Shard(shard, output) if shard else None
     if share and extension_of(output):
         raise UserError("--shard needs a folder for the masks, with -o.")
@@ -149,7 +161,7 @@ def _segmented(job: Job, place: dict[str, Path], segmenter: Segmenter) -> tuple[
         if mistake is None:
             raise
         tqdm.write(f"error: {mistake}", file=sys.stderr)
-        return {**_files(job), "error": str(mistake)}, None
+        return {**_files(job), "error": redacted(str(mistake))}, None
     return {**_files(job), **{name: str(path) for name, path in place.items()}, **found.figures}, found
 
 
@@ -240,8 +252,8 @@ def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]]) 
 def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Segmenter) -> None:
     write(place["mask"], found.mask, found.affine)
     if "sidecar" in place:
-        sources = [path.name for path in (job.adc, job.zadc) if path]
-        write_sidecar(place["mask"], {"Sources": sources, **segmenter.making, **found.figures})
+        sources = {} if job.hidden else {"Sources": [path.name for path in (job.adc, job.zadc) if path]}
+        write_sidecar(place["mask"], {**sources, **segmenter.making, **found.figures})
     if "probability" in place:
         write(place["probability"], found.probability, found.affine)
     if not {"overlay", "report"} & place.keys():
@@ -256,13 +268,17 @@ def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Seg
     if "report" in place:
         tiles = [("Lesion", f"{found.lesion_ml:.2f} ml"), ("Of the brain", f"{100 * found.lesion_fraction:.2f} %"),
                  ("Lesions", str(found.lesions)), ("Brain", f"{found.brain_ml:.0f} ml")]  # fmt: skip
-        facts = {"ADC": str(job.adc), "ZADC": str(job.zadc or "none"), "Mask": str(place["mask"])}
+        facts = {} if job.hidden else {"ADC": str(job.adc), "ZADC": str(job.zadc or "none")}
+        facts["Mask"] = str(place["mask"])
         for number, path in enumerate(segmenter.checkpoints, start=1):
             facts[f"Weights {number}"] = f"{path}, SHA-256 {sha256_of(path)}"
         facts["Threshold of the probability"] = str(segmenter.threshold)
         facts["Smallest lesion"] = f"{segmenter.smallest_lesion_mm3:g} mm³"
+        facts["Limited to the brain"] = "yes" if segmenter.limit_to_brain else "no"
         write_case_page(place["report"], maps, found.mask, found.affine, found.case, tiles, found.notes, facts)
 
 
 def _files(job: Job) -> dict[str, Any]:
+    if job.hidden:
+        return {"case": job.case}
     return {"case": job.case, "adc": str(job.adc), "zadc": job.zadc and str(job.zadc)}

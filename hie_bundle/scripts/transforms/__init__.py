@@ -1,5 +1,6 @@
 """Transforms of the project. What augments by TorchIO is in ``bridge`` and ``fast``, which need it."""
 
+from .brain import KeepBraind, LimitToBraind
 from .loading import KeepNatived, LoadMapsd, ToNatived
 from .patches import RandCropByLesiond
 from .scores import BrainDepthd, ScanScored
@@ -9,7 +10,9 @@ from .symmetry import MirrorDifferenced
 
 __all__ = [
     "BrainDepthd",
+    "KeepBraind",
     "KeepNatived",
+    "LimitToBraind",
     "LoadMapsd",
     "MirrorDifferenced",
     "RandCropByLesiond",

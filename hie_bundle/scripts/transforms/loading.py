@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import PathLike
-from monai.data import ImageReader, MetaTensor
+from monai.data import ImageReader, ITKReader, MetaTensor
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
@@ -66,14 +66,19 @@ class LoadMaps(LoadImage):
         if isinstance(filename, MetaTensor):
             return filename
         if isinstance(filename, (str, bytes)) or not isinstance(filename, Sequence) or len(filename) == 1:
-            return self._read(filename, reader)
-        images = [self._read(name, reader) for name in filename]
+            return self._load(filename, reader)
+        images = [self._load(name, reader) for name in filename]
         image = torch.stack([torch.as_tensor(one) for one in images])
         assert isinstance(images[0], MetaTensor)
         meta = {**images[0].meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0}
         return MetaTensor(image, meta=meta)
 
-    def _read(self, filename: Sequence[PathLike] | PathLike, reader: ImageReader | None) -> Any:
+    def _load(self, filename: Any, reader: ImageReader | None) -> Any:
+        name = str(filename if isinstance(filename, PathLike) else filename[0])
+        if reader is None and name.lower().endswith(".mha") and not name.endswith(".mha"):
+            import itk
+
+            reader = ITKReader(imageio=itk.MetaImageIO.New())  # which ITK chooses by ".mha" alone
         with _READING:
             return super().__call__(filename, reader)
 

@@ -1,0 +1,124 @@
+"""Loading processes that die, hang or meet a bad file: the run ends soon, and says with which case."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.data import Dataset
+from test_every_option import TINY
+from test_provenance import _record
+
+from scripts.errors import UserError, user_error
+from scripts.loaders import DataLoader, end_processes, in_words
+
+
+def _bad(how: str) -> None:
+    if how == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif how == "hang":
+        time.sleep(100)
+    elif how == "user":
+        raise RuntimeError("applying a transform") from UserError("c5: its maps\nare swapped")
+    elif how == "gone":
+        Path("/absent/c5.nii").read_bytes()
+    else:
+        raise KeyError(how)
+
+
+def _loader(how: str) -> DataLoader:
+    def read(item: dict[str, Any]) -> torch.Tensor:
+        if item["case"] == "c5":
+            _bad(how)
+        return torch.zeros(1)
+
+    items = [{"case": f"c{number}", "image": "x"} for number in range(8)]
+    return DataLoader(Dataset(items, read), 2, timeout_s=2.0, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("die", r"^A process that loads cases died.*It was reading: c5\."),
+        ("hang", r"^A process that loads cases did not give a batch in time .*2.0 s.*reading: c5\..*timeout_s"),
+        ("stop", r"^A process that loads cases did not give a batch in time .*It was reading: c5\."),
+        ("user", r"^c5: its maps\nare swapped$"),
+        ("gone", r"^/absent/c5.nii: No such file"),
+    ],
+)  # fmt: skip
+def test_the_case_is_named_in_bounded_time(how: str, said: str) -> None:
+    loader, begun = _loader(how), time.monotonic()
+    with pytest.raises((RuntimeError, UserError)) as caught:
+        list(loader)
+    mistake = in_words(caught.value)
+    assert mistake is not None
+    end_processes()
+    assert time.monotonic() - begun < 10
+    assert re.search(said, str(mistake))
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="KeyError: 'a fault'") as caught:
+        list(_loader("a fault"))
+    assert in_words(caught.value) is None
+    assert in_words(RuntimeError("shape mismatch")) is None
+
+
+def test_batches_are_those_of_monai() -> None:
+    """Order, augmentation and shuffling by the same random numbers."""
+    from monai.data import DataLoader as StockDataLoader
+    from monai.transforms import RandGaussianNoise
+
+    for workers in (0, 2):
+        found = []
+        for kind, more in ((StockDataLoader, {}), (DataLoader, {"timeout_s": 60.0})):
+            torch.manual_seed(3)
+            data = Dataset(list(torch.arange(6.0)[:, None]), RandGaussianNoise(prob=1.0))
+            found.append(torch.cat(list(kind(data, num_workers=workers, batch_size=2, shuffle=True, **more))))
+        assert torch.equal(*found)
+        assert found[0].unique().numel() == 6
+
+
+MIXIN = """
++imports:
+- $import time
++augment:
+- _target_: Lambdad
+  keys: label
+  func: "$lambda label: time.sleep(600)"
+"""
+
+
+def test_a_training_ends_with_the_case_that_hangs(tiny_cohort: Path, tmp_path: Path) -> None:
+    """Also in its record; the loading process does not live on."""
+    from monai.bundle import ConfigWorkflow
+    from test_every_option import CONFIGS
+
+    (tmp_path / "hangs.yaml").write_text(MIXIN)
+    places = {
+        "dataset_dir": str(tiny_cohort),
+        "ckpt_dir": str(tmp_path / "models"),
+        "output_dir": str(tmp_path / "out"),
+    }
+    workflow = ConfigWorkflow(
+        [str(CONFIGS / "train.yaml"), str(tmp_path / "hangs.yaml")], workflow_type=None, run_id="training",
+        logging_file=False, **{**TINY, **places, "num_workers": 1, "loading_timeout_s": 3},
+    )  # fmt: skip
+    workflow.initialize()
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError) as caught:
+        workflow.run()
+    assert time.monotonic() - begun < 300  # of the 600 for which it would sleep
+    message = str(user_error(caught.value))
+    assert "did not give a batch in time" in message
+    assert "It was reading: MGHNICU_00" in message
+    assert _record(tmp_path)["status"] == "failed"
+    assert "It was reading: MGHNICU_00" in _record(tmp_path)["error"]
