@@ -141,6 +141,7 @@ class VoxelwiseFit:
         learning_rate: the highest, of AdamW with one cycle.
         weight_decay: of AdamW.
         seed: of the draw, the weights and the order.
+        wanted: whether to do it.
 
     Attributes:
         network: what was fitted, in evaluation mode; None before, or where there is nothing to be learnt from, which
@@ -157,6 +158,7 @@ class VoxelwiseFit:
         learning_rate: float = 0.003,
         weight_decay: float = 0.01,
         seed: int = 0,
+        wanted: bool = True,
     ) -> None:
         self.items = items
         self.limits = limits or Limits()
@@ -166,11 +168,13 @@ class VoxelwiseFit:
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.seed = seed
+        self.wanted = wanted
         self.network: VoxelNetwork | None = None
 
     def attach(self, engine: Engine) -> None:
         """Act when the trainer starts."""
-        engine.add_event_handler(Events.STARTED, self)
+        if self.wanted:
+            engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, _: Engine | None = None) -> None:
         if not is_first():  # which writes the weights
