@@ -115,6 +115,7 @@ def test_form_that_monai_label_reads() -> None:
     assert last == [
         "Activationsd",
         "Invertd",
+        "AddVoxelwised",
         "AsDiscreted",
         "LimitToBraind",
         "RemoveSmallLesionsd",

@@ -197,7 +197,8 @@ def test_early_stopping_counts_epochs_not_validations() -> None:
 def test_the_last_epoch_is_validated_once(interval: int, epochs: int, validated: list[int]) -> None:
     network = _network()
     validator = _validator(network, [0.1] * epochs)
-    trainer = _trainer(network, epochs, [handlers.ValidationHandler(interval, validator)])
+    last = handlers.LastValidation(validator, interval)
+    trainer = _trainer(network, epochs, [ValidationHandler(interval, validator), last])
     seen: list[int] = []
     validator.add_event_handler(Events.STARTED, lambda: seen.append(trainer.state.epoch))
     trainer.run()

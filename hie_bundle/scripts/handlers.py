@@ -20,7 +20,6 @@ from monai.data.utils import set_rnd
 from monai.engines import Evaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader as StockCheckpointLoader
-from monai.handlers import ValidationHandler as StockValidationHandler
 from monai.utils import CommonKeys
 from torch import nn
 from torch.optim import Optimizer
@@ -49,8 +48,8 @@ __all__ = [
     "GradientClipping",
     "InitialWeights",
     "L1Penalty",
+    "LastValidation",
     "Resume",
-    "ValidationHandler",
 ]
 
 logger = logging.getLogger(__name__)
@@ -209,22 +208,32 @@ class InitialWeights:
         logger.info("Training starts from the weights in %s", path)
 
 
-class ValidationHandler(StockValidationHandler):
-    """``monai.handlers.ValidationHandler`` that validates after the last epoch, too.
+class LastValidation:
+    """Validate after the last epoch, too, where MONAI's ``ValidationHandler`` does not by its interval.
 
     Where the learning rate falls to 0, the last weights are the ones that a training is for.
 
-    Arguments are the parent's; the interval is in epochs.
+    Stand it after the ``ValidationHandler`` in the trainer's handlers.
+
+    Args:
+        validator: the evaluator.
+        interval: epochs between the other's validations.
     """
 
-    def attach(self, engine: Engine) -> None:
-        """See the parent class."""
-        super().attach(engine)
+    def __init__(self, validator: Evaluator, interval: int) -> None:
+        self.validator = validator
+        self.interval = interval
 
-        def is_last(engine: Engine, epoch: int) -> bool:
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Act after the last epoch of the trainer."""
+
+        def left_out(engine: Engine, epoch: int) -> bool:
             return epoch == engine.state.max_epochs and epoch % self.interval != 0
 
-        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=is_last), self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=left_out), self)
+
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        self.validator.run(engine.state.epoch)
 
 
 class BestModelSaver:
@@ -244,7 +253,7 @@ class BestModelSaver:
         validator: the evaluator whose key metric chooses.
         recipe: the config's, see :func:`scripts.recipe.describe`; written beside the weights.
         training: what else is to be known of the weights (loss, seed); the epoch and its key metric are added.
-        voxelwise: what fits the voxelwise network that belongs to them; None if the recipe has none.
+        voxelwise: fits the voxelwise network that belongs to them, when the trainer starts; None if there is none.
     """
 
     def __init__(
@@ -265,6 +274,8 @@ class BestModelSaver:
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Act after each epoch of the trainer, and at its end."""
+        if self.voxelwise is not None:
+            self.voxelwise.attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.completed)
 

@@ -127,7 +127,7 @@ class VoxelNetwork(nn.Module):
 
 
 class VoxelwiseFit:
-    """Fit a :class:`VoxelNetwork` on the training split when a training starts: an Ignite handler.
+    """Fit a :class:`VoxelNetwork` on the training split when a training starts.
 
     The same cases and seed give the same network, also where a training goes on. Nothing else that is random moves.
 
