@@ -18,6 +18,7 @@ from test_recipes import OPTIONS, SETTINGS
 from scripts import metrics
 from scripts.bonbid import Volume
 from scripts.errors import UserError
+from scripts.segmenter import Segmenter
 from scripts.voxelwise import AddVoxelwised, VoxelNetwork, VoxelwiseFit, features
 from scripts.weights import read_part, save_weights
 
@@ -137,3 +138,8 @@ def test_the_strong_recipe_fits_it_and_uses_it_everywhere(tiny_cohort: Path, tmp
     assert len(masks[0]) == len(masks[1]) == len(masks[2]) == 2
     assert all(np.array_equal(one, other) for one, other in zip(masks[0], masks[1], strict=True))
     assert any(not np.array_equal(one, other) for one, other in zip(masks[1], masks[2], strict=True))
+    options = {**OPTIONS["strong strong_cpu"], "device": "cpu", "threshold": 0.3}
+    segmenter = Segmenter(path, recipe="strong_cpu", **{k: v for k, v in options.items() if k != "val_interval"})
+    cases = [sorted(tiny_cohort.glob(f"BONBID2023_Val/{part}/*")) for part in ("1ADC_ss", "2Z_ADC")]
+    for adc, zadc, expected in zip(*cases, masks[1], strict=True):
+        np.testing.assert_array_equal(segmenter.result(adc, zadc).mask, expected)
