@@ -43,6 +43,22 @@ def test_it_finds_what_a_threshold_does_not(items: list[dict[str, Any]]) -> None
         network.probability(np.zeros_like(adc), zadc, Volume(adc, AFFINE))
 
 
+def test_stacked_files_without_a_name_do(items: list[dict[str, Any]], tmp_path: Path) -> None:  # noqa: F811
+    """As MONAI Label lists them."""
+    stacked = []
+    for number, item in enumerate(items):
+        maps = [nib.load(file) for file in item["image"]]
+        both = nib.Nifti1Image(np.stack([one.get_fdata() for one in maps], axis=-1), maps[0].affine)
+        nib.save(both, tmp_path / f"{number}.nii.gz")
+        stacked.append({"image": str(tmp_path / f"{number}.nii.gz"), "label": item["label"]})
+    one, other = _fitted(stacked, epochs=1), _fitted(items, epochs=1)
+    assert one is not None
+    assert other is not None
+    torch.testing.assert_close(one.mean, other.mean)
+    del stacked[0]["label"]
+    assert _fitted(stacked, epochs=1) is not None
+
+
 def test_it_is_the_same_again_and_moves_nothing_else_that_is_random(items: list[dict[str, Any]]) -> None:  # noqa: F811
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -56,13 +56,14 @@ def read_training_case(
     Raises:
         ValueError: when the case cannot be learnt from.
     """
+    case = item.get("case", item["image"])
     if "label" not in item:
-        raise ValueError(f"training case {item['case']} has no label")
+        raise ValueError(f"training case {case} has no label")
     (adc, zadc), grid = read_maps(item, limits)
     if np.isnan(zadc).all():
-        raise ValueError(f"training case {item['case']} has no ZADC map")
+        raise ValueError(f"training case {case} has no ZADC map")
     if are_normalised(adc, zadc):
-        raise ValueError(f"the maps of training case {item['case']} are normalised")
+        raise ValueError(f"the maps of training case {case} are normalised")
     truth = read_volume(item["label"], limits.max_bytes).array[brain_of(adc)] > 0.5
     return adc, zadc, truth, grid
 
