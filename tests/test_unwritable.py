@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -78,11 +79,16 @@ def _attempt(workflow: Callable[[], Any]) -> str:
 
 
 @pytest.fixture
-def disk(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[int], None]]:
+def disk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """From its call on no file may grow past so many bytes: writing fails as on a full disk, whoever writes.
 
-    ``capsys``, since what pytest itself captures is a file otherwise.
+    ``capsys``, since what pytest itself captures is a file otherwise; handlers that other tests have left write there.
     """
+    for handler in [*logging.getLogger().handlers]:
+        logging.getLogger().removeHandler(handler)
+    for logger in logging.Logger.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            monkeypatch.setattr(logger, "handlers", [])
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -18,54 +18,19 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
-from .bonbid import Limits, are_normalised, as_native, brain_of
+from .bonbid import Limits, as_native, brain_of
 from .bonbid.checks import item_files
-from .bonbid.volumes import Volume, VolumeError, read_volume
+from .bonbid.maps import read_training_case
+from .bonbid.volumes import VolumeError
 from .files import write_atomically
 from .metrics import dice
 
-__all__ = ["Regression", "VoxelRegression", "features", "read_maps", "read_training_case"]
+__all__ = ["Regression", "VoxelRegression", "features"]
 
 logger = logging.getLogger(__name__)
 
 THRESHOLDS = np.arange(1, 20) / 20
 Floats = NDArray[np.float64]
-
-
-def read_maps(item: Mapping[str, Any], limits: Limits) -> tuple[NDArray[Any], Volume]:
-    """ADC and ZADC of an item of a data list, (2, X, Y, Z) as in its files, and the volume that they lie on.
-
-    A ZADC map that is missing is NaN.
-    """
-    files = [file for part, file in item_files(item).items() if part != "label"]
-    maps = [read_volume(file, limits.max_bytes) for file in files]
-    arrays = [one.array for one in maps]
-    if len(maps) == 1:
-        first = maps[0].array
-        arrays = list(np.moveaxis(first, -1, 0)) if first.ndim == 4 else [first]
-    if len(arrays) == 1:
-        arrays.append(np.full(arrays[0].shape, np.nan))
-    return np.stack(arrays), maps[0]
-
-
-def read_training_case(
-    item: Mapping[str, Any], limits: Limits
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_], Volume]:
-    """ADC and ZADC (X, Y, Z) of a labelled case, the truth of its brain's voxels, and the volume that the maps lie on.
-
-    Raises:
-        ValueError: when the case cannot be learnt from.
-    """
-    case = item.get("case", item["image"])
-    if "label" not in item:
-        raise ValueError(f"training case {case} has no label")
-    (adc, zadc), grid = read_maps(item, limits)
-    if np.isnan(zadc).all():
-        raise ValueError(f"training case {case} has no ZADC map")
-    if are_normalised(adc, zadc):
-        raise ValueError(f"the maps of training case {case} are normalised")
-    truth = read_volume(item["label"], limits.max_bytes).array[brain_of(adc)] > 0.5
-    return adc, zadc, truth, grid
 
 
 def features(adc: NDArray[Any], zadc: NDArray[Any], spacing_mm: Sequence[float], smoothing_mm: float) -> Floats:

@@ -16,8 +16,9 @@ import torch
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from .baselines import THRESHOLDS, read_maps
+from .baselines import THRESHOLDS
 from .bonbid import Limits, Volume, VolumeError, as_native, brain_of
+from .bonbid.maps import read_maps
 from .errors import UserError
 from .masks import SaveMaskd
 from .metrics import dice

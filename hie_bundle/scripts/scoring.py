@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from .baselines import read_maps
 from .bonbid import Limits, Volume, VolumeError, as_native, extension_of, grid_difference, own_name, read_volume
 from .bonbid.layout import case_of_file_name
+from .bonbid.maps import read_maps
 from .errors import UserError
 from .evaluation import CaseEvaluation
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
-from .baselines import read_training_case
 from .bonbid import Limits, Volume, VolumeError, as_native, brain_of
+from .bonbid.maps import read_training_case
 from .distributed import is_first
 from .transforms.symmetry import mid_sagittal_plane, mirrored
 from .weights import as_paths, read_part

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ __all__ = [
 EXTENSIONS = (".nii.gz", ".nii", ".mha")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
+# Cases are checked, and kept in memory, by several threads. ITK and SimpleITK fill tables of theirs at their first use,
+# in all of them at once: two runs have died of that, within std::map. So one file is read by them at a time.
+READING = threading.Lock()
 MAX_HEADER_BYTES = 1 << 20
 DEFLATE_RATIO = 1032  # deflate cannot compress better, so a larger declared size is a lie
 
@@ -101,7 +105,8 @@ def read_volume(path: str | Path, max_bytes: int = 1 << 31) -> Volume:
     name = path.name.lower()
     try:
         if name.endswith(".mha"):
-            return _read_meta_image(path, max_bytes)
+            with READING:
+                return _read_meta_image(path, max_bytes)
         if name.endswith((".nii", ".nii.gz")):
             return _read_nifti(path, max_bytes)
     except OSError as error:  # permissions, a broken disk
@@ -127,11 +132,12 @@ def read_grid(path: str | Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
             image = correct_nifti_header_if_necessary(nib.load(path))
             return tuple(int(n) for n in image.shape), np.array(image.affine, dtype=np.float64)
         if name.endswith(".mha"):
-            reader = sitk.ImageFileReader()
-            reader.SetImageIO("MetaImageIO")
-            reader.SetFileName(str(path))
-            reader.ReadImageInformation()
-            return tuple(int(n) for n in reader.GetSize()), _ras_affine(reader)
+            with READING:
+                reader = sitk.ImageFileReader()
+                reader.SetImageIO("MetaImageIO")
+                reader.SetFileName(str(path))
+                reader.ReadImageInformation()
+                return tuple(int(n) for n in reader.GetSize()), _ras_affine(reader)
     except Exception as error:  # either library raises what it happens to meet
         raise VolumeError(f"cannot be read ({one_line(error)})") from error
     raise VolumeError("is not a .mha, .nii or .nii.gz file")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -28,16 +27,13 @@ from numpy.typing import NDArray
 
 from ..bonbid.brain import are_normalised
 from ..bonbid.checks import Limits, are_swapped, like_adc
+from ..bonbid.volumes import READING
 from ..errors import UserError
 
 __all__ = ["KeepNatived", "LoadMapsd", "ToNatived"]
 
 # Where pydicom is installed, MONAI warns with each loader that NVIDIA's decoder for it is not; no DICOM is loaded here.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-
-# The caches load cases in several threads, and ITK makes its tables of formats at its first use, in all of them at
-# once: a training has died of that, within std::map. Reading is a small part of what is done to a case.
-_READING = threading.Lock()
 
 
 class LoadMaps(LoadImage):
@@ -79,7 +75,7 @@ class LoadMaps(LoadImage):
             import itk
 
             reader = ITKReader(imageio=itk.MetaImageIO.New())  # which ITK chooses by ".mha" alone
-        with _READING:
+        with READING:
             return super().__call__(filename, reader)
 
 
