@@ -20,7 +20,7 @@ from scripts.bonbid import Volume
 from scripts.errors import UserError
 from scripts.segmenter import Segmenter
 from scripts.voxelwise import AddVoxelwised, VoxelNetwork, VoxelwiseFit, features
-from scripts.weights import read_part, save_weights
+from scripts.weights import read_part, save_weights, write_bare
 
 AFFINE = np.diag([*SPACING, 1])
 
@@ -117,6 +117,17 @@ def test_probabilities_are_averaged_where_the_weights_have_one(
     for checkpoints, weight, given in ((alone, 0.5, data), (both, 0, data), (both, 0.5, {"pred": pred}),
                                        (both, 0.5, {"pred": pred, "native_image": unknown})):  # fmt: skip
         assert torch.equal(AddVoxelwised("pred", checkpoints, weight)(given)["pred"], pred)
+
+
+def test_a_bare_state_dict_leaves_it_out_and_says_so(
+    items: list[dict[str, Any]],  # noqa: F811
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    save_weights(torch.nn.Conv3d(1, 1, 1), tmp_path / "model.pt", {}, {}, _fitted(items, epochs=1))
+    write_bare(tmp_path / "model.pt", tmp_path / "bare.pt")
+    assert set(torch.load(tmp_path / "bare.pt", weights_only=True)) == {"weight", "bias"}
+    assert "no place for the voxelwise network" in caplog.text
 
 
 def test_one_that_is_not_finite_is_refused(items: list[dict[str, Any]], tmp_path: Path) -> None:  # noqa: F811

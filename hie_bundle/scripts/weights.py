@@ -210,9 +210,14 @@ def save_weights(
 
 
 def write_bare(path: str | Path, target: str | Path) -> None:
-    """A checkpoint as a bare state dict, and what it says of itself beside it, as ``.json``."""
+    """A checkpoint as a bare state dict, and what it says of itself beside it, as ``.json``.
+
+    There is no place for a voxelwise network in it: that is left out, and said.
+    """
     path, target = Path(path), Path(target)
     content = _read(path)
+    if "voxelwise" in content:
+        logger.warning("%s has no place for the voxelwise network of %s: its masks are those without it.", target, path)
     save_atomically(content.get("model", content), target)
     write_json(target.with_suffix(".json"), {**read_record(path), "sha256": sha256_of(target)}, indent=1)
 
