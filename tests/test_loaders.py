@@ -22,8 +22,6 @@ from scripts.loaders import DataLoader, end_processes, in_words
 def _bad(how: str) -> None:
     if how == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif how == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
     elif how == "hang":
         time.sleep(100)
     elif how == "user":
@@ -49,7 +47,6 @@ def _loader(how: str) -> DataLoader:
     [
         ("die", r"^A process that loads cases died.*It was reading: c5\."),
         ("hang", r"^A process that loads cases did not give a batch in time .*2.0 s.*reading: c5\..*timeout_s"),
-        ("stop", r"^A process that loads cases did not give a batch in time .*It was reading: c5\."),
         ("user", r"^c5: its maps\nare swapped$"),
         ("gone", r"^/absent/c5.nii: No such file"),
     ],
