@@ -37,8 +37,8 @@ __all__ = [
 EXTENSIONS = (".nii.gz", ".nii", ".mha")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-# Cases are checked, and kept in memory, by several threads. ITK and SimpleITK fill tables of theirs at their first use,
-# in all of them at once: two runs have died of that, within std::map. So one file is read by them at a time.
+# Cases are checked, and kept in memory, by several threads. Two runs have died within std::map, in such a thread, most
+# likely where ITK or SimpleITK is first used by two of them at once. So one file is read by them at a time.
 READING = threading.Lock()
 MAX_HEADER_BYTES = 1 << 20
 DEFLATE_RATIO = 1032  # deflate cannot compress better, so a larger declared size is a lie
