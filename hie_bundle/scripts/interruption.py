@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and limits of time: a run ends in good order, says why or how to go on, and is gone within seconds."""
+"""SIGINT, SIGTERM and time limits: a run ends in good order, says how to go on, and is gone within ten seconds."""
 
 from __future__ import annotations
 
