@@ -223,7 +223,7 @@ def test_training_and_evaluation_commands(tiny_cohort: Path, tmp_path: Path, tor
     assert files[1] == files[0]
 
 
-# in place of Python's own: a thread that is not the main one comes late for the interpreter
+# in place of Python's own: a thread that is not the main one comes for the interpreter while it is torn down
 LATE = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -231,15 +231,19 @@ LATE = r"""
 #include <unistd.h>
 static int late;
 void be_late(void) { late = 1; }
+__attribute__((weak)) int _Py_IsFinalizing(void);  /* until 3.12 */
+__attribute__((weak)) int Py_IsFinalizing(void);
+static int torn_down(void) { return Py_IsFinalizing ? Py_IsFinalizing() : _Py_IsFinalizing && _Py_IsFinalizing(); }
 static int other_thread(void) { return late && getpid() != syscall(SYS_gettid); }
 void PyEval_AcquireThread(void *state) {
-  if (other_thread()) usleep(400000);
+  if (other_thread())
+    for (int i = 0; i < 2000 && !torn_down(); i++) usleep(5000);
   ((void (*)(void *))dlsym(RTLD_NEXT, "PyEval_AcquireThread"))(state);
 }
 void _ZNSt18condition_variable10notify_allEv(void *condition) {  /* the work is done: the main thread goes on */
   void *library = dlopen("libstdc++.so.6", RTLD_NOW | RTLD_NOLOAD);
   ((void (*)(void *))dlsym(library, "_ZNSt18condition_variable10notify_allEv"))(condition);
-  if (other_thread()) usleep(50000);
+  if (other_thread()) usleep(300000);
 }
 """
 ENDS = """
@@ -250,7 +254,7 @@ start("cpu")
 network = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(9, 9))
 network(torch.ones(2, 9)).sum().backward()
 ctypes.CDLL(os.environ["LD_PRELOAD"]).be_late()
-torch.distributed.broadcast(torch.ones(9), 0)
+torch.distributed.broadcast(torch.ones(100), 0)
 print("done", flush=True)
 stop()
 """
