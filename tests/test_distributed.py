@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -223,66 +222,26 @@ def test_training_and_evaluation_commands(tiny_cohort: Path, tmp_path: Path, tor
     assert files[1] == files[0]
 
 
-# in place of Python's own: a thread that is not the main one comes for the interpreter while it is torn down
-LATE = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-static int late;
-void be_late(void) { late = 1; }
-__attribute__((weak)) int _Py_IsFinalizing(void);  /* until 3.12 */
-__attribute__((weak)) int Py_IsFinalizing(void);
-static int torn_down(void) { return Py_IsFinalizing ? Py_IsFinalizing() : _Py_IsFinalizing && _Py_IsFinalizing(); }
-static int other_thread(void) { return late && getpid() != syscall(SYS_gettid); }
-void PyEval_AcquireThread(void *state) {
-  if (other_thread())
-    for (int i = 0; i < 2000 && !torn_down(); i++) usleep(5000);
-  ((void (*)(void *))dlsym(RTLD_NEXT, "PyEval_AcquireThread"))(state);
-}
-void _ZNSt18condition_variable10notify_allEv(void *condition) {  /* the work is done: the main thread goes on */
-  void *library = dlopen("libstdc++.so.6", RTLD_NOW | RTLD_NOLOAD);
-  ((void (*)(void *))dlsym(library, "_ZNSt18condition_variable10notify_allEv"))(condition);
-  if (other_thread()) usleep(300000);
-}
-"""
 ENDS = """
-import ctypes, os, sys; sys.path.insert(0, sys.argv[1])
+import atexit, sys; sys.path.insert(0, sys.argv[1])
 import torch
 from scripts.distributed import start, stop
+class Kept:
+    def __del__(self):
+        print("torn")
+kept = Kept()
 start("cpu")
+atexit.register(print, "bye")
 network = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(9, 9))
 network(torch.ones(2, 9)).sum().backward()
-ctypes.CDLL(os.environ["LD_PRELOAD"]).be_late()
-torch.distributed.broadcast(torch.ones(100), 0)
-print("done", flush=True)
+print("done")
 stop()
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_a_thread_of_gloo_that_is_late_ends_nothing(
-    tmp_path: Path, torchrun: Started, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Python ended it, and it the process: "terminate called without an active exception"."""
-    (tmp_path / "late.c").write_text(LATE)
-    command = ["cc", "-shared", "-fPIC", "-O1", str(tmp_path / "late.c"), "-o", str(tmp_path / "late.so"), "-ldl"]
-    subprocess.run(command, check=True)
-    (tmp_path / "ends.py").write_text(ENDS)
-    monkeypatch.setenv("LD_PRELOAD", str(tmp_path / "late.so"))
-    for _ in range(3):
-        assert _finished(torchrun(str(tmp_path / "ends.py"), str(BUNDLE))).count("done") == 2
-
-
 def test_ranks_end_without_pythons_teardown(tmp_path: Path, torchrun: Started) -> None:
-    """In which the one above happens; what was registered for the end is done."""
-    program = ENDS.replace(
-        'ctypes.CDLL(os.environ["LD_PRELOAD"]).be_late()', "import atexit; atexit.register(print, 'bye')"
-    )
-    (tmp_path / "ends.py").write_text(
-        program + "sys.modules['kept'] = type('K', (), {'__del__': lambda _: print('torn')})()\n"
-    )
+    """In which a late thread of Gloo aborts the process; what was registered for the end is done."""
+    (tmp_path / "ends.py").write_text(ENDS)
     output = _finished(torchrun(str(tmp_path / "ends.py"), str(BUNDLE)))
     assert [output.count(word) for word in ("done", "bye", "torn")] == [2, 2, 0]
 

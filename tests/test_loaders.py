@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -90,7 +91,11 @@ def test_a_process_that_is_stopped_while_a_tensor_is_taken_from_it(monkeypatch: 
     with pytest.raises(UserError, match="did not give a batch within 2 s") as caught:
         next(batches)
     assert "detach" in {entry.name for entry in caught.traceback}
+    loading = multiprocessing.active_children()
     end_processes()
+    for process in loading:
+        process.join(5)
+        assert not process.is_alive()
     assert time.monotonic() - begun < 10
 
 

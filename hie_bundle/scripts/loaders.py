@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
-import psutil
 import torch
 from monai.data import DataLoader as StockDataLoader
 from torch.utils.data import Dataset, get_worker_info
@@ -129,11 +128,9 @@ def end_processes() -> None:
     """Kill what still loads; Python would wait at its end for a process that hangs."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with which PyTorch raises, whatever is done, when they end
-    for process in (process for loader in _loaders for process, _ in loader.reading.tolist() if process != IDLE):
-        with suppress(psutil.Error):
-            child = psutil.Process(process)
-            if child.ppid() == os.getpid():
-                child.kill()
+    for process in multiprocessing.active_children():
+        if process.daemon:  # as those are that load; also one that has not begun to read
+            process.kill()
 
 
 def _being_read(loader: DataLoader) -> list[str]:
