@@ -85,6 +85,8 @@ def test_a_process_that_is_stopped_while_a_tensor_is_taken_from_it(monkeypatch: 
     def stopped(answer: Any) -> int:
         for process in psutil.Process().children():
             process.suspend()
+            while process.status() != psutil.STATUS_STOPPED:
+                time.sleep(0.01)
         return detach(answer)
 
     monkeypatch.setattr(DupFd, "detach", stopped)
