@@ -39,11 +39,11 @@ def test_without_anything_random_it_cuts_out_the_middle() -> None:
 
 def test_mirrored_is_left_to_right_for_image_and_label_alike() -> None:
     batch = _batch()
-    image, label = RandBatch(SIZE, SPACING, flip=1.0)(batch, "cpu")
+    image, label = RandBatch(SIZE, SPACING, flip_probability=1.0)(batch, "cpu")
     torch.testing.assert_close(image, _middle(batch["image"]).flip(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(label, _middle(batch["label"]).flip(2), atol=1e-5, rtol=0)
     torch.manual_seed(0)
-    mirrored = RandBatch(SIZE, SPACING, flip=0.5).draw_matrices(2000, SIZE)[:, 2, 2] < 0
+    mirrored = RandBatch(SIZE, SPACING, flip_probability=0.5).draw_matrices(2000, SIZE)[:, 2, 2] < 0
     assert 0.46 < mirrored.float().mean() < 0.54
 
 
@@ -121,7 +121,14 @@ def test_channels_are_left_out_of_the_share_of_patches_that_is_wanted() -> None:
 def test_equal_seeds_give_equal_batches_and_metadata_are_left_behind() -> None:
     batch = {name: MetaTensor(value, affine=torch.eye(4)) for name, value in _batch().items()}
     augmentation = RandBatch(
-        SIZE, SPACING, (0.2, 0.2, 0.2), scaling=0.1, flip=0.5, intensity_factor=0.1, intensity_shift=0.1, noise=0.1
+        SIZE,
+        SPACING,
+        (0.2, 0.2, 0.2),
+        scaling=0.1,
+        flip_probability=0.5,
+        intensity_factor=0.1,
+        intensity_shift=0.1,
+        noise=0.1,
     )
     results = []
     for seed in (0, 0, 1):

@@ -18,7 +18,7 @@ from processes import NO_NETWORK
 from test_docs import blocks, lines_of
 
 PAPER = [word for name, value in TINY.items() for word in (f"--{name}", value)] + ["--epochs", "1", "--device", "cpu"]
-STRONG = ["--spacing_mm", "[5,5,6]", "--input_size", "[16,24,8]", "--crop_size", "[20,24,10]", "--flips", "[]",
+STRONG = ["--spacing_mm", "[5,5,6]", "--patch_size", "[16,24,8]", "--crop_size", "[20,24,10]", "--flips", "[]",
           "--features", "[2,4,6,8]", "--num_workers", "0", "--batch_size", "2", "--epochs", "1",
           "--device", "cpu"]  # fmt: skip
 COHORT = ["--num_train", "1", "--num_val", "1", "--num_test", "1", "--num_healthy", "4", "--matrix_sizes", "[36,44]",

@@ -41,8 +41,9 @@ CHANGED: dict[str, Any] = {
     "label_mode": "trilinear", "learning_rate": 0.01, "limit_to_brain": True, "loading_timeout_s": 90,
     "loss_name": "tversky", "lr_gamma": 0.5,
     "network": "$@network_def.to(@device)", "num_workers": 1, "on_nonfinite": "stop", "output_dir": "FOLDER/elsewhere",
-    "overwrite": True, "patience": 1, "patient_pattern": "(.+)-VISIT", "prior": None, "progress": False, "rank": 0,
-    "resume": True, "seed": 5, "smallest_lesion_mm3": 30, "spatial_size": [16, 32, 8], "threshold": 0.3,
+    "overwrite": True, "patch_size": [24, 24, 16], "patience": 1, "patient_pattern": "(.+)-VISIT", "prior": None,
+    "progress": False, "rank": 0, "resume": True, "sampler": "$torch.utils.data.SequentialSampler(@train#dataset)",
+    "seed": 5, "smallest_lesion_mm3": 30, "spatial_size": [16, 32, 8], "threshold": 0.3,
     "training_precision": "bfloat16", "val_interval": 2, "verbose": True, "voxelwise_weight": 0.5, "weight_decay": 0.01,
 }  # fmt: skip
 NOT_OPTIONS = {"imports", "workflow", "run", "loaded"}  # how the config is read and run
@@ -51,7 +52,7 @@ ONE_VALUE = {"device", "in_channels", "rank", "bundle_root"}  # no other works e
 # not with the others: other places, and sizes other than the test's weights' and than each other
 APART = {
     "ckpt_dir", "output_dir", "dataset_dir", "datalist", "bundle_root", "network", "init_weights", "input_size",
-    "features", "spatial_size",
+    "patch_size", "features", "spatial_size",
 }  # fmt: skip
 OTHER_FOR_A_STUDY = {"fold", "ckpt_dir", "resume", "overwrite", "inner_folds"}  # the study's own to decide
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ INPUTS = {
 }
 SLOW = {"network_swinunetr", "network_mednext", "network_attentionunet"}
 # voxels for volumes of 40 x 40 x 12 at 4 mm
-STRONG = {"spacing_mm": [5, 5, 6], "input_size": [16, 24, 8], "crop_size": [20, 24, 10], "val_interval": 1}
+STRONG = {"spacing_mm": [5, 5, 6], "patch_size": [16, 24, 8], "crop_size": [20, 24, 10], "val_interval": 1}
 OPTIONS: dict[str, dict[str, Any]] = {
     "network_swinunetr": {"spatial_size": [64, 32, 32], "feature_size": 12},
     "strong": {**STRONG, "flips": []},
@@ -194,15 +195,18 @@ def test_training_starts_from_given_weights(trained: Path, tiny_cohort: Path, tm
         assert "No weights have come with this copy" in str(user_error(caught.value))
 
 
-def test_fine_tuning_takes_as_many_steps_whatever_the_number_of_cases(tiny_cohort: Path) -> None:
+def test_a_training_takes_as_many_steps_whatever_the_number_of_cases(tiny_cohort: Path) -> None:
     files = ["train", "strong", "strong_cpu", "fine_tune"]
-    parser = _workflow("train", *files, dataset_dir=str(tiny_cohort)).parser
-    cases = len(parser.get_parsed_content("train#dataset#data"))
     for batch_size in (1, 2, 3):
         workflow = _workflow("train", *files, dataset_dir=str(tiny_cohort), batch_size=batch_size)
-        epochs = workflow.parser.get_parsed_content("epochs")
-        steps = epochs * cases / batch_size
-        assert 240 <= steps < 240 + cases / batch_size
+        wanted, each, epochs = (workflow.parser.get_parsed_content(n) for n in ("steps", "steps_per_epoch", "epochs"))
+        assert wanted <= epochs * each < wanted + each
+        sampler = workflow.parser.get_parsed_content("sampler")
+        drawn = Counter(sampler)
+        assert drawn.total() == each * batch_size
+        assert max(drawn.values()) - min(drawn.values()) <= 1
+        assert len(drawn) == len(workflow.parser.get_parsed_content("train#dataset"))
+        assert len(workflow.parser.get_parsed_content("train#dataloader")) == each
 
 
 def test_resuming_another_recipe_is_refused(trained: Path, tiny_cohort: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class RandBatch(PrepareBatchDefault):
         spacing_mm: size of a voxel, so that a rotation is one.
         rotation: largest angle about each axis, radians.
         scaling: largest change of a patch's size along each axis, as a share.
-        flip: probability that the first axis, left to right, is mirrored.
+        flip_probability: that the first axis, left to right, is mirrored.
         intensity_factor: largest change of a channel's values, as a share of them.
         intensity_shift: largest change of a channel's values, added to them; not where a channel is 0.
         noise: largest standard deviation of the Gaussian noise that half of the patches get, where a channel is not 0.
@@ -43,7 +43,7 @@ class RandBatch(PrepareBatchDefault):
         spacing_mm: Sequence[float],
         rotation: Sequence[float] = (0.0, 0.0, 0.0),
         scaling: float = 0.0,
-        flip: float = 0.0,
+        flip_probability: float = 0.0,
         intensity_factor: float = 0.0,
         intensity_shift: float = 0.0,
         noise: float = 0.0,
@@ -54,7 +54,7 @@ class RandBatch(PrepareBatchDefault):
         self.spacing_mm = torch.tensor(spacing_mm, dtype=torch.float32)
         self.rotation = torch.tensor(rotation, dtype=torch.float32)
         self.scaling = scaling
-        self.flip = flip
+        self.flip_probability = flip_probability
         self.intensity_factor = intensity_factor
         self.intensity_shift = intensity_shift
         self.noise = noise
@@ -97,7 +97,7 @@ class RandBatch(PrepareBatchDefault):
             turn[:, a, a], turn[:, a, b], turn[:, b, a], turn[:, b, b] = cosine, -sine, sine, cosine
             turned = turned @ turn
         zoom = 1 / (1 + self.scaling * self._uniform(count, 3))
-        zoom[:, 0] *= torch.where(torch.rand(count) < self.flip, -1.0, 1.0)
+        zoom[:, 0] *= torch.where(torch.rand(count) < self.flip_probability, -1.0, 1.0)
         # from the middle of what goes out, in half its size, by way of millimetres, to that of what comes in
         out_mm = torch.tensor(self.spatial_size) * self.spacing_mm / 2
         in_mm = torch.tensor(tuple(size)) * self.spacing_mm / 2
