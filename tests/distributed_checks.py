@@ -16,7 +16,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scripts import handlers
-from scripts.distributed import SameBuffers, gather_interleaved, mean_over_ranks, shard, start
+from scripts.distributed import SameBuffers, gather_interleaved, mean_over_ranks, shard, start, stop
 from scripts.networks import HIEUNet
 
 CONFIG = Path(__file__).resolve().parents[1] / "hie_bundle" / "configs" / "train.yaml"
@@ -144,7 +144,7 @@ def main(folder: Path) -> None:
     train(folder / f"parts-{rank}", rank, epochs=2, patience=9)
     seen["resumed epochs"], seen["resumed weights"] = train(folder / f"parts-{rank}", rank, 4, 9, resume=True)
     torch.save(seen, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    stop()
 
 
 if __name__ == "__main__":

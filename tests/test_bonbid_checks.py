@@ -8,7 +8,9 @@ import os
 import shutil
 import struct
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from monai.transforms import LoadImage
 
 from scripts import bonbid
 from scripts.bonbid import CaseReport, DatasetError, VolumeError, check_items, read_volume, require_usable
+from scripts.bonbid.volumes import read_grid
 from scripts.transforms import LoadMapsd
 
 Files = dict[str, Path]
@@ -437,6 +440,30 @@ def test_huge_volumes_are_refused(tmp_path: Path) -> None:
     files = write_case(tmp_path)
     with pytest.raises(VolumeError, match="declares 1008 bytes of voxels; at most 1000 are read"):
         read_volume(files["adc"], max_bytes=1000)
+
+
+def test_one_file_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By SimpleITK, whose first use by two threads at once may have crashed a process."""
+    path = write_case(tmp_path)["adc"]
+    inside: list[int] = []
+    most = []
+
+    def alone(read: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)  # in which another thread would come
+            inside.pop()
+            return read(*arguments, **options)
+
+        return wrapped
+
+    monkeypatch.setattr(sitk, "ReadImage", alone(sitk.ReadImage))
+    monkeypatch.setattr(sitk, "ImageFileReader", alone(sitk.ImageFileReader))
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(read, path) for _ in range(4) for read in (read_volume, read_grid)]
+        assert all(future.result() for future in futures)
+    assert most == [1] * 8
 
 
 def test_unknown_kinds_and_missing_files(tmp_path: Path) -> None:

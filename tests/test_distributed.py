@@ -222,6 +222,30 @@ def test_training_and_evaluation_commands(tiny_cohort: Path, tmp_path: Path, tor
     assert files[1] == files[0]
 
 
+ENDS = """
+import atexit, sys; sys.path.insert(0, sys.argv[1])
+import torch
+from scripts.distributed import start, stop
+class Kept:
+    def __del__(self):
+        print("torn")
+kept = Kept()
+start("cpu")
+atexit.register(print, "bye")
+network = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(9, 9))
+network(torch.ones(2, 9)).sum().backward()
+print("done")
+stop()
+"""
+
+
+def test_ranks_end_without_pythons_teardown(tmp_path: Path, torchrun: Started) -> None:
+    """In which a late thread of Gloo aborts the process; what was registered for the end is done."""
+    (tmp_path / "ends.py").write_text(ENDS)
+    output = _finished(torchrun(str(tmp_path / "ends.py"), str(BUNDLE)))
+    assert [output.count(word) for word in ("done", "bye", "torn")] == [2, 2, 0]
+
+
 SABOTAGE = '''
 import os, signal, time
 from ignite.engine import Events

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from conftest import BUNDLE
 from monai.data import Dataset
 from test_every_option import TINY
 from test_provenance import _record
@@ -24,6 +29,8 @@ def _bad(how: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "hang":
         time.sleep(100)
+    elif how == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif how == "user":
         raise RuntimeError("applying a transform") from UserError("c5: its maps\nare swapped")
     elif how == "gone":
@@ -32,27 +39,32 @@ def _bad(how: str) -> None:
         raise KeyError(how)
 
 
-def _loader(how: str) -> DataLoader:
+def _loader(how: str, workers: int = 2) -> DataLoader:
     def read(item: dict[str, Any]) -> torch.Tensor:
         if item["case"] == "c5":
             _bad(how)
         return torch.zeros(1)
 
     items = [{"case": f"c{number}", "image": "x"} for number in range(8)]
-    return DataLoader(Dataset(items, read), 2, timeout_s=2.0, batch_size=2)
+    return DataLoader(Dataset(items, read), workers, timeout_s=2.0, batch_size=2)
+
+
+LATE = r"^A process that loads cases did not give a batch within 2 s\. It was reading: c5\..*loading_timeout_s"
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "workers", "said"),
     [
-        ("die", r"^A process that loads cases died.*It was reading: c5\."),
-        ("hang", r"^A process that loads cases did not give a batch in time .*2.0 s.*reading: c5\..*timeout_s"),
-        ("user", r"^c5: its maps\nare swapped$"),
-        ("gone", r"^/absent/c5.nii: No such file"),
+        ("die", 2, r"^A process that loads cases died.*It was reading: c5\."),
+        ("hang", 2, LATE),
+        ("hang", 0, LATE),
+        ("stop", 2, LATE),
+        ("user", 2, r"^c5: its maps\nare swapped$"),
+        ("gone", 2, r"^/absent/c5.nii: No such file"),
     ],
 )  # fmt: skip
-def test_the_case_is_named_in_bounded_time(how: str, said: str) -> None:
-    loader, begun = _loader(how), time.monotonic()
+def test_the_case_is_named_in_bounded_time(how: str, workers: int, said: str) -> None:
+    loader, begun = _loader(how, workers), time.monotonic()
     with pytest.raises((RuntimeError, UserError)) as caught:
         list(loader)
     mistake = in_words(caught.value)
@@ -60,6 +72,54 @@ def test_the_case_is_named_in_bounded_time(how: str, said: str) -> None:
     end_processes()
     assert time.monotonic() - begun < 10
     assert re.search(said, str(mistake))
+
+
+def test_a_process_that_is_stopped_while_a_tensor_is_taken_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch asks the process for the memory that the tensor is in, and waits for the answer without a limit."""
+    from multiprocessing.resource_sharer import DupFd  # type: ignore[attr-defined]
+
+    loader = _loader("good")
+    batches, begun = iter(loader), time.monotonic()
+    detach = DupFd.detach
+
+    def stopped(answer: Any) -> int:
+        for process in psutil.Process().children():
+            process.suspend()
+            while process.status() != psutil.STATUS_STOPPED:
+                time.sleep(0.01)
+        return detach(answer)
+
+    monkeypatch.setattr(DupFd, "detach", stopped)
+    with pytest.raises(UserError, match="did not give a batch within 2 s") as caught:
+        next(batches)
+    assert "detach" in {entry.name for entry in caught.traceback}
+    loading = multiprocessing.active_children()
+    end_processes()
+    for process in loading:
+        process.join(5)
+        assert not process.is_alive()
+    assert time.monotonic() - begun < 10
+
+
+LIBRARY = """
+import hashlib, sys; sys.path.insert(0, sys.argv[1])
+from scripts.errors import UserError, show_plainly
+from scripts.interruption import Interruption, time_limit
+show_plainly()
+Interruption(lambda: "Go on so.", lambda: None).install()
+with time_limit(1, lambda: UserError("c5 takes too long.")):
+    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2**31 - 1)  # minutes in C
+"""
+
+
+def test_a_library_that_does_not_come_back_is_ended_with_the_process() -> None:
+    begun = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-c", LIBRARY, str(BUNDLE)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert time.monotonic() - begun < 30
+    assert result.returncode == 128 + signal.SIGTERM
+    assert result.stderr.split("\n") == ["", "error: c5 takes too long.", "", "Stopped by SIGTERM. Go on so.", ""]
 
 
 def test_other_errors_stay_what_they_are() -> None:
@@ -94,7 +154,8 @@ MIXIN = """
 """
 
 
-def test_a_training_ends_with_the_case_that_hangs(tiny_cohort: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_training_ends_with_the_case_that_hangs(workers: int, tiny_cohort: Path, tmp_path: Path) -> None:
     """Also in its record; the loading process does not live on."""
     from monai.bundle import ConfigWorkflow
     from test_every_option import CONFIGS
@@ -107,7 +168,7 @@ def test_a_training_ends_with_the_case_that_hangs(tiny_cohort: Path, tmp_path: P
     }
     workflow = ConfigWorkflow(
         [str(CONFIGS / "train.yaml"), str(tmp_path / "hangs.yaml")], workflow_type=None, run_id="training",
-        logging_file=False, **{**TINY, **places, "num_workers": 1, "loading_timeout_s": 3},
+        logging_file=False, **{**TINY, **places, "num_workers": workers, "loading_timeout_s": 3},
     )  # fmt: skip
     workflow.initialize()
     begun = time.monotonic()
@@ -115,7 +176,7 @@ def test_a_training_ends_with_the_case_that_hangs(tiny_cohort: Path, tmp_path: P
         workflow.run()
     assert time.monotonic() - begun < 300  # of the 600 for which it would sleep
     message = str(user_error(caught.value))
-    assert "did not give a batch in time" in message
+    assert "did not give a batch within 3 s" in message
     assert "It was reading: MGHNICU_00" in message
     assert _record(tmp_path)["status"] == "failed"
     assert "It was reading: MGHNICU_00" in _record(tmp_path)["error"]

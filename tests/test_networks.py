@@ -9,6 +9,7 @@ from conftest import BUNDLE
 from monai.bundle import ConfigParser
 from monai.networks.utils import convert_to_torchscript
 
+from scripts.errors import UserError
 from scripts.networks import HIEUNet, with_prior
 
 
@@ -40,8 +41,13 @@ def test_output_has_the_input_grid(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", [(12, 16, 16), (16, 16, 4), (16, 17, 16)])
 def test_indivisible_size_is_refused(shape: tuple[int, ...]) -> None:
     network = HIEUNet(features=(2, 4, 6, 8))
-    with pytest.raises(ValueError, match=r"divisible by 8.*" + str(list(shape)).replace("[", r"\[")):
+    with pytest.raises(UserError, match=r"divisible by 8.*" + str(list(shape)).replace("[", r"\[")):
         network(torch.randn(1, 2, *shape))
+
+
+def test_another_number_of_maps_is_refused() -> None:
+    with pytest.raises(UserError, match=r"takes 3 maps \(in_channels\), and was given 2"):
+        HIEUNet(in_channels=3, features=(2, 4, 6, 8))(torch.zeros(1, 2, 8, 8, 8))
 
 
 def test_receptive_field_spans_the_three_poolings() -> None:

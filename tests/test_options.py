@@ -72,6 +72,7 @@ WRONG = {
     "seed": [-1, 0.5, {}],
     "output_dir": [3, True, [1, 2, 3], "a" * 5000, "\0"],
     "training_precision": [[], 16],
+    "label_mode": ["é\n", "bilinear", 1],
     "datalist": [0, False],
     "anonymise_ids": [True],
     "init_weights": [0],

@@ -66,6 +66,17 @@ def test_the_last_slice_is_not_lost(slice_mm: float) -> None:
     assert dice(mask, inside) > 0.99
 
 
+def test_the_brainstem_is_kept() -> None:
+    """An ellipsoid with a stem of 6.3 mm radius, 25 mm long."""
+    spacing = np.array([0.8, 0.8, 2.5])
+    x, y, z = (np.indices((110, 130, 40)) - np.reshape([55, 65, 22], (3, 1, 1, 1))) * spacing.reshape(3, 1, 1, 1)
+    inside = (x / 38) ** 2 + (y / 46) ** 2 + (z / 28) ** 2 < 1
+    inside |= (x**2 + y**2 < 6.3**2) & (z < 0) & (z > -50)
+    mask = brain_mask(Volume(np.where(inside, 400.0, 40.0).astype(np.float32), np.diag([*spacing, 1.0])))
+    assert inside.any((0, 1)).sum() - mask.any((0, 1)).sum() <= 1
+    assert (inside & ~mask).sum() < 0.001 * inside.sum()
+
+
 @pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
 def test_however_it_is_stored(head: Head, axes: tuple[int, ...]) -> None:
     image = head.b0[::-1].transpose(axes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,12 @@ def test_from_dicom_to_the_segmentation(
     assert SECRET not in caplog.text + (out / "scan.json").read_text()
     with pytest.raises(UserError, match="is there already"):
         write_scan(folder, out, NEWBORN, FitLimits())
+
+
+def test_a_missing_package_is_missed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(UserError, match="pip install highdicom"):
+        write_scan(tmp_path / "none", tmp_path / "out", NEWBORN, FitLimits())
 
 
 def test_nothing_is_written_halfway(head: Head, folder: Path, tmp_path: Path) -> None:

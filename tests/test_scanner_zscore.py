@@ -84,7 +84,7 @@ def test_what_is_kept_beside_it(case: Case, files: Path, result: Path) -> None:
     for index in np.argwhere(case.brain)[::97]:
         point = transform.TransformPoint((affine @ [*index, 1.0])[:3].tolist())
         errors.append(np.linalg.norm(np.array(point) * [-1, -1, 1] - case.canonical_mm[(slice(None), *index)]))
-    assert np.mean(errors) < 3.2  # mm; 5.5 before registration, centres on each other
+    assert np.mean(errors) < 1.9  # mm; 5.5 before registration, centres on each other; 2.2 with the atlas moved
     mean, _ = read_atlas(files / "mean.nii.gz", files / "std.nii.gz")
     image = to_itk(case.adc.astype(np.float32), affine_of(case))
     covered = sitk.GetArrayFromImage(resample(mean, image, transform, nearest=True)).transpose(2, 1, 0) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -31,10 +32,12 @@ __all__ = [
     "require_usable",
     "shard",
     "start",
+    "stop",
     "with_other_ranks",
 ]
 
 Item = TypeVar("Item")
+_status: int | None = None  # with which this rank ends; None: as any program
 
 
 def start(device: str | torch.device, timeout_minutes: float = 60) -> None:
@@ -70,6 +73,28 @@ def start(device: str | torch.device, timeout_minutes: float = 60) -> None:
     if not is_first():
         logging.disable(logging.INFO)
     _show_first_failure()
+    atexit.register(_leave)
+
+
+def stop() -> None:
+    """Leave the group, when all is done. The process then ends without Python's own teardown.
+
+    A thread of Gloo may be late to let go of a tensor, for which it needs Python. Until Python 3.13 a thread that comes
+    during the teardown is ended, and with it the process: "terminate called without an active exception".
+    DistributedDataParallel keeps these threads beyond the group.
+    """
+    global _status
+    distributed.destroy_process_group()
+    _status = 0
+
+
+def _leave() -> None:
+    """At exit, after all that was registered since :func:`start`."""
+    if _status is not None:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_status)
 
 
 def is_first() -> bool:
@@ -206,6 +231,8 @@ def _show_first_failure() -> None:
     rank = distributed.get_rank()
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        global _status
+        _status = 1
         try:
             first = store.add("failed ranks", 1) == 1
         except RuntimeError:  # nobody is left to ask

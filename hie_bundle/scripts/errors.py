@@ -102,6 +102,6 @@ def first_cause(error: BaseException) -> BaseException:
 def causes(error: BaseException) -> list[BaseException]:
     """An exception, what caused it, and so on."""
     chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
     return chain

@@ -74,6 +74,9 @@ class L1Penalty:
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
 
     def __call__(self, engine: SupervisedTrainer) -> None:
+        if self.weight == 0:  # a sum over all weights, and its gradient, at every step
+            engine.state.output["l1_penalty"] = torch.zeros(())
+            return
         norms = [p.abs().sum(dtype=torch.float32) for p in self.network.parameters() if p.requires_grad]
         penalty = self.weight * torch.stack(norms).sum()
         engine.state.output["l1_penalty"] = penalty.detach()

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a run ends in good order, says how to go on, and is gone within ten seconds."""
+"""SIGINT, SIGTERM and time limits: a run ends in good order, says how to go on, and is gone within ten seconds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import psutil
 
-__all__ = ["Interruption"]
+__all__ = ["Interruption", "time_limit"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5.0  # for the main thread to come back from PyTorch: a backward pass on a CPU may take half a minute
@@ -104,6 +105,43 @@ class Interruption:
     def _say(self, number: int) -> None:
         if self._said.acquire(blocking=False) and (message := self.message()):
             print(f"\nStopped by {signal.Signals(number).name}. {message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def time_limit(seconds: float, late: Callable[[], Exception]) -> Iterator[None]:
+    """Raise within the block where it takes too long, also while it waits in a call to the system.
+
+    A library that does not come back for some seconds more (from a disk that has gone) is ended with the process: the
+    message is shown, then it goes as by SIGTERM.
+
+    Args:
+        seconds: that the block has; 0: no limit. Outside of the main thread, and on Windows, there is none either.
+        late: makes the exception.
+    """
+    if not seconds or os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        give_up.cancel()
+        raise late()
+
+    def end() -> None:
+        error = late()
+        sys.excepthook(type(error), error, None)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    give_up = threading.Timer(seconds + GRACE_S, end)
+    give_up.daemon = True
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    give_up.start()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        give_up.cancel()
+        signal.signal(signal.SIGALRM, before)
 
 
 def _end_children() -> None:

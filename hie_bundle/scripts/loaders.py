@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
 import threading
 import weakref
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import psutil
 import torch
 from monai.data import DataLoader as StockDataLoader
 from torch.utils.data import Dataset, get_worker_info
 
 from .bonbid.remembered import case_of
 from .errors import UserError, causes, user_error
+from .interruption import time_limit
 
 __all__ = ["DataLoader", "end_processes", "in_words"]
 
 IDLE = -1
+LATE = "--loading_timeout_s is the time that they have."
+DIED = "The system may have run out of memory; --num_workers 0 reads in the main process."
 _loaders: weakref.WeakSet[DataLoader] = weakref.WeakSet()
 # as PyTorch repeats in the main process what a loading one has raised
 _REPEATED = re.compile(
@@ -29,23 +31,46 @@ _REPEATED = re.compile(
 )
 
 
+class LoadingError(UserError):
+    """What reads cases has died, or is stuck."""
+
+
 class DataLoader(StockDataLoader):
     """``monai.data.DataLoader`` that knows which case each of its processes is reading (:func:`in_words`).
 
+    PyTorch's own time limit is for a batch that does not arrive. It has none while the main process takes a tensor that
+    has arrived from a process that is stopped just then, or reads by itself; the limit here is for these, too.
+
     Args:
         dataset: with a length; of MONAI data items.
-        num_workers: processes; with 0 the main one reads, which no time limit stops.
-        timeout_s: seconds without the next batch after which its process counts as stuck.
+        num_workers: processes; with 0 the main one reads.
+        timeout_s: seconds without the next batch after which what reads counts as stuck; 0: no limit.
         options: see the parent class.
     """
 
     def __init__(self, dataset: Any, num_workers: int = 0, timeout_s: float = 0.0, **options: Any) -> None:
-        self.reading = torch.full((num_workers, 2), IDLE).share_memory_()  # of each process its number and the item's
+        # of each process that reads its number and the item's
+        self.reading = torch.full((max(num_workers, 1), 2), IDLE).share_memory_()
+        self.timeout_s = timeout_s
         if num_workers:
-            dataset = _Noted(dataset, self.reading)
-            options["timeout"] = timeout_s
-        super().__init__(dataset, num_workers, **options)
+            options["timeout"] = timeout_s  # for threads other than the main one, too
+        super().__init__(_Noted(dataset, self.reading), num_workers, **options)
         _loaders.add(self)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return self._in_time(super().__iter__())
+
+    def _in_time(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with time_limit(self.timeout_s, self._late):
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+
+    def _late(self) -> LoadingError:
+        return _lost(f"did not give a batch within {self.timeout_s:g} s", LATE)
 
 
 class _Noted(Dataset[Any]):
@@ -60,16 +85,15 @@ class _Noted(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         worker = get_worker_info()
-        if worker is None:
-            return self.dataset[index]
-        self.reading[worker.id] = torch.tensor([os.getpid(), index])
+        noted = self.reading[worker.id if worker else 0]
+        noted[:] = torch.tensor([os.getpid(), index])
         try:
             item = self.dataset[index]
         except Exception as error:  # of an exception PyTorch keeps the kind and the text, and loses its causes
-            if mistake := user_error(error):
+            if worker and (mistake := user_error(error)):
                 raise mistake from error
             raise
-        self.reading[worker.id, 1] = IDLE
+        noted[1] = IDLE
         return item
 
 
@@ -79,30 +103,34 @@ def in_words(error: BaseException) -> UserError | None:
     Args:
         error: that ended a run. PyTorch raises it in the main process, wherever that is at the time.
     """
-    texts = [str(cause) for cause in causes(error) if isinstance(cause, RuntimeError | UserError)]
+    chain = causes(error)
+    if lost := next((cause for cause in chain if isinstance(cause, LoadingError)), None):
+        return lost
+    texts = [str(cause) for cause in chain if isinstance(cause, RuntimeError | UserError)]
     if told := next(filter(None, map(_REPEATED.search, texts)), None):
         return UserError(told[1].strip())
-    text = next((text for text in texts if text.startswith("DataLoader ")), None)
+    text = next((text.strip() for text in texts if text.startswith("DataLoader ")), None)
     if text is None:
         return None
-    why = "did not give a batch in time" if "timed out" in text else "died; the system may have run out of memory"
-    cases = sorted({case for loader in _loaders for case in _being_read(loader)})
-    advice = (
-        "Look at these files and the disk; --loading_timeout_s is the time that they have, --num_workers 0 reads in "
-        "the main process."
+    return (
+        _lost(f"did not give a batch in time ({text})", LATE) if "timed out" in text else _lost(f"died ({text})", DIED)
     )
-    return UserError(f"A process that loads cases {why} ({text.strip()}). It was reading: {_list(cases)}. {advice}")
+
+
+def _lost(what: str, advice: str) -> LoadingError:
+    cases = sorted({case for loader in _loaders for case in _being_read(loader)})
+    return LoadingError(
+        f"A process that loads cases {what}. It was reading: {_list(cases)}. Look at these files and the disk. {advice}"
+    )
 
 
 def end_processes() -> None:
     """Kill what still loads; Python would wait at its end for a process that hangs."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with which PyTorch raises, whatever is done, when they end
-    for process in (process for loader in _loaders for process, _ in loader.reading.tolist() if process != IDLE):
-        with suppress(psutil.Error):
-            child = psutil.Process(process)
-            if child.ppid() == os.getpid():
-                child.kill()
+    for process in multiprocessing.active_children():
+        if process.daemon:  # as those are that load; also one that has not begun to read
+            process.kill()
 
 
 def _being_read(loader: DataLoader) -> list[str]:

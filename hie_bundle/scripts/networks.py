@@ -87,6 +87,7 @@ class HIEUNet(nn.Module):
         if prior is not None and not 0 < prior < 1:
             raise ValueError(f"prior must lie in (0, 1), got {prior}.")
 
+        self.in_channels = in_channels
         f1, f2, f3, f4 = features
         p1, p2, p3, p4 = dropout
         self.encoder1 = DoubleConvolution(in_channels, f1, p1, negative_slope)
@@ -114,11 +115,13 @@ class HIEUNet(nn.Module):
             Logits, shape (B, out_channels, X, Y, Z).
 
         Raises:
-            ValueError: when a spatial size is not divisible by 8 (three poolings by 2).
+            UserError: with another number of maps, or a spatial size that is not divisible by 8 (three poolings by 2).
         """
+        if x.shape[1] != self.in_channels:
+            raise UserError(f"The network takes {self.in_channels} maps (in_channels), and was given {x.shape[1]}.")
         for size in x.shape[2:]:
             if size % 8 != 0:
-                raise ValueError(
+                raise UserError(
                     f"each spatial size must be divisible by 8 (three poolings by 2), got {list(x.shape[2:])}: "
                     "choose another spatial_size or pad the volume."
                 )

@@ -132,11 +132,13 @@ class Text:
         path: it is one, and no longer than the file system takes.
         null: None is allowed, too.
         several: a list of them is allowed, too.
+        of: those that are allowed; empty: any.
     """
 
     path: bool = False
     null: bool = False
     several: bool = False
+    of: tuple[str, ...] = ()
 
     def read(self, value: Any) -> Any:
         """See :meth:`Number.read`."""
@@ -144,7 +146,7 @@ class Text:
             return [Text(self.path).read(one) for one in value]
         if value is None and self.null:
             return value
-        if not isinstance(value, str | os.PathLike):
+        if not isinstance(value, str | os.PathLike) or (self.of and value not in self.of):
             raise ValueError
         if self.path:
             try:
@@ -155,7 +157,7 @@ class Text:
         return value
 
     def __str__(self) -> str:
-        text = "a path" if self.path else "a text"
+        text = "a path" if self.path else " or ".join(self.of) or "a text"
         return text + (", or a list of them" if self.several else "") + (", or null" if self.null else "")
 
 
@@ -188,7 +190,8 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     **dict.fromkeys(("predictions_dir", "threshold_from"), Text(path=True, null=True)),
     "ckpt_path": Text(path=True, several=True),
     "patient_pattern": Text(null=True),
-    **dict.fromkeys(("loss_name", "augmentation", "label_mode", "training_precision", "precision"), Text()),
+    **dict.fromkeys(("loss_name", "augmentation", "training_precision", "precision"), Text()),
+    "label_mode": Text(of=("nearest-exact", "nearest", "trilinear", "area")),
     "on_nonfinite": Text(),
     "device": Device(),
     **dict.fromkeys(("amp", "cudnn_benchmark", "progress", "verbose", "overwrite"), Flag()),

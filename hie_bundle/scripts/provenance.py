@@ -23,7 +23,7 @@ from .bonbid.remembered import case_of
 from .cores import available_cores
 from .curves import curves_in, keep_curves_until
 from .distributed import gather_interleaved, is_first
-from .errors import UserError, first_cause, user_error
+from .errors import UserError, causes, first_cause, user_error
 from .files import clean, sha256_of, take_lock, try_writing, write_json
 from .interruption import Interruption
 from .loaders import end_processes, in_words
@@ -169,6 +169,7 @@ class RunFolder:
             self._note_end(status, f"{type(cause).__name__}: {cause}", masks)
             if lost:
                 end_processes()
+            if lost and lost not in causes(error):
                 raise lost from error
             raise
         else:

@@ -1,6 +1,6 @@
 """Benchmarks against the stock libraries: ``make bench``, or
 
-    python tests/benchmarks [--size paper|tiny] [--only parts,growth,forward,epoch,step,segmentation] [--repeats 5]
+    python tests/benchmarks [--size paper|tiny] [--only parts,growth,forward,epoch,step,segmentation,cuda] [--repeats 5]
                             [--dataset_dir DIR] [--ckpt_path FILE] [--output FILE]
 
 Prints a line per comparison and writes everything as JSON; results already in the file stay, if not measured anew.
@@ -24,6 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "hie_bundle")]
 import forward  # noqa: E402
 import parts  # noqa: E402
 import timing  # noqa: E402
+import torch  # noqa: E402
 import workflows  # noqa: E402
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -48,7 +49,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "config": {"spatial_size": [24, 24, 16], "features": [2, 4, 6, 8]},
     },
 }
-SECTIONS = ("parts", "growth", "forward", "epoch", "step", "segmentation")
+SECTIONS = ("parts", "growth", "forward", "epoch", "step", "segmentation", "cuda")  # the last where there is a GPU
 
 
 def main() -> None:
@@ -90,15 +91,23 @@ def measure(
         yield from parts.parts(size["batch_size"], size["shape"], size["metrics_shape"], repeats, size["draws"])
     if "growth" in sections:
         yield from parts.growth(size["growth"], size["growth_batches"], repeats)
+    features = size["config"].get("features", [32, 64, 128, 256])
     if "forward" in sections:
-        features = size["config"].get("features", [32, 64, 128, 256])
-        yield from forward.forward(size["shape"], features, repeats, arguments.ckpt_path)
-    if {"epoch", "step", "segmentation"} & set(sections):
+        yield from forward.forward(size["shape"], features, repeats, arguments.ckpt_path, "cpu")
+    if "cuda" in sections and torch.cuda.is_available():
+        yield (
+            "Hausdorff loss and gradient, cuda",
+            parts.hausdorff_loss(size["batch_size"], size["shape"], repeats, "cuda"),
+        )
+        yield from forward.forward(size["shape"], features, repeats, arguments.ckpt_path, "cuda")
+    if {"epoch", "step", "segmentation", "cuda"} & set(sections):
         tiny = arguments.size == "tiny"
         dataset_dir = arguments.dataset_dir or workflows.cohort(folder / "data", size["cases"], tiny)
         for section, work in (("epoch", workflows.epoch), ("step", workflows.step)):
             if section in sections:
                 yield from work(dataset_dir, folder, size["batch_size"], repeats, **size["config"])
+        if "cuda" in sections and torch.cuda.is_available():
+            yield from workflows.fed(dataset_dir, folder, size["batch_size"], repeats, **size["config"])
         if "segmentation" in sections:
             yield from workflows.segmentation(dataset_dir, folder, repeats, arguments.ckpt_path, **size["config"])
 

@@ -87,21 +87,25 @@ def epoch(dataset_dir: Path, folder: Path, batch_size: int, repeats: int, **conf
 
 
 def step(dataset_dir: Path, folder: Path, batch_size: int, repeats: int, **config: Any) -> Iterator[tuple[str, Any]]:
-    """A training step with the network, the stock recipe against ours; on CUDA also how long the GPU waits."""
+    """A training step with the network, the stock recipe against ours."""
     recipes = _recipes(dataset_dir, folder, batch_size, "unet", epochs=1, **config)
     yield "training step with the network", in_turn(*recipes, value="step_s", repeats=repeats)
-    if torch.cuda.is_available():
-        fed = [child(**{**recipes[1], "epochs": 4, "num_workers": 8}) for _ in range(repeats)]
-        yield (
-            "epoch on the GPU, cached cases, 8 workers",
-            {
-                "ours_s": statistics.median(one["epoch_s"] for one in fed),
-                # of the epoch, waiting for the next batch
-                "idle_share": statistics.median(one["phases_s"]["data"] / one["epoch_s"] for one in fed),
-                "repeats": repeats,
-                "all_s": {"ours": [one["epoch_s"] for one in fed]},
-            },
-        )
+
+
+def fed(dataset_dir: Path, folder: Path, batch_size: int, repeats: int, **config: Any) -> Iterator[tuple[str, Any]]:
+    """Epochs on a GPU with loading processes: how long one takes, and how much of it the GPU waits for data."""
+    job = _recipes(dataset_dir, folder, batch_size, "unet", **config)[1] | {"epochs": 4, "num_workers": 8}
+    runs = [child(**job) for _ in range(repeats)]
+    yield (
+        "epoch on the GPU, cached cases, 8 workers",
+        {
+            "ours_s": statistics.median(one["epoch_s"] for one in runs),
+            # of the epoch, waiting for the next batch
+            "idle_share": statistics.median(one["phases_s"]["data"] / one["epoch_s"] for one in runs),
+            "repeats": repeats,
+            "all_s": {"ours": [one["epoch_s"] for one in runs]},
+        },
+    )
 
 
 def segmentation(

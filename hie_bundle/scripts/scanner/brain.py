@@ -30,7 +30,7 @@ Mask = NDArray[np.bool_]
 
 FRACTION = 0.65  # of the brain's own level around; skull is under it
 LEVEL_MM = 15.0  # over which that level may change: the receive coils'
-OPENING_MM = 6.5  # bridges thinner than twice this are cut: optic nerves, scalp that partial volume ties to the brain
+OPENING_MM = 6.0  # bridges thinner than twice this are cut: optic nerves, scalp that partial volume ties to the brain
 CLOSING_MM = 5.0
 STRIPPED = 0.9  # share of what is not 0 that the brain takes up; of a head with skull and scalp it is 0.6 to 0.7
 CUT = 0.5  # of the largest section, at an end of the image

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..bonbid import LPS_TO_RAS, Volume
 from ..errors import UserError
 
-__all__ = ["Stack", "require_pydicom", "scan", "stacks_of"]
+__all__ = ["Stack", "require_highdicom", "require_pydicom", "scan", "stacks_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,21 @@ def require_pydicom() -> Any:
     except ImportError as error:
         raise UserError("DICOM needs pydicom: pip install pydicom") from error
     return pydicom
+
+
+def require_highdicom() -> Any:
+    """highdicom, which writes DICOM, kept from logging the images' UIDs.
+
+    Raises:
+        UserError: where it or pydicom is not installed.
+    """
+    require_pydicom()
+    try:
+        import highdicom
+    except ImportError as error:
+        raise UserError("Writing DICOM needs highdicom: pip install highdicom") from error
+    logging.getLogger("highdicom").setLevel(logging.WARNING)
+    return highdicom
 
 
 def scan(folder: str | Path) -> list[Header]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import UserError
 from ..mixins import bundle_version
-from .dicom import Stack, require_pydicom
+from .dicom import Stack, require_highdicom
 
 __all__ = ["BURNT_IN", "capture_of"]
 
@@ -32,14 +31,9 @@ def capture_of(picture: str | Path, stack: Stack) -> Any:
     Raises:
         UserError: if DICOM's packages are not installed, or the images lack what a DICOM object must state.
     """
-    require_pydicom()
-    try:
-        import highdicom
-    except ImportError as error:
-        raise UserError("DICOM pictures need highdicom: pip install highdicom") from error
+    highdicom = require_highdicom()
     from pydicom.uid import generate_uid
 
-    logging.getLogger("highdicom").setLevel(logging.WARNING)  # it logs the images' UIDs
     version = bundle_version()
     try:
         capture = highdicom.sc.SCImage.from_ref_dataset(

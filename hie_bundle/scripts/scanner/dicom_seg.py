@@ -15,7 +15,7 @@ from ..bonbid.checks import grid_difference
 from ..errors import UserError
 from ..files import atomic_path
 from ..mixins import bundle_version
-from .dicom import Stack, require_pydicom, scan, stacks_of
+from .dicom import Stack, require_highdicom, scan, stacks_of
 from .dicom_capture import capture_of
 from .images import GRID_TOLERANCE_MM, read
 from .pictures import outlines
@@ -100,15 +100,10 @@ def segmentation_of(mask: NDArray[Any], stack: Stack) -> Any:
     Raises:
         UserError: if DICOM's packages are not installed, or the images lack what a DICOM object must state.
     """
-    require_pydicom()
-    try:
-        import highdicom
-    except ImportError as error:
-        raise UserError("DICOM segmentations need highdicom: pip install highdicom") from error
+    highdicom = require_highdicom()
     from pydicom.sr.coding import Code
     from pydicom.uid import generate_uid
 
-    logging.getLogger("highdicom").setLevel(logging.WARNING)  # it logs the images' UIDs
     version = bundle_version()
     sources = stack.slices[0]
     family = Code("123109", "DCM", "Artificial Intelligence")

@@ -21,7 +21,7 @@ from ..report.segmented import write_case_picture
 from ..segmenter import CAUTION, Segmenter
 from .adc_command import adc_from_dicom, b0_of, without_b
 from .brain import brain_mask, given_mask, show_and_judge, strip
-from .dicom import scan, stacks_of
+from .dicom import require_highdicom, scan, stacks_of
 from .dicom_capture import capture_of
 from .dicom_seg import segmentation_of
 from .images import GRID_TOLERANCE_MM, paths_of, read
@@ -77,6 +77,7 @@ def write_scan(
         raise UserError("--atlas_mean and --atlas_std go together.")
     if Path(output_dir).resolve().is_relative_to(folders[0].resolve()):
         raise UserError(f"{output_dir} is among the images; nothing is written there.")
+    require_highdicom()  # it is missed here, not after minutes
     with whole_folder(output_dir, left=".png") as work:
         segmenter = Segmenter(weights)
         stacks = stacks_of(scan(folders[0]), series)

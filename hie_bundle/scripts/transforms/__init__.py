@@ -1,8 +1,8 @@
 """Transforms of the project. What augments by TorchIO is in ``bridge`` and ``fast``, which need it."""
 
+from .batches import RandBatch
 from .brain import KeepBraind, LimitToBraind
 from .loading import KeepNatived, LoadMapsd, ToNatived
-from .patches import RandCropByLesiond
 from .scores import BrainDepthd, ScanScored
 from .spacing import ResizeToSpacingd
 from .specks import RemoveSmallLesionsd
@@ -15,7 +15,7 @@ __all__ = [
     "LimitToBraind",
     "LoadMapsd",
     "MirrorDifferenced",
-    "RandCropByLesiond",
+    "RandBatch",
     "RemoveSmallLesionsd",
     "ResizeToSpacingd",
     "ScanScored",

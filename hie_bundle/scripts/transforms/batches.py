@@ -1,0 +1,127 @@
+"""Augmentation of whole batches where the network runs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.engines.utils import PrepareBatchDefault
+from torch.nn import functional
+
+__all__ = ["RandBatch"]
+
+# MONAI's crop around lesions says so of each patch of a case without one, which is what most cohorts have some of.
+warnings.filterwarnings("ignore", "Num foregrounds 0, Num backgrounds")
+
+
+class RandBatch(PrepareBatchDefault):
+    """Turn, scale and mirror the patches of a batch, change their intensities, and cut out what the network sees.
+
+    It is a trainer's ``prepare_batch``: the batch is on the network's device already, so a GPU does it in a fraction of
+    the time that loading processes take, and they only read and crop. Everything is drawn anew for each patch, from
+    PyTorch's generators, which a seed at the start of an epoch makes repeatable.
+
+    Args:
+        spatial_size: voxels that are cut out of the middle; the rest is what can be turned into them.
+        spacing_mm: size of a voxel, so that a rotation is one.
+        rotation: largest angle about each axis, radians.
+        scaling: largest change of a patch's size along each axis, as a share.
+        flip: probability that the first axis, left to right, is mirrored.
+        intensity_factor: largest change of a channel's values, as a share of them.
+        intensity_shift: largest change of a channel's values, added to them; not where a channel is 0.
+        noise: largest standard deviation of the Gaussian noise that half of the patches get, where a channel is not 0.
+        dropout: probability that channels are 0 all over a patch, as if they were not known.
+        dropped: which channels these are.
+    """
+
+    def __init__(
+        self,
+        spatial_size: Sequence[int],
+        spacing_mm: Sequence[float],
+        rotation: Sequence[float] = (0.0, 0.0, 0.0),
+        scaling: float = 0.0,
+        flip: float = 0.0,
+        intensity_factor: float = 0.0,
+        intensity_shift: float = 0.0,
+        noise: float = 0.0,
+        dropout: float = 0.0,
+        dropped: Sequence[int] = (),
+    ) -> None:
+        self.spatial_size = tuple(spatial_size)
+        self.spacing_mm = torch.tensor(spacing_mm, dtype=torch.float32)
+        self.rotation = torch.tensor(rotation, dtype=torch.float32)
+        self.scaling = scaling
+        self.flip = flip
+        self.intensity_factor = intensity_factor
+        self.intensity_shift = intensity_shift
+        self.noise = noise
+        self.dropout = dropout
+        self.dropped = list(dropped)
+
+    def __call__(
+        self, batchdata: Any, device: str | torch.device | None = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            batchdata: with ``image`` (B, C, X, Y, Z) and ``label`` (B, 1, X, Y, Z), both at least ``spatial_size``.
+            device: where both go.
+            non_blocking: whether the copy may be waited for later.
+            kwargs: see the parent class.
+
+        Returns:
+            Image and label, (B, C, *spatial_size) and (B, 1, *spatial_size); a label is a share of a voxel, 0 to 1.
+        """
+        image, label = (_plain(one) for one in super().__call__(batchdata, device, non_blocking, **kwargs))
+        channels = image.shape[1]
+        matrices = self.draw_matrices(len(image), image.shape[2:]).to(image.device, non_blocking=non_blocking)
+        grid = functional.affine_grid(matrices, [len(image), 1, *self.spatial_size], align_corners=False)
+        moved = functional.grid_sample(torch.cat([image, label], dim=1), grid, align_corners=False)
+        image, label = moved[:, :channels], moved[:, channels:]
+        return self.change_intensities(image), label
+
+    def draw_matrices(self, count: int, size: Sequence[int]) -> torch.Tensor:
+        """For each patch where its voxels come from, (count, 3, 4), as ``torch.nn.functional.affine_grid`` takes it.
+
+        Args:
+            count: of patches.
+            size: of what comes in.
+        """
+        angles = self._uniform(count, 3) * self.rotation
+        turned = torch.eye(3).repeat(count, 1, 1)
+        for axis, (a, b) in enumerate(((1, 2), (0, 2), (0, 1))):
+            cosine, sine = torch.cos(angles[:, axis]), torch.sin(angles[:, axis])
+            turn = torch.eye(3).repeat(count, 1, 1)
+            turn[:, a, a], turn[:, a, b], turn[:, b, a], turn[:, b, b] = cosine, -sine, sine, cosine
+            turned = turned @ turn
+        zoom = 1 / (1 + self.scaling * self._uniform(count, 3))
+        zoom[:, 0] *= torch.where(torch.rand(count) < self.flip, -1.0, 1.0)
+        # from the middle of what goes out, in half its size, by way of millimetres, to that of what comes in
+        out_mm = torch.tensor(self.spatial_size) * self.spacing_mm / 2
+        in_mm = torch.tensor(tuple(size)) * self.spacing_mm / 2
+        matrices = turned @ torch.diag_embed(zoom) * out_mm / in_mm[:, None]
+        matrices = matrices.flip(1, 2)  # z, y, x
+        return torch.cat([matrices, torch.zeros(count, 3, 1)], dim=2)
+
+    def change_intensities(self, image: torch.Tensor) -> torch.Tensor:
+        """Scale, shift and blur by noise each channel of each patch, shape (B, C, X, Y, Z); what is 0 stays so."""
+        shape = (*image.shape[:2], 1, 1, 1)
+        factor = 1 + self.intensity_factor * self._uniform(*shape)
+        shift = self.intensity_shift * self._uniform(*shape)
+        noise = self.noise * torch.rand(len(image), 1, 1, 1, 1) * (torch.rand(len(image), 1, 1, 1, 1) < 0.5)
+        kept = torch.ones(shape)
+        kept[:, self.dropped] = (torch.rand(len(image), 1, 1, 1, 1) >= self.dropout).float()
+        factor, shift, noise, kept = (one.to(image.device, non_blocking=True) for one in (factor, shift, noise, kept))
+        changed = image * factor + shift + noise * torch.randn_like(image)
+        return changed * (image != 0) * kept
+
+    @staticmethod
+    def _uniform(*shape: int) -> torch.Tensor:
+        return 2 * torch.rand(*shape) - 1
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Without the metadata, which a patch that was turned no longer has, and which take time at every operation."""
+    return (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).float()
