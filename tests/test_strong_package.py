@@ -21,7 +21,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from scripts.mixins import mixins
 from scripts.packaging import flatten
 from scripts.recipe import recipe_of
-from scripts.weights import save_weights
+from scripts.weights import read_record, save_weights
 
 CONFIGS = BUNDLE / "configs"
 
@@ -87,7 +87,7 @@ def test_the_package_segments_trains_and_passes_the_zoos_checks(
     bundle = tmp_path / "hie_bundle_strong"
     assert {path.name for path in (bundle / "models").glob("*.pt")} == {"model.pt", "model_1.pt"}
     assert not (bundle / "models" / "simulated").exists()
-    assert not (bundle / "configs" / "strong.yaml").exists()
+    assert not {"strong.yaml", "fine_tune.yaml", "pretrain.yaml"} & {path.name for path in bundle.glob("configs/*")}
     state = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
@@ -117,12 +117,12 @@ def test_the_package_segments_trains_and_passes_the_zoos_checks(
 
     workflow = ConfigWorkflow(str(bundle / "configs" / "train.yaml"), workflow_type="train", logging_file=False,
                               epochs=1, val_interval=1, training_precision="float32", output_dir=str(tmp_path / "eval"),
-                              ckpt_dir=str(tmp_path / "tuned"), init_weights=str(bundle / "models" / "model.pt"),
-                              **folders)  # fmt: skip
+                              ckpt_dir=str(tmp_path / "tuned"), **folders)  # fmt: skip
     workflow.initialize()
     assert workflow.check_properties() == []
     workflow.run()
-    assert (tmp_path / "tuned" / "model.pt").is_file()
+    tuned = read_record(tmp_path / "tuned" / "model.pt")["training"]
+    assert Path(tuned["init_weights"]).samefile(bundle / "models" / "model.pt")
 
 
 def test_the_package_has_the_form_that_monai_label_reads(package: Path) -> None:
@@ -133,6 +133,8 @@ def test_the_package_has_the_form_that_monai_label_reads(package: Path) -> None:
     for section, keys in (("train", ("dataset", "trainer")), ("validate", ("dataset",))):
         assert all(isinstance(train[section][key], dict) for key in keys)
     assert isinstance(train["train"]["handlers"], list)
+    # its requests say nothing of the learning rate: the one that leaves what the weights know
+    assert train["learning_rate"] == yaml.safe_load((CONFIGS / "fine_tune.yaml").read_text())["learning_rate"]
     assert train["train"]["trainer"]["train_handlers"] == "@train#handlers"
     assert {"network", "network_def"} <= train.keys() & inference.keys()
     assert inference["loaded"] == "image"

@@ -119,6 +119,21 @@ def test_probabilities_are_averaged_where_the_weights_have_one(
         assert torch.equal(AddVoxelwised("pred", checkpoints, weight)(given)["pred"], pred)
 
 
+def test_weights_that_are_replaced_are_read_again(
+    items: list[dict[str, Any]],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """As a training in MONAI Label does, whose server keeps the transform."""
+    maps = MetaTensor(torch.as_tensor(np.stack(_maps(7)[:2])), affine=torch.as_tensor(AFFINE))
+    data = {"pred": torch.zeros_like(maps[:1]), "native_image": maps}
+    weights = tmp_path / "model.pt"
+    save_weights(torch.nn.Conv3d(1, 1, 1), weights)
+    add = AddVoxelwised("pred", weights)
+    assert not add(data)["pred"].any()
+    save_weights(torch.nn.Conv3d(1, 1, 1), weights, voxelwise=_fitted(items, epochs=1))
+    assert add(data)["pred"].any()
+
+
 def test_a_bare_state_dict_leaves_it_out_and_says_so(
     items: list[dict[str, Any]],  # noqa: F811
     tmp_path: Path,

@@ -12,6 +12,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from .files import write_atomically, write_json
+from .mixins import CONFIGS
 from .recipe import recipe_of
 from .segmenter import trained_with
 from .weights import check_recipe, weights_files, write_bare
@@ -26,7 +27,8 @@ def write_recipe(bundle: str | Path, weights: str | Path | Sequence[str | Path] 
 
     ``train.yaml`` and ``inference.yaml`` become the weights' recipe, as MONAI Label and the Model Zoo read them: each
     alone. The weights become ``models/model.pt`` (of an ensemble also ``model_1.pt`` …), bare, each with its ``.json``
-    beside; ``metadata.json`` says what the network takes. The mixins of the recipe and ``models/simulated`` go.
+    beside; ``metadata.json`` says what the network takes. Training goes on from these weights, as gently as
+    ``fine_tune.yaml`` does. The recipe's mixins, what goes over them, and ``models/simulated`` go.
 
     Args:
         bundle: the copy's folder; changed.
@@ -39,13 +41,18 @@ def write_recipe(bundle: str | Path, weights: str | Path | Sequence[str | Path] 
     configs, models = bundle / "configs", bundle / "models"
     files = weights_files(weights)
     mixins = trained_with(files[0])
-    for name in ("train", "inference"):
-        text = flatten(configs / f"{name}.yaml", mixins)
-        if name == "inference" and len(files) > 1:
-            names = [_name(number) for number in range(len(files))]
-            listed = f"ckpt_path: \"$[@bundle_root + '/models/' + name for name in {names}]\"  # their mean\n"
-            text = re.sub(r"^ckpt_path:.*\n", listed.replace("\\", r"\\"), text, flags=re.MULTILINE)
-        write_atomically(configs / f"{name}.yaml", text)
+    over = [CONFIGS / "fine_tune.yaml", CONFIGS / "pretrain.yaml"] if mixins else []  # they go over the recipe
+    train = flatten(configs / "train.yaml", [*mixins, *over[:1]])
+    if mixins:
+        own = "\"$@bundle_root + '/models/model.pt'\"  # what a training starts from; null: from random ones"
+        train = _with_value(train, "init_weights", own)
+    inference = flatten(configs / "inference.yaml", mixins)
+    if len(files) > 1:
+        names = [_name(number) for number in range(len(files))]
+        listed = f"\"$[@bundle_root + '/models/' + name for name in {names}]\"  # their mean"
+        inference = _with_value(inference, "ckpt_path", listed)
+    write_atomically(configs / "train.yaml", train)
+    write_atomically(configs / "inference.yaml", inference)
     parser = ConfigParser()
     parser.read_config(str(configs / "inference.yaml"))
     models.mkdir(exist_ok=True)
@@ -57,7 +64,7 @@ def write_recipe(bundle: str | Path, weights: str | Path | Sequence[str | Path] 
         shutil.copy(card, models / "README.md")
     _describe(configs / "metadata.json", parser)
     shutil.rmtree(models / "simulated", ignore_errors=True)
-    for mixin in mixins:
+    for mixin in (*mixins, *over):
         (configs / mixin.name).unlink()
 
 
@@ -85,6 +92,11 @@ def flatten(base: Path, mixins: Sequence[Path]) -> str:
 def _name(number: int) -> str:
     """MONAI Label takes the shortest name."""
     return f"model_{number}.pt" if number else "model.pt"
+
+
+def _with_value(text: str, key: str, value: str) -> str:
+    """A config with another value, and comment, of a key that is one line at its top."""
+    return re.sub(rf"^{key}:.*$", lambda _: f"{key}: {value}", text, count=1, flags=re.MULTILINE)
 
 
 def _blocks(lines: Sequence[str], indent: int = 0) -> list[tuple[str, list[str]]]:

@@ -221,6 +221,9 @@ class AddVoxelwised(MapTransform):
     Left as they are: probabilities of weights that have none (those that come with the bundle, the paper's), and of
     cases without a Z map or whose maps as they were acquired are not there.
 
+    A server (MONAI Label) keeps this transform while a training replaces the files: they are read again when they are
+    newer.
+
     Args:
         keys: of the lesion's probability on the native grid, shape (1, X, Y, Z).
         checkpoints: file or files with weights; several voxelwise networks are averaged.
@@ -239,14 +242,14 @@ class AddVoxelwised(MapTransform):
         self.checkpoints = checkpoints
         self.weight = weight
         self.native_key = native_key
-        self._networks: list[VoxelNetwork] | None = None
+        self._networks: list[VoxelNetwork] = []
+        self._read: list[tuple[Path, int]] = []  # which files they are from, and their times
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         if self.weight == 0 or self.native_key not in data:
             return result
-        if self._networks is None:
-            self._networks = [one for path in as_paths(self.checkpoints) if (one := _network_of(path)) is not None]
+        self._read_networks()
         maps = data[self.native_key]
         adc, zadc = maps.cpu().numpy().astype(np.float64)
         if not self._networks or np.isnan(zadc).all():
@@ -256,6 +259,13 @@ class AddVoxelwised(MapTransform):
         for key in self.key_iterator(result):
             result[key] = (1 - self.weight) * result[key] + self.weight * torch.as_tensor(alone[None]).to(result[key])
         return result
+
+    def _read_networks(self) -> None:
+        paths = as_paths(self.checkpoints)
+        there = [(path, path.stat().st_mtime_ns if path.is_file() else 0) for path in paths]
+        if there != self._read:
+            self._networks = [one for path in paths if (one := _network_of(path)) is not None]
+            self._read = there
 
 
 def draw_training_voxels(

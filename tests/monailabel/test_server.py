@@ -2,13 +2,15 @@
 
     make test-monailabel
 
-makes an environment of its own (several GB) and runs this there. The tests are one conversation, in their order.
+makes an environment of its own (several GB) and runs this there. The tests are one conversation, in their order, held
+twice: with the bundle as it lies in the tree, and with what ``make package RECIPE=strong`` makes of it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,10 +26,11 @@ import numpy as np
 import pytest
 import requests
 import torch
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle"
-MODEL = "hie_bundle"
+PAPER, STRONG = "hie_bundle", "hie_bundle_strong"
 # cases are small; the network and its input are those of the bundle as it is
 PHANTOM = {"matrix_sizes": [36, 44], "slice_range": [10, 14], "fine_mm": 4.0, "atlas_step_mm": 4.0, "num_healthy": 4}
 
@@ -35,9 +38,10 @@ PHANTOM = {"matrix_sizes": [36, 44], "slice_range": [10, 14], "fine_mm": 4.0, "a
 class Server:
     """A running server, its folders and its log."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         self.app, self.studies, self.log = folder / "app", folder / "studies", folder / "server.log"
-        self.model = self.app / "model" / MODEL
+        self.name = name  # of the bundle's folder
+        self.model = self.app / "model" / name
         self.labels = folder / "labels"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -48,7 +52,7 @@ class Server:
         command = [
             *(sys.executable, "-m", "monailabel.main", "start_server"),
             *("--app", str(self.app), "--studies", str(self.studies), "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--conf", "models", MODEL, "--conf", "zoo_source", "local", "--conf", "sam2", "false"),
+            *("--conf", "models", self.name, "--conf", "zoo_source", "local", "--conf", "sam2", "false"),
         ]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         with self.log.open("wb") as log:
@@ -80,7 +84,7 @@ class Server:
 
     def infer(self, image: str, output: str, **params: Any) -> requests.Response:
         return requests.post(
-            self.url(f"infer/{MODEL}"),
+            self.url(f"infer/{self.name}"),
             params={"image": image, "output": output},
             data={"params": json.dumps({"device": "cpu", **params})},
             timeout=300,
@@ -113,12 +117,9 @@ def _turned(file: Path, target: Path, oblique: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("monailabel")
-    server = Server(folder)
-    shutil.copytree(APP, server.app)
-    shutil.copytree(ROOT / "hie_bundle", server.model, ignore=shutil.ignore_patterns("__pycache__", "eval", "*.pt"))
-    (server.model / "models").mkdir(exist_ok=True)
+def stacks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Simulated cases as the documentation has them made: a folder for each split, labels in ``labels/final``."""
+    folder = tmp_path_factory.mktemp("cohort")
     options = [f"--{name}={value}" for name, value in PHANTOM.items()]
     data = str(ROOT / "hie_bundle" / "configs" / "data.yaml")
     _bundle(
@@ -129,19 +130,47 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         *("run", "preprocessing", "--config_file", data, "--dataset_dir", str(folder / "cohort")),
         *("--format", "native_stack", "--output_dir", str(folder / "stacks")),
     )
+    return folder / "stacks"
+
+
+@pytest.fixture(scope="module", params=[PAPER, STRONG])
+def server(request: pytest.FixtureRequest, stacks: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("monailabel")
+    server = Server(folder, request.param)
+    shutil.copytree(APP, server.app)
+    shutil.copytree(ROOT / "hie_bundle", server.model, ignore=shutil.ignore_patterns("__pycache__", "eval", "*.pt"))
+    (server.model / "models").mkdir(exist_ok=True)
     server.studies.mkdir()
     server.labels.mkdir()
     for split in ("train", "test"):
-        for file in (folder / "stacks" / split).glob("*.nii.gz"):
+        for file in (stacks / split).glob("*.nii.gz"):
             shutil.copy(file, server.studies / file.name)
-            shutil.copy(folder / "stacks" / split / "labels" / "final" / file.name, server.labels / file.name)
+            shutil.copy(stacks / split / "labels" / "final" / file.name, server.labels / file.name)
     first = sorted(server.studies.iterdir())[0]
     _turned(first, server.studies / "turned.nii.gz", oblique=False)
     _turned(first, server.studies / "oblique.nii.gz", oblique=True)
-    _save_weights(server)
+    if server.name == STRONG:
+        _write_recipe(server.model, folder / "weights")
+    else:
+        _save_weights(server)
     server.start()
     yield server
     server.stop()
+
+
+def _write_recipe(bundle: Path, folder: Path) -> None:
+    """What ``make package RECIPE=strong`` does to a copy; the shipped weights in half precision, if they are not so."""
+    folder.mkdir()
+    shipped = sorted((ROOT / "hie_bundle" / "models" / "simulated").glob("model*.pt"), key=lambda path: len(path.name))
+    for file in shipped:
+        content = torch.load(file, weights_only=True)
+        content["model"] = {k: v.half() if v.is_floating_point() else v for k, v in content["model"].items()}
+        torch.save(content, folder / file.name)
+    command = "import sys; from scripts.packaging import write_recipe; write_recipe(sys.argv[1], sys.argv[2:])"
+    files = [str(folder / file.name) for file in shipped]
+    subprocess.run([sys.executable, "-c", command, str(bundle), *files], check=True, cwd=ROOT / "hie_bundle")
+    train = bundle / "configs" / "train.yaml"  # where epochs are so many steps: a few
+    train.write_text(re.sub(r"^steps_per_epoch: \d+", "steps_per_epoch: 4", train.read_text(), flags=re.MULTILINE))
 
 
 def _save_weights(server: Server) -> None:
@@ -161,22 +190,74 @@ def _save_weights(server: Server) -> None:
     sys.path.remove(str(server.model))
 
 
+def _masks_of_the_command(server: Server, studies: list[Path], folder: Path) -> dict[str, NDArray[Any]]:
+    """By the study's name, what ``monai.bundle run`` makes of them with the same bundle."""
+    cases, masks = folder / "cases", folder / "command"
+    cases.mkdir()
+    for study in studies:
+        shutil.copy(study, cases)
+    _bundle(
+        *("run", "--config_file", str(server.model / "configs" / "inference.yaml")),
+        *("--dataset_dir", str(cases), "--output_dir", str(masks)),
+    )
+    return {
+        file.name.removesuffix("_lesion.nii.gz"): np.asarray(nibabel.load(file).dataobj)
+        for file in masks.glob("*.nii.gz")
+    }
+
+
+def _dice(one: NDArray[Any], other: NDArray[Any]) -> float:
+    return float(2 * ((one > 0) & (other > 0)).sum() / max(1, (one > 0).sum() + (other > 0).sum()))
+
+
+def _assert_lesions_are_marked(server: Server, folder: Path) -> None:
+    """Better by far than by marking the whole brain, which itself is more than an untrained network does."""
+    found, brain = [], []
+    for file in sorted(server.labels.iterdir()):
+        truth = np.asarray(nibabel.load(file).dataobj)
+        mask = server.mask(file.name.removesuffix(".nii.gz"), folder)
+        found.append(_dice(np.asarray(mask.dataobj), truth))
+        brain.append(_dice(np.asarray(nibabel.load(server.studies / file.name).dataobj)[..., 0], truth))
+    assert np.mean(found) > np.mean(brain) + 0.2, (found, brain)
+
+
+def _weights(file: Path) -> torch.Tensor:
+    """The network's kernels in one row; statistics of normalisations are no weights."""
+    content = torch.load(file, weights_only=True)
+    return torch.cat([value.float().flatten() for value in content.get("model", content).values() if value.ndim > 1])
+
+
+def _study_of_channels(server: Server, channels: list[int]) -> str:
+    """A study of these channels of the first case; its name."""
+    source = nibabel.load(sorted(server.studies.glob("MGH*.nii.gz"))[0])
+    data = np.asarray(source.dataobj)[..., channels].squeeze()
+    name = f"channels_{'_'.join(map(str, channels))}"
+    nibabel.save(nibabel.Nifti1Image(data, source.affine), server.studies / f"{name}.nii.gz")
+    time.sleep(3)  # the server watches the folder
+    return name
+
+
+def _assert_refused(server: Server, study: str, message: str) -> None:
+    assert server.infer(study, "image").status_code == 500
+    deadline = time.monotonic() + 20
+    while message not in server.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert message in server.log.read_text()
+
+
 def test_the_bundle_is_listed_with_its_one_label(server: Server) -> None:
-    model = server.info["models"][MODEL]
+    model = server.info["models"][server.name]
     assert model["type"] == "segmentation"
     assert model["dimension"] == 3
     assert model["labels"] == {"lesion": 1}
-    assert MODEL in server.info["trainers"]
+    assert server.name in server.info["trainers"]
     metadata = json.loads((server.model / "configs" / "metadata.json").read_text())
     assert model["version"] == metadata["version"]
 
 
 def test_masks_lie_on_the_cases_grid_and_equal_those_of_the_command(server: Server, tmp_path: Path) -> None:
     studies = sorted(server.studies.glob("*.nii.gz"))
-    _bundle(
-        *("run", "--config_file", str(server.model / "configs" / "inference.yaml")),
-        *("--dataset_dir", str(server.studies), "--output_dir", str(tmp_path / "command")),
-    )
+    commands = _masks_of_the_command(server, studies, tmp_path)
     for file in studies:
         name = file.name.removesuffix(".nii.gz")
         study, mask = nibabel.load(file), server.mask(name, tmp_path)
@@ -185,8 +266,7 @@ def test_masks_lie_on_the_cases_grid_and_equal_those_of_the_command(server: Serv
         assert set(np.unique(values)) == {0, 1}
         assert mask.shape == study.shape[:3]
         np.testing.assert_allclose(mask.affine, study.affine, atol=1e-4)
-        command = nibabel.load(tmp_path / "command" / f"{name}_lesion.nii.gz")
-        np.testing.assert_array_equal(values, np.asarray(command.dataobj))
+        np.testing.assert_array_equal(values, commands[name])
 
 
 def test_a_turned_case_has_the_mask_in_the_same_place(server: Server, tmp_path: Path) -> None:
@@ -201,6 +281,25 @@ def test_a_turned_case_has_the_mask_in_the_same_place(server: Server, tmp_path: 
         back = nibabel.orientations.apply_orientation(np.asarray(turned.dataobj), to_straight) > 0
         same = np.asarray(straight.dataobj) > 0
         assert 2 * (back & same).sum() / (back.sum() + same.sum()) > 0.99
+
+
+def test_the_package_marks_lesions_at_the_first_start(server: Server, tmp_path: Path) -> None:
+    if server.name != STRONG:
+        pytest.skip("the bundle in the tree comes without weights")
+    _assert_lesions_are_marked(server, tmp_path)
+
+
+def test_a_lone_adc_map_is_segmented_where_the_recipe_can(server: Server, tmp_path: Path) -> None:
+    name = sorted(path.name for path in server.studies.glob("MGH*.nii.gz"))[0].removesuffix(".nii.gz")
+    alone = _study_of_channels(server, [0])
+    if server.name != STRONG:
+        _assert_refused(server, alone, "1 channel, not the two maps")
+        return
+    mask, truth = server.mask(alone, tmp_path), nibabel.load(server.labels / f"{name}.nii.gz")
+    assert mask.shape == truth.shape
+    np.testing.assert_allclose(mask.affine, truth.affine, atol=1e-4)
+    with_both = np.asarray(server.mask(name, tmp_path).dataobj)
+    assert _dice(np.asarray(mask.dataobj), with_both) > 0.5
 
 
 def test_the_answer_numbers_its_one_label(server: Server) -> None:
@@ -224,9 +323,9 @@ def test_training_from_submitted_labels_saves_new_weights_that_are_used(server: 
             )
         assert answer.status_code == 200, answer.text
     weights = server.model / "models" / "model.pt"
-    before, old_mask = weights.read_bytes(), np.asarray(server.mask(names[0], tmp_path).dataobj)
+    before, old_mask = _weights(weights), np.asarray(server.mask(names[0], tmp_path).dataobj)
     answer = requests.post(
-        server.url(f"train/{MODEL}"),
+        server.url(f"train/{server.name}"),
         # as 3D Slicer asks, with an empty run_id
         json={"device": "cpu", "max_epochs": 1, "val_split": 0.34, "pretrained": True, "run_id": ""},
         timeout=60,
@@ -237,30 +336,25 @@ def test_training_from_submitted_labels_saves_new_weights_that_are_used(server: 
         assert time.monotonic() < deadline, task
         time.sleep(2)
     assert task["status"] == "DONE", "\n".join(map(str, task.get("details", [task])))[-3000:]
-    assert weights.read_bytes() != before
-    content = torch.load(weights, weights_only=True)["model"]
-    assert all(torch.isfinite(value).all() for value in content.values())
+    after = _weights(weights)
+    assert torch.isfinite(after).all()
+    assert not torch.equal(after, before)
+    assert torch.nn.functional.cosine_similarity(before, after, dim=0) > 0.9  # of other ones about 0
     new_mask = np.asarray(server.mask(names[0], tmp_path).dataobj)
     assert (new_mask != old_mask).any()
+    commands = _masks_of_the_command(server, [server.studies / f"{names[0]}.nii.gz"], tmp_path)
+    np.testing.assert_array_equal(new_mask, commands[names[0]])
+    if server.name == STRONG:
+        _assert_lesions_are_marked(server, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("channels", "message"),
-    [([0], "1 channel, not the two maps"), ([0, 1, 1], "3 channels"), ([1, 0], "ADC must come first")],
-    ids=["one channel", "three channels", "swapped"],
+    [([0, 1, 1], "3 channels"), ([1, 0], "ADC must come first")],
+    ids=["three channels", "swapped"],
 )
 def test_a_case_without_the_two_maps_in_order_is_refused(channels: list[int], message: str, server: Server) -> None:
-    source = nibabel.load(sorted(server.studies.glob("MGH*.nii.gz"))[0])
-    data = np.asarray(source.dataobj)[..., channels].squeeze()
-    name = f"bad_{len(channels)}_{channels[0]}"
-    nibabel.save(nibabel.Nifti1Image(data, source.affine), server.studies / f"{name}.nii.gz")
-    time.sleep(3)  # the server watches the folder
-    answer = server.infer(name, "image")
-    assert answer.status_code == 500
-    deadline = time.monotonic() + 20
-    while message not in server.log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert message in server.log.read_text()
+    _assert_refused(server, _study_of_channels(server, channels), message)
 
 
 def test_a_bundle_without_weights_is_named(server: Server) -> None:
@@ -269,5 +363,5 @@ def test_a_bundle_without_weights_is_named(server: Server) -> None:
     for file in (server.model / "models").glob("*.pt"):
         file.unlink()
     server.start()
-    assert MODEL not in server.info["models"] or not server.info["models"][MODEL]["labels"]
+    assert server.name not in server.info["models"] or not server.info["models"][server.name]["labels"]
     assert "model.pt" in server.log.read_text()
