@@ -145,3 +145,11 @@ def test_the_package_has_the_form_that_monai_label_reads(package: Path) -> None:
     assert "SelectItemsd" not in text
     blocks = [{k: c[k] for k in ("in_channels", "input_size", "transforms", "network_def")} for c in (train, inference)]
     assert blocks[0] == blocks[1]
+
+
+def test_the_schedule_is_that_of_the_epochs_that_monai_label_asks_for(package: Path) -> None:
+    parser = ConfigParser()
+    parser.read_config(package / "hie_bundle_strong" / "configs" / "train.yaml")
+    parser.update({"train#trainer#max_epochs": 60, "bundle_root": str(package / "hie_bundle_strong")})
+    assert parser.get_parsed_content("lr_scheduler").total_iters == parser.get_parsed_content("patience") == 60
+    assert parser.get_parsed_content("val_interval") == 3

@@ -74,7 +74,7 @@ class RandBatch(PrepareBatchDefault):
         Returns:
             Image and label, (B, C, *spatial_size) and (B, 1, *spatial_size); a label is a share of a voxel, 0 to 1.
         """
-        image, label = (_plain(one) for one in super().__call__(batchdata, device, non_blocking, **kwargs))
+        image, label = map(_plain, super().__call__(batchdata, device, non_blocking, **kwargs))
         channels = image.shape[1]
         matrices = self.draw_matrices(len(image), image.shape[2:]).to(image.device, non_blocking=non_blocking)
         grid = functional.affine_grid(matrices, [len(image), 1, *self.spatial_size], align_corners=False)
@@ -122,6 +122,6 @@ class RandBatch(PrepareBatchDefault):
         return 2 * torch.rand(*shape) - 1
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
+def _plain(tensor: Any) -> torch.Tensor:
     """Without the metadata, which a patch that was turned no longer has, and which take time at every operation."""
     return (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).float()
