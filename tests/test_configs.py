@@ -160,6 +160,7 @@ def test_the_recipe_is_the_same_in_training_and_inference() -> None:
         (["study", "study_weights"], "loss_study"),
         (["study", "study_losses_extended"], "loss_study"),
         (["study", "study_networks"], "loss_study"),
+        (["strong", "strong_cpu", "study", "study_recipes"], "loss_study"),
         *(
             (["network_" + name], "training")
             for name in ("segresnet", "dynunet", "swinunetr", "mednext", "attentionunet")

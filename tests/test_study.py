@@ -104,6 +104,24 @@ def test_the_extended_study_makes_each_loss_once() -> None:
     ]  # fmt: skip
 
 
+def test_each_recipe_of_the_ablation_gives_its_network_what_it_takes(tiny_cohort: Path) -> None:
+    names = ("strong", "strong_cpu", "study", "study_recipes")
+    config = _config(TRAIN, *(str(CONFIGS / f"{name}.yaml") for name in names), dataset_dir=str(tiny_cohort),
+                     workflow=None, bundle_root=str(BUNDLE), features=[2, 4, 6, 8], inner_folds=None)  # fmt: skip
+    seen = {}
+    for variant in read_variants(config["variants"]):
+        training, evaluation = variant_configs(config, variant, EVALUATE)
+        rehearse(training, variant)
+        assert training["transforms"] == evaluation["transforms"]
+        training.get_parsed_content("imports")
+        case = training.get_parsed_content("cases")(split="val")[0]
+        image = training.get_parsed_content("validate#preprocessing")(case)["image"]
+        assert image.shape[0] == training.get_parsed_content("in_channels")
+        assert training.get_parsed_content("network_def")(image[None].as_tensor()).shape[2:] == image.shape[1:]
+        seen[variant.name] = image.shape[0]
+    assert [name for name, channels in seen.items() if channels < 6] == ["no_mirror", "no_score", "no_depth"]
+
+
 def test_variants_with_mixins_are_other_networks_in_training_and_evaluation() -> None:
     networks = str(CONFIGS / "study_networks.yaml")
     config = _config(TRAIN, STUDY, networks, features=[2, 4, 6, 8])
