@@ -70,7 +70,7 @@ demo: install
 	@echo "The weights in models/simulated, which have seen none of these cases:"
 	@cat $(DEMO)/simulated/comparison.txt
 	@echo
-	@echo "The same weights, trained on for 240 steps with 48 cases of the cohort:"
+	@echo "The same weights, trained on for 160 steps with 48 cases of the cohort:"
 	@cat $(DEMO)/fine_tuned/comparison.txt
 	@echo
 	@echo "Gradient boosting on 33 voxelwise features, without a deep network, fitted on the same 48:"
