@@ -288,7 +288,8 @@ def test_when_a_rank_fails_all_end_with_its_cause(
 ) -> None:
     output = _finished(_sabotaged(how, torchrun, tiny_cohort, tmp_path), status=1, timeout=60)
     assert "second step" in output
-    assert cause in output[output.rindex("Root Cause") :]
+    # of two ranks that end within milliseconds either can be torchrun's "root cause"; its summary has both
+    assert cause in output[output.rindex("Failures:") :]
     assert output.count("error: the disk of rank 1 is full") == (how == "raise")
 
 

@@ -234,7 +234,7 @@ def test_weights_choose_their_recipe(tmp_path: Path, files: dict[str, Path]) -> 
     assert Segmenter(paper, device="cpu").limits.brain_ml_range == [100, 800]
     with pytest.raises(UserError, match="trained with another recipe") as caught:
         Segmenter(paper, recipe="strong_cpu", device="cpu")
-    assert "features: [32, 64, 128, 256] in the training, [12, 24, 48, 96] here" in str(caught.value)
+    assert "features: [32, 64, 128, 256] in the training, [16, 32, 64, 128] here" in str(caught.value)
     with pytest.raises(UserError, match="There is no recipe 'mighty'; choose one of paper, strong"):
         Segmenter(paper, recipe="mighty")
     with pytest.raises(UserError, match="There is no checkpoint at"):
