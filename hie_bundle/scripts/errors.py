@@ -89,8 +89,8 @@ def out_of_memory(error: BaseException) -> str | None:
         return None
     return (
         f"{str(shortage).splitlines()[0].rstrip('.')}.\nThe device has too little memory. In training lower "
-        "--batch_size; in evaluation and inference --flips []; in all of them --spatial_size, or --input_size where "
-        "the recipe takes patches; --amp True takes half in training; or end what else uses the device."
+        "--batch_size, or --patch_size where the recipe takes patches; in evaluation and inference --flips []; in all "
+        "of them --spatial_size; --amp True takes half in training; or end what else uses the device."
     )
 
 

@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", "Num foregrounds 0, Num backgrounds")
 class RandBatch(PrepareBatchDefault):
     """Turn, scale and mirror the patches of a batch, change their intensities, and cut out what the network sees.
 
-    It is a trainer's ``prepare_batch``: the batch is on the network's device already, so a GPU does it in a fraction of
+    It is a trainer's ``prepare_batch``, and works on the network's device, so a GPU does it in a fraction of
     the time that loading processes take, and they only read and crop. Everything is drawn anew for each patch, from
     PyTorch's generators, which a seed at the start of an epoch makes repeatable.
 
@@ -106,7 +106,7 @@ class RandBatch(PrepareBatchDefault):
         return torch.cat([matrices, torch.zeros(count, 3, 1)], dim=2)
 
     def change_intensities(self, image: torch.Tensor) -> torch.Tensor:
-        """Scale, shift and blur by noise each channel of each patch, shape (B, C, X, Y, Z); what is 0 stays so."""
+        """Scale, shift, add noise to and leave out channels, shape (B, C, X, Y, Z); what is 0 stays so."""
         shape = (*image.shape[:2], 1, 1, 1)
         factor = 1 + self.intensity_factor * self._uniform(*shape)
         shift = self.intensity_shift * self._uniform(*shape)
