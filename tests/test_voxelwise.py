@@ -12,6 +12,7 @@ import torch
 from conftest import BUNDLE
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
+from scipy import special
 from test_baselines import SPACING, _maps, items  # noqa: F401 -- a fixture
 from test_recipes import OPTIONS, SETTINGS
 
@@ -113,6 +114,12 @@ def test_probabilities_are_averaged_where_the_weights_have_one(
     assert torch.equal(found.affine, pred.affine)
     twice = AddVoxelwised("pred", [both, both, alone], weight=0.25)(data)["pred"]
     np.testing.assert_allclose(twice.numpy(), found.numpy(), atol=1e-6)
+    lower = AddVoxelwised("pred", both, weight=0.25, level=0.3)(data)["pred"]
+    assert lower.shape == pred.shape
+    assert torch.equal(lower > 0.5, found > 0.3)
+    np.testing.assert_allclose(special.logit(lower[0]), special.logit(expected) - special.logit(0.3), atol=1e-3)
+    ends = AddVoxelwised("pred", both, weight=0.25, level=0.3)({**data, "pred": torch.zeros_like(pred)})["pred"]
+    assert (ends[0, adc == 0] == 0).all()
     unknown = MetaTensor(torch.stack([maps[0], torch.full_like(maps[1], torch.nan)]), affine=maps.affine)
     for checkpoints, weight, given in ((alone, 0.5, data), (both, 0, data), (both, 0.5, {"pred": pred}),
                                        (both, 0.5, {"pred": pred, "native_image": unknown})):  # fmt: skip

@@ -226,6 +226,7 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     "l1_weight": Number(0, 10),
     "clip_norm": _ABOVE,
     "prior": Number(0, 1, above=True, null=True),
+    "voxelwise_level": Number(0.01, 0.99),
     "tolerance_mm": Number(0),
     "baseline_threshold": Number(),
     **dict.fromkeys(("timeout_minutes", "timeout_s", "fine_mm", "atlas_step_mm"), _ABOVE),

@@ -228,6 +228,8 @@ class AddVoxelwised(MapTransform):
         keys: of the lesion's probability on the native grid, shape (1, X, Y, Z).
         checkpoints: file or files with weights; several voxelwise networks are averaged.
         weight: share of the voxelwise probability, from 0 to 1; at 0 nothing is done.
+        level: the mean, above 0 and below 1, that becomes 0.5: its odds are divided by those of the level. Below 0.5 one
+            network may find what the other doubts.
         native_key: of the maps as they were acquired, shape (2, X, Y, Z) and with their affine.
     """
 
@@ -236,11 +238,13 @@ class AddVoxelwised(MapTransform):
         keys: KeysCollection,
         checkpoints: str | Path | Sequence[str | Path],
         weight: float = 0.5,
+        level: float = 0.5,
         native_key: str = "native_image",
     ) -> None:
         super().__init__(keys)
         self.checkpoints = checkpoints
         self.weight = weight
+        self.level = level
         self.native_key = native_key
         self._networks: list[VoxelNetwork] = []
         self._read: list[tuple[Path, int]] = []  # which files they are from, and their times
@@ -257,7 +261,9 @@ class AddVoxelwised(MapTransform):
         grid = Volume(adc, maps.affine.cpu().numpy().astype(np.float64))
         alone = np.mean([network.probability(adc, zadc, grid) for network in self._networks], axis=0)
         for key in self.key_iterator(result):
-            result[key] = (1 - self.weight) * result[key] + self.weight * torch.as_tensor(alone[None]).to(result[key])
+            mean = (1 - self.weight) * result[key] + self.weight * torch.as_tensor(alone[None]).to(result[key])
+            lesion, healthy = mean * (1 - self.level), (1 - mean) * self.level
+            result[key] = lesion / (lesion + healthy)
         return result
 
     def _read_networks(self) -> None:
