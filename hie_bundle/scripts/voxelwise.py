@@ -228,8 +228,8 @@ class AddVoxelwised(MapTransform):
         keys: of the lesion's probability on the native grid, shape (1, X, Y, Z).
         checkpoints: file or files with weights; several voxelwise networks are averaged.
         weight: share of the voxelwise probability, from 0 to 1; at 0 nothing is done.
-        level: the mean, above 0 and below 1, that becomes 0.5: its odds are divided by those of the level. Below 0.5 one
-            network may find what the other doubts.
+        level: the mean, above 0 and below 1, that becomes 0.5: its odds are divided by those of the level. Below
+            0.5 one network may find what the other doubts.
         native_key: of the maps as they were acquired, shape (2, X, Y, Z) and with their affine.
     """
 
