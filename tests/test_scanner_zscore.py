@@ -161,7 +161,34 @@ def test_limits_are_named() -> None:
     from scripts.scanner.registration import Fit
 
     assert not FitLimits().problems(Fit(0.9, 0.95, 1.0, 0.2, 0.1, 1.0))
-    assert len(FitLimits().problems(Fit(0.1, 0.5, 3.0, 9.0, 0.0, 1.0))) == 4
+    assert len(FitLimits().problems(Fit(0.1, 0.5, 3.0, 9.0, 0.99, 1.0))) == 5
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("two halves far apart", r"overlap by 0\.00"), ("far brighter", "counts as damage"), ("no affine", "overlap by")],
+)
+def test_an_atlas_that_does_not_come_to_lie_on_the_case_is_refused_with_a_picture(
+    fault: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y, z = np.meshgrid(*map(np.arange, (96, 40, 40)), indexing="ij")
+    brain = (x - 48) ** 2 / 200 + (y - 20) ** 2 / 260 + (z - 19) ** 2 / 150 < 1
+    level = 1000 + 8.0 * (y - 20)
+    affine = np.diag([2.0, 2, 2, 1])
+    inside = brain
+    if fault == "two halves far apart":
+        inside = ((np.abs(x - 48) - 40) ** 2 + (y - 20) ** 2 + (z - 19) ** 2) < 36
+    if fault == "far brighter":
+        level = level + 1200
+    if fault == "no affine":
+        inside = (np.abs(y - 20) < 2) & brain
+        monkeypatch.setattr(sitk.ImageRegistrationMethod, "Execute", lambda *_: (_ for _ in ()).throw(RuntimeError()))
+    write(tmp_path / "adc.nii.gz", np.where(brain, 1000 + 8.0 * (y - 20), 0).astype(np.float32), affine)
+    write(tmp_path / "mean.nii.gz", np.where(inside, level, 0).astype(np.float32), affine)
+    write(tmp_path / "std.nii.gz", np.where(inside, 40, 0).astype(np.float32), affine)
+    with pytest.raises(UserError, match=message):
+        command(tmp_path, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"z.png"}
 
 
 def test_z_by_hand() -> None:
