@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,23 @@ def test_z_by_hand() -> None:
     low = [atlas[0], to_itk(np.where(brain, 5, 0).astype(np.float32), adc.affine)]
     values, *_ = zscore(adc, (low[0], low[1]), deformable=False, least_std=60.0)
     assert np.median(values[brain]) == pytest.approx(-1.5, abs=0.05)
+
+
+def test_the_brains_border_is_no_damage() -> None:
+    """Thick slices of what the atlas is of: nothing of it is far from the mean, at the border neither."""
+
+    def ellipsoid(spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        x, y, z = (
+            axis * size - 44 for axis, size in zip(np.indices([int(88 / s) for s in spacing]), spacing, strict=True)
+        )
+        return np.where((x / 36) ** 2 + (y / 42) ** 2 + (z / 32) ** 2 < 1, 1200 + 4 * x + 6.0 * y, 0), np.array(spacing)
+
+    (adc, thick), (mean, fine) = ellipsoid((1.3, 1.3, 4.4)), ellipsoid((1.5, 1.5, 1.5))
+    case = Volume(adc.astype(np.float32), np.diag([*thick, 1.0]))
+    atlas = [to_itk(values.astype(np.float32), np.diag([*fine, 1.0])) for values in (mean, np.where(mean > 0, 60, 0))]
+    _, _, fit, _ = zscore(case, (atlas[0], atlas[1]), deformable=False)
+    assert fit.damage < 0.01
+    assert fit.correlation > 0.97
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ DAMAGE_Z = -2.5  # below this a smoothed Z counts as damage
 DAMAGE_SMOOTHING_MM = 5.0
 PASSES = 2  # of the deformable registration: the second knows the damage better
 LEVELS = ((2, 80), (1, 40))  # shrink factor, iterations
-ADC_CAP = 2000.0  # 1e-6 mm²/s; fluid's own contrast, largest and most variable, would rule the forces
+ADC_CAP = 1600.0  # 1e-6 mm²/s; fluid's own contrast, largest and most variable, would rule the forces
 FIELD_SIGMA = 2.5  # smoothing of the displacement, voxels of the level: 10 mm, then 5 mm
 
 
@@ -82,10 +82,14 @@ def register(
         UserError: for an empty brain. How far the two are apart is for the caller to judge, by the fit.
     """
     grid = _grid(brain)
-    fixed, inside = resample(adc, grid), resample(brain, grid, nearest=True)
-    values, b = sitk.GetArrayFromImage(fixed), sitk.GetArrayFromImage(inside) > 0
-    # Beyond its brain the atlas repeats its border: a voxel there is compared with what is nearest.
-    full_mean, full_std = (repeat_border(image) for image in (mean, std))
+    inside = resample(brain, grid, nearest=True)
+    b = sitk.GetArrayFromImage(inside) > 0
+    # Beyond its brain each repeats its border: interpolated with the zeros there, a brain's border looks like damage,
+    # and a voxel beyond the atlas is compared with what is nearest.
+    full_adc, full_mean, full_std = (repeat_border(image) for image in (adc, mean, std))
+    values = np.where(b, sitk.GetArrayFromImage(resample(full_adc, grid)), 0).astype(np.float32)
+    fixed = sitk.GetImageFromArray(values)
+    fixed.CopyInformation(grid)
     affine = _affine(fixed, inside, mean)
 
     def at(transform: sitk.Transform) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
@@ -93,13 +97,15 @@ def register(
         return expected, spread, sitk.GetArrayFromImage(resample(mean, grid, transform, nearest=True)) > 0
 
     transform: sitk.Transform = affine
-    expected, spread, _ = at(affine)
+    expected, spread, covered = at(affine)
+    moving = sitk.GetImageFromArray(np.where(covered, expected, 0).astype(np.float32))
+    moving.CopyInformation(grid)
     damage = _damage(values, b, expected, spread, least_std)
     field = None
     for number in range(PASSES if deformable else 0):
         filled = sitk.GetImageFromArray(np.where(b, np.where(damage, expected, values), 0).astype(np.float32))
         filled.CopyInformation(fixed)
-        field = _demons(filled, resample(mean, grid, affine))
+        field = _demons(filled, moving)
         transform = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(sitk.Image(field))])
         expected, spread, _ = at(transform)
         before, damage = damage, _damage(values, b, expected, spread, least_std)
