@@ -22,6 +22,7 @@ __all__ = ["Fit", "Registration", "register", "repeat_border"]
 
 STEP_MM = 2.0  # of the grid that is registered on
 MARGIN_MM = 8.0  # around the brain
+BEYOND_MM = 4.0  # of the atlas' brain; what a brain mask has farther out, muscle and cord, would pull the atlas there
 DAMAGE_Z = -2.5  # below this a smoothed Z counts as damage
 DAMAGE_SMOOTHING_MM = 5.0
 PASSES = 2  # of the deformable registration: the second knows the damage better
@@ -35,7 +36,7 @@ class Fit:
     """How well an atlas lies on a case.
 
     Attributes:
-        correlation: of ADC with the atlas' mean in the brain, damage left out.
+        correlation: of ADC with the atlas' mean in the brain, damage and what is far beyond the atlas left out.
         overlap: Dice of the two brains.
         scale: brain volume of the atlas by that of the case, as the affine transform has it.
         median_z: of the brain, damage left out.
@@ -91,6 +92,12 @@ def register(
     fixed = sitk.GetImageFromArray(values)
     fixed.CopyInformation(grid)
     affine = _affine(fixed, inside, mean)
+    near = sitk.BinaryDilate(resample(mean, grid, affine, nearest=True) > 0, [round(BEYOND_MM / STEP_MM)] * 3)
+    whole, kept = b, b & (sitk.GetArrayFromImage(near) > 0)
+    if kept.any() and (kept != whole).any():
+        fixed, inside, b = sitk.Mask(fixed, near), sitk.Mask(inside, near), kept
+        values = sitk.GetArrayFromImage(fixed)
+        affine = _affine(fixed, inside, mean)
 
     def at(transform: sitk.Transform) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
         expected, spread = (sitk.GetArrayFromImage(resample(im, grid, transform)) for im in (full_mean, full_std))
@@ -122,7 +129,7 @@ def register(
     correlation = np.corrcoef(values[sound], expected[sound])[0, 1] if values[sound].std() > 0 else 0.0
     fit = Fit(
         correlation=float(np.nan_to_num(correlation)),
-        overlap=float(2 * (b & covered).sum() / (b.sum() + covered.sum())),
+        overlap=float(2 * (whole & covered).sum() / (whole.sum() + covered.sum())),
         scale=float(abs(np.linalg.det(np.array(affine.GetMatrix()).reshape(3, 3)))),
         median_z=float(np.median(z[sound])),
         damage=float((damage & b).sum() / b.sum()),
