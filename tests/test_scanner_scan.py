@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,33 @@ def test_nothing_is_written_halfway(head: Head, folder: Path, tmp_path: Path) ->
         }  # fmt: skip
 
 
+def test_a_bad_fit_is_refused_with_a_picture_that_is_there(head: Head, folder: Path, tmp_path: Path) -> None:
+    """The head's own map as the atlas, at the level of an adult's: what the message names must exist."""
+    write(tmp_path / "mean.nii.gz", (head.adc * 0.55).astype(np.float32), head.affine)
+    write(tmp_path / "std.nii.gz", np.where(head.brain, 60, 0).astype(np.float32), head.affine)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"does not fit the ADC map of series 3.* is above Z = \d") as caught:
+        write_scan(
+            folder, out, NEWBORN, FitLimits(), tmp_path / "mean.nii.gz", tmp_path / "std.nii.gz",
+            zscore={"deformable": False},
+        )  # fmt: skip
+    named = re.findall(r"/\S+\.(?:png|json|nii\.gz)", str(caught.value))
+    assert named == [str(out / "zadc.png")]
+    assert Path(named[0]).read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in out.iterdir()} == {"brain.png", "zadc.png"}
+
+
+def test_a_map_that_cannot_be_segmented_is_named_by_what_it_is(
+    head: Head, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine = Segmenter()
+    fine.limits = replace(fine.limits, spacing_range_mm=(0.1, 0.2))
+    monkeypatch.setattr("scripts.scanner.scan_command.Segmenter", lambda weights: fine)
+    with pytest.raises(UserError, match="the image has voxels of") as caught:
+        write_scan(folder, tmp_path / "out", NEWBORN, FitLimits())
+    assert str(tmp_path) not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_with_an_atlas_by_the_command(
     head: Head, folder: Path, tmp_path: Path, monai_bundle: Callable[..., subprocess.CompletedProcess[str]]
@@ -156,6 +185,7 @@ def test_with_an_atlas_by_the_command(
     maps = (head.adc.astype(np.float32), head.zadc.astype(np.float32))
     check(out, head, Segmenter().result(*maps, affine=head.affine).mask > 0)
     assert json.loads((out / "scan.json").read_text())["atlas_fit"]["correlation"] > 0.5
-    assert json.loads((out / "zadc.json").read_text())["adc_file"] == "adc.nii.gz"  # not the folder it was made in
+    kept = json.loads((out / "zadc.json").read_text())  # no name of the folder that it was made in
+    assert (kept["adc_file"], kept["atlas_mean"]) == ("adc.nii.gz", "../mean.nii.gz")
     z = read(out / "zadc.nii.gz").array
     assert np.corrcoef(z[head.brain], head.zadc[head.brain])[0, 1] > 0.8

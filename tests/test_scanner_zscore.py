@@ -161,7 +161,34 @@ def test_limits_are_named() -> None:
     from scripts.scanner.registration import Fit
 
     assert not FitLimits().problems(Fit(0.9, 0.95, 1.0, 0.2, 0.1, 1.0))
-    assert len(FitLimits().problems(Fit(0.1, 0.5, 3.0, 9.0, 0.0, 1.0))) == 4
+    assert len(FitLimits().problems(Fit(0.1, 0.5, 3.0, 9.0, 0.99, 1.0))) == 5
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("two halves far apart", r"overlap by 0\.00"), ("far brighter", "counts as damage"), ("no affine", "overlap by")],
+)
+def test_an_atlas_that_does_not_come_to_lie_on_the_case_is_refused_with_a_picture(
+    fault: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y, z = np.meshgrid(*map(np.arange, (96, 40, 40)), indexing="ij")
+    brain = (x - 48) ** 2 / 200 + (y - 20) ** 2 / 260 + (z - 19) ** 2 / 150 < 1
+    level = 1000 + 8.0 * (y - 20)
+    affine = np.diag([2.0, 2, 2, 1])
+    inside = brain
+    if fault == "two halves far apart":
+        inside = ((np.abs(x - 48) - 40) ** 2 + (y - 20) ** 2 + (z - 19) ** 2) < 36
+    if fault == "far brighter":
+        level = level + 1200
+    if fault == "no affine":
+        inside = (np.abs(y - 20) < 2) & brain
+        monkeypatch.setattr(sitk.ImageRegistrationMethod, "Execute", lambda *_: (_ for _ in ()).throw(RuntimeError()))
+    write(tmp_path / "adc.nii.gz", np.where(brain, 1000 + 8.0 * (y - 20), 0).astype(np.float32), affine)
+    write(tmp_path / "mean.nii.gz", np.where(inside, level, 0).astype(np.float32), affine)
+    write(tmp_path / "std.nii.gz", np.where(inside, 40, 0).astype(np.float32), affine)
+    with pytest.raises(UserError, match=message):
+        command(tmp_path, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"z.png"}
 
 
 def test_z_by_hand() -> None:
@@ -177,6 +204,25 @@ def test_z_by_hand() -> None:
     low = [atlas[0], to_itk(np.where(brain, 5, 0).astype(np.float32), adc.affine)]
     values, *_ = zscore(adc, (low[0], low[1]), deformable=False, least_std=60.0)
     assert np.median(values[brain]) == pytest.approx(-1.5, abs=0.05)
+
+
+@pytest.mark.parametrize("neck", [False, True])
+def test_neither_border_nor_neck_is_misfit(neck: bool) -> None:
+    """Thick slices of what the atlas is of, from a mask that may have taken in muscle below: Z is 0 in the brain."""
+
+    def maps(spacing: float, slice_mm: float, neck: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        sizes = np.array([spacing, spacing, slice_mm])
+        x, y, z = (axis * s - 46 for axis, s in zip(np.indices([int(92 / s) for s in sizes]), sizes, strict=True))
+        brain = (x / 36) ** 2 + (y / 42) ** 2 + (z / 28) ** 2 < 1
+        muscle = neck & ~brain & ((x / 16) ** 2 + ((y + 8) / 16) ** 2 < 1) & (z < -15)
+        return np.select([brain, muscle], [1200 + 4 * x + 6 * y + 8 * z, 1300], 0), brain, np.diag([*sizes, 1.0])
+
+    (adc, brain, affine), (mean, _, fine) = maps(1.3, 4.4, neck), maps(1.5, 1.5, False)
+    atlas = [to_itk(values.astype(np.float32), fine) for values in (mean, np.where(mean > 0, 60, 0))]
+    z, _, fit, _ = zscore(Volume(adc.astype(np.float32), affine), (atlas[0], atlas[1]), deformable=False)
+    assert np.abs(z[brain]).mean() < 0.3
+    assert fit.damage < 0.01
+    assert fit.correlation > 0.9
 
 
 @pytest.mark.slow

@@ -60,9 +60,6 @@ def build_atlas(cases: Sequence[Volume], step_mm: float = 1.5, rounds: int = 2, 
         step_mm: of the atlas' grid, which lies along the axes of the world (RAS).
         rounds: of deformable registration; 0 for the affine one alone.
         least_std: floor of the standard deviation where Z is taken, 1e-6 mm²/s.
-
-    Raises:
-        UserError: if a case and the template do not come to lie on each other.
     """
     images = [to_itk(case.array.astype(np.float32), case.affine) for case in cases]
     full = [repeat_border(image) for image in images]

@@ -22,12 +22,12 @@ __all__ = ["Fit", "Registration", "register", "repeat_border"]
 
 STEP_MM = 2.0  # of the grid that is registered on
 MARGIN_MM = 8.0  # around the brain
+BEYOND_MM = 4.0  # of the atlas' brain; what a brain mask has farther out, muscle and cord, would pull the atlas there
 DAMAGE_Z = -2.5  # below this a smoothed Z counts as damage
 DAMAGE_SMOOTHING_MM = 5.0
-LEAST_SOUND = 0.05  # of the brain, that the atlas is judged on
 PASSES = 2  # of the deformable registration: the second knows the damage better
 LEVELS = ((2, 80), (1, 40))  # shrink factor, iterations
-ADC_CAP = 2000.0  # 1e-6 mm²/s; fluid's own contrast, largest and most variable, would rule the forces
+ADC_CAP = 1600.0  # 1e-6 mm²/s; fluid's own contrast, largest and most variable, would rule the forces
 FIELD_SIGMA = 2.5  # smoothing of the displacement, voxels of the level: 10 mm, then 5 mm
 
 
@@ -36,7 +36,7 @@ class Fit:
     """How well an atlas lies on a case.
 
     Attributes:
-        correlation: of ADC with the atlas' mean in the brain, damage left out.
+        correlation: of ADC with the atlas' mean in the brain, damage and what is far beyond the atlas left out.
         overlap: Dice of the two brains.
         scale: brain volume of the atlas by that of the case, as the affine transform has it.
         median_z: of the brain, damage left out.
@@ -80,27 +80,39 @@ def register(
         least_std: floor of ``std``, 1e-6 mm²/s.
 
     Raises:
-        UserError: if the two do not come to lie on each other at all, or nothing but damage is left to lie on.
+        UserError: for an empty brain. How far the two are apart is for the caller to judge, by the fit.
     """
     grid = _grid(brain)
-    fixed, inside = resample(adc, grid), resample(brain, grid, nearest=True)
-    values, b = sitk.GetArrayFromImage(fixed), sitk.GetArrayFromImage(inside) > 0
-    # Beyond its brain the atlas repeats its border: a voxel there is compared with what is nearest.
-    full_mean, full_std = (repeat_border(image) for image in (mean, std))
+    inside = resample(brain, grid, nearest=True)
+    b = sitk.GetArrayFromImage(inside) > 0
+    # Beyond its brain each repeats its border: interpolated with the zeros there, a brain's border looks like damage,
+    # and a voxel beyond the atlas is compared with what is nearest.
+    full_adc, full_mean, full_std = (repeat_border(image) for image in (adc, mean, std))
+    values = np.where(b, sitk.GetArrayFromImage(resample(full_adc, grid)), 0).astype(np.float32)
+    fixed = sitk.GetImageFromArray(values)
+    fixed.CopyInformation(grid)
     affine = _affine(fixed, inside, mean)
+    near = sitk.BinaryDilate(resample(mean, grid, affine, nearest=True) > 0, [round(BEYOND_MM / STEP_MM)] * 3)
+    whole, kept = b, b & (sitk.GetArrayFromImage(near) > 0)
+    if kept.any() and (kept != whole).any():
+        fixed, inside, b = sitk.Mask(fixed, near), sitk.Mask(inside, near), kept
+        values = sitk.GetArrayFromImage(fixed)
+        affine = _affine(fixed, inside, mean)
 
     def at(transform: sitk.Transform) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
         expected, spread = (sitk.GetArrayFromImage(resample(im, grid, transform)) for im in (full_mean, full_std))
         return expected, spread, sitk.GetArrayFromImage(resample(mean, grid, transform, nearest=True)) > 0
 
     transform: sitk.Transform = affine
-    expected, spread, _ = at(affine)
+    expected, spread, covered = at(affine)
+    moving = sitk.GetImageFromArray(np.where(covered, expected, 0).astype(np.float32))
+    moving.CopyInformation(grid)
     damage = _damage(values, b, expected, spread, least_std)
     field = None
     for number in range(PASSES if deformable else 0):
         filled = sitk.GetImageFromArray(np.where(b, np.where(damage, expected, values), 0).astype(np.float32))
         filled.CopyInformation(fixed)
-        field = _demons(filled, resample(mean, grid, affine))
+        field = _demons(filled, moving)
         transform = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(sitk.Image(field))])
         expected, spread, _ = at(transform)
         before, damage = damage, _damage(values, b, expected, spread, least_std)
@@ -108,13 +120,8 @@ def register(
             break  # another pass would do the same
     expected, spread, covered = at(transform)
     sound = b & ~damage
-    if not covered.any():
-        raise UserError("The atlas and the case do not come to lie on each other; is the atlas one of newborns' ADC?")
-    if sound.sum() < LEAST_SOUND * b.sum():
-        raise UserError(
-            f"More than {1 - LEAST_SOUND:.0%} of the brain lies below Z = {DAMAGE_Z:g}; too little is left to fit the "
-            "atlas to. Is it one of newborns' ADC, from a scanner like this one?"
-        )
+    if sound.sum() < 2:
+        sound = b  # nothing but damage, as ``damage`` says
     z = (values - expected) / np.maximum(spread, least_std)
     shift = 0.0
     if field is not None:
@@ -122,7 +129,7 @@ def register(
     correlation = np.corrcoef(values[sound], expected[sound])[0, 1] if values[sound].std() > 0 else 0.0
     fit = Fit(
         correlation=float(np.nan_to_num(correlation)),
-        overlap=float(2 * (b & covered).sum() / (b.sum() + covered.sum())),
+        overlap=float(2 * (whole & covered).sum() / (whole.sum() + covered.sum())),
         scale=float(abs(np.linalg.det(np.array(affine.GetMatrix()).reshape(3, 3)))),
         median_z=float(np.median(z[sound])),
         damage=float((damage & b).sum() / b.sum()),
@@ -163,9 +170,10 @@ def _affine(fixed: sitk.Image, inside: sitk.Image, mean: sitk.Image) -> sitk.Aff
         sitk.CenteredTransformInitializerFilter.MOMENTS,
     )  # fmt: skip
     centred = sitk.Euler3DTransform(start)
-    affine = sitk.AffineTransform(3)
-    affine.SetCenter(centred.GetCenter())
-    affine.SetTranslation(centred.GetTranslation())
+    first = sitk.AffineTransform(3)
+    first.SetCenter(centred.GetCenter())
+    first.SetTranslation(centred.GetTranslation())
+    affine = sitk.AffineTransform(first)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsCorrelation()
     method.SetMetricFixedMask(sitk.BinaryDilate(inside, [2] * 3))
@@ -178,8 +186,8 @@ def _affine(fixed: sitk.Image, inside: sitk.Image, mean: sitk.Image) -> sitk.Aff
     method.SetInitialTransform(affine, inPlace=True)
     try:
         method.Execute(fixed, mean)
-    except RuntimeError as error:  # ITK: nothing overlaps any more
-        raise UserError("The atlas and the case do not come to lie on each other.") from error
+    except RuntimeError:  # ITK: nothing overlaps any more; the centres on each other are judged as any fit is
+        return first
     return affine
 
 

@@ -104,13 +104,14 @@ def write_scan(
         if atlas_mean:
             fit = write_zscore(
                 work / "adc.nii.gz", atlas_mean, atlas_std, work / "zadc.nii.gz", fit_limits, adc_scale=1,
-                **(zscore or {}),
+                name=f"the ADC map of {source.name}", **(zscore or {}),
             )  # fmt: skip
-        zadc = work / "zadc.nii.gz" if fit else None
-        result = segmenter.result(work / "adc.nii.gz", zadc, case="scan")
+        zadc = read(work / "zadc.nii.gz").array if fit else None
+        # From memory: files in `work` may not be there any more when a refusal names them.
+        result = segmenter.result(stripped.array, zadc, affine=found.affine, case="scan")
         write(work / "lesion.nii.gz", result.mask, result.affine)
         segmentation_of(result.mask, source).save_as(work / "lesion.dcm")
-        maps = {"ADC": stripped.array} | ({"ZADC": read(zadc).array} if zadc else {})
+        maps = {"ADC": stripped.array} | ({} if zadc is None else {"ZADC": zadc})
         write_case_picture(work / "lesion.png", maps, result.mask, result.affine, result.line)
         if secondary_capture:
             capture_of(work / "lesion.png", source).save_as(work / "lesion_picture.dcm")

@@ -35,6 +35,7 @@ class FitLimits:
         overlap: least.
         scale: least and greatest.
         median_z: greatest; an atlas of adults, whose ADC is lower, lies far below a newborn.
+        damage: greatest; what is left is too little to judge the rest by.
     """
 
     correlation: float = 0.4
@@ -42,6 +43,7 @@ class FitLimits:
     overlap: float = 0.9
     scale: tuple[float, float] = (0.55, 1.8)
     median_z: float = 3.0
+    damage: float = 0.95
 
     def problems(self, fit: Fit) -> list[str]:
         """What is wrong with a fit; nothing if it is usable."""
@@ -55,6 +57,8 @@ class FitLimits:
             found.append(f"the atlas' brain is {fit.scale:.2f} times as large as the case's ({low:g} to {high:g})")
         if fit.median_z > self.median_z:
             found.append(f"half of the brain is above Z = {fit.median_z:.1f} (at most {self.median_z:g})")
+        if fit.damage > self.damage:
+            found.append(f"{fit.damage:.0%} of the brain counts as damage (at most {self.damage:.0%})")
         return found
 
 
@@ -129,6 +133,7 @@ def write_zscore(
     smoothing_mm: float = 2.0,
     clip: float = 10.0,
     adc_scale: float | None = None,
+    name: str | None = None,
 ) -> Fit:
     """Write a Z map; beside it the transform (``.tfm.h5``), a picture (``.png``) and the fit's figures (``.json``).
 
@@ -143,6 +148,7 @@ def write_zscore(
         smoothing_mm: see there.
         clip: see there.
         adc_scale: of the ADC map, factor to 1e-6 mm²/s; None to tell it by the median.
+        name: of the ADC map, for messages; None: its path.
 
     Raises:
         UserError: for bad files, and for a bad fit, of which the picture alone is written.
@@ -151,12 +157,12 @@ def write_zscore(
         raise UserError("Say which maps and where Z goes: --adc_file --atlas_mean --atlas_std --output_file.")
     limits = limits or FitLimits()
     stem = stem_of(output_file)
-    adc = read(adc_file, 3)
+    adc, name = read(adc_file, 3), name or str(adc_file)
     brain = brain_of(adc.array)
     if not brain.any():
-        raise UserError(f"{adc_file} is nowhere above 0.")
+        raise UserError(f"{name} is nowhere above 0.")
     if brain.mean() > 0.98:
-        raise UserError(f"{adc_file} is not skull-stripped: it is above 0 everywhere.")
+        raise UserError(f"{name} is not skull-stripped: it is above 0 everywhere.")
     adc = Volume(to_micro(adc.array, adc_scale), adc.affine, adc.header_spacing_mm)
     z, transform, fit, covered = zscore(
         adc, read_atlas(atlas_mean, atlas_std), deformable, least_std, smoothing_mm, clip
@@ -166,9 +172,7 @@ def write_zscore(
         picture, adc, covered, f"atlas on ADC, correlation {fit.correlation:.2f}, overlap {fit.overlap:.2f}", "atlas"
     )
     if problems := limits.problems(fit):
-        raise UserError(
-            f"The atlas does not fit {adc_file}: {'; '.join(problems)}. See {picture}. No Z map is written."
-        )
+        raise UserError(f"The atlas does not fit {name}: {'; '.join(problems)}. See {picture}. No Z map is written.")
     files = {"adc_file": adc_file, "atlas_mean": atlas_mean, "atlas_std": atlas_std}
     settings = {
         **{name: seen_from(path, stem.parent) for name, path in files.items()}, "deformable": deformable,
