@@ -70,6 +70,7 @@ WRONG = {
     "dropout": [[0.1, 2.0]],
     "device": ["cuad", "cuda:99", 3.5],
     "seed": [-1, 0.5, {}],
+    "rank": [1, -1],
     "output_dir": [3, True, [1, 2, 3], "a" * 5000, "\0"],
     "training_precision": [[], 16],
     "label_mode": ["é\n", "bilinear", 1],

@@ -63,7 +63,9 @@ class Number:
 
     def __str__(self) -> str:
         text = "a whole number" if self.whole else "a number"
-        if self.least > -math.inf and self.most < math.inf:
+        if self.least == self.most:
+            text = f"{self.least:g}"
+        elif self.least > -math.inf and self.most < math.inf:
             text += f" {'above' if self.above else 'from'} {self.least:g} to {self.most:g}"
         elif self.least > -math.inf:
             text += f" above {self.least:g}" if self.above else f" from {self.least:g} on"
@@ -200,7 +202,8 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     **dict.fromkeys(("epochs", "steps", "batch_size", "val_interval", "patience"), _COUNT),
     **dict.fromkeys(("steps_per_epoch", "validations"), _COUNT),
     **dict.fromkeys(("in_channels", "parallel", "tries"), _COUNT),
-    **dict.fromkeys(("seed", "rank", "num_train", "num_val", "num_test", "num_healthy", "num_cases"), _FROM_0),
+    **dict.fromkeys(("seed", "num_train", "num_val", "num_test", "num_healthy", "num_cases"), _FROM_0),
+    "rank": Number(0, 0, whole=True),  # of several processes each computes its own
     "num_workers": Number(0, 256, whole=True, null=True),
     "threads": Number(1, whole=True, null=True),
     "fold": Number(0, whole=True, null=True),
