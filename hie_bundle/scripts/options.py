@@ -7,7 +7,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Number:
         most: the largest.
         whole: no fractions.
         above: ``least`` itself is not allowed.
+        below: ``most`` itself is not allowed.
         null: None is allowed, too.
         also: words that are allowed, too.
     """
@@ -42,6 +43,7 @@ class Number:
     most: float = math.inf
     whole: bool = False
     above: bool = False
+    below: bool = False
     null: bool = False
     also: tuple[str, ...] = ()
 
@@ -57,7 +59,9 @@ class Number:
             raise ValueError
         if self.whole and value != int(value):
             raise ValueError
-        if not self.least <= value <= self.most or (self.above and value == self.least):
+        if not self.least <= value <= self.most:
+            raise ValueError
+        if (self.above and value == self.least) or (self.below and value == self.most):
             raise ValueError
         return int(value) if self.whole else value
 
@@ -66,7 +70,8 @@ class Number:
         if self.least == self.most:
             text = f"{self.least:g}"
         elif self.least > -math.inf and self.most < math.inf:
-            text += f" {'above' if self.above else 'from'} {self.least:g} to {self.most:g}"
+            text += f" {'above' if self.above else 'from'} {self.least:g}"
+            text += f"{' and below' if self.below else ' to'} {self.most:g}"
         elif self.least > -math.inf:
             text += f" above {self.least:g}" if self.above else f" from {self.least:g} on"
         return text + "".join(f", or {word}" for word in (*self.also, *(["null"] if self.null else [])))
@@ -228,7 +233,7 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     "lr_gamma": Number(0, 1, above=True),
     "l1_weight": Number(0, 10),
     "clip_norm": _ABOVE,
-    "prior": Number(0, 1, above=True, null=True),
+    "prior": Number(0, 1, above=True, below=True, null=True),
     "tolerance_mm": Number(0),
     "baseline_threshold": Number(),
     **dict.fromkeys(("timeout_minutes", "timeout_s", "fine_mm", "atlas_step_mm"), _ABOVE),
@@ -253,7 +258,7 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     **dict.fromkeys(("scaling", "intensity_factor"), Number(0, 0.9)),
     "intensity_shift": Number(0),
     "features": Numbers(_COUNT),
-    "dropout": Numbers(Number(0, 1)),
+    "dropout": Numbers(Number(0, 1, below=True)),
     "flips": Numbers(Number(0, 2, whole=True), each_once=True),
     **dict.fromkeys(("adc_window", "zadc_window", "prompt_window"), Numbers(Number(), 2, each_once=True)),
 }
@@ -274,19 +279,60 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
     if workflow is None:
         return
     config: Mapping[str, Any] = workflow.parser.get()
-    known = {str(workflow.init_id), str(workflow.run_id), str(workflow.final_id)}
+    own: dict[str, list[Any]] = {}  # what the configs of the bundle have under each id
     for file in workflow.config_root_path.glob("*.yaml"):
-        known |= {name.lstrip("+").split("#")[0] for name in yaml.load(file.read_text(encoding="utf-8"), _FAST)}
-    named = {reference.split("#")[0] for reference in references(json.loads(json.dumps(config, default=str)))}
+        for name, value in _ids(yaml.load(file.read_text(encoding="utf-8"), _FAST)):
+            own.setdefault(name, []).append(value)
+    known = own.keys() | {str(workflow.init_id), str(workflow.run_id), str(workflow.final_id)}
+    named = set(references("$" + json.dumps(config, default=str)))
     lines = []
-    for name, value in config.items():
-        if name in known or name in named or name.startswith("_") or isinstance(value, Mapping):
-            continue
-        near = difflib.get_close_matches(name, sorted(known), 1)
+    for name in _unread(config, known, named):
+        near = difflib.get_close_matches(name, sorted(one for one in known if one.count("#") == name.count("#")), 1)
         lines.append(f"  --{name}: no config has such a value" + (f"; did you mean --{near[0]}?" if near else "."))
     if lines:
         raise UserError("There are options that nothing would read; nothing was started.\n" + "\n".join(lines))
+    lines = [
+        f"  --{name} {value}: a part of the config; a section, or an expression ($…)"
+        for name, value in config.items()
+        if name in own and name not in OPTIONS and _is_plain(value) and not any(map(_is_plain, own[name]))
+    ]
+    if lines:
+        raise UserError("There are options with values that are not allowed; nothing was started.\n" + "\n".join(lines))
     _refuse_values(workflow.parser, config)
+
+
+def _ids(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value with its id, of all levels."""
+    for name, value in content.items():
+        id = f"{above}{str(name).lstrip('+')}"
+        levels = id.split("#")
+        yield from (("#".join(levels[:count]), {}) for count in range(1, len(levels)))
+        yield id, value
+        if isinstance(value, Mapping):
+            yield from _ids(value, f"{id}#")
+
+
+def _unread(content: Mapping[str, Any], known: Set[str], named: Set[str], above: str = "") -> Iterator[str]:
+    """The ids of what nobody can want: no config has them, and nothing refers to them or to what they are part of.
+
+    Components may be a mixin's own, and sections at the top; arguments of components are for these to judge, and a
+    section that nothing refers into is for what reads it whole (a study's variants).
+    """
+    for name, value in content.items():
+        id = f"{above}{name}"
+        section = isinstance(value, Mapping)
+        if str(name).startswith("_") or id in named or (section and "_target_" in value):
+            continue
+        referred = any(other.startswith(f"{id}#") for other in named)
+        if id not in known and not referred and not (section and not above):
+            yield id
+        elif section and referred:
+            yield from _unread(value, known, named, f"{id}#")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is no part of a config: a number, a word; null is everything's."""
+    return not (value is None or isinstance(value, Mapping | list | tuple) or _is_computed(value))
 
 
 def _refuse_values(parser: ConfigParser, config: Mapping[str, Any]) -> None:
