@@ -61,6 +61,7 @@ def test_values_of_other_workflows_and_of_mixins_are_taken(tmp_path: Path) -> No
         'train#idle: {_target_: dict}\nthreshold: "$@train#extra#share"\n'
         'my_share: 0.1\nlimits: {_target_: scripts.bonbid.Limits, outside_fraction: "@my_share"}\n'
     )
+    _initialize("data", dataset_dir=str(tmp_path), report_file="check.json", output_file="list.json")
     _initialize("train", "study", own, dataset_dir=str(tmp_path), loss_name="mine")
     own.write_text("my_facotr: 0.5\n")
     with pytest.raises(RuntimeError):

@@ -294,7 +294,8 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
     lines = [
         f"  --{name} {value}: a part of the config; a section, or an expression ($…)"
         for name, value in config.items()
-        if name in own and name not in OPTIONS and _is_plain(value) and not any(map(_is_plain, own[name]))
+        if _is_plain(value) and (name == "network" or any(map(_is_part, own.get(name, []))))
+        if name not in OPTIONS and not any(map(_is_plain, own[name]))
     ]
     if lines:
         raise UserError("There are options with values that are not allowed; nothing was started.\n" + "\n".join(lines))
@@ -328,6 +329,10 @@ def _unread(content: Mapping[str, Any], known: Set[str], named: Set[str], above:
             yield id
         elif section and referred:
             yield from _unread(value, known, named, f"{id}#")
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(one, Mapping) for one in value))
 
 
 def _is_plain(value: Any) -> bool:
