@@ -19,7 +19,7 @@ from conftest import BUNDLE, TINY
 from monai.bundle import ConfigWorkflow
 from processes import NO_NETWORK
 
-from scripts.distributed import batch_share, gather_interleaved, shard
+from scripts.distributed import batch_share, gather_interleaved, shard, start
 from scripts.errors import UserError
 
 CONFIGS = BUNDLE / "configs"
@@ -84,6 +84,17 @@ def test_a_batch_is_divided_evenly_or_refused() -> None:
 
 def test_one_process_gathers_what_it_has() -> None:
     assert gather_interleaved([1, 2]) == [1, 2]
+
+
+@pytest.mark.parametrize("place", [(0, 2), (1, 3)])
+def test_a_process_is_not_told_another_place_than_torchruns(
+    place: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--rank 0 would make every process the first."""
+    for name, value in {"LOCAL_RANK": 1, "RANK": 1, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match="--rank and --world_size are for torchrun to say"):
+        start("cpu", place=place)
 
 
 # --- the step, the metrics, the handlers --------------------------------------------------------------------------
@@ -176,8 +187,9 @@ def test_a_rank_without_the_file_resumes_with_the_others(seen: list[dict[Any, An
 
 
 def test_training_and_evaluation_commands(tiny_cohort: Path, tmp_path: Path, torchrun: Started) -> None:
-    # a device on the command line is a text, not an object
+    # a device on the command line is a text, not an object; a network there is wrapped like the config's
     common = {**TINY, "dataset_dir": tiny_cohort, "ckpt_dir": tmp_path / "models", "prior": 0.4, "device": "cpu"}
+    common["network"] = "$@network_def.to(@device)"
     output = _finished(
         torchrun(
             *_bundle(

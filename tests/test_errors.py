@@ -21,15 +21,20 @@ except Exception as error:
 """
 SHORTAGE = """torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.\\nSee …")"""
 
+# as MONAI instantiates a component of a config
+ARGUMENT = """__import__("monai.bundle").bundle.ConfigComponent(
+        {"_target_": "torch.optim.AdamW", "params": [], "lrr": 1}).instantiate()"""
+
 
 @pytest.mark.parametrize(
     ("before", "error", "shown", "traceback"),
     [
         ("", 'UserError("There is no such file.")', ["error: There is no such file."], False),
         ("import torch", SHORTAGE, ["error: CUDA out of memory. Tried", "lower --batch_size", "--flips []"], False),
+        ("", ARGUMENT, ["error: torch.optim.AdamW has no such option: AdamW", "argument 'lrr'."], False),
         ("", 'KeyError("unexpected")', ["Traceback", "caused by KeyError: 'unexpected'"], True),
     ],
-    ids=["a user's mistake", "no memory on the device", "a fault"],
+    ids=["a user's mistake", "no memory on the device", "an argument that there is not", "a fault"],
 )
 def test_an_error_ends_a_program(before: str, error: str, shown: list[str], traceback: bool, tmp_path: Path) -> None:
     program = tmp_path / "program.py"

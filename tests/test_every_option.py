@@ -178,7 +178,7 @@ if failed:
 def test_each_in_several_processes(folder: Path, tiny_cohort: Path) -> None:
     of_each = {}
     for name, changed in {**_changes(), "num_workers": {"num_workers": CHANGED["num_workers"]}}.items():
-        if name not in ("rank", "network"):  # each process has its own, and wraps it
+        if name != "rank":  # each process has its own
             own = folder / name
             of_each[name] = {**TINY, **_places(own, tiny_cohort), **_in(folder, changed)}
     (folder / "many.py").write_text(MANY)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -39,14 +41,16 @@ def _bad(how: str) -> None:
         raise KeyError(how)
 
 
-def _loader(how: str, workers: int = 2) -> DataLoader:
+def _loader(how: str, workers: int = 2, timeout_s: float = 2.0) -> DataLoader:
     def read(item: dict[str, Any]) -> torch.Tensor:
         if item["case"] == "c5":
             _bad(how)
+        if item["case"] == "c3" and how == "die":
+            time.sleep(1)  # the other process is at it when this one dies
         return torch.zeros(1)
 
     items = [{"case": f"c{number}", "image": "x"} for number in range(8)]
-    return DataLoader(Dataset(items, read), workers, timeout_s=2.0, batch_size=2)
+    return DataLoader(Dataset(items, read), workers, timeout_s=timeout_s, batch_size=2)
 
 
 LATE = r"^A process that loads cases did not give a batch within 2 s\. It was reading: c5\..*loading_timeout_s"
@@ -72,6 +76,39 @@ def test_the_case_is_named_in_bounded_time(how: str, workers: int, said: str) ->
     end_processes()
     assert time.monotonic() - begun < 10
     assert re.search(said, str(mistake))
+
+
+def test_each_of_two_deaths_in_one_program_is_noticed_at_once() -> None:
+    """What ends the processes of the first run leaves PyTorch's watch on those of the second."""
+    for _ in range(2):
+        loader, begun = _loader("die", timeout_s=40.0), time.monotonic()
+        with pytest.raises((RuntimeError, UserError)) as caught:
+            list(loader)
+        assert time.monotonic() - begun < 30
+        assert re.search("died.*It was reading: c5", str(in_words(caught.value)))
+        end_processes()
+        assert [process for process in multiprocessing.active_children() if process.daemon] == []
+
+
+def test_a_process_that_dies_while_a_tensor_is_taken_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sockets are closed a little before it counts as ended, so that PyTorch, who asks, thinks that it lives."""
+    from multiprocessing.resource_sharer import DupFd  # type: ignore[attr-defined]
+
+    loader = _loader("hang")
+
+    def reset(_: Any) -> int:
+        while not (loader.reading[:, 1] == 5).any():
+            time.sleep(0.01)
+        dying = int(loader.reading[loader.reading[:, 1] == 5][0, 0])
+        threading.Timer(0.3, os.kill, (dying, signal.SIGKILL)).start()
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    monkeypatch.setattr(DupFd, "detach", reset)
+    with pytest.raises((RuntimeError, UserError)) as caught:
+        list(loader)
+    assert re.search(r"died.*It was reading: c5\.", str(in_words(caught.value)))
+    end_processes()
+    time.sleep(1)  # nor is their end raised here
 
 
 def test_a_process_that_is_stopped_while_a_tensor_is_taken_from_it(monkeypatch: pytest.MonkeyPatch) -> None:

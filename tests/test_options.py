@@ -27,6 +27,14 @@ def _initialize(*files: str | Path, **options: Any) -> None:
         (["train", "evaluate"], {"treshold": 0.3}, "did you mean --threshold?"),
         (["inference"], {"flip": [0]}, "did you mean --flips?"),
         (["data"], {"num_trian": 4}, "did you mean --num_train?"),
+        (
+            ["train"],
+            {"train#datasett": 1},
+            "--train#datasett: no config has such a value; did you mean --train#dataset?",
+        ),
+        (["train"], {"validate#handler": []}, "did you mean --validate#handlers?"),
+        (["train"], {"network": 5}, "--network 5: a part of the config"),
+        (["train"], {"sampler": "random"}, "--sampler random: a part of the config"),
     ],
 )
 def test_an_option_that_nothing_reads_is_refused(files: list[str], wrong: dict[str, Any], meant: str) -> None:
@@ -48,6 +56,13 @@ def test_values_of_other_workflows_and_of_mixins_are_taken(tmp_path: Path) -> No
     own = tmp_path / "own.yaml"
     own.write_text('my_factor: 0.5\nmy_section: {value: 1}\nlearning_rate: "$@my_factor * 0.001"\n')
     _initialize("train", own, dataset_dir=str(tmp_path))
+    own.write_text(
+        'losses#mine: "@log_hausdorff"\nvariants: {a: {loss_name: dice}}\ntrain#extra: {share: 0.5}\n'
+        'train#idle: {_target_: dict}\nthreshold: "$@train#extra#share"\n'
+        'my_share: 0.1\nlimits: {_target_: scripts.bonbid.Limits, outside_fraction: "@my_share"}\n'
+    )
+    _initialize("data", dataset_dir=str(tmp_path), report_file="check.json", output_file="list.json")
+    _initialize("train", "study", own, dataset_dir=str(tmp_path), loss_name="mine")
     own.write_text("my_facotr: 0.5\n")
     with pytest.raises(RuntimeError):
         _initialize("train", own, dataset_dir=str(tmp_path))
@@ -67,9 +82,11 @@ WRONG = {
     "num_folds": [1, 2.5],
     "spatial_size": [[64, 64], 64, [64, 64, 0], [64, 64, 1.5], "big"],
     "features": [[8, "x"], 8],
-    "dropout": [[0.1, 2.0]],
+    "dropout": [[0.1, 2.0], [0, 0, 0, 1]],
     "device": ["cuad", "cuda:99", 3.5],
     "seed": [-1, 0.5, {}],
+    "prior": [1, 0],
+    "rank": [1, -1],
     "output_dir": [3, True, [1, 2, 3], "a" * 5000, "\0"],
     "training_precision": [[], 16],
     "label_mode": ["é\n", "bilinear", 1],

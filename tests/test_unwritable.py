@@ -114,6 +114,7 @@ def test_a_full_disk(
     disk(size)
     said = _attempt(workflow)
     assert len(said.splitlines()) == 1, said
+    assert str(tmp_path) in said or name == "segment"  # the command has said it
     errors = capsys.readouterr().err
     assert "Traceback" not in errors, errors
     left = [path for path in tmp_path.rglob(".*") if path.is_file() and path.name != ".lock"]

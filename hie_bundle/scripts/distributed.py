@@ -40,7 +40,7 @@ Item = TypeVar("Item")
 _status: int | None = None  # with which this rank ends; None: as any program
 
 
-def start(device: str | torch.device, timeout_minutes: float = 60) -> None:
+def start(device: str | torch.device, timeout_minutes: float = 60, place: Sequence[int] | None = None) -> None:
     """Join the process group of a ``torchrun``: NCCL where the device is CUDA, Gloo on the CPU.
 
     From then on rank 0 alone logs what is not a warning, and of several ranks that end with an exception the first one
@@ -51,15 +51,19 @@ def start(device: str | torch.device, timeout_minutes: float = 60) -> None:
         device: of this rank; the current one of CUDA from then on.
         timeout_minutes: how long a rank waits for the others before it gives up. Ranks wait while rank 0 checks the
             cases, and at the end of an evaluation for the slowest.
+        place: rank and number of processes, as the config has them; None: those of ``torchrun``.
 
     Raises:
-        UserError: when the process was not started by ``torchrun``, or has no CUDA device of its own.
+        UserError: when the process was not started by ``torchrun``, is told to have another rank, or has no CUDA device
+            of its own.
     """
     if "LOCAL_RANK" not in os.environ:
         raise UserError(
             "multi_gpu_*.yaml are for several processes. Start them with: torchrun --standalone --nproc_per_node=N "
             "-m monai.bundle run … (docs/scaling.md), or leave this config out."
         )
+    if place is not None and list(place) != [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")]:
+        raise UserError("--rank and --world_size are for torchrun to say, to each process its own; leave them out.")
     device = torch.device(device)
     on_cuda = device.type == "cuda"
     if on_cuda and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():

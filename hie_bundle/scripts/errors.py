@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Mapping
 from types import TracebackType
@@ -19,6 +20,9 @@ REFUSALS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE),
 }
+
+
+_COMPONENT = re.compile(r"Failed to instantiate component '([\w.]+)' with")  # in MONAI's words
 
 
 class UserError(ValueError):
@@ -71,13 +75,20 @@ def show_plainly() -> None:
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """The :class:`UserError` among an exception and its causes, made where the system refused something; or None."""
-    for cause in causes(error):
+    """The :class:`UserError` among an exception and its causes; or None.
+
+    It is made here where the system refused something, or a component of the config has no such argument.
+    """
+    chain = causes(error)
+    for cause in chain:
         if isinstance(cause, UserError):
             return cause
         if isinstance(cause, OSError) and cause.errno in REFUSALS:
             where = "" if cause.filename is None else f"{os.fsdecode(cause.filename)}: "
             return UserError(f"{where}{cause.strerror}. What was written whole before is as it was.")
+    component = next(filter(None, map(_COMPONENT.match, map(str, chain))), None)
+    if component and isinstance(chain[-1], TypeError) and "unexpected keyword argument" in str(chain[-1]):
+        return UserError(f"{component[1]} has no such option: {chain[-1]}.")
     return None
 
 

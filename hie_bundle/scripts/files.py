@@ -42,6 +42,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # of a full disk the system does not say which file was written
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,6 +23,7 @@ from .interruption import time_limit
 __all__ = ["DataLoader", "end_processes", "in_words"]
 
 IDLE = -1
+SOON_S = 1.0  # between the end of a process's sockets and its own
 LATE = "--loading_timeout_s is the time that they have."
 DIED = "The system may have run out of memory; --num_workers 0 reads in the main process."
 _loaders: weakref.WeakSet[DataLoader] = weakref.WeakSet()
@@ -67,6 +69,13 @@ class DataLoader(StockDataLoader):
                     batch = next(batches)
                 except StopIteration:
                     return
+                except (ConnectionError, EOFError) as error:
+                    if not self.num_workers or str(error).startswith(
+                        "Caught "
+                    ):  # the dataset's own, as PyTorch repeats
+                        raise
+                    time.sleep(SOON_S)  # a process that a tensor was taken from dies: PyTorch raises when it has ended
+                    raise _lost(f"died ({type(error).__name__})", DIED) from error
             yield batch
 
     def _late(self) -> LoadingError:
@@ -126,17 +135,28 @@ def _lost(what: str, advice: str) -> LoadingError:
 
 def end_processes() -> None:
     """Kill what still loads; Python would wait at its end for a process that hangs."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # with which PyTorch raises, whatever is done, when they end
-    for process in multiprocessing.active_children():
-        if process.daemon:  # as those are that load; also one that has not begun to read
-            process.kill()
+    is_main = threading.current_thread() is threading.main_thread()
+    # PyTorch's handler raises, whatever is done, when they end; a later run in this program needs it again
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
+    loading = [process for process in multiprocessing.active_children() if process.daemon]  # also one not yet reading
+    for process in loading:
+        process.kill()
+    for process in loading:
+        process.join(SOON_S)  # one that waits for a disk that has gone ends later
+    if before is not None and not any(process.is_alive() for process in loading):
+        signal.signal(signal.SIGCHLD, before)
+    for loader in _loaders:
+        loader.reading[:] = IDLE
 
 
 def _being_read(loader: DataLoader) -> list[str]:
+    """The cases of processes that have died, or of all where none has."""
     noted: Any = loader.dataset
     items = getattr(getattr(noted, "dataset", None), "data", [])
-    return [_name(items[index]) for _, index in loader.reading.tolist() if index != IDLE]
+    reading = [(process, index) for process, index in loader.reading.tolist() if index != IDLE]
+    alive = {process.pid for process in multiprocessing.active_children()}
+    dead = [(process, index) for process, index in reading if process not in alive]
+    return [_name(items[index]) for _, index in dead or reading]
 
 
 def _name(item: Any) -> str:

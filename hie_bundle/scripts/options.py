@@ -7,7 +7,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Number:
         most: the largest.
         whole: no fractions.
         above: ``least`` itself is not allowed.
+        below: ``most`` itself is not allowed.
         null: None is allowed, too.
         also: words that are allowed, too.
     """
@@ -42,6 +43,7 @@ class Number:
     most: float = math.inf
     whole: bool = False
     above: bool = False
+    below: bool = False
     null: bool = False
     also: tuple[str, ...] = ()
 
@@ -57,14 +59,19 @@ class Number:
             raise ValueError
         if self.whole and value != int(value):
             raise ValueError
-        if not self.least <= value <= self.most or (self.above and value == self.least):
+        if not self.least <= value <= self.most:
+            raise ValueError
+        if (self.above and value == self.least) or (self.below and value == self.most):
             raise ValueError
         return int(value) if self.whole else value
 
     def __str__(self) -> str:
         text = "a whole number" if self.whole else "a number"
-        if self.least > -math.inf and self.most < math.inf:
-            text += f" {'above' if self.above else 'from'} {self.least:g} to {self.most:g}"
+        if self.least == self.most:
+            text = f"{self.least:g}"
+        elif self.least > -math.inf and self.most < math.inf:
+            text += f" {'above' if self.above else 'from'} {self.least:g}"
+            text += f"{' and below' if self.below else ' to'} {self.most:g}"
         elif self.least > -math.inf:
             text += f" above {self.least:g}" if self.above else f" from {self.least:g} on"
         return text + "".join(f", or {word}" for word in (*self.also, *(["null"] if self.null else [])))
@@ -200,7 +207,8 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     **dict.fromkeys(("epochs", "steps", "batch_size", "val_interval", "patience"), _COUNT),
     **dict.fromkeys(("steps_per_epoch", "validations"), _COUNT),
     **dict.fromkeys(("in_channels", "parallel", "tries"), _COUNT),
-    **dict.fromkeys(("seed", "rank", "num_train", "num_val", "num_test", "num_healthy", "num_cases"), _FROM_0),
+    **dict.fromkeys(("seed", "num_train", "num_val", "num_test", "num_healthy", "num_cases"), _FROM_0),
+    "rank": Number(0, 0, whole=True),  # of several processes each computes its own
     "num_workers": Number(0, 256, whole=True, null=True),
     "threads": Number(1, whole=True, null=True),
     "fold": Number(0, whole=True, null=True),
@@ -225,7 +233,7 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     "lr_gamma": Number(0, 1, above=True),
     "l1_weight": Number(0, 10),
     "clip_norm": _ABOVE,
-    "prior": Number(0, 1, above=True, null=True),
+    "prior": Number(0, 1, above=True, below=True, null=True),
     "voxelwise_level": Number(0.01, 0.99),
     "tolerance_mm": Number(0),
     "baseline_threshold": Number(),
@@ -251,7 +259,7 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     **dict.fromkeys(("scaling", "intensity_factor"), Number(0, 0.9)),
     "intensity_shift": Number(0),
     "features": Numbers(_COUNT),
-    "dropout": Numbers(Number(0, 1)),
+    "dropout": Numbers(Number(0, 1, below=True)),
     "flips": Numbers(Number(0, 2, whole=True), each_once=True),
     **dict.fromkeys(("adc_window", "zadc_window", "prompt_window"), Numbers(Number(), 2, each_once=True)),
 }
@@ -272,19 +280,65 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
     if workflow is None:
         return
     config: Mapping[str, Any] = workflow.parser.get()
-    known = {str(workflow.init_id), str(workflow.run_id), str(workflow.final_id)}
+    own: dict[str, list[Any]] = {}  # what the configs of the bundle have under each id
     for file in workflow.config_root_path.glob("*.yaml"):
-        known |= {name.lstrip("+").split("#")[0] for name in yaml.load(file.read_text(encoding="utf-8"), _FAST)}
-    named = {reference.split("#")[0] for reference in references(json.loads(json.dumps(config, default=str)))}
+        for name, value in _ids(yaml.load(file.read_text(encoding="utf-8"), _FAST)):
+            own.setdefault(name, []).append(value)
+    known = own.keys() | {str(workflow.init_id), str(workflow.run_id), str(workflow.final_id)}
+    named = set(references("$" + json.dumps(config, default=str)))
     lines = []
-    for name, value in config.items():
-        if name in known or name in named or name.startswith("_") or isinstance(value, Mapping):
-            continue
-        near = difflib.get_close_matches(name, sorted(known), 1)
+    for name in _unread(config, known, named):
+        near = difflib.get_close_matches(name, sorted(one for one in known if one.count("#") == name.count("#")), 1)
         lines.append(f"  --{name}: no config has such a value" + (f"; did you mean --{near[0]}?" if near else "."))
     if lines:
         raise UserError("There are options that nothing would read; nothing was started.\n" + "\n".join(lines))
+    lines = [
+        f"  --{name} {value}: a part of the config; a section, or an expression ($…)"
+        for name, value in config.items()
+        if _is_plain(value) and (name == "network" or any(map(_is_part, own.get(name, []))))
+        if name not in OPTIONS and not any(map(_is_plain, own[name]))
+    ]
+    if lines:
+        raise UserError("There are options with values that are not allowed; nothing was started.\n" + "\n".join(lines))
     _refuse_values(workflow.parser, config)
+
+
+def _ids(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value with its id, of all levels."""
+    for name, value in content.items():
+        id = f"{above}{str(name).lstrip('+')}"
+        levels = id.split("#")
+        yield from (("#".join(levels[:count]), {}) for count in range(1, len(levels)))
+        yield id, value
+        if isinstance(value, Mapping):
+            yield from _ids(value, f"{id}#")
+
+
+def _unread(content: Mapping[str, Any], known: Set[str], named: Set[str], above: str = "") -> Iterator[str]:
+    """The ids of what nobody can want: no config has them, and nothing refers to them or to what they are part of.
+
+    Components may be a mixin's own, and sections at the top; arguments of components are for these to judge, and a
+    section that nothing refers into is for what reads it whole (a study's variants).
+    """
+    for name, value in content.items():
+        id = f"{above}{name}"
+        section = isinstance(value, Mapping)
+        if str(name).startswith("_") or id in named or (section and "_target_" in value):
+            continue
+        referred = any(other.startswith(f"{id}#") for other in named)
+        if id not in known and not referred and not (section and not above):
+            yield id
+        elif section and referred:
+            yield from _unread(value, known, named, f"{id}#")
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(one, Mapping) for one in value))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is no part of a config: a number, a word; null is everything's."""
+    return not (value is None or isinstance(value, Mapping | list | tuple) or _is_computed(value))
 
 
 def _refuse_values(parser: ConfigParser, config: Mapping[str, Any]) -> None:

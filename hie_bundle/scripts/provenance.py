@@ -164,11 +164,11 @@ class RunFolder:
             run()
         except BaseException as error:
             lost = in_words(error)
+            if lost:
+                end_processes()
             cause = lost or user_error(error) or first_cause(error)
             status = "failed" if isinstance(error, Exception) else "interrupted"
             self._note_end(status, f"{type(cause).__name__}: {cause}", masks)
-            if lost:
-                end_processes()
             if lost and lost not in causes(error):
                 raise lost from error
             raise

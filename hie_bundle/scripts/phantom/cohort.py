@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..cores import available_cores
 from ..errors import UserError, choose
+from ..files import write_json
 from .case import simulate_case
 from .settings import Settings
 from .variety import Rule, draw_settings
@@ -136,11 +137,7 @@ def claim(root: Path, manifest: dict[str, Any]) -> None:
         raise UserError(
             f"{root} already holds {foreign[0].name}, which is not a phantom cohort. Choose another output_dir."
         )
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as scratch:
-        draft = Path(scratch) / MANIFEST
-        draft.write_text(json.dumps(manifest, indent=2) + "\n")
-        draft.replace(path)
+    write_json(path, manifest, indent=2)
 
 
 def write_case(
