@@ -178,7 +178,7 @@ def test_the_strong_recipe_fits_it_and_uses_it_everywhere(tiny_cohort: Path, tmp
     path = str(tmp_path / "model.pt")
     run("train", "train", ckpt_dir=str(tmp_path), output_dir=str(tmp_path / "training"), epochs=1, overwrite=True)
     assert read_part(Path(path), "voxelwise") is not None
-    both = {"ckpt_path": path, "split": "val", "threshold": 0.3}
+    both = {"ckpt_path": path, "split": "val"}
     run("train", "train", "evaluate", **both, output_dir=str(tmp_path / "evaluated"))
     run("infer", "inference", **both, output_dir=str(tmp_path / "inferred"))
     run("infer", "inference", **both, output_dir=str(tmp_path / "without"), voxelwise_weight=0)
@@ -187,7 +187,7 @@ def test_the_strong_recipe_fits_it_and_uses_it_everywhere(tiny_cohort: Path, tmp
     assert len(masks[0]) == len(masks[1]) == len(masks[2]) == 2
     assert all(np.array_equal(one, other) for one, other in zip(masks[0], masks[1], strict=True))
     assert any(not np.array_equal(one, other) for one, other in zip(masks[1], masks[2], strict=True))
-    options = {**OPTIONS["strong strong_cpu"], "device": "cpu", "threshold": 0.3}
+    options = {**OPTIONS["strong strong_cpu"], "device": "cpu"}
     segmenter = Segmenter(path, recipe="strong_cpu", **{k: v for k, v in options.items() if k != "val_interval"})
     cases = [sorted(tiny_cohort.glob(f"BONBID2023_Val/{part}/*")) for part in ("1ADC_ss", "2Z_ADC")]
     for adc, zadc, expected in zip(*cases, masks[1], strict=True):

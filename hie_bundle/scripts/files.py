@@ -43,7 +43,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        error.filename = str(path)  # of a full disk the system does not say which file was written
+        if error.errno is not None:  # of a full disk the system does not say which file was written
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
