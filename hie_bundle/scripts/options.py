@@ -296,8 +296,8 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
         f"  --{name} {value}: a part of the config; a section, or an expression ($…)"
         for name, value in config.items()
         if _is_plain(value) and (name == "network" or any(map(_is_part, own.get(name, []))))
-        if name not in OPTIONS and name != "losses"  # what --compare of a study was called; it says so itself
-        if not any(map(_is_plain, own[name]))
+        if name not in OPTIONS and not any(map(_is_plain, own[name]))
+        if (name, "variants" in config) != ("losses", True)  # the name of a study's --compare before 0.3
     ]
     if lines:
         raise UserError("There are options with values that are not allowed; nothing was started.\n" + "\n".join(lines))
