@@ -20,8 +20,6 @@ REFUSALS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE),
 }
-
-
 _COMPONENT = re.compile(r"Failed to instantiate component '([\w.]+)' with")  # in MONAI's words
 
 

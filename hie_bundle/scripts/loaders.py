@@ -70,9 +70,7 @@ class DataLoader(StockDataLoader):
                 except StopIteration:
                     return
                 except (ConnectionError, EOFError) as error:
-                    if not self.num_workers or str(error).startswith(
-                        "Caught "
-                    ):  # the dataset's own, as PyTorch repeats
+                    if not self.num_workers or str(error).startswith("Caught "):  # the dataset's own, told again
                         raise
                     time.sleep(SOON_S)  # a process that a tensor was taken from dies: PyTorch raises when it has ended
                     raise _lost(f"died ({type(error).__name__})", DIED) from error

@@ -299,9 +299,7 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
         if name not in OPTIONS and not any(map(_is_plain, own[name]))
         if (name, "variants" in config) != ("losses", True)  # the name of a study's --compare before 0.3
     ]
-    if lines:
-        raise UserError("There are options with values that are not allowed; nothing was started.\n" + "\n".join(lines))
-    _refuse_values(workflow.parser, config)
+    _refuse_values(workflow.parser, config, lines)
 
 
 def _ids(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -342,9 +340,14 @@ def _is_plain(value: Any) -> bool:
     return not (value is None or isinstance(value, Mapping | list | tuple) or _is_computed(value))
 
 
-def _refuse_values(parser: ConfigParser, config: Mapping[str, Any]) -> None:
-    """Stop where values are not allowed; put what is meant in the place of texts and of whole numbers like 1e2."""
-    lines = []
+def _refuse_values(parser: ConfigParser, config: Mapping[str, Any], lines: list[str]) -> None:
+    """Stop where values are not allowed; put what is meant in the place of texts and of whole numbers like 1e2.
+
+    Args:
+        parser: of the config.
+        config: what it holds.
+        lines: what is not allowed already.
+    """
     for name, allowed in OPTIONS.items():
         if name not in config or _is_computed(config[name]):
             continue

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from ..bonbid import LPS_TO_RAS, Volume, brain_of, to_itk
-from .images import resample
+from .images import on_grid, resample
 from .registration import Fit, register, repeat_border
 
 __all__ = ["Atlas", "build_atlas", "hampel_mean_and_std"]
@@ -68,7 +68,7 @@ def build_atlas(cases: Sequence[Volume], step_mm: float = 1.5, rounds: int = 2, 
     first = int(np.argsort(volumes)[len(volumes) // 2])
     grid = _grid(cases[first], step_mm)
     start = _values(resample(full[first], grid)) * (_values(resample(images[first], grid, nearest=True)) > 0)
-    template = _on(start, grid)
+    template = on_grid(start, grid)
     for number in range(rounds + 1):
         brain = sitk.Cast(template > 0, sitk.sitkUInt8)
         found = [
@@ -82,7 +82,7 @@ def build_atlas(cases: Sequence[Volume], step_mm: float = 1.5, rounds: int = 2, 
             for which, nearest in ((full, False), (images, True))
         )
         mean, std = hampel_mean_and_std(values, inside > 0)
-        template = _on(mean, grid)
+        template = on_grid(mean, grid)
         correlations = [one.fit.correlation for one in found]
         logger.info(
             "Round %d of %d: the maps correlate with the template by %.3f, the least by %.3f.", number + 1, rounds + 1,
@@ -154,12 +154,6 @@ def _from_mean_shape(transforms: Sequence[sitk.Transform], brain: sitk.Image) ->
 
 def _values(image: sitk.Image) -> NDArray[np.float32]:
     return np.asarray(sitk.GetArrayFromImage(image), dtype=np.float32)
-
-
-def _on(values: NDArray[np.float32], grid: sitk.Image) -> sitk.Image:
-    image = sitk.GetImageFromArray(values)
-    image.CopyInformation(grid)
-    return image
 
 
 def _affine_of(grid: sitk.Image) -> NDArray[np.float64]:

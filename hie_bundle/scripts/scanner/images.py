@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from ..bonbid import EXTENSIONS, Volume, VolumeError, extension_of, read_volume
 from ..bonbid.checks import grid_difference
 from ..errors import UserError
 
-__all__ = ["GRID_TOLERANCE_MM", "paths_of", "read", "refuse_other_grid", "resample", "stem_of"]
+__all__ = ["GRID_TOLERANCE_MM", "on_grid", "paths_of", "read", "refuse_other_grid", "resample", "stem_of"]
 
 GRID_TOLERANCE_MM = 0.1  # between the corners of what is called one grid
+
+
+def on_grid(values: NDArray[np.float32], grid: sitk.Image) -> sitk.Image:
+    """Values, shape (Z, Y, X), as an image that lies where another one does."""
+    image = sitk.GetImageFromArray(values)
+    image.CopyInformation(grid)
+    return image
 
 
 def paths_of(given: str | Path | Sequence[str | Path] | None) -> list[Path]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ..errors import UserError
-from .images import resample
+from .images import on_grid, resample
 from .zmap import z_map
 
 __all__ = ["Fit", "Registration", "register", "repeat_border"]
@@ -89,8 +89,7 @@ def register(
     # and a voxel beyond the atlas is compared with what is nearest.
     full_adc, full_mean, full_std = (repeat_border(image) for image in (adc, mean, std))
     values = np.where(b, sitk.GetArrayFromImage(resample(full_adc, grid)), 0).astype(np.float32)
-    fixed = sitk.GetImageFromArray(values)
-    fixed.CopyInformation(grid)
+    fixed = on_grid(values, grid)
     affine = _affine(fixed, inside, mean)
     near = sitk.BinaryDilate(resample(mean, grid, affine, nearest=True) > 0, [round(BEYOND_MM / STEP_MM)] * 3)
     whole, kept = b, b & (sitk.GetArrayFromImage(near) > 0)
@@ -105,14 +104,12 @@ def register(
 
     transform: sitk.Transform = affine
     expected, spread, covered = at(affine)
-    moving = sitk.GetImageFromArray(np.where(covered, expected, 0).astype(np.float32))
-    moving.CopyInformation(grid)
+    moving = on_grid(np.where(covered, expected, 0).astype(np.float32), grid)
     damage = _damage(values, b, expected, spread, least_std)
     field = None
     for number in range(PASSES if deformable else 0):
-        filled = sitk.GetImageFromArray(np.where(b, np.where(damage, expected, values), 0).astype(np.float32))
-        filled.CopyInformation(fixed)
-        field = _demons(filled, moving)
+        filled = np.where(b, np.where(damage, expected, values), 0).astype(np.float32)
+        field = _demons(on_grid(filled, grid), moving)
         transform = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(sitk.Image(field))])
         expected, spread, _ = at(transform)
         before, damage = damage, _damage(values, b, expected, spread, least_std)
@@ -156,12 +153,10 @@ def _grid(brain: sitk.Image) -> sitk.Image:
 
 
 def repeat_border(image: sitk.Image) -> sitk.Image:
-    """An atlas whose border goes on outside its brain, so that interpolation there does not mix in zeros."""
+    """A map or an atlas whose border goes on outside its brain, so that interpolation there does not mix in zeros."""
     values = sitk.GetArrayFromImage(image)
     nearest = tuple(ndimage.distance_transform_edt(values <= 0, return_distances=False, return_indices=True))
-    result = sitk.GetImageFromArray(values[nearest])
-    result.CopyInformation(image)
-    return result
+    return on_grid(values[nearest], image)
 
 
 def _affine(fixed: sitk.Image, inside: sitk.Image, mean: sitk.Image) -> sitk.AffineTransform:
