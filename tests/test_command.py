@@ -220,6 +220,19 @@ def test_folders_are_matched_by_name_or_case(tmp_path: Path) -> None:
             find_jobs(tmp_path / adc, tmp_path / zadc if zadc else None)
 
 
+@pytest.mark.parametrize("names", [("M", "m"), ("\u00e4", "a\u0308")])
+def test_masks_that_are_one_file_on_some_disks(names: tuple[str, str], run: Run, tmp_path: Path) -> None:
+    """As capitals, and as forms of a letter: refused before a map is read."""
+    for name in names:
+        (tmp_path / f"{name}-ADC_ss.nii.gz").touch()
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this disk does not tell them apart")
+    status, _, err = run("segment", tmp_path, "-o", tmp_path / "masks")
+    assert status == 1
+    assert "are one file on disks that do not tell capitals, or forms of a letter, apart" in err
+    assert not (tmp_path / "masks").exists()
+
+
 def test_mistakes(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
     adc, zadc = (max((cohort / name).iterdir()) for name in ("1ADC_ss", "2Z_ADC"))
     for words, status, message in [
