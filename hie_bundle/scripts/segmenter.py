@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 import nibabel as nib
 import numpy as np
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, CopyItemsd
@@ -30,6 +30,7 @@ from .mixins import CONFIGS, RECIPES
 from .mixins import mixins as recipe_files
 from .recipe import recipe_of, same_recipe
 from .weights import load_weights, read_record, weights_files
+from .workflow import Workflow
 
 __all__ = ["CAUTION", "Segmentation", "Segmenter", "segment", "trained_with"]
 
@@ -286,7 +287,7 @@ def _parse(files: Sequence[Path], options: Mapping[str, Any]) -> ConfigParser:
     hook, path = sys.excepthook, list(sys.path)
     try:
         with _quiet("monai.bundle.workflows"):
-            workflow = ConfigWorkflow(
+            workflow = Workflow(
                 [str(file) for file in files],
                 meta_file=str(CONFIGS / "metadata.json"),
                 logging_file=False,
