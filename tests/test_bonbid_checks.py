@@ -268,6 +268,20 @@ def test_files_that_are_there_twice(tmp_path: Path) -> None:
         require_usable(bonbid.datalist(tmp_path, None), tmp_path, "inference")
 
 
+@pytest.mark.parametrize(
+    "ids", [("Aa", "aA"), ("\u00e4", "a\u0308"), ("\u00c4", "a\u0308"), ("stra\u00dfe", "STRASSE")]
+)
+def test_cases_that_are_one_file_on_some_disks_are_refused(ids: tuple[str, str], tmp_path: Path) -> None:
+    """As capitals and as forms of a letter; their masks would be one file there."""
+    items = [
+        bonbid.find_cases(tmp_path / str(n))[0].item() for n, id in enumerate(ids) if write_case(tmp_path / str(n), id)
+    ]
+    with pytest.raises(DatasetError, match="do not tell capitals, or forms of a letter, apart") as caught:
+        require_usable(items, tmp_path, "inference")
+    assert all(item["image"][0] in str(caught.value) for item in items)
+    require_usable(items[:1], tmp_path, "inference")
+
+
 def test_nothing_found(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as error:
         require_usable([], tmp_path / "absent", "training")

@@ -220,6 +220,19 @@ def test_folders_are_matched_by_name_or_case(tmp_path: Path) -> None:
             find_jobs(tmp_path / adc, tmp_path / zadc if zadc else None)
 
 
+@pytest.mark.parametrize("names", [("M", "m"), ("\u00e4", "a\u0308")])
+def test_masks_that_are_one_file_on_some_disks(names: tuple[str, str], run: Run, tmp_path: Path) -> None:
+    """As capitals, and as forms of a letter: refused before a map is read."""
+    for name in names:
+        (tmp_path / f"{name}-ADC_ss.nii.gz").touch()
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this disk does not tell them apart")
+    status, _, err = run("segment", tmp_path, "-o", tmp_path / "masks")
+    assert status == 1
+    assert "are one file on disks that do not tell capitals, or forms of a letter, apart" in err
+    assert not (tmp_path / "masks").exists()
+
+
 def test_mistakes(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
     adc, zadc = (max((cohort / name).iterdir()) for name in ("1ADC_ss", "2Z_ADC"))
     for words, status, message in [
@@ -231,7 +244,13 @@ def test_mistakes(run: Run, options: list[str], cohort: Path, tmp_path: Path) ->
         (("segment", cohort, "-o", tmp_path / "x.nii.gz"), 1, "is one file, but there are several cases"),
         (("segment", adc, zadc, "-o", tmp_path / "o", "--thresold", "0.4", *options), 1, "did you mean --threshold?"),
         (("segment", adc, zadc, "-o", tmp_path / "o", "--weights", tmp_path / "no.pt"), 1, "There is no checkpoint"),
-        (("train", "--recipe", "best"), 1, "recipe 'best' is unknown; choose one of: paper"),
+        (("train", "--recipe", "best"), 1, "There is no recipe 'best'; choose one of paper, strong"),
+        (("train", "--recipe", "5"), 1, "There is no recipe '5'"),
+        (("train", "--config_file", "5"), 1, "There is no recipe '5'"),
+        (("train", "--tracking", "wandbb"), 1, "--tracking wandbb: mlflow or wandb"),
+        (("train", "--train#datasett#cache_rate", "0.5"), 1, "did you mean --train#dataset#cache_rate?"),
+        (("train", "--run_id", "trainin"), 1, "did you mean training?"),
+        (("train", "--recipe", "strong,strong_cpu,fine_tune", "--dataset_dir", tmp_path), 1, "holds no case"),
         (("check", "--recipe", "strong"), 1, "`hie-bundle check` takes no --recipe"),
         (("completion", "tcsh"), 1, "choose one of: bash, zsh, fish"),
     ]:

@@ -9,8 +9,9 @@ import pytest
 from conftest import BUNDLE
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from scripts.errors import user_error
+from scripts.errors import UserError, user_error
 from scripts.options import OPTIONS
+from scripts.workflow import Workflow
 
 CONFIGS = BUNDLE / "configs"
 
@@ -41,6 +42,149 @@ def test_an_option_that_nothing_reads_is_refused(files: list[str], wrong: dict[s
     with pytest.raises(RuntimeError) as caught:
         _initialize(*files, **wrong)
     assert meant in str(user_error(caught.value))
+
+
+STRONG = ["train", "strong", "strong_cpu"]
+
+
+@pytest.mark.parametrize(
+    ("files", "wrong", "said"),
+    [
+        # a section, a component or a list of parts that is none any more
+        (["train"], {"transforms": []}, "--transforms []: a part of the config; a section, or an expression ($…)"),
+        (["train"], {"train": []}, "--train []: a part of the config; a section"),
+        (["train"], {"network_def": []}, "--network_def []: a part of the config; a section"),
+        (["train"], {"train#handlers": {}}, "--train#handlers {}: a part of the config; a list of parts"),
+        (["train"], {"train#handlers#0": 5}, "--train#handlers#0 5: a part of the config; a section"),
+        (["train"], {"losses#dice": 5}, "--losses#dice 5: a part of the config; a section"),
+        (["train"], {"transforms#load": []}, "--transforms#load []: a part of the config; a list of parts"),
+        (["inference"], {"decide": []}, "--decide []: a part of the config; a list of parts"),  # masks of zeros, exit 0
+        # in the place of an option
+        (["train"], {"train#dataloader#batch_size": 0}, "--train#dataloader#batch_size 0: a whole number from 1 on"),
+        (["train"], {"train#dataset#cache_rate": 5}, "--train#dataset#cache_rate 5: a number from 0 to 1"),
+        (["train"], {"optimizer#lr": -1}, "--optimizer#lr -1: a number above 0 to 10"),
+        (["train"], {"decide#0#threshold": 7}, "--decide#0#threshold 7: a number from 0 to 1"),
+        (["train"], {"train#handlers#2#max_norm": "x"}, "--train#handlers#2#max_norm x: a number above 0"),
+        (["train"], {"transforms#grid#1#spatial_size": [2, 2]}, "--transforms#grid#1#spatial_size [2, 2]: a list of 3"),
+        (STRONG, {"augment#0#pos": "x"}, "--augment#0#pos x: a number from 0 to 1"),
+        # in the place of a number, of a flag
+        (["train"], {"losses#tversky#alpha": "x"}, "--losses#tversky#alpha x: a number"),
+        (["train"], {"losses#dice#sigmoid": 5}, "--losses#dice#sigmoid 5: true or false"),
+        (STRONG, {"mirror_sigma_mm": "x"}, "--mirror_sigma_mm x: a number from 0 on"),
+        (["train"], {"loaded": []}, "--loaded []: a text, or a list of them"),
+    ],
+)
+def test_what_stands_in_a_section_is_judged_too(files: list[str], wrong: dict[str, Any], said: str) -> None:
+    """Each ended in a traceback of MONAI, PyTorch or TorchIO, or did something else than what was asked for."""
+    with pytest.raises(RuntimeError) as caught:
+        _initialize(*files, **wrong)
+    assert said in str(user_error(caught.value))
+
+
+def test_nested_values_become_what_they_mean(tmp_path: Path) -> None:
+    """``"false"`` is a text that counts as true there, too."""
+    given = {"train#dataset#progress": "false", "losses#dice#sigmoid": "true", "train#dataloader#batch_size": 2.0}
+    workflow = Workflow(
+        str(CONFIGS / "train.yaml"), workflow_type=None, logging_file=False, dataset_dir=str(tmp_path), **given
+    )
+    workflow.initialize()
+    assert [workflow.parser[name] for name in given] == [False, True, 2]
+    assert workflow.parser.get_parsed_content("train#dataset").progress is False
+
+
+def test_a_users_own_components_judge_themselves(tmp_path: Path) -> None:
+    """What is allowed in the place of an option binds those with the bundle's arguments alone."""
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "network_def: {_target_: DynUNet, spatial_dims: 3, in_channels: 2, out_channels: 1, dropout: 0.2}\n"
+        "transforms#values: ['@my_values']\nmy_values: {_target_: NormalizeIntensityd, keys: image, divisor: 3.0}\n"
+        "train#dataset#data: [{image: a.nii.gz, case: a}]\n"
+        "augment: [{_target_: RandCropByPosNegLabeld, keys: image, label_key: label, spatial_size: 9, pos: 2}]\n"
+    )
+    _initialize(*STRONG, own, dataset_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "wrong", "said"),
+    [
+        (STRONG, {"transforms#values": "$[@valeus]"}, "`@valeus` is not defined"),
+        (
+            ["train"],
+            {"optimizer#_target_": "torch.optim.Adamm"},
+            "Cannot locate class or function path: 'torch.optim.Ad",
+        ),
+        (
+            ["train"],
+            {"augment#0#transform#transforms#0#std": [1, 2, 3]},
+            "torchio.RandomNoise does not take the values",
+        ),
+        (["train"], {"transforms#grid#1#mode": 5}, "Resized does not take the values that it has in the config: "),
+        (["train"], {"limits#brain_ml_range": 5}, "limits#brain_ml_range is two numbers, the least and the greatest"),
+        (["train"], {"limits#adc_limit": "x"}, "limits#adc_limit is a number, not 'x'"),
+        (["train"], {"limits#adc_range": [4000, 200]}, "limits#adc_range is two numbers, the least and the greatest"),
+    ],
+)
+def test_what_only_a_component_can_judge(
+    files: list[str], wrong: dict[str, Any], said: str, tiny_cohort: Path, tmp_path: Path
+) -> None:
+    places = {"dataset_dir": str(tiny_cohort), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path)}
+    workflow = Workflow(
+        [str(CONFIGS / f"{name}.yaml") for name in files],
+        workflow_type=None, run_id="training", logging_file=False, num_workers=0, device="cpu", **places, **wrong,
+    )  # fmt: skip
+    with pytest.raises((RuntimeError, ValueError, ModuleNotFoundError)) as caught:  # noqa: PT012 -- before, or then
+        workflow.initialize()
+        workflow.run()
+    assert said in str(user_error(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"train#datasett#cache_rate": 1}, "--train#datasett#cache_rate: no config has such a value; did you mean "
+                                           "--train#dataset#cache_rate?"),
+        ({"trian::dataset": 1, "x#_target_": "y"}, "did you mean --train#dataset?\n  --x#_target_: no config has such"),
+        ({"validate#handlers#99": 5}, "validate#handlers is a list, whose places are 0 to 1"),
+        ({"validate#handlers#x": 5}, "validate#handlers is a list, whose places are 0 to 1"),
+        ({"threshold#x": 5}, "--threshold#x: threshold has no parts"),
+    ],
+)  # fmt: skip
+def test_an_option_in_no_section(wrong: dict[str, Any], said: str) -> None:
+    """MONAI sets options before it reads the bundle's code: its class, and a KeyError, without this one."""
+    with pytest.raises(UserError, match="nothing was started") as caught:
+        Workflow(str(CONFIGS / "train.yaml"), workflow_type=None, logging_file=False, **wrong)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("trian.yaml", None, "There is no config file .*trian.yaml; did you mean .*train.yaml"),
+        ("a.yaml", "", "a.yaml is no config file: it holds no values with names"),
+        ("a.yaml", "- 1", "a.yaml is no config file: it holds no values with names"),
+        ("a.yaml", "a: [", "a.yaml is no config file: while parsing a flow"),
+        ("a.txt", "a: 1", "a.txt is no config file: unknown file input"),
+    ],
+)
+def test_no_config_file(name: str, content: str | None, said: str, tmp_path: Path) -> None:
+    file = CONFIGS / name if content is None else tmp_path / name
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=said) as caught:
+        Workflow([str(CONFIGS / "train.yaml"), str(file)], workflow_type=None, logging_file=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_to_run_has_a_name() -> None:
+    workflow = Workflow(str(CONFIGS / "train.yaml"), workflow_type=None, run_id="trainin", logging_file=False)
+    with pytest.raises(RuntimeError) as caught:
+        workflow.initialize()
+    assert "trainin: no config has this to run; did you mean training?" in str(user_error(caught.value))
+    workflow = Workflow(str(CONFIGS / "data.yaml"), workflow_type=None, logging_file=False)
+    workflow.initialize()
+    with pytest.raises(ValueError, match="run") as nothing:
+        workflow.run()
+    assert "run ID 'run' doesn't exist" in str(user_error(nothing.value))
 
 
 def test_values_of_other_workflows_and_of_mixins_are_taken(tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def test_a_worker_dies_and_nothing_is_lost_or_done_twice(
     assert "with threshold 0.5, not 0.3" in err
 
 
+def test_masks_made_at_another_level_are_refused(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
+    """Whatever changes masks with the same weights: the voxelwise network's part, mirrorings."""
+    assert run("segment", cohort, "-o", tmp_path, "--shard", "1/3", *options)[0] == 0
+    for name, value, before in (("voxelwise_level", 0.4, 0.5), ("voxelwise_weight", 0.5, 0), ("flips", "[0]", "[]")):
+        status, _, err = run("segment", cohort, "-o", tmp_path, "--shard", "1/3", *options, f"--{name}={value}")
+        assert status == 1
+        assert f"with {name} {before}, not {value}" in err
+
+
 def test_what_cannot_be_segmented_is_in_the_table(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
     bad = max((cohort / "1ADC_ss").iterdir())
     bad.write_bytes(b"no image")

@@ -42,6 +42,8 @@
 ``distributed``       several processes: start, shares, failures
 ``machine``, ``cores``  memory, workers, cores
 ``options``           values that nobody reads, or that are not allowed, are refused
+``kinds``             what an option may be: numbers, lists of them, flags, texts, devices
+``workflow``          MONAI's, whose refusals of files and options are one line
 ``errors``, ``files``   what a user can mend, in one line; files written whole
 ====================  ==============================================================================================
 

@@ -20,7 +20,13 @@ REFUSALS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE),
 }
-_COMPONENT = re.compile(r"Failed to instantiate component '([\w.]+)' with")  # in MONAI's words
+# in MONAI's words: a component that refused its arguments; and what is wrong with a config, whoever wrote it
+_COMPONENT = re.compile(r"(?:Failed to instantiate component '|applying transform <)([\w.]+)")
+_CONFIG = re.compile(
+    r"the referring item `@.+` is not defined in the config content\."
+    r"|Cannot locate class or function path: .+"
+    r"|run ID '.+' doesn't exist in the config file\."
+)
 
 
 class UserError(ValueError):
@@ -75,7 +81,8 @@ def show_plainly() -> None:
 def user_error(error: BaseException) -> UserError | None:
     """The :class:`UserError` among an exception and its causes; or None.
 
-    It is made here where the system refused something, or a component of the config has no such argument.
+    It is made here where the system refused something, the config names what there is not, or a component of it that is
+    a library's does not take its arguments. The bundle's own say themselves what is wrong with theirs.
     """
     chain = causes(error)
     for cause in chain:
@@ -84,9 +91,13 @@ def user_error(error: BaseException) -> UserError | None:
         if isinstance(cause, OSError) and cause.errno in REFUSALS:
             where = "" if cause.filename is None else f"{os.fsdecode(cause.filename)}: "
             return UserError(f"{where}{cause.strerror}. What was written whole before is as it was.")
-    component = next(filter(None, map(_COMPONENT.match, map(str, chain))), None)
+    if mistake := next(filter(None, map(_CONFIG.fullmatch, map(str, chain))), None):
+        return UserError(mistake[0].replace("::", "#"))
+    component = _COMPONENT.match(str(chain[-2])) if len(chain) > 1 else None
     if component and isinstance(chain[-1], TypeError) and "unexpected keyword argument" in str(chain[-1]):
         return UserError(f"{component[1]} has no such option: {chain[-1]}.")
+    if component and isinstance(chain[-1], TypeError | ValueError) and not component[1].startswith("scripts."):
+        return UserError(f"{component[1]} does not take the values that it has in the config: {chain[-1]}")
     return None
 
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import json
-import math
-import os
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from .errors import UserError
+from .kinds import Device, Flag, Kind, Number, Numbers, Text
 from .recipe import references
 
 _FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # by libyaml, where PyYAML was built with it
@@ -25,189 +19,30 @@ _FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # by libyaml, where PyYAM
 __all__ = ["OPTIONS", "refuse_unknown"]
 
 
-@dataclass(frozen=True)
-class Number:
-    """A finite number.
-
-    Attributes:
-        least: the smallest that is allowed.
-        most: the largest.
-        whole: no fractions.
-        above: ``least`` itself is not allowed.
-        below: ``most`` itself is not allowed.
-        null: None is allowed, too.
-        also: words that are allowed, too.
-    """
-
-    least: float = -math.inf
-    most: float = math.inf
-    whole: bool = False
-    above: bool = False
-    below: bool = False
-    null: bool = False
-    also: tuple[str, ...] = ()
-
-    def read(self, value: Any) -> Any:
-        """The value as it is used.
-
-        Raises:
-            ValueError: when it is not allowed.
-        """
-        if (value is None and self.null) or (isinstance(value, str) and value in self.also):
-            return value
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
-            raise ValueError
-        if self.whole and value != int(value):
-            raise ValueError
-        if not self.least <= value <= self.most:
-            raise ValueError
-        if (self.above and value == self.least) or (self.below and value == self.most):
-            raise ValueError
-        return int(value) if self.whole else value
-
-    def __str__(self) -> str:
-        text = "a whole number" if self.whole else "a number"
-        if self.least == self.most:
-            text = f"{self.least:g}"
-        elif self.least > -math.inf and self.most < math.inf:
-            text += f" {'above' if self.above else 'from'} {self.least:g}"
-            text += f"{' and below' if self.below else ' to'} {self.most:g}"
-        elif self.least > -math.inf:
-            text += f" above {self.least:g}" if self.above else f" from {self.least:g} on"
-        return text + "".join(f", or {word}" for word in (*self.also, *(["null"] if self.null else [])))
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """A list of numbers.
-
-    Attributes:
-        of: what each of them may be.
-        count: how many; any number of them if None.
-        each_once: none stands twice.
-        null: None is allowed, too.
-    """
-
-    of: Number
-    count: int | None = None
-    each_once: bool = False
-    null: bool = False
-
-    def read(self, value: Any) -> Any:
-        """See :meth:`Number.read`."""
-        if value is None and self.null:
-            return value
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ValueError
-        values = [self.of.read(one) for one in value]
-        if self.count not in (None, len(values)) or (self.each_once and len(set(values)) < len(values)):
-            raise ValueError
-        return values
-
-    def __str__(self) -> str:
-        text = f"a list of {self.count or 'any'} numbers, each {self.of}"
-        return text + (", none twice" if self.each_once else "") + (", or null" if self.null else "")
-
-
-@dataclass(frozen=True)
-class Flag:
-    """True or false; the words, too, which a shell passes as texts, of which every one would count as true.
-
-    Attributes:
-        also: words that are allowed, too.
-    """
-
-    also: tuple[str, ...] = ()
-
-    def read(self, value: Any) -> bool | str:
-        """See :meth:`Number.read`."""
-        if isinstance(value, bool) or value in self.also:
-            return value
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        raise ValueError
-
-    def __str__(self) -> str:
-        return " or ".join(("true", "false", *self.also))
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text, such as a path.
-
-    Attributes:
-        path: it is one, and no longer than the file system takes.
-        null: None is allowed, too.
-        several: a list of them is allowed, too.
-        of: those that are allowed; empty: any.
-    """
-
-    path: bool = False
-    null: bool = False
-    several: bool = False
-    of: tuple[str, ...] = ()
-
-    def read(self, value: Any) -> Any:
-        """See :meth:`Number.read`."""
-        if self.several and isinstance(value, list | tuple) and value:
-            return [Text(self.path).read(one) for one in value]
-        if value is None and self.null:
-            return value
-        if not isinstance(value, str | os.PathLike) or (self.of and value not in self.of):
-            raise ValueError
-        if self.path:
-            try:
-                Path(value).lstat()  # which also refuses what no path may contain
-            except OSError as error:
-                if error.errno == errno.ENAMETOOLONG:
-                    raise ValueError from error
-        return value
-
-    def __str__(self) -> str:
-        text = "a path" if self.path else " or ".join(self.of) or "a text"
-        return text + (", or a list of them" if self.several else "") + (", or null" if self.null else "")
-
-
-class Device:
-    """What PyTorch calls a device, and this machine has."""
-
-    def read(self, value: Any) -> Any:
-        """See :meth:`Number.read`."""
-        try:
-            device = torch.device(value)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError from error
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise ValueError
-        if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
-            raise ValueError
-        return value
-
-    def __str__(self) -> str:
-        count = torch.cuda.device_count()
-        return "cpu" + (f" or cuda:0 to cuda:{count - 1}" if count else "; this machine has no CUDA device")
-
-
 _COUNT, _SHARE, _ABOVE = Number(1, whole=True), Number(0, 1), Number(0, above=True)
 _FROM_0 = Number(0, whole=True)
 # what the values at the top of the configs may be; one that is computed ($…) or refers to another (@…) is not looked at
-OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
+OPTIONS: dict[str, Kind] = {
     **dict.fromkeys(("dataset_dir", "ckpt_dir", "bundle_root"), Text(path=True)),
     **dict.fromkeys(("output_dir", "datalist", "anonymise_ids", "init_weights"), Text(path=True, null=True)),
-    **dict.fromkeys(("predictions_dir", "threshold_from"), Text(path=True, null=True)),
+    **dict.fromkeys(("predictions_dir", "threshold_from", "output_file", "report_file"), Text(path=True, null=True)),
+    **dict.fromkeys(("brain_file", "stripped_file", "adc_file", "adc_source"), Text(path=True, null=True)),
+    **dict.fromkeys(("atlas_mean", "atlas_std", "mask_file", "capture_file"), Text(path=True, null=True)),
     "ckpt_path": Text(path=True, several=True),
     "patient_pattern": Text(null=True),
     **dict.fromkeys(("loss_name", "augmentation", "training_precision", "precision"), Text()),
+    **dict.fromkeys(("base_url", "dataset_name"), Text()),
     "label_mode": Text(of=("nearest-exact", "nearest", "trilinear", "area")),
     "on_nonfinite": Text(),
     "device": Device(),
     **dict.fromkeys(("amp", "cudnn_benchmark", "progress", "verbose", "overwrite"), Flag()),
-    **dict.fromkeys(("other_recipe", "sync_batch_norm", "labels", "limit_to_brain"), Flag()),
+    **dict.fromkeys(("other_recipe", "sync_batch_norm", "labels", "limit_to_brain", "secondary_capture"), Flag()),
     "resume": Flag(also=("force",)),
     **dict.fromkeys(("epochs", "steps", "batch_size", "val_interval", "patience"), _COUNT),
     **dict.fromkeys(("steps_per_epoch", "validations"), _COUNT),
-    **dict.fromkeys(("in_channels", "parallel", "tries"), _COUNT),
+    **dict.fromkeys(("in_channels", "parallel", "tries", "least_cases", "feature_size", "max_archive_bytes"), _COUNT),
     **dict.fromkeys(("seed", "num_train", "num_val", "num_test", "num_healthy", "num_cases"), _FROM_0),
+    **dict.fromkeys(("first_case", "rounds", "train_seed", "val_seed"), _FROM_0),
     "rank": Number(0, 0, whole=True),  # of several processes each computes its own
     "num_workers": Number(0, 256, whole=True, null=True),
     "threads": Number(1, whole=True, null=True),
@@ -237,8 +72,9 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     "voxelwise_level": Number(0.01, 0.99),
     "tolerance_mm": Number(0),
     "baseline_threshold": Number(),
-    **dict.fromkeys(("timeout_minutes", "timeout_s", "fine_mm", "atlas_step_mm"), _ABOVE),
-    **dict.fromkeys(("pause_s", "registration_mm"), Number(0)),
+    **dict.fromkeys(("timeout_minutes", "timeout_s", "fine_mm", "atlas_step_mm", "step_mm"), _ABOVE),
+    **dict.fromkeys(("pause_s", "registration_mm", "mirror_sigma_mm"), Number(0)),
+    **dict.fromkeys(("lr_power", "region_weight", "boundary_weight"), Number(0)),
     **dict.fromkeys(("smallest_lesion_mm3", "prompt_smallest_mm3"), Number(0)),
     "prompt_below": Number(),
     "prompt_margin": _FROM_0,
@@ -253,11 +89,16 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
     "b_values": Numbers(Number(0), null=True),
     "series": Numbers(_FROM_0, each_once=True),
     "spatial_size": Numbers(_COUNT, 3, null=True),
-    **dict.fromkeys(("input_size", "patch_size"), Numbers(_COUNT, 3)),
+    **dict.fromkeys(("input_size", "patch_size", "crop_size"), Numbers(_COUNT, 3)),
+    "age_days": Numbers(Number(0), 2, null=True),
+    "matrix_sizes": Numbers(_COUNT),
+    "slice_range": Numbers(_COUNT, 2),
+    **dict.fromkeys(("spacing_range_mm", "slice_thickness_range_mm"), Numbers(_ABOVE, 2)),
     "spacing_mm": Numbers(_ABOVE, 3),
     "rotation": Numbers(Number(0), 3),
     **dict.fromkeys(("scaling", "intensity_factor"), Number(0, 0.9)),
     "intensity_shift": Number(0),
+    "loaded": Text(several=True),
     "features": Numbers(_COUNT),
     "dropout": Numbers(Number(0, 1, below=True)),
     "flips": Numbers(Number(0, 2, whole=True), each_once=True),
@@ -268,8 +109,9 @@ OPTIONS: dict[str, Number | Numbers | Flag | Text | Device] = {
 def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
     """Stop where a value at the top of a config, or of the command line, is none that a config of the bundle has.
 
-    And where it is none that :data:`OPTIONS` allows; ``false`` as a text becomes what it means. A mixin may bring
-    values of its own, as long as the config refers to them (``@name``), and sections.
+    And where it is none that :data:`OPTIONS` allows, at the top or in the place of ``@name`` in a component; where a
+    number, a flag, a section or a list of parts is none any more. ``false`` as a text becomes what it means. A mixin
+    may bring values of its own, as long as the config refers to them (``@name``), and sections.
 
     Args:
         workflow: that runs the config; None for tools that have none.
@@ -281,35 +123,45 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
         return
     config: Mapping[str, Any] = workflow.parser.get()
     own: dict[str, list[Any]] = {}  # what the configs of the bundle have under each id
+    components: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}  # and those with the same arguments
     for file in workflow.config_root_path.glob("*.yaml"):
         for name, value in _ids(yaml.load(file.read_text(encoding="utf-8"), _FAST)):
             own.setdefault(name, []).append(value)
+            if _is_component(value):
+                components.setdefault(_signature(value), []).append(value)
     known = own.keys() | {str(workflow.init_id), str(workflow.run_id), str(workflow.final_id)}
     named = set(references("$" + json.dumps(config, default=str)))
     lines = []
+    if (
+        workflow.run_id not in workflow.parser and workflow.run_id != "run"
+    ):  # MONAI's own name, which tools have not set
+        near = difflib.get_close_matches(str(workflow.run_id), config, 1)
+        lines.append(
+            f"  {workflow.run_id}: no config has this to run" + (f"; did you mean {near[0]}?" if near else ".")
+        )
     for name in _unread(config, known, named):
         near = difflib.get_close_matches(name, sorted(one for one in known if one.count("#") == name.count("#")), 1)
         lines.append(f"  --{name}: no config has such a value" + (f"; did you mean --{near[0]}?" if near else "."))
     if lines:
         raise UserError("There are options that nothing would read; nothing was started.\n" + "\n".join(lines))
-    lines = [
-        f"  --{name} {value}: a part of the config; a section, or an expression ($…)"
-        for name, value in config.items()
-        if _is_plain(value) and (name == "network" or any(map(_is_part, own.get(name, []))))
-        if name not in OPTIONS and not any(map(_is_plain, own[name]))
-        if (name, "variants" in config) != ("losses", True)  # the name of a study's --compare before 0.3
-    ]
+    lines = []
+    for name, value in _ids(config):
+        if (name, "variants" in config) != ("losses", True):  # the name of a study's --compare before 0.3
+            lines += _no_part(name, value, own.get(name, []))
+        like = components.get(_signature(value), []) if _is_component(value) else []
+        for argument in list(value) if like else ():
+            lines += _no_argument(name, value, argument, [one[argument] for one in like])
     _refuse_values(workflow.parser, config, lines)
 
 
-def _ids(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _ids(content: Mapping[str, Any] | list[Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Each value with its id, of all levels."""
-    for name, value in content.items():
-        id = f"{above}{str(name).lstrip('+')}"
-        levels = id.split("#")
-        yield from (("#".join(levels[:count]), {}) for count in range(1, len(levels)))
+    for name, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+        levels = str(name).lstrip("+").split("#")  # a mixin's key may name a part of a section: transforms#grid
+        yield from ((above + "#".join(levels[:count]), {}) for count in range(1, len(levels)))
+        id = above + "#".join(levels)
         yield id, value
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping | list):
             yield from _ids(value, f"{id}#")
 
 
@@ -331,13 +183,75 @@ def _unread(content: Mapping[str, Any], known: Set[str], named: Set[str], above:
             yield from _unread(value, known, named, f"{id}#")
 
 
-def _is_part(value: Any) -> bool:
-    return isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(one, Mapping) for one in value))
+def _no_part(name: str, value: Any, own: Sequence[Any]) -> Iterator[str]:
+    """What to say where a part of a config (a section, a component, a list of them) is none any more.
+
+    Args:
+        name: its id.
+        value: what it is now.
+        own: what the configs of the bundle have there.
+    """
+    shapes = {shape for shape in map(_shape, own) if shape}
+    if name == "network":  # an expression in all of them
+        shapes.add(_SECTION)
+    if name in OPTIONS or any(map(_stands_for, own)) or not shapes & {_SECTION, _PARTS}:
+        return  # judged as the option
+    if _shape(value) in {None, *shapes} or (name.endswith("dataset#data") and isinstance(value, list)):
+        return  # cases may be handed in
+    yield f"  --{name} {value}: a part of the config; {' or '.join(sorted(shapes))}, or an expression ($…)"
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value is no part of a config: a number, a word; null is everything's."""
-    return not (value is None or isinstance(value, Mapping | list | tuple) or _is_computed(value))
+def _no_argument(id: str, component: dict[str, Any], name: str, own: Sequence[Any]) -> Iterator[str]:
+    """What to say where an argument of a component is none; put what is meant in its place.
+
+    It has to be what the option may be in whose place it stands; in the place of a number or of a flag it has to be
+    one. Of any other the component judges.
+
+    Args:
+        id: of the component.
+        component: as the config has it.
+        name: of the argument.
+        own: what components of the bundle's configs have for it: of the same class, with the same arguments. Others
+            are a user's own, who may know more of the class than is used here.
+    """
+    value = component[name]
+    if _is_computed(value) or any(type(value) is type(one) and value == one for one in own):
+        return
+    kinds = [OPTIONS[one[1:]] for one in own if _stands_for(one)]
+    types = {type(one) for one in own}
+    if not kinds and types == {bool}:
+        kinds = [Flag()]
+    elif not kinds and types and types <= {int, float} and isinstance(value, str | bool):
+        kinds = [Number()]
+    for kind in kinds:
+        try:
+            component[name] = kind.read(value)
+            return
+        except ValueError:
+            continue
+    if kinds:
+        yield f"  --{id}#{name} {value}: {', or '.join(map(str, dict.fromkeys(kinds)))}"
+
+
+def _stands_for(value: Any) -> bool:
+    """Whether it is ``@name`` of an option."""
+    return isinstance(value, str) and value[:1] == "@" and value[1:] in OPTIONS
+
+
+_SECTION, _PARTS, _LIST, _VALUE = "a section", "a list of parts", "a list", "a value"
+
+
+def _shape(value: Any) -> str | None:
+    """What a value is in a config; None of what is computed, and of null, which is everything's."""
+    if value is None or (_is_computed(value) and not isinstance(value, Mapping)):
+        return None
+    if isinstance(value, Mapping):
+        return _SECTION
+    if not isinstance(value, list | tuple):
+        return _VALUE
+    if any(map(_is_component, value)):
+        return _PARTS
+    return None if any(map(_is_computed, value)) else _LIST
 
 
 def _refuse_values(parser: ConfigParser, config: Mapping[str, Any], lines: list[str]) -> None:
@@ -366,7 +280,13 @@ def _refuse_values(parser: ConfigParser, config: Mapping[str, Any], lines: list[
         raise UserError("There are options with values that are not allowed; nothing was started.\n" + "\n".join(lines))
 
 
+def _is_component(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def _signature(component: Mapping[str, Any]) -> tuple[str, ...]:
+    return str(component["_target_"]), *sorted(component)
+
+
 def _is_computed(value: Any) -> bool:
-    return (isinstance(value, Mapping) and "_target_" in value) or (
-        isinstance(value, str) and value[:1] in ("$", "@", "%")
-    )
+    return _is_component(value) or (isinstance(value, str) and value[:1] in ("$", "@", "%"))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 import nibabel as nib
 import numpy as np
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, CopyItemsd
@@ -30,6 +30,7 @@ from .mixins import CONFIGS, RECIPES
 from .mixins import mixins as recipe_files
 from .recipe import recipe_of, same_recipe
 from .weights import load_weights, read_record, weights_files
+from .workflow import Workflow
 
 __all__ = ["CAUTION", "Segmentation", "Segmenter", "segment", "trained_with"]
 
@@ -38,6 +39,8 @@ ALONE = (
     "no ZADC map: segmented by ADC alone. Masks are worse than with one, small lesions first; what was measured of the "
     "shipped weights stands in models/simulated/README.md"
 )
+# what may be another with the same weights, and changes masks
+DECIDING = ("flips", "voxelwise_weight", "voxelwise_level", "threshold", "smallest_lesion_mm3", "limit_to_brain")
 SHIPPED = "strong_cpu"  # that of the weights in models/simulated
 
 Image = TypeVar("Image")
@@ -129,6 +132,7 @@ class Segmenter:
         self.threshold = get("threshold")
         self.smallest_lesion_mm3 = get("smallest_lesion_mm3")
         self.limit_to_brain = get("limit_to_brain")
+        self._deciding = {name: get(name) for name in DECIDING}
         self._preprocessing = get("preprocessing")
         network = get("network")
         load_weights(network, self.checkpoints, recipe_of(parser), get("other_recipe"))
@@ -144,12 +148,7 @@ class Segmenter:
     @property
     def making(self) -> dict[str, Any]:
         """What tells masks of one making from those of another."""
-        return {
-            "weights_sha256": sha256_of(*self.checkpoints),
-            "threshold": self.threshold,
-            "smallest_lesion_mm3": self.smallest_lesion_mm3,
-            "limit_to_brain": self.limit_to_brain,
-        }
+        return {"weights_sha256": sha256_of(*self.checkpoints), **self._deciding}
 
     @overload
     def __call__(self, adc: str | Path, zadc: Any = None, *, output: str | Path) -> Path: ...
@@ -288,7 +287,7 @@ def _parse(files: Sequence[Path], options: Mapping[str, Any]) -> ConfigParser:
     hook, path = sys.excepthook, list(sys.path)
     try:
         with _quiet("monai.bundle.workflows"):
-            workflow = ConfigWorkflow(
+            workflow = Workflow(
                 [str(file) for file in files],
                 meta_file=str(CONFIGS / "metadata.json"),
                 logging_file=False,

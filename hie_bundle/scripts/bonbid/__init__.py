@@ -7,7 +7,7 @@ from .errors import DatasetError
 from .fetching import download
 from .folds import SIZE_CLASSES, fold_of_case, size_class
 from .gate import require_usable
-from .layout import SPLITS, Case, file_name, find_cases, output_name
+from .layout import SPLITS, Case, file_name, find_cases, on_any_disk, output_name
 from .listfiles import as_native
 from .patients import patient_of, patients_of
 from .pseudonyms import own_name, pseudonymised, pseudonyms, redacted
@@ -52,6 +52,7 @@ __all__ = [
     "fold_of_case",
     "grid_difference",
     "held_out",
+    "on_any_disk",
     "output_name",
     "own_name",
     "patient_of",

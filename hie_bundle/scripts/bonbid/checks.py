@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from .errors import DatasetError
 from .pairs import pair_problem
 from .volumes import Volume, VolumeError, read_volume
 
-__all__ = ["CaseReport", "Limits", "Problem", "check_case", "grid_difference"]
+__all__ = ["CaseReport", "Limits", "Problem", "check_case", "grid_difference", "require_numbers"]
 
 
 # what stands for the file's name of a volume in memory
@@ -40,7 +41,7 @@ class Limits:
             :class:`scripts.transforms.LoadMapsd`. For recipes that fill in what is missing.
 
     Raises:
-        DatasetError: when ``zadc`` is neither.
+        DatasetError: when ``zadc`` is neither, or another value is no number, or no pair of them.
     """
 
     grid_tolerance_mm: float = 0.1
@@ -56,6 +57,29 @@ class Limits:
     def __post_init__(self) -> None:
         if self.zadc not in ("required", "optional"):
             raise DatasetError(f"limits#zadc is 'required' or 'optional', not {self.zadc!r}.")
+        require_numbers(self, "limits")
+
+
+def require_numbers(limits: Any, id: str) -> None:
+    """Stop where a field of a dataclass of limits is no number, or, where its default is a pair, no least and greatest.
+
+    Args:
+        limits: the dataclass; texts, and None where that is the default, are left out.
+        id: that the config has for it, for the message.
+
+    Raises:
+        DatasetError: naming the value.
+    """
+    for one in fields(limits):
+        value = getattr(limits, one.name)
+        if "Literal" in str(one.type) or (value is None and one.default is None):
+            continue
+        pair = "tuple" in str(one.type)
+        numbers = list(value) if pair and isinstance(value, list | tuple) else [value]
+        right = all(type(number) in (int, float) and not math.isnan(number) for number in numbers)
+        if not right or len(numbers) != 1 + pair or numbers != sorted(numbers):
+            what = "two numbers, the least and the greatest" if pair else "a number"
+            raise DatasetError(f"{id}#{one.name} is {what}, not {value!r}.")
 
 
 @dataclass(frozen=True)

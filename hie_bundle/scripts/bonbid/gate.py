@@ -10,7 +10,7 @@ from typing import Any, Literal
 from .advice import command, list_problems, nothing_found
 from .checks import CaseReport, Limits, Problem, item_files
 from .errors import DatasetError
-from .layout import Case, find_cases, part_of
+from .layout import Case, find_cases, on_any_disk, part_of
 from .listfiles import as_native
 from .remembered import check_items
 
@@ -72,13 +72,22 @@ def require_usable(
 
 
 def _note_repeated(reports: Sequence[CaseReport]) -> None:
-    """The same case in two items, from two splits perhaps."""
-    first: dict[str, str] = {}
+    """The same case in two items, from two splits perhaps; or two whose masks would be one file on some disk."""
+    first: dict[str, tuple[str, str]] = {}
     for report in reports:
         file = next(iter(report.files.values()))
-        if report.case in first:
-            report.problems.append(Problem(file, f"is a second file of this case, beside {first[report.case]}"))
-        first.setdefault(report.case, file)
+        name = on_any_disk(report.case)
+        if name not in first:
+            first[name] = report.case, file
+            continue
+        case, other = first[name]
+        message = f"is a second file of this case, beside {other}"
+        if case != report.case:
+            message = (
+                f"has the same name as {other} on disks that do not tell capitals, or forms of a letter, apart, and so "
+                "would their masks; rename one of the two cases"
+            )
+        report.problems.append(Problem(file, message))
 
 
 def _note_ambiguous(reports: Sequence[CaseReport], dataset_dir: str | Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import DatasetError
 
-__all__ = ["MANIFEST", "SPLITS", "Case", "case_of_file_name", "file_name", "find_cases", "output_name"]
+__all__ = ["MANIFEST", "SPLITS", "Case", "case_of_file_name", "file_name", "find_cases", "on_any_disk", "output_name"]
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "preprocessing.json"  # in a folder that preprocessing wrote
@@ -177,6 +177,15 @@ def file_name(case: str) -> str:
 def case_of_file_name(name: str) -> str:
     """The id that :func:`file_name` wrote."""
     return urllib.parse.unquote(name, errors="surrogateescape")
+
+
+def on_any_disk(name: str) -> str:
+    """The same text for names that are one file on some disk.
+
+    Those of Windows and of most Macs do not tell ``A`` from ``a``, and some not an ``ä`` of one character from one of
+    two (canonical caseless matching, Unicode 3.13).
+    """
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def output_name(metadata: Mapping[str, Any], saver: Any = None) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 from fire.decorators import SetParseFn
 from tqdm import tqdm
 
-from ..bonbid import EXTENSIONS, extension_of, find_cases, pseudonyms, read_volume, redacted
+from ..bonbid import EXTENSIONS, extension_of, find_cases, on_any_disk, pseudonyms, read_volume, redacted
 from ..bonbid.layout import part_of
 from ..errors import UserError, user_error
 from ..files import sha256_of, try_writing
@@ -244,9 +244,17 @@ def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]]) 
     outputs = [path.resolve() for place in places for path in place.values()]
     if both := inputs & set(outputs):
         raise UserError(f"{min(both)} is one of the maps; write to another place.")
-    if len(set(outputs)) < len(outputs):
-        twice = next(path for path in outputs if outputs.count(path) > 1)
-        raise UserError(f"Two cases would be written to {twice}: their files have the same name.")
+    first: dict[str, Path] = {}
+    for path in outputs:
+        other = first.setdefault(on_any_disk(str(path)), path)
+        if other is path:
+            continue
+        if other == path:
+            raise UserError(f"Two cases would be written to {path}: their files have the same name.")
+        raise UserError(
+            f"{other} and {path} are one file on disks that do not tell capitals, or forms of a letter, apart; rename "
+            "one of the two cases."
+        )
 
 
 def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Segmenter) -> None:

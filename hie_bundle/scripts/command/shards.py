@@ -114,7 +114,7 @@ class Shard:
         writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(
-            {n: "; ".join(v) if isinstance(v, list) else v for n, v in rows[case].items()} for case in cases
+            {n: "; ".join(map(str, v)) if isinstance(v, list) else v for n, v in rows[case].items()} for case in cases
         )
         write_atomically(self.output / "manifest.csv", text.getvalue())
         return self.output / "manifest.csv"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, choose
+from ..errors import UserError
 from ..mixins import CONFIGS, RECIPES, mixins
 
 __all__ = ["EXTRA", "WORKFLOWS", "Value", "Workflow", "help_page", "runner", "values_of"]
@@ -88,30 +88,43 @@ def runner(name: str) -> Callable[..., None]:
     """The command as a function that takes options."""
     workflow = WORKFLOWS[name]
 
-    def run(*words: Any, recipe: str = "paper", config_file: Any = (), **options: Any) -> None:
+    def run(*words: Any, recipe: Any = "paper", config_file: Any = (), **options: Any) -> None:
         if words and not workflow.words:
             raise UserError(f"`hie-bundle {name}` does not know what '{words[0]}' is; values have names: --NAME VALUE.")
         if words:
             options[workflow.words] = [str(word) for word in words]
-        choose(RECIPES, recipe, "recipe")
         if recipe != "paper" and "train" not in workflow.configs:
             raise UserError(f"`hie-bundle {name}` takes no --recipe.")
-        own = config_file.split(",") if isinstance(config_file, str) else config_file
-        files = [*(CONFIGS / f"{stem}.yaml" for stem in workflow.configs), *mixins(recipe), *mixins(list(own))]
+        over = [*mixins(recipe if isinstance(recipe, str) else _names(recipe)), *mixins(_names(config_file))]
+        files = [*(CONFIGS / f"{stem}.yaml" for stem in workflow.configs), *over]
         if "tracking" in options:  # by word as by file; MONAI itself knows one word, for less than is tracked here
             settings = CONFIGS / f"tracking_{options['tracking']}.yaml"
             options["tracking"] = str(settings if settings.is_file() else options["tracking"])
-        import monai.bundle
+            if not Path(options["tracking"]).is_file():
+                raise UserError(f"--tracking {options['tracking']}: {EXTRA['tracking']}.")
+        from monai.bundle import run_workflow
 
-        monai.bundle.run(
-            workflow.run_id,
-            config_file=[str(file) for file in files],
-            meta_file=str(CONFIGS / "metadata.json"),
-            logging_file=str(CONFIGS / "logging.conf"),
-            **{**workflow.folders, **options},
-        )
+        from ..workflow import Workflow as ConfigWorkflow
+
+        defaults = {
+            "run_id": workflow.run_id,
+            "meta_file": str(CONFIGS / "metadata.json"),
+            "logging_file": str(CONFIGS / "logging.conf"),
+            **workflow.folders,
+        }
+        given = {"config_file": [str(file) for file in files], **defaults, **options}
+        run_workflow(ConfigWorkflow, **given)  # type: ignore[arg-type]
 
     return run
+
+
+def _names(value: Any) -> list[str]:
+    """Names with commas between them, however the command line was read: fire makes a tuple of ``a,b``."""
+    return (
+        value.split(",")
+        if isinstance(value, str)
+        else list(map(str, value if isinstance(value, list | tuple) else [value]))
+    )
 
 
 def help_page(name: str) -> str:

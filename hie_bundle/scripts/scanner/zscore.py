@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from ..bonbid import Volume, brain_of, to_itk
+from ..bonbid.checks import require_numbers
 from ..errors import UserError
 from ..files import atomic_path, seen_from, write_json
 from ..images import write
@@ -36,6 +37,9 @@ class FitLimits:
         scale: least and greatest.
         median_z: greatest; an atlas of adults, whose ADC is lower, lies far below a newborn.
         damage: greatest; what is left is too little to judge the rest by.
+
+    Raises:
+        DatasetError: when one is no number, or ``scale`` no pair of them.
     """
 
     correlation: float = 0.4
@@ -44,6 +48,9 @@ class FitLimits:
     scale: tuple[float, float] = (0.55, 1.8)
     median_z: float = 3.0
     damage: float = 0.95
+
+    def __post_init__(self) -> None:
+        require_numbers(self, "fit_limits")
 
     def problems(self, fit: Fit) -> list[str]:
         """What is wrong with a fit; nothing if it is usable."""

@@ -1,0 +1,84 @@
+"""MONAI's workflow, which says in one line what is wrong with the files and options that it is made of."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import ensure_tuple
+
+from .errors import UserError
+
+__all__ = ["Workflow"]
+
+
+class Workflow(ConfigWorkflow):
+    """``monai.bundle.ConfigWorkflow``, whose refusals before any of the bundle's code runs are a :class:`UserError`.
+
+    ``python -m monai.bundle run`` has MONAI's own class, and so ends there with a traceback and MONAI's words.
+
+    Args:
+        config_file: one or several, the later over the earlier.
+        options: see there.
+
+    Raises:
+        UserError: when a file is not there or no config, or an option is in a section, or a place of a list, that the
+            config does not have; names each, and the nearest there is.
+    """
+
+    def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
+        try:
+            super().__init__(config_file, **options)
+        except (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+            if mistake := _wrong_file(ensure_tuple(config_file)) or _wrong_options(ensure_tuple(config_file), options):
+                raise UserError(mistake) from error
+            raise
+
+
+def _wrong_file(files: Sequence[str]) -> str | None:
+    for path in map(Path, files):
+        if not path.is_file():
+            near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*.yaml")], 1)
+            return f"There is no config file {path}" + (f"; did you mean {path.with_name(near[0])}?" if near else ".")
+        try:
+            content = ConfigParser.load_config_file(path)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            return f"{path} is no config file: {' '.join(str(error).split())}"
+        if not isinstance(content, dict):
+            return f"{path} is no config file: it holds no values with names."
+    return None
+
+
+def _wrong_options(files: Sequence[str], options: Mapping[str, Any]) -> str | None:
+    parser = ConfigParser()
+    parser.read_config(files)
+    lines = []
+    for name, value in options.items():
+        try:
+            parser[name] = value
+        except (KeyError, IndexError, ValueError, TypeError):
+            lines.append(f"  --{name}: {_missing(parser, name)}")
+    if not lines:
+        return None
+    return "There are options that nothing would read; nothing was started.\n" + "\n".join(lines)
+
+
+def _missing(parser: ConfigParser, name: str) -> str:
+    """Where on the way to an id the config ends."""
+    levels = name.replace("::", "#").split("#")
+    for count, level in enumerate(levels):
+        above = "#".join(levels[:count])
+        content = parser[above]
+        if isinstance(content, Mapping) and level not in content:
+            near = difflib.get_close_matches(level, [str(key) for key in content], 1)
+            meant = "#".join([*levels[:count], *near, *levels[count + 1 :]])
+            return "no config has such a value" + (f"; did you mean --{meant}?" if near else ".")
+        if isinstance(content, list) and not (level.isdecimal() and int(level) < len(content)):
+            return f"{above} is a list, whose places are 0 to {len(content) - 1}."
+        if not isinstance(content, Mapping | list):
+            return f"{above} has no parts."
+    return "it cannot be set."
