@@ -149,7 +149,13 @@ def test_a_mask_of_the_users_wins(head: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"), [("adult", "has .* ml, not 100 to 800"), ("cut", "ends within it"), ("phantom", "thicker")]
+    ("fault", "message"),
+    [
+        ("adult", "has .* ml, not 100 to 800"),
+        ("cut", "ends within it"),
+        ("empty", "ends within it"),
+        ("phantom", "thicker"),
+    ],
 )
 def test_what_is_no_newborns_brain_is_refused_with_its_picture(
     fault: str, message: str, head: Head, tmp_path: Path
@@ -159,6 +165,8 @@ def test_what_is_no_newborns_brain_is_refused_with_its_picture(
         affine[:3, :3] *= 1.5
     if fault == "cut":
         image = image[: image.shape[0] // 2]
+    if fault == "empty":
+        image = np.where(np.arange(image.shape[0])[:, None, None] < image.shape[0] // 2, image, 0)
     if fault == "phantom":  # tubes of water
         image = np.zeros_like(image)
         image[::20, ::20] = 500

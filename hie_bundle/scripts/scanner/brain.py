@@ -142,7 +142,9 @@ def show_and_judge(mask: Mask, image: Volume, picture: Path, limits: Limits, nam
     """
     volume = _ml(mask, image.spacing_mm)
     outlines(picture, image, mask, f"{volume:.0f} ml", "brain")
-    if problem := brain_problem(mask, image.spacing_mm, limits, whole):
+    # A part that is empty is no part of the image.
+    seen = ndimage.find_objects((image.array > 0).astype(np.uint8))[0] if whole else np.s_[:]
+    if problem := brain_problem(mask[seen], image.spacing_mm, limits, whole):
         raise UserError(f"No newborn's brain was found in {name}: {problem}. See {picture}. No mask is written.")
     return volume
 
