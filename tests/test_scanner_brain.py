@@ -77,6 +77,19 @@ def test_the_brainstem_is_kept() -> None:
     assert (inside & ~mask).sum() < 0.001 * inside.sum()
 
 
+def test_muscle_that_reaches_the_brain_is_left_out() -> None:
+    """An ellipsoid on a neck of half its signal, as wide as in newborns, with nothing between: the level that muscle
+    far below the brain has of itself must not count."""
+    spacing = np.array([1.3, 1.3, 4.0])
+    x, y, z = (np.indices((90, 96, 34)) - np.reshape([45, 48, 21], (3, 1, 1, 1))) * spacing.reshape(3, 1, 1, 1)
+    inside = (x / 38) ** 2 + (y / 48) ** 2 + (z / 36) ** 2 < 1
+    neck = (x**2 + (y + 12) ** 2 < 25**2) & (z < -15) & ~inside
+    image = np.select([inside, neck], [400.0, 210.0], 40.0).astype(np.float32)
+    mask = brain_mask(Volume(image, np.diag([*spacing, 1.0])))
+    assert (mask & neck).sum() < 0.01 * inside.sum()
+    assert dice(mask, inside) > 0.98
+
+
 @pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
 def test_however_it_is_stored(head: Head, axes: tuple[int, ...]) -> None:
     image = head.b0[::-1].transpose(axes)
@@ -136,7 +149,13 @@ def test_a_mask_of_the_users_wins(head: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"), [("adult", "has .* ml, not 100 to 800"), ("cut", "ends within it"), ("phantom", "thicker")]
+    ("fault", "message"),
+    [
+        ("adult", "has .* ml, not 100 to 800"),
+        ("cut", "ends within it"),
+        ("empty", "ends within it"),
+        ("phantom", "thicker"),
+    ],
 )
 def test_what_is_no_newborns_brain_is_refused_with_its_picture(
     fault: str, message: str, head: Head, tmp_path: Path
@@ -146,6 +165,8 @@ def test_what_is_no_newborns_brain_is_refused_with_its_picture(
         affine[:3, :3] *= 1.5
     if fault == "cut":
         image = image[: image.shape[0] // 2]
+    if fault == "empty":
+        image = np.where(np.arange(image.shape[0])[:, None, None] < image.shape[0] // 2, image, 0)
     if fault == "phantom":  # tubes of water
         image = np.zeros_like(image)
         image[::20, ::20] = 500

@@ -157,6 +157,23 @@ def test_all_files_must_be_named(tmp_path: Path) -> None:
         write_zscore(tmp_path / "adc.nii.gz", None, None, tmp_path / "z.nii.gz")
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1e3, 0.0])
+def test_a_standard_deviation_in_another_unit_is_refused(factor: float, tmp_path: Path) -> None:
+    """Its floor would take its place without a word; 0 stands for the two files exchanged."""
+    level = np.full((4, 4, 4), 1200, dtype=np.float32)
+    parts = {"mean": level, "std": level * 0.05 * factor} if factor else {"mean": level * 0.05, "std": level}
+    paths = [tmp_path / f"{name}.nii.gz" for name in parts]
+    for path, values in zip(paths, parts.values(), strict=True):
+        write(path, values, np.eye(4))
+    with pytest.raises(UserError, match=r"std.nii.gz is no standard deviation to .*mean.nii.gz"):
+        read_atlas(*paths)
+    write(paths[0], level * 1e-3, np.eye(4))
+    write(paths[1], level * 0.05e-3, np.eye(4))
+    mean, std = read_atlas(*paths)  # both in 1e-3 mm²/s
+    assert np.allclose(sitk.GetArrayFromImage(mean), 1200)
+    assert np.allclose(sitk.GetArrayFromImage(std), 60)
+
+
 def test_limits_are_named() -> None:
     from scripts.scanner.registration import Fit
 

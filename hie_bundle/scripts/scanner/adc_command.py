@@ -123,7 +123,8 @@ def adc_from_dicom(
         )
     if unknown := [stack for stack in diffusion if stack.b_value is None]:
         raise UserError(
-            f"{unknown[0].name.capitalize()} does not state its b-value; convert it to NIfTI and name them."
+            f"{unknown[0].name.capitalize()} does not state its b-value; convert it to NIfTI and name its b-values "
+            "(--b_values)."
         )
     signals, b_values = [], []
     first = diffusion[0].volumes()[0]

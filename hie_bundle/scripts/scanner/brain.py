@@ -29,7 +29,9 @@ logger = logging.getLogger(__name__)
 Mask = NDArray[np.bool_]
 
 FRACTION = 0.65  # of the brain's own level around; skull is under it
-LEVEL_MM = 15.0  # over which that level may change: the receive coils'
+# Over which that level may change, first to last: the receive coils' is 15 mm, but so near to the neck it would be the
+# muscle's own; the coarse ones leave muscle out of what the last is taken from.
+LEVELS_MM = (40.0, 40.0, 15.0)
 OPENING_MM = 6.0  # bridges thinner than twice this are cut: optic nerves, scalp that partial volume ties to the brain
 CLOSING_MM = 5.0
 STRIPPED = 0.9  # share of what is not 0 that the brain takes up; of a head with skull and scalp it is 0.6 to 0.7
@@ -40,8 +42,9 @@ def brain_mask(image: Volume) -> Mask:
     """The brain with the fluid around it.
 
     Otsu's threshold gives tissue; its largest part after an opening gives the brain's level from place to place;
-    ``FRACTION`` of that, an opening, a closing and filled holes give the mask. Where the image is 0 outside and the
-    brain is nearly all that is left, it has been stripped already, and what is above 0 is taken as it is.
+    what is above ``FRACTION`` of that, opened, gives the level anew, coarse to fine; at last a closing and filled holes
+    give the mask. Where the image is 0 outside and the brain is nearly all that is left, it has been stripped already,
+    and what is above 0 is taken as it is.
 
     Args:
         image: b = 0, (X, Y, Z), at least 0.
@@ -58,12 +61,13 @@ def brain_mask(image: Volume) -> Mask:
     smooth = np.minimum(smooth, np.percentile(smooth, 99))  # eyes would draw the threshold up
     otsu = sitk.OtsuThresholdImageFilter()
     otsu.Execute(sitk.GetImageFromArray(smooth))
-    core, _ = _opened(smooth > otsu.GetThreshold(), spacing)
-    weight = _blurred(core, spacing)
-    level = np.where(
-        weight > 0.01, _blurred(smooth * core, spacing) / np.maximum(weight, 0.01), np.median(smooth[core])
-    )
-    _, mask = _opened(smooth > FRACTION * level, spacing)
+    core, mask = _opened(smooth > otsu.GetThreshold(), spacing)
+    for over_mm in LEVELS_MM:
+        weight = _blurred(core, spacing, over_mm)
+        level = np.where(
+            weight > 0.01, _blurred(smooth * core, spacing, over_mm) / np.maximum(weight, 0.01), np.median(smooth[core])
+        )
+        core, mask = _opened(smooth > FRACTION * level, spacing)
     mask = _closed(mask, spacing)
     for slice_ in np.moveaxis(mask, across, 0):
         slice_[:] = ndimage.binary_fill_holes(slice_)
@@ -138,7 +142,9 @@ def show_and_judge(mask: Mask, image: Volume, picture: Path, limits: Limits, nam
     """
     volume = _ml(mask, image.spacing_mm)
     outlines(picture, image, mask, f"{volume:.0f} ml", "brain")
-    if problem := brain_problem(mask, image.spacing_mm, limits, whole):
+    # A part that is empty is no part of the image.
+    seen = ndimage.find_objects((image.array > 0).astype(np.uint8))[0] if whole else np.s_[:]
+    if problem := brain_problem(mask[seen], image.spacing_mm, limits, whole):
         raise UserError(f"No newborn's brain was found in {name}: {problem}. See {picture}. No mask is written.")
     return volume
 
@@ -226,7 +232,7 @@ def _distance(mask: Mask, spacing: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(edt.edt(np.asfortranarray(mask), anisotropy=tuple(map(float, spacing)), black_border=False))
 
 
-def _blurred(values: NDArray[np.floating] | Mask, spacing: NDArray[np.floating]) -> NDArray[np.float32]:
+def _blurred(values: NDArray[np.floating] | Mask, spacing: NDArray[np.floating], over_mm: float) -> NDArray[np.float32]:
     image = sitk.GetImageFromArray(np.ascontiguousarray(values.T, dtype=np.float32))
     image.SetSpacing([float(size) for size in spacing])
-    return np.asarray(sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(image, LEVEL_MM)).T)
+    return np.asarray(sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(image, over_mm)).T)

@@ -25,6 +25,8 @@ __all__ = ["FitLimits", "read_atlas", "write_zscore", "zscore"]
 
 logger = logging.getLogger(__name__)
 
+SPREAD = (0.01, 0.5)  # of healthy newborns' ADC by its mean it is a twentieth; the floor of it would hide another unit
+
 
 @dataclass(frozen=True)
 class FitLimits:
@@ -82,6 +84,12 @@ def read_atlas(mean_file: str | Path, std_file: str | Path) -> tuple[sitk.Image,
     inside = np.isfinite(mean.array) & (mean.array > 0) & np.isfinite(std.array) & (std.array > 0)
     if not inside.any():
         raise UserError(f"{std_file} is nowhere above 0 where {mean_file} is.")
+    ratio = float(np.median(std.array[inside] / mean.array[inside]))
+    if not SPREAD[0] <= ratio <= SPREAD[1]:
+        raise UserError(
+            f"{std_file} is no standard deviation to {mean_file}: in the median it is {ratio:.2g} times the mean, not "
+            f"{SPREAD[0]:g} to {SPREAD[1]:g} times. Are the two in one unit, and not exchanged?"
+        )
     values = to_micro(mean.array)
     scale = float(np.median(values[inside] / mean.array[inside]))
     return (
