@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "hie_bundle" / "configs"
 EPOCHS = 10  # in which nnU-Net's learning rate falls to 0
-TRIAL_STEPS = 3
+TRIAL_STEPS, TRIAL_EPOCHS = 3, 2  # the first one waits for processes to start
 RUN = ["1", "3d_fullres", "all", "-tr", "nnUNetTrainerSteps", "-device", "cpu"]
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     environment = {
         **os.environ,
         **{f"nnUNet_{name}": str(out / name) for name in ("raw", "preprocessed", "results")},
-        "nnUNet_extTrainer": str(HERE / "nnunet"), "nnUNet_compile": "f", "PEER_EPOCHS": "1",
+        "nnUNet_extTrainer": str(HERE / "nnunet"), "nnUNet_compile": "f", "PEER_EPOCHS": str(TRIAL_EPOCHS),
         "PEER_STEPS": str(TRIAL_STEPS),
     }  # fmt: skip
 
@@ -88,15 +88,15 @@ def main() -> None:
 
 
 def steps_for(minutes: float, log: str) -> int:
-    """Steps an epoch that fit into the time, by the log of a trial of one epoch, whose validation is one step more.
+    """Steps an epoch that fit into the time, by a trial's log: of its last epoch, whose validation is one step more.
 
     Raises:
         ValueError: when there is no time in the log.
     """
-    found = re.search(r"Epoch time: ([\d.]+) s", log)
+    found = re.findall(r"Epoch time: ([\d.]+) s", log)
     if not found:
         raise ValueError("nnU-Net's log has no time of an epoch.")
-    return max(1, round(60 * minutes / EPOCHS / (float(found[1]) / (TRIAL_STEPS + 1)) - 1))
+    return max(1, round(60 * minutes / EPOCHS / (float(found[-1]) / (TRIAL_STEPS + 1)) - 1))
 
 
 def bundle(run_id: str, files: list[Path], **options: object) -> None:
