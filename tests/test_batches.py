@@ -12,6 +12,7 @@ from monai.transforms import RandCropByPosNegLabeld
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from scripts.errors import UserError
 from scripts.transforms import RandBatch
 
 SIZE, SPACING = (12, 16, 10), (1.2, 1.2, 2.4)
@@ -116,6 +117,12 @@ def test_channels_are_left_out_of_the_share_of_patches_that_is_wanted() -> None:
     assert not gone[:, [0, 3]].any()
     assert torch.equal(gone[:, 1], gone[:, 2])
     assert 0.2 < gone[:, 1].float().mean() < 0.3
+
+
+@pytest.mark.parametrize("dropped", ["x", [-1], [1.0], [True]])
+def test_channels_to_leave_out_are_numbers(dropped: object) -> None:
+    with pytest.raises(UserError, match="dropped"):
+        RandBatch([4, 4, 4], [1.0, 1.0, 1.0], dropped=dropped)  # type: ignore[arg-type]
 
 
 def test_equal_seeds_give_equal_batches_and_metadata_are_left_behind() -> None:

@@ -60,6 +60,12 @@ def test_stacked_files_without_a_name_do(items: list[dict[str, Any]], tmp_path: 
     assert _fitted(stacked, epochs=1) is not None
 
 
+@pytest.mark.parametrize("wrong", [{"voxels": 0}, {"epochs": -1}, {"batch_size": 1.5}])
+def test_numbers_of_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        VoxelwiseFit([], **wrong)
+
+
 def test_it_is_the_same_again_and_moves_nothing_else_that_is_random(items: list[dict[str, Any]]) -> None:  # noqa: F811
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -26,6 +26,7 @@ from torch import nn
 from .bonbid import Limits, Volume, VolumeError, as_native, brain_of
 from .bonbid.maps import read_training_case
 from .distributed import is_first
+from .errors import UserError
 from .transforms.symmetry import mid_sagittal_plane, mirrored
 from .weights import as_paths, read_part
 
@@ -143,6 +144,9 @@ class VoxelwiseFit:
         seed: of the draw, the weights and the order.
         wanted: whether to do it.
 
+    Raises:
+        UserError: when voxels, epochs or batch_size is no whole number from 1 on.
+
     Attributes:
         network: what was fitted, in evaluation mode; None before, or where there is nothing to be learnt from, which
             the log says.
@@ -160,6 +164,9 @@ class VoxelwiseFit:
         seed: int = 0,
         wanted: bool = True,
     ) -> None:
+        for name, count in (("voxels", voxels), ("epochs", epochs), ("batch_size", batch_size)):
+            if type(count) is not int or count < 1:
+                raise UserError(f"The voxelwise network's {name}: a whole number from 1 on, not {count!r}.")
         self.items = items
         self.limits = limits or Limits()
         self.voxels = voxels

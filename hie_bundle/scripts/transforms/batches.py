@@ -11,6 +11,8 @@ from monai.data import MetaTensor
 from monai.engines.utils import PrepareBatchDefault
 from torch.nn import functional
 
+from ..errors import UserError
+
 __all__ = ["RandBatch"]
 
 # MONAI's crop around lesions says so of each patch of a case without one, which is what most cohorts have some of.
@@ -35,6 +37,9 @@ class RandBatch(PrepareBatchDefault):
         noise: largest standard deviation of the Gaussian noise that half of the patches get, where a channel is not 0.
         dropout: probability that channels are 0 all over a patch, as if they were not known.
         dropped: which channels these are.
+
+    Raises:
+        UserError: when ``dropped`` are no channels' numbers.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class RandBatch(PrepareBatchDefault):
         dropout: float = 0.0,
         dropped: Sequence[int] = (),
     ) -> None:
+        if not all(type(channel) is int and channel >= 0 for channel in dropped):
+            raise UserError(f"prepare_batch#dropped: numbers of channels from 0 on, not {dropped!r}.")
         self.spatial_size = tuple(spatial_size)
         self.spacing_mm = torch.tensor(spacing_mm, dtype=torch.float32)
         self.rotation = torch.tensor(rotation, dtype=torch.float32)
