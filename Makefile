@@ -55,6 +55,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
+	$(RUN) phantom --config_file $(CONFIGS)/data.yaml --output_dir $(DEMO)/first/data --num_train 0 --num_val 0 --num_test 3 --num_healthy 4 --seed 1
+	$(VENV)/bin/hie-bundle segment $(DEMO)/first/data -o $(DEMO)/first/masks --overlay $(DEMO)/first/overlays
+	@echo "The first pictures are in $(DEMO)/first/overlays. What follows makes a cohort to train on and measure with."
 	$(RUN) phantom --config_file $(CONFIGS)/data.yaml --output_dir $(DEMO)/data --num_train 48 --num_val 8 --num_test 16 --seed 0
 	$(RUN) evaluating --config_file $(SIMULATED_DEMO) --split test --dataset_dir $(DEMO)/data \
 		--output_dir $(DEMO)/simulated --ckpt_path hie_bundle/models/simulated/model.pt
@@ -80,7 +83,7 @@ demo: install
 	@cat $(DEMO)/eval/comparison.txt
 	@echo
 	@echo "cohort       $(DEMO)/data"
-	@echo "first masks  $(DEMO)/simulated/report.html, overlays/"
+	@echo "first masks  $(DEMO)/first/masks, overlays/; measured in $(DEMO)/simulated/report.html"
 	@echo "fine-tuned   $(DEMO)/fine_tuned/model.pt, report.html, overlays/"
 	@echo "weights      $(DEMO)/models/model.pt"
 	@echo "curves       $(VENV)/bin/tensorboard --logdir $(DEMO)/eval/tensorboard"
