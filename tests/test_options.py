@@ -105,6 +105,25 @@ def test_a_users_own_components_judge_themselves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("files", "content"),
+    [
+        # in the place of a section of another class, or of another variant of a study
+        (["train"], "network_def: {_target_: dict, network: large}"),
+        (["train"], "loss: {_target_: dict, loss: dice}"),
+        (
+            ["train", "study"],
+            "variants: [{name: a}, {name: b}, {name: c}, "
+            "{name: d, overrides: {transforms#values: [{_target_: NormalizeIntensityd, keys: image}]}}]",
+        ),
+    ],
+)
+def test_what_a_user_may_write(files: list[str], content: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(content)
+    _initialize(*files, own, dataset_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
     ("files", "wrong", "said"),
     [
         (STRONG, {"transforms#values": "$[@valeus]"}, "`@valeus` is not defined"),

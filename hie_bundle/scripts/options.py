@@ -145,8 +145,13 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
     if lines:
         raise UserError("There are options that nothing would read; nothing was started.\n" + "\n".join(lines))
     lines = []
+    foreign = {"variants"}  # below these ids no place is the bundle's: variants, arguments of other classes
     for name, value in _ids(config):
-        if (name, "variants" in config) != ("losses", True):  # the name of a study's --compare before 0.3
+        above = name.rpartition("#")[0]
+        targets = [one["_target_"] for one in own.get(name, []) if _is_component(one)]
+        if above in foreign or (_is_component(value) and value["_target_"] not in targets):
+            foreign.add(name)
+        if above not in foreign and (name, "variants" in config) != ("losses", True):  # --compare before 0.3
             lines += _no_part(name, value, own.get(name, []))
         like = components.get(_signature(value), []) if _is_component(value) else []
         for argument in list(value) if like else ():
