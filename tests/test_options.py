@@ -115,6 +115,8 @@ def test_a_users_own_components_judge_themselves(tmp_path: Path) -> None:
             "variants: [{name: a}, {name: b}, {name: c}, "
             "{name: d, overrides: {transforms#values: [{_target_: NormalizeIntensityd, keys: image}]}}]",
         ),
+        (["train"], "activate: []"),  # the network gives probabilities
+        (["train"], "transforms#grid: []"),  # and sees the files' grid
     ],
 )
 def test_what_a_user_may_write(files: list[str], content: str, tmp_path: Path) -> None:

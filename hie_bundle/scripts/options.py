@@ -18,6 +18,8 @@ _FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # by libyaml, where PyYAM
 
 __all__ = ["OPTIONS", "refuse_unknown"]
 
+# lists of parts that may be empty: a network that gives probabilities, no resampling, nothing to keep of the brain
+_MAY_BE_EMPTY = {"activate", "transforms#grid", "brain"}
 
 _COUNT, _SHARE, _ABOVE = Number(1, whole=True), Number(0, 1), Number(0, above=True)
 _FROM_0 = Number(0, whole=True)
@@ -201,6 +203,8 @@ def _no_part(name: str, value: Any, own: Sequence[Any]) -> Iterator[str]:
         shapes.add(_SECTION)
     if name in OPTIONS or any(map(_stands_for, own)) or not shapes & {_SECTION, _PARTS}:
         return  # judged as the option
+    if name in _MAY_BE_EMPTY and value == []:
+        return
     if _shape(value) in {None, *shapes} or (name.endswith("dataset#data") and isinstance(value, list)):
         return  # cases may be handed in
     yield f"  --{name} {value}: a part of the config; {' or '.join(sorted(shapes))}, or an expression ($…)"
