@@ -117,6 +117,7 @@ def test_a_users_own_components_judge_themselves(tmp_path: Path) -> None:
         ),
         (["train"], "activate: []"),  # the network gives probabilities
         (["train"], "transforms#grid: []"),  # and sees the files' grid
+        (["train", "evaluate"], "evaluate#to_native#1#nearest_interp: [false, true]"),  # one for each key
     ],
 )
 def test_what_a_user_may_write(files: list[str], content: str, tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def _no_argument(id: str, component: dict[str, Any], name: str, own: Sequence[An
         return
     kinds = [OPTIONS[one[1:]] for one in own if _stands_for(one)]
     types = {type(one) for one in own}
-    if not kinds and types == {bool}:
+    if not kinds and types == {bool} and not isinstance(value, list):  # MONAI's transforms take one for each key, too
         kinds = [Flag()]
     elif not kinds and types and types <= {int, float} and isinstance(value, str | bool):
         kinds = [Number()]
