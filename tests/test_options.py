@@ -118,6 +118,17 @@ def test_a_users_own_components_judge_themselves(tmp_path: Path) -> None:
         (["train"], "activate: []"),  # the network gives probabilities
         (["train"], "transforms#grid: []"),  # and sees the files' grid
         (["train", "evaluate"], "evaluate#to_native#1#nearest_interp: [false, true]"),  # one for each key
+        # of a library's class more than the option whose place it is in takes
+        (
+            ["train"],
+            "+augment: [{_target_: RandCropByPosNegLabeld, keys: [image, label], label_key: label, "
+            "spatial_size: [64, 64, -1], pos: 2, neg: 1, allow_smaller: true}]",
+        ),
+        (STRONG, "augment#0#pos: 2\naugment#0#neg: 1"),
+        (
+            ["train"],
+            "+transforms#values: [{_target_: AsDiscreted, keys: below, threshold: -2.0, allow_missing_keys: true}]",
+        ),
     ],
 )
 def test_what_a_user_may_write(files: list[str], content: str, tmp_path: Path) -> None:

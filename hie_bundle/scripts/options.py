@@ -157,7 +157,7 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
             lines += _no_part(name, value, own.get(name, []))
         like = components.get(_signature(value), []) if _is_component(value) else []
         for argument in list(value) if like else ():
-            lines += _no_argument(name, value, argument, [one[argument] for one in like])
+            lines += _no_argument(name, value, argument, like)
     _refuse_values(workflow.parser, config, lines)
 
 
@@ -210,7 +210,7 @@ def _no_part(name: str, value: Any, own: Sequence[Any]) -> Iterator[str]:
     yield f"  --{name} {value}: a part of the config; {' or '.join(sorted(shapes))}, or an expression ($…)"
 
 
-def _no_argument(id: str, component: dict[str, Any], name: str, own: Sequence[Any]) -> Iterator[str]:
+def _no_argument(id: str, component: dict[str, Any], name: str, like: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What to say where an argument of a component is none; put what is meant in its place.
 
     It has to be what the option may be in whose place it stands; in the place of a number or of a flag it has to be
@@ -220,13 +220,14 @@ def _no_argument(id: str, component: dict[str, Any], name: str, own: Sequence[An
         id: of the component.
         component: as the config has it.
         name: of the argument.
-        own: what components of the bundle's configs have for it: of the same class, with the same arguments. Others
-            are a user's own, who may know more of the class than is used here.
+        like: components of the bundle's configs of the same class, with the same arguments. Others are a user's own,
+            who may know more of the class than is used here.
     """
-    value = component[name]
+    value, own = component[name], [one[name] for one in like]
     if _is_computed(value) or any(type(value) is type(one) and value == one for one in own):
         return
-    kinds = [OPTIONS[one[1:]] for one in own if _stands_for(one)]
+    options = [(OPTIONS[one[name][1:]], one) for one in like if _stands_for(one[name])]
+    kinds = [kind for kind, one in options if isinstance(kind, Flag) or _is_version(component, one, name)]
     types = {type(one) for one in own}
     if not kinds and types == {bool} and not isinstance(value, list):  # MONAI's transforms take one for each key, too
         kinds = [Flag()]
@@ -240,6 +241,16 @@ def _no_argument(id: str, component: dict[str, Any], name: str, own: Sequence[An
             continue
     if kinds:
         yield f"  --{id}#{name} {value}: {', or '.join(map(str, dict.fromkeys(kinds)))}"
+
+
+def _is_version(component: Mapping[str, Any], ours: Mapping[str, Any], changed: str) -> bool:
+    """Whether a component is one of the bundle's with another value of one argument, so that the option's range holds.
+
+    A library's class takes more than the option (``pos: 2``, ``spatial_size: [64, 64, -1]``), and where other arguments
+    differ, too, it is a user's own. The bundle's classes take no more.
+    """
+    same = all(component[name] == value for name, value in ours.items() if name != changed)
+    return same or str(ours["_target_"]).startswith("scripts.")
 
 
 def _stands_for(value: Any) -> bool:
