@@ -26,15 +26,22 @@ ARGUMENT = """__import__("monai.bundle").bundle.ConfigComponent(
         {"_target_": "torch.optim.AdamW", "params": [], "lrr": 1}).instantiate()"""
 
 
+# a network of the user's that has a fault
+OWN = """sys.modules.update(mine=type(sys)("mine"))
+sys.modules["mine"].Net = lambda: [] + 1"""
+OWN_FAULT = """__import__("monai.bundle").bundle.ConfigComponent({"_target_": "mine.Net"}).instantiate()"""
+
+
 @pytest.mark.parametrize(
     ("before", "error", "shown", "traceback"),
     [
         ("", 'UserError("There is no such file.")', ["error: There is no such file."], False),
         ("import torch", SHORTAGE, ["error: CUDA out of memory. Tried", "lower --batch_size", "--flips []"], False),
         ("", ARGUMENT, ["error: torch.optim.AdamW has no such option: AdamW", "argument 'lrr'."], False),
+        (OWN, OWN_FAULT, ["Traceback", "caused by TypeError: can only concatenate list"], True),
         ("", 'KeyError("unexpected")', ["Traceback", "caused by KeyError: 'unexpected'"], True),
     ],
-    ids=["a user's mistake", "no memory on the device", "an argument that there is not", "a fault"],
+    ids=["a user's mistake", "no memory on the device", "an argument that there is not", "a user's fault", "a fault"],
 )
 def test_an_error_ends_a_program(before: str, error: str, shown: list[str], traceback: bool, tmp_path: Path) -> None:
     program = tmp_path / "program.py"

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -96,9 +97,16 @@ def user_error(error: BaseException) -> UserError | None:
     component = _COMPONENT.match(str(chain[-2])) if len(chain) > 1 else None
     if component and isinstance(chain[-1], TypeError) and "unexpected keyword argument" in str(chain[-1]):
         return UserError(f"{component[1]} has no such option: {chain[-1]}.")
-    if component and isinstance(chain[-1], TypeError | ValueError) and not component[1].startswith("scripts."):
+    if component and isinstance(chain[-1], TypeError | ValueError) and _is_installed(component[1]):
         return UserError(f"{component[1]} does not take the values that it has in the config: {chain[-1]}")
     return None
+
+
+def _is_installed(name: str) -> bool:
+    """Whether a class is a library's; of a user's own module, where the fault may be, the traceback is wanted."""
+    package = name.partition(".")[0]
+    file = getattr(sys.modules.get(package), "__file__", None) or ""
+    return package != "scripts" and not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
 
 
 def out_of_memory(error: BaseException) -> str | None:
