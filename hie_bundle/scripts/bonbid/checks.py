@@ -76,7 +76,8 @@ def require_numbers(limits: Any, id: str) -> None:
             continue
         pair = "tuple" in str(one.type)
         numbers = list(value) if pair and isinstance(value, list | tuple) else [value]
-        right = all(type(number) in (int, float) and not math.isnan(number) for number in numbers)
+        right = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
+        right = right and not any(map(math.isnan, numbers))
         if not right or len(numbers) != 1 + pair or numbers != sorted(numbers):
             what = "two numbers, the least and the greatest" if pair else "a number"
             raise DatasetError(f"{id}#{one.name} is {what}, not {value!r}.")
