@@ -28,7 +28,8 @@ WITH_OPENVINO := tests/test_inferers.py tests/test_zoo.py
 	large_files clean
 
 help:
-	@echo "make demo        a phantom cohort, trained on, evaluated and segmented, under $(DEMO)"
+	@echo "make install     the environment, $(VENV), which the others make, too, if it is not there"
+	@echo "make demo        first masks within a minute; then a cohort, trained on, evaluated and segmented, under $(DEMO)"
 	@echo "make study       the six losses compared on such a cohort, under $(STUDY); goes on where it was stopped"
 	@echo "make test        the checks and tests, except the slow ones"
 	@echo "make test-slow   the slow tests"
@@ -36,8 +37,8 @@ help:
 	@echo "make test-monailabel   the bundle in a real MONAI Label server; an environment of several GB"
 	@echo "make test-tracking     runs in MLflow and Weights & Biases, which it installs"
 	@echo "make lint        ruff and mypy"
-	@echo "make bench-peers nnU-Net on the same cases for the same time: NNUNET=PYTHON DATASET_DIR=DIR [MINUTES=30]"
 	@echo "make bench       every part against its stock counterpart; an hour or more, alone on the machine"
+	@echo "make bench-peers nnU-Net on the same cases for the same time: NNUNET=PYTHON DATASET_DIR=DIR [MINUTES=30]"
 	@echo "make docs        the documentation, under dist/docs; readable without a network"
 	@echo "make changelog   CHANGELOG.md from configs/metadata.json"
 	@echo "make release     bundle, wheel and bill of materials of what is committed, under dist"
@@ -45,7 +46,7 @@ help:
 	@echo "make package RECIPE=strong   a bundle with the shipped weights and their recipe as its own, as folder and zip"
 	@echo "make wheel       dist/hie_bundle-<version>-py3-none-any.whl, with the command hie-bundle, for pip install"
 	@echo "make large_files URL=...   for the Model Zoo: where dist/models/model.pt can be fetched, with its hash"
-	@echo "make clean       remove $(DEMO) and the environment"
+	@echo "make clean       remove $(DEMO), dist and the environments"
 
 install: $(VENV)/.installed
 
