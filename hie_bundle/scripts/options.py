@@ -249,8 +249,13 @@ def _is_version(component: Mapping[str, Any], ours: Mapping[str, Any], changed: 
     A library's class takes more than the option (``pos: 2``, ``spatial_size: [64, 64, -1]``), and where other arguments
     differ, too, it is a user's own. The bundle's classes take no more.
     """
-    same = all(component[name] == value for name, value in ours.items() if name != changed)
+    same = all(_as_written(component[name]) == value for name, value in ours.items() if name != changed)
     return same or str(ours["_target_"]).startswith("scripts.")
+
+
+def _as_written(value: Any) -> Any:
+    """As the files have it; MONAI has ``::`` in references, for the ``#`` there."""
+    return value.replace("::", "#") if isinstance(value, str) else value
 
 
 def _stands_for(value: Any) -> bool:
