@@ -11,6 +11,7 @@ from conftest import BUNDLE, TINY
 from monai.bundle import ConfigWorkflow
 
 from scripts.command.workflows import runner
+from scripts.errors import UserError
 from scripts.options import refuse_unknown
 from scripts.tracking import parameters
 
@@ -42,11 +43,18 @@ def test_settings_reach_every_engine_and_are_no_unknown_options(tracking: str, t
 
 
 @pytest.mark.parametrize("word", ["mlflow", "wandb", "mine.yaml"])
-def test_the_command_takes_tracking_by_word(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_takes_tracking_by_word(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("{}")
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("monai.bundle.run", lambda _, **options: asked.update(options))
+    monkeypatch.setattr("monai.bundle.run_workflow", lambda _, **options: asked.update(options))
     runner("train")(tracking=word)
     assert asked["tracking"] == ("mine.yaml" if word == "mine.yaml" else str(CONFIGS / f"tracking_{word}.yaml"))
+
+
+def test_settings_that_are_not_there_are_refused() -> None:
+    with pytest.raises(UserError, match="--tracking mlfow: mlflow or wandb"):
+        runner("train")(tracking="mlfow")
 
 
 def _train_and_evaluate(tracking: str, tmp_path: Path, tiny_cohort: Path) -> None:
