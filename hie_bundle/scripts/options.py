@@ -134,13 +134,10 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
     known = own.keys() | {str(workflow.init_id), str(workflow.run_id), str(workflow.final_id)}
     named = set(references("$" + json.dumps(config, default=str)))
     lines = []
-    if (
-        workflow.run_id not in workflow.parser and workflow.run_id != "run"
-    ):  # MONAI's own name, which tools have not set
-        near = difflib.get_close_matches(str(workflow.run_id), config, 1)
-        lines.append(
-            f"  {workflow.run_id}: no config has this to run" + (f"; did you mean {near[0]}?" if near else ".")
-        )
+    run_id = str(workflow.run_id)
+    if run_id not in workflow.parser and run_id != "run":  # MONAI's own name, which tools have not set
+        near = difflib.get_close_matches(run_id, config, 1)
+        lines.append(f"  {run_id}: no config has this to run" + (f"; did you mean {near[0]}?" if near else "."))
     for name in _unread(config, known, named):
         near = difflib.get_close_matches(name, sorted(one for one in known if one.count("#") == name.count("#")), 1)
         lines.append(f"  --{name}: no config has such a value" + (f"; did you mean --{near[0]}?" if near else "."))

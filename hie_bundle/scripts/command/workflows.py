@@ -120,11 +120,9 @@ def runner(name: str) -> Callable[..., None]:
 
 def _names(value: Any) -> list[str]:
     """Names with commas between them, however the command line was read: fire makes a tuple of ``a,b``."""
-    return (
-        value.split(",")
-        if isinstance(value, str)
-        else list(map(str, value if isinstance(value, list | tuple) else [value]))
-    )
+    if isinstance(value, str):
+        return value.split(",")
+    return [str(one) for one in (value if isinstance(value, list | tuple) else [value])]
 
 
 def help_page(name: str) -> str:
