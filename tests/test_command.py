@@ -27,6 +27,7 @@ from scripts.command.completion import words_of
 from scripts.command.segment import find_jobs
 from scripts.command.workflows import WORKFLOWS, help_page, values_of
 from scripts.errors import UserError
+from scripts.report.segmented import write_case_picture
 from scripts.segmenter import CAUTION, Segmenter
 
 CONFIGS = BUNDLE / "configs"
@@ -361,3 +362,16 @@ def test_the_wheel_works_where_there_is_no_checkout(tmp_path: Path, tiny_cohort:
     expected = Segmenter(weights, recipe=[ADC_ALONE], **TINY).result(adc, zadc).mask
     np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "out" / "mask.nii.gz").dataobj), expected)
     assert (tmp_path / "out" / "page.html").is_file()
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_a_pictures_title_is_not_cut_off(slices: int, tmp_path: Path) -> None:
+    """That of a mask in one slice was, on both sides."""
+    adc, mask = np.zeros((24, 24, 6), np.float32), np.zeros((24, 24, 6), bool)
+    adc[4:20, 4:20], mask[8:10, 8:10, 1 : 1 + slices] = 1200, True
+    title = "sub-MGHNICU002_ses-01: 0.02 ml in 1 lesion, 0.00 % of the brain (459 ml)"
+    write_case_picture(tmp_path / "case.png", {"ADC": adc}, mask, np.eye(4), title)
+    picture = np.asarray(Image.open(tmp_path / "case.png").convert("L"))
+    assert picture.max() == 255
+    assert picture[:, [0, -1]].max() == 0
+    assert picture[[0, -1]].max() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = ["slices_to_show", "write_case_page", "write_case_picture"]
 
 MOST_SLICES = 8
 WINDOWS = {"ADC": (0.0, 2500.0), "ZADC": (-6.0, 6.0)}  # as in evaluate.yaml
+LETTERS_AN_INCH = 10  # of the title, at most
 
 
 def slices_to_show(mask: NDArray[Any], brain: NDArray[Any]) -> list[int]:
@@ -70,7 +72,8 @@ def write_case_picture(
                 place.contour(axial(lesion, box, z), [0.5], colors=PRED_COLOUR, linewidths=1.4)
             place.set_axis_off()
             place.set_title(f"{name}, slice {z + 1}", color="white", fontsize=9)
-    figure.suptitle(title, color="white", fontsize=11, parse_math=False)
+    lines = textwrap.fill(title, int(LETTERS_AN_INCH * figure.get_figwidth()))  # one slice is narrower than most titles
+    figure.suptitle(lines, color="white", fontsize=11, parse_math=False)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110, facecolor="black")
     write_atomically(path, png.getvalue())
