@@ -69,6 +69,28 @@ def _ended(process: psutil.Process) -> bool:
         return True
 
 
+# Ctrl-C ends the loading processes, too: its signal and theirs come while Python is busy, and have to wait
+TOGETHER = """
+import os, signal, sys; sys.path.insert(0, sys.argv[1])
+from scripts.interruption import Interruption
+Interruption(lambda: "Go on so.", lambda: None).install()
+signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch's
+both = {signal.SIGINT, signal.SIGCHLD}
+signal.pthread_sigmask(signal.SIG_BLOCK, both)
+for number in both:
+    os.kill(os.getpid(), number)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+while True: pass
+"""
+
+
+def test_one_that_comes_with_a_childs_end_prints_nothing_else() -> None:
+    command = [sys.executable, "-c", TOGETHER, str(BUNDLE)]
+    process = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert process.returncode == 130
+    assert process.stderr.strip() == "Stopped by SIGINT. Go on so."
+
+
 def test_signals_are_as_they_were_afterwards() -> None:
     from scripts.interruption import Interruption
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ["Interruption", "time_limit"]
+__all__ = ["Interruption", "ignore", "time_limit"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5.0  # for the main thread to come back from PyTorch: a backward pass on a CPU may take half a minute
@@ -26,6 +26,17 @@ LAST_S = 2.0  # for what is done before the end, should a lock be held that nobo
 _forking = threading.Event()
 if hasattr(os, "register_at_fork"):  # what is raised in a hook of a fork is printed and lost
     os.register_at_fork(before=_forking.set, after_in_parent=_forking.clear, after_in_child=_forking.clear)
+
+
+def ignore(number: int) -> Any:
+    """Do nothing at a signal from now on; in the main thread.
+
+    By a handler: where one has come already and waits for its turn, Python prints a traceback if there is none any more.
+
+    Returns:
+        the handler before.
+    """
+    return signal.signal(number, lambda *_: None)
 
 
 class Interruption:
@@ -76,7 +87,7 @@ class Interruption:
             threading.Timer(0.05, os.kill, (self._owner, number)).start()
             return
         for one in SIGNALS:  # a second one does not disturb
-            signal.signal(one, signal.SIG_IGN)
+            ignore(one)
         self._say(number)
         _end_children()
         atexit.register(self._leave, number)  # Python would take some seconds to tear down what PyTorch has loaded
@@ -147,7 +158,7 @@ def time_limit(seconds: float, late: Callable[[], Exception]) -> Iterator[None]:
 def _end_children() -> None:
     # PyTorch raises in the main thread when a loading process ends without having been told to
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        ignore(signal.SIGCHLD)
     children = psutil.Process().children(recursive=True)
     for child in children:
         try:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from .bonbid.remembered import case_of
 from .errors import UserError, causes, user_error
-from .interruption import time_limit
+from .interruption import ignore, time_limit
 
 __all__ = ["DataLoader", "end_processes", "in_words"]
 
@@ -135,7 +135,7 @@ def end_processes() -> None:
     """Kill what still loads; Python would wait at its end for a process that hangs."""
     is_main = threading.current_thread() is threading.main_thread()
     # PyTorch's handler raises, whatever is done, when they end; a later run in this program needs it again
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if is_main else None
+    before = ignore(signal.SIGCHLD) if is_main else None
     loading = [process for process in multiprocessing.active_children() if process.daemon]  # also one not yet reading
     for process in loading:
         process.kill()
