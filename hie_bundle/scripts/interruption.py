@@ -31,7 +31,7 @@ if hasattr(os, "register_at_fork"):  # what is raised in a hook of a fork is pri
 def ignore(number: int) -> Any:
     """Do nothing at a signal from now on; in the main thread.
 
-    By a handler: where one has come already and waits for its turn, Python prints a traceback if there is none any more.
+    By a handler: of one that waits for its turn Python prints a traceback if there is none any more.
 
     Returns:
         the handler before.
