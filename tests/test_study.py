@@ -117,7 +117,8 @@ def test_each_recipe_of_the_ablation_gives_its_network_what_it_takes(tiny_cohort
         case = training.get_parsed_content("cases")(split="val")[0]
         image = training.get_parsed_content("validate#preprocessing")(case)["image"]
         assert image.shape[0] == training.get_parsed_content("in_channels")
-        assert training.get_parsed_content("network_def")(image[None].as_tensor()).shape[2:] == image.shape[1:]
+        network = training.get_parsed_content("network_def").eval()  # which gives the full scale alone
+        assert network(image[None].as_tensor()).shape[2:] == image.shape[1:]
         seen[variant.name] = image.shape[0]
     assert [name for name, channels in seen.items() if channels < 6] == ["no_mirror", "no_score", "no_depth"]
 
