@@ -11,7 +11,6 @@ STRONG := '$(CONFIGS)/strong.yaml','$(CONFIGS)/strong_cpu.yaml'
 SIMULATED_DEMO := "['$(CONFIGS)/train.yaml','$(CONFIGS)/evaluate.yaml',$(STRONG)]"
 FINE_TUNE_DEMO := "['$(CONFIGS)/train.yaml',$(STRONG),'$(CONFIGS)/fine_tune.yaml']"
 STUDY_DEMO := "['$(CONFIGS)/train.yaml','$(CONFIGS)/study.yaml','$(CONFIGS)/demo.yaml']"
-INFER_DEMO := "['$(CONFIGS)/inference.yaml','$(CONFIGS)/demo.yaml']"
 
 # the bundle's version; empty in a tree without it
 VERSION = $(shell sed -n 's/^  "version": "\(.*\)",/\1/p' hie_bundle/configs/metadata.json)
@@ -67,9 +66,8 @@ demo: install
 	$(RUN) evaluating --config_file $(SIMULATED_DEMO) --split test --dataset_dir $(DEMO)/data \
 		--output_dir $(DEMO)/fine_tuned --ckpt_path $(DEMO)/fine_tuned/model.pt
 	$(RUN) boosting --config_file $(EVALUATE_DEMO) --split test --output_dir $(DEMO)/boosting
-	$(RUN) training --config_file $(TRAIN_DEMO) --overwrite True
+	$(RUN) training --config_file $(TRAIN_DEMO) --epochs 16 --overwrite True
 	$(RUN) evaluating --config_file $(EVALUATE_DEMO) --split test
-	$(RUN) --config_file $(INFER_DEMO) --split test --output_dir $(DEMO)/masks
 	@echo
 	@echo "The weights in models/simulated, which have seen none of these cases:"
 	@cat $(DEMO)/simulated/comparison.txt
@@ -88,8 +86,7 @@ demo: install
 	@echo "fine-tuned   $(DEMO)/fine_tuned/model.pt, report.html, overlays/"
 	@echo "weights      $(DEMO)/models/model.pt"
 	@echo "curves       $(VENV)/bin/tensorboard --logdir $(DEMO)/eval/tensorboard"
-	@echo "evaluation   $(DEMO)/eval/report.html, metrics.csv, metrics.json, overlays/"
-	@echo "masks        $(DEMO)/masks"
+	@echo "evaluation   $(DEMO)/eval/report.html, metrics.csv, metrics.json, masks/, overlays/"
 
 # two trainings of one thread each do more on two cores than one of two threads
 study: install

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from test_baselines import SPACING, _maps, items  # noqa: F401 -- a fixture
 from test_recipes import OPTIONS, SETTINGS
 
 from scripts import metrics
-from scripts.bonbid import Volume
+from scripts.bonbid import Limits, Volume
+from scripts.bonbid.maps import draw_training_voxels
 from scripts.errors import UserError
 from scripts.segmenter import Segmenter
 from scripts.voxelwise import AddVoxelwised, VoxelNetwork, VoxelwiseFit, features
@@ -78,6 +80,49 @@ def test_it_is_the_same_again_and_moves_nothing_else_that_is_random(items: list[
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
     assert not torch.equal(first.layers[0].weight, other.layers[0].weight)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_cases_that_are_described_side_by_side_are_drawn_from_in_turn(
+    cores: int,
+    items: list[dict[str, Any]],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one after the other, whichever is ready first; a case that cannot be learnt from takes no number."""
+    monkeypatch.setattr("scripts.bonbid.maps.available_cores", lambda: cores)
+    del items[2]["label"]
+    rng, expected = np.random.default_rng(3), []
+    for number in (0, 1, 3, 4, 5):
+        adc, zadc, truth = _maps(number)
+        drawn = rng.permutation(np.count_nonzero(adc))[:50]
+        expected.append((zadc[adc > 0].astype(np.float32)[drawn], truth[adc > 0][drawn]))
+
+    def describe(adc: np.ndarray, zadc: np.ndarray, _: Volume) -> np.ndarray:
+        time.sleep(0.05 * (zadc[adc > 0][0] > 0))  # some take longer
+        return zadc[adc > 0].astype(np.float32)[:, None]
+
+    why: list[str] = []
+    found = list(draw_training_voxels(items, Limits(), describe, 50, 3, skip=lambda error: why.append(str(error))))
+    for (given, truth), (value, lesion) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(given[:, 0], value)
+        np.testing.assert_array_equal(truth, lesion)
+    assert why == ["training case P2-1 has no label"]
+    with pytest.raises(ValueError, match="no label"):
+        list(draw_training_voxels(items, Limits(), describe, 50, 3))
+
+
+def test_fitting_takes_one_thread_and_gives_the_others_back(items: list[dict[str, Any]]) -> None:  # noqa: F811
+    """Two that waited for each other on busy cores took seventy times as long."""
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    try:
+        _fitted(items, epochs=1)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        hook.remove()
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("missing", ["label", "zadc", "lesion"])

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
-from .bonbid import Limits, as_native, brain_of
+from .bonbid import Limits, Volume, as_native, brain_of
 from .bonbid.checks import item_files
-from .bonbid.maps import read_training_case
+from .bonbid.maps import draw_training_voxels
 from .bonbid.volumes import VolumeError
 from .files import write_atomically
 from .metrics import dice
@@ -137,8 +137,9 @@ class VoxelRegression:
         from sklearn.linear_model import LogisticRegression
         from sklearn.preprocessing import StandardScaler
 
-        rng = np.random.default_rng(self.seed)
-        given, lesion = zip(*(self._draw(item, rng) for item in self.items), strict=True)
+        given, lesion = zip(
+            *draw_training_voxels(self.items, self.limits, self._describe, self.voxels, self.seed), strict=True
+        )
         truth = np.concatenate(lesion)
         if truth.all() or not truth.any():
             raise ValueError("the training split has no lesion and healthy brain to tell apart")
@@ -157,9 +158,5 @@ class VoxelRegression:
         write_atomically(self.file, json.dumps({"key": key, "regression": asdict(fitted)}, indent=1) + "\n")
         return fitted
 
-    def _draw(self, item: Mapping[str, Any], rng: np.random.Generator) -> tuple[Floats, NDArray[np.bool_]]:
-        """Features and truth of some voxels of a case's brain."""
-        adc, zadc, truth, grid = read_training_case(item, self.limits)
-        given = features(adc, zadc, tuple(grid.spacing_mm), self.smoothing_mm)
-        drawn = rng.permutation(len(given))[: self.voxels]
-        return given[drawn], truth[drawn]
+    def _describe(self, adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
+        return features(adc, zadc, tuple(grid.spacing_mm), self.smoothing_mm)

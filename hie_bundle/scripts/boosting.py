@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from .baselines import THRESHOLDS
 from .bonbid import Limits, Volume, VolumeError, as_native, brain_of
-from .bonbid.maps import read_maps
+from .bonbid.maps import draw_training_voxels, read_maps
 from .errors import UserError
 from .masks import SaveMaskd
 from .metrics import dice
-from .voxelwise import draw_training_voxels, features
+from .voxelwise import features
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -80,9 +80,8 @@ def fit(
         raise UserError(
             f"Boosting needs at least {folds} training cases, to choose its threshold by; here are {len(items)}."
         )
-    rng = np.random.default_rng(seed)
     try:
-        drawn = [draw_training_voxels(as_native(item), limits, voxels, rng) for item in items]
+        drawn = list(draw_training_voxels([as_native(item) for item in items], limits, features, voxels, seed))
     except (VolumeError, OSError, ValueError) as error:
         raise UserError(f"Boosting cannot be fitted: {error}") from error
     given = np.concatenate([one for one, _ in drawn])

@@ -8,7 +8,8 @@ mean of both probabilities is better than either (docs/recipes.md). Fitting take
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,14 +24,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
-from .bonbid import Limits, Volume, VolumeError, as_native, brain_of
-from .bonbid.maps import read_training_case
+from .bonbid import Limits, Volume, as_native, brain_of
+from .bonbid.maps import draw_training_voxels
 from .distributed import is_first
 from .errors import UserError
 from .transforms.symmetry import mid_sagittal_plane, mirrored
 from .weights import as_paths, read_part
 
-__all__ = ["AddVoxelwised", "VoxelNetwork", "VoxelwiseFit", "draw_training_voxels", "features"]
+__all__ = ["AddVoxelwised", "VoxelNetwork", "VoxelwiseFit", "features"]
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,8 @@ class VoxelNetwork(nn.Module):
 class VoxelwiseFit:
     """Fit a :class:`VoxelNetwork` on the training split when a training starts.
 
-    The same cases and seed give the same network, also where a training goes on. Nothing else that is random moves.
+    The same cases and seed give the same network, also where a training goes on, and however many cores there are.
+    Nothing else that is random moves.
 
     Args:
         items: of the training split; of prepared cases the files that they were made from are taken. Cases without a
@@ -186,18 +188,16 @@ class VoxelwiseFit:
     def __call__(self, _: Engine | None = None) -> None:
         if not is_first():  # which writes the weights
             return
-        rng = np.random.default_rng(self.seed)
-        drawn = []
-        for item in map(as_native, self.items):
-            try:
-                drawn.append(draw_training_voxels(item, self.limits, self.voxels, rng))
-            except (VolumeError, OSError, ValueError) as error:
-                logger.warning("The voxelwise network learns nothing from a case: %s", error)
+        drawn = list(
+            draw_training_voxels(
+                [as_native(item) for item in self.items], self.limits, features, self.voxels, self.seed, skip=_warn
+            )
+        )
         truth = np.concatenate([one for _, one in drawn]) if drawn else np.zeros(0, bool)
         if truth.all() or not truth.any():
             logger.warning("No voxelwise network: the training split has no lesion and healthy brain to tell apart.")
             return
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _one_thread():
             torch.manual_seed(self.seed)
             self.network = self._fit(torch.as_tensor(np.concatenate([one for one, _ in drawn])), torch.as_tensor(truth))
         logger.info("Voxelwise network: fitted on %d voxels of %d cases", len(truth), len(drawn))
@@ -281,24 +281,19 @@ class AddVoxelwised(MapTransform):
             self._read = there
 
 
-def draw_training_voxels(
-    item: Mapping[str, Any], limits: Limits, voxels: int, rng: np.random.Generator
-) -> tuple[Floats, NDArray[np.bool_]]:
-    """Features and truth of some voxels of a labelled case's brain.
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """So small a network gains nothing by several, which wait for each other at every step where cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
-    Args:
-        item: of a data list, as acquired.
-        limits: of the sizes of files.
-        voxels: how many, at most.
-        rng: draws them.
 
-    Raises:
-        ValueError: when the case cannot be learnt from.
-        VolumeError: when a file cannot be read.
-    """
-    adc, zadc, truth, grid = read_training_case(item, limits)
-    drawn = rng.permutation(len(truth))[:voxels]
-    return features(adc, zadc, grid)[drawn], truth[drawn]
+def _warn(error: Exception) -> None:
+    logger.warning("The voxelwise network learns nothing from a case: %s", error)
 
 
 def _network_of(path: Path) -> VoxelNetwork | None:

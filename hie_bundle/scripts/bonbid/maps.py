@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cores import available_cores
 from .brain import are_normalised, brain_of
 from .checks import Limits, item_files
-from .volumes import Volume, read_volume
+from .volumes import Volume, VolumeError, read_volume
 
-__all__ = ["read_maps", "read_training_case"]
+__all__ = ["draw_training_voxels", "read_maps", "read_training_case"]
+
+Floating = TypeVar("Floating", np.float32, np.float64)
 
 
 def read_maps(item: Mapping[str, Any], limits: Limits) -> tuple[NDArray[Any], Volume]:
@@ -49,3 +54,57 @@ def read_training_case(
         raise ValueError(f"the maps of training case {case} are normalised")
     truth = read_volume(item["label"], limits.max_bytes).array[brain_of(adc)] > 0.5
     return adc, zadc, truth, grid
+
+
+def draw_training_voxels(
+    items: Sequence[Mapping[str, Any]],
+    limits: Limits,
+    describe: Callable[[NDArray[Any], NDArray[Any], Volume], NDArray[Floating]],
+    voxels: int,
+    seed: int,
+    skip: Callable[[Exception], None] | None = None,
+) -> Iterator[tuple[NDArray[Floating], NDArray[np.bool_]]]:
+    """Features and truth of some voxels of each labelled case's brain, case by case; the same for any number of cores.
+
+    Args:
+        items: of a data list, as acquired.
+        limits: of the sizes of files.
+        describe: ADC, ZADC (X, Y, Z) and the volume that they lie on, to features of shape (voxels of the brain, N).
+            As many cases at a time as there are cores, in threads: SciPy's filters let others work.
+        voxels: how many of each case, at most.
+        seed: of the draw.
+        skip: told why a case cannot be learnt from, which is then left out; None: the error is raised.
+
+    Raises:
+        ValueError: when a case cannot be learnt from.
+        VolumeError: when a file cannot be read.
+        OSError: likewise.
+    """
+
+    def described(item: Mapping[str, Any]) -> tuple[NDArray[Floating], NDArray[np.bool_]]:
+        adc, zadc, truth, grid = read_training_case(item, limits)
+        return describe(adc, zadc, grid), truth
+
+    rng = np.random.default_rng(seed)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for future in _few_ahead(pool, described, items):
+            try:
+                given, truth = future.result()
+            except (VolumeError, OSError, ValueError) as error:
+                if skip is None:
+                    raise
+                skip(error)
+                continue
+            drawn = rng.permutation(len(truth))[:voxels]
+            yield given[drawn], truth[drawn]
+
+
+def _few_ahead(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Future[Any]]:
+    """What becomes of each item, in order; no more of them wait than there are cores, since a case takes memory."""
+    waiting: deque[Future[Any]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > available_cores():
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
