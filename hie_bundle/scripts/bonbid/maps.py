@@ -17,6 +17,7 @@ from .volumes import Volume, VolumeError, read_volume
 
 __all__ = ["draw_training_voxels", "read_maps", "read_training_case"]
 
+MOST_AT_A_TIME = 4  # cases, since the features of one take some hundred megabytes
 Floating = TypeVar("Floating", np.float32, np.float64)
 
 
@@ -70,7 +71,7 @@ def draw_training_voxels(
         items: of a data list, as acquired.
         limits: of the sizes of files.
         describe: ADC, ZADC (X, Y, Z) and the volume that they lie on, to features of shape (voxels of the brain, N).
-            As many cases at a time as there are cores, in threads: SciPy's filters let others work.
+            Four cases at a time, or as many as there are cores, in threads: SciPy's filters let others work.
         voxels: how many of each case, at most.
         seed: of the draw.
         skip: told why a case cannot be learnt from, which is then left out; None: the error is raised.
@@ -86,8 +87,9 @@ def draw_training_voxels(
         return describe(adc, zadc, grid), truth
 
     rng = np.random.default_rng(seed)
-    with ThreadPoolExecutor(available_cores()) as pool:
-        for future in _few_ahead(pool, described, items):
+    threads = min(MOST_AT_A_TIME, available_cores())
+    with ThreadPoolExecutor(threads) as pool:
+        for future in _few_ahead(pool, described, items, threads):
             try:
                 given, truth = future.result()
             except (VolumeError, OSError, ValueError) as error:
@@ -99,12 +101,14 @@ def draw_training_voxels(
             yield given[drawn], truth[drawn]
 
 
-def _few_ahead(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Future[Any]]:
-    """What becomes of each item, in order; no more of them wait than there are cores, since a case takes memory."""
+def _few_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any], few: int
+) -> Iterator[Future[Any]]:
+    """What becomes of each item, in order; no more than that many of them wait to be taken."""
     waiting: deque[Future[Any]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
-        if len(waiting) > available_cores():
+        if len(waiting) > few:
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()
