@@ -81,7 +81,7 @@ def fit(
             f"Boosting needs at least {folds} training cases, to choose its threshold by; here are {len(items)}."
         )
     try:
-        drawn = list(draw_training_voxels([as_native(item) for item in items], limits, features, voxels, seed))
+        drawn = list(draw_training_voxels(items, limits, features, voxels, seed))
     except (VolumeError, OSError, ValueError) as error:
         raise UserError(f"Boosting cannot be fitted: {error}") from error
     given = np.concatenate([one for one, _ in drawn])

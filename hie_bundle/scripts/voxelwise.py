@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
-from .bonbid import Limits, Volume, as_native, brain_of
+from .bonbid import Limits, Volume, brain_of
 from .bonbid.maps import draw_training_voxels
 from .distributed import is_first
 from .errors import UserError
@@ -188,11 +188,7 @@ class VoxelwiseFit:
     def __call__(self, _: Engine | None = None) -> None:
         if not is_first():  # which writes the weights
             return
-        drawn = list(
-            draw_training_voxels(
-                [as_native(item) for item in self.items], self.limits, features, self.voxels, self.seed, skip=_warn
-            )
-        )
+        drawn = list(draw_training_voxels(self.items, self.limits, features, self.voxels, self.seed, skip=_warn))
         truth = np.concatenate([one for _, one in drawn]) if drawn else np.zeros(0, bool)
         if truth.all() or not truth.any():
             logger.warning("No voxelwise network: the training split has no lesion and healthy brain to tell apart.")

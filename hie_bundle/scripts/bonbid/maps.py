@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..cores import available_cores
 from .brain import are_normalised, brain_of
 from .checks import Limits, item_files
+from .listfiles import as_native
 from .volumes import Volume, VolumeError, read_volume
 
 __all__ = ["draw_training_voxels", "read_maps", "read_training_case"]
@@ -68,7 +69,7 @@ def draw_training_voxels(
     """Features and truth of some voxels of each labelled case's brain, case by case; the same for any number of cores.
 
     Args:
-        items: of a data list, as acquired.
+        items: of a data list; of prepared cases the files that they were made from are taken.
         limits: of the sizes of files.
         describe: ADC, ZADC (X, Y, Z) and the volume that they lie on, to features of shape (voxels of the brain, N).
             Four cases at a time, or as many as there are cores, in threads: SciPy's filters let others work.
@@ -83,7 +84,7 @@ def draw_training_voxels(
     """
 
     def described(item: Mapping[str, Any]) -> tuple[NDArray[Floating], NDArray[np.bool_]]:
-        adc, zadc, truth, grid = read_training_case(item, limits)
+        adc, zadc, truth, grid = read_training_case(as_native(item), limits)
         return describe(adc, zadc, grid), truth
 
     rng = np.random.default_rng(seed)
