@@ -88,9 +88,12 @@ def test_cases_that_are_described_side_by_side_are_drawn_from_in_turn(
     items: list[dict[str, Any]],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As one after the other, whichever is ready first; a case that cannot be learnt from takes no number."""
+    """As one after the other, whichever is ready first; a case that cannot be learnt from takes no number, and of
+    a prepared one the files that it was made from are read."""
     monkeypatch.setattr("scripts.bonbid.maps.available_cores", lambda: cores)
     del items[2]["label"]
+    acquired = {f"native_{part}": items[4][part] for part in ("image", "label")}
+    items[4] = {"case": "P4-1", "image": "prepared.nii.gz", "label": "prepared_label.nii.gz", **acquired}
     rng, expected = np.random.default_rng(3), []
     for number in (0, 1, 3, 4, 5):
         adc, zadc, truth = _maps(number)
