@@ -21,7 +21,7 @@ WITH_TORCH = $(abspath $(firstword $(wildcard $(VENV)/bin/python) $(shell comman
 LABEL_VENV := .venv-monailabel
 SBOM_VENV := .venv-sbom
 # in processes of their own: with OpenVINO in one process, ITK and TorchIO have crashed it (about every second time)
-WITH_OPENVINO := tests/test_inferers.py tests/test_zoo.py
+WITH_OPENVINO := tests/inference/test_inferers.py tests/bundle/test_zoo.py
 
 .PHONY: help install demo study test test-all test-slow test-monailabel test-tracking lint bench bench-peers docs changelog package wheel release \
 	large_files clean
@@ -110,7 +110,7 @@ test-monailabel: $(LABEL_VENV)/.installed
 
 test-tracking: install
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --editable '.[tracking]'
-	$(VENV)/bin/python -m pytest tests/test_tracking.py
+	$(VENV)/bin/python -m pytest tests/training/test_tracking.py
 
 $(LABEL_VENV)/.installed: tests/monailabel/requirements.txt
 	$(PYTHON) -m venv $(LABEL_VENV)
@@ -139,7 +139,7 @@ changelog:
 # what is committed, and what it needs, by the versions of constraints.txt
 release: install $(SBOM_VENV)/bin/cyclonedx-py
 	@git diff --quiet HEAD || { echo "there are changes that are not committed"; exit 2; }
-	$(VENV)/bin/python -m pytest tests/test_docs.py -k "changelog or version"
+	$(VENV)/bin/python -m pytest tests/bundle/test_docs.py -k "changelog or version"
 	$(MAKE) package wheel
 	$(SBOM_VENV)/bin/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml --of JSON --output-reproducible \
 		-o dist/hie_bundle_v$(VERSION).cdx.json
@@ -151,7 +151,7 @@ $(SBOM_VENV)/bin/cyclonedx-py:
 
 # the weights as the Model Zoo's tools take them, and what they were trained with beside them
 dist/models/model.pt: hie_bundle/models/model.pt
-	cd hie_bundle && $(WITH_TORCH) -c "from scripts.weights import write_bare; write_bare('models/model.pt', '../$@')"
+	cd hie_bundle && $(WITH_TORCH) -c "from scripts.io.weights import write_bare; write_bare('models/model.pt', '../$@')"
 
 ifdef RECIPE
 # a bundle of its own, whose configs and weights are those of the shipped weights
@@ -159,7 +159,7 @@ package: STEM = hie_bundle_$(RECIPE)
 package:
 	rm -rf dist/$(STEM) && mkdir -p dist
 	git archive --prefix=$(STEM)/ HEAD:hie_bundle | tar -x -C dist
-	cd hie_bundle && $(WITH_TORCH) -c "from scripts.packaging import write_recipe; write_recipe('../dist/$(STEM)')"
+	cd hie_bundle && $(WITH_TORCH) -c "from scripts.cli.packaging import write_recipe; write_recipe('../dist/$(STEM)')"
 	cd dist && $(WITH_TORCH) -m zipfile -c $(STEM)_v$(VERSION).zip $(STEM)
 	@echo "dist/$(STEM), dist/$(STEM)_v$(VERSION).zip"
 else

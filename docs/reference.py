@@ -19,7 +19,8 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hie_bundle"))
-from scripts.options import OPTIONS, Number, Numbers
+from scripts.runtime.option_types import Number, Numbers
+from scripts.runtime.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "hie_bundle"
@@ -165,8 +166,8 @@ def _cell(text: str) -> str:
 
 def columns_page() -> str:
     """Every column of metrics.csv, from its registration."""
-    from scripts import metrics  # noqa: F401 -- registers its measures
-    from scripts.measures import MEASURES
+    from scripts.evaluation import metrics  # noqa: F401
+    from scripts.evaluation.measures import MEASURES
 
     rows = ["| column | | unit | better | |", "| --- | --- | --- | --- | --- |"]
     for measure in MEASURES.values():

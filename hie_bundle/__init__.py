@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scripts.errors import UserError
-    from scripts.segmenter import Segmentation, Segmenter, segment
+    from scripts.inference.segmenter import Segmentation, Segmenter, segment
+    from scripts.runtime.errors import UserError
 
 __all__ = ["Segmentation", "Segmenter", "UserError", "segment"]
 
@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for, and PyTorch with it, at its first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(scripts_module("errors" if name == "UserError" else "segmenter"), name)
+    return getattr(scripts_module("runtime.errors" if name == "UserError" else "inference.segmenter"), name)
 
 
 def scripts_module(name: str) -> Any:
@@ -58,4 +58,4 @@ def scripts_module(name: str) -> Any:
 
 def main() -> None:
     """The command ``hie-bundle``."""
-    scripts_module("command").main()
+    scripts_module("cli").main()

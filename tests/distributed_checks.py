@@ -1,4 +1,4 @@
-"""What each process of tests/test_distributed.py does, started by torchrun: what it saw goes to FOLDER/<rank>.pt."""
+"""What each process of test_distributed.py does, started by torchrun: what it saw goes to FOLDER/<rank>.pt."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from monai.metrics import DiceMetric
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scripts import handlers
-from scripts.distributed import SameBuffers, gather_interleaved, mean_over_ranks, shard, start, stop
 from scripts.networks import HIEUNet
+from scripts.runtime.distributed import SameBuffers, gather_interleaved, mean_over_ranks, shard, start, stop
+from scripts.training import handlers
 
 CONFIG = Path(__file__).resolve().parents[1] / "hie_bundle" / "configs" / "train.yaml"
 BATCH, CASES = 4, 5

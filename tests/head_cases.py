@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from scripts.bonbid import Limits
-from scripts.phantom import Case
+from scripts.data.checks import Limits
+from scripts.phantom.case import Case
 
 NEWBORN = Limits(brain_ml_range=(100, 800))
 LEVEL = 400.0  # of white matter at b = 0

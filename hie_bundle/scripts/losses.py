@@ -16,9 +16,9 @@ from monai.utils import LossReduction
 from scipy import ndimage
 from torch import nn
 
-from .components import components
-from .distance import boundary_distance, signed_distance
-from .distributed import mean_over_ranks, with_other_ranks
+from .geometry.components import components
+from .geometry.distance import boundary_distance, signed_distance
+from .runtime.distributed import mean_over_ranks, with_other_ranks
 
 __all__ = [
     "BoundaryLoss",
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class HausdorffDTLoss(StockHausdorffDTLoss):
-    """``monai.losses.HausdorffDTLoss`` (Karimi et al. 2019) with its distance fields from :mod:`scripts.distance`.
+    """``monai.losses.HausdorffDTLoss`` (Karimi et al. 2019) with its distance fields from :mod:`.distance`.
 
     Same arguments, values, gradients and errors as the parent, but all masks of a batch, predicted and true, in one
     call with one exact distance transform each, instead of two in turn. On CUDA everything is computed on the device

@@ -9,7 +9,7 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import nn
 
-from .errors import UserError
+from .runtime.errors import UserError
 
 __all__ = ["HIEUNet", "with_prior"]
 

@@ -10,9 +10,9 @@ import torch
 from parts import Shape, sample
 from timing import compare
 
-from scripts.inferers import TorchBackend
+from scripts.inference.inferers import TorchBackend
+from scripts.inference.openvino_backend import OpenVINOBackend
 from scripts.networks import HIEUNet
-from scripts.openvino_backend import OpenVINOBackend
 
 
 def forward(

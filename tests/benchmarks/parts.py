@@ -16,9 +16,10 @@ from scipy import ndimage
 from timing import compare, seconds
 from torch.nn import functional
 
-from scripts import losses, metrics
-from scripts.distance import boundary_distance
-from scripts.surfaces import cropped
+from scripts import losses
+from scripts.evaluation import metrics
+from scripts.geometry.distance import boundary_distance
+from scripts.geometry.surfaces import cropped
 from scripts.transforms import fast
 
 Shape = tuple[int, int, int]

@@ -3,7 +3,7 @@
     python tests/benchmarks/prompts.py DATASET_DIR [--below -2] [--smallest_mm3 60] [--margin 1]
 
 Mean Dice on the files' grid, for all cases of the test split, of four masks: the threshold itself; the boxes, filled
-(what ``tests/test_prompted.py`` holds to be the workflow's masks with a predictor that fills its box); the truth inside
+(what ``test_prompted.py`` holds to be the workflow's masks with a predictor that fills its box); the truth inside
 the boxes, which a model that makes no mistake would give, and says so where there is no lesion; and the same, but with
 the region that was asked for where there is none, as of a model that always finds something.
 """
@@ -19,10 +19,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "hie_bundle"))
 
-from scripts.bonbid import brain_of, find_cases, read_volume, size_class  # noqa: E402
-from scripts.components import without_small  # noqa: E402
-from scripts.metrics import dice  # noqa: E402
-from scripts.prompted import prompts  # noqa: E402
+from scripts.data.folds import size_class  # noqa: E402
+from scripts.data.layout import find_cases  # noqa: E402
+from scripts.evaluation.metrics import dice  # noqa: E402
+from scripts.geometry.brain import brain_of  # noqa: E402
+from scripts.geometry.components import without_small  # noqa: E402
+from scripts.inference.prompted import prompts  # noqa: E402
+from scripts.io.volumes import read_volume  # noqa: E402
 
 
 def main() -> None:

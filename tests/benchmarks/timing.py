@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from scripts.cores import available_cores
+from scripts.runtime.cores import available_cores
 
 
 def machine() -> dict[str, Any]:

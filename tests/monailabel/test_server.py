@@ -166,7 +166,7 @@ def _write_recipe(bundle: Path, folder: Path) -> None:
         content = torch.load(file, weights_only=True)
         content["model"] = {k: v.half() if v.is_floating_point() else v for k, v in content["model"].items()}
         torch.save(content, folder / file.name)
-    command = "import sys; from scripts.packaging import write_recipe; write_recipe(sys.argv[1], sys.argv[2:])"
+    command = "import sys; from scripts.cli.packaging import write_recipe; write_recipe(sys.argv[1], sys.argv[2:])"
     files = [str(folder / file.name) for file in shipped]
     subprocess.run([sys.executable, "-c", command, str(bundle), *files], check=True, cwd=ROOT / "hie_bundle")
     train = bundle / "configs" / "train.yaml"  # where epochs are so many steps: a few

@@ -1,10 +1,12 @@
 """Simulated newborn cohort in BONBID-HIE's layout, for runs without the real data."""
 
+from functools import partial
+
+from ..moved import lookup
 from .case import Case, simulate_case
 from .cohort import write_cohort
-from .normative import Atlas, build_atlas, z_map
+from .normative import Atlas, build_atlas
 from .settings import Settings
-from .statistics import cohort_stats, contact_sheet, print_stats
 from .variety import CaseSettings, draw_settings
 
 __all__ = [
@@ -13,11 +15,9 @@ __all__ = [
     "CaseSettings",
     "Settings",
     "build_atlas",
-    "cohort_stats",
-    "contact_sheet",
     "draw_settings",
-    "print_stats",
     "simulate_case",
     "write_cohort",
-    "z_map",
 ]
+
+__getattr__ = partial(lookup, "phantom")  # cohort_stats and others, as configs of 0.9.1 name them

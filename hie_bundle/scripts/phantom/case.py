@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ..errors import choose
+from ..runtime.errors import choose
+from ..scanner.zmap import z_map
 from .acquisition import (
     OUTSIDE_SIGNAL,
     FineGrid,
@@ -25,7 +26,7 @@ from .acquisition import (
 from .anatomy import FloatArray, RandomField, Tissue, draw_subject, evaluate
 from .confounders import add_confounders, distort, reshape, vary_subject
 from .disease import Annotator, Disease, draw_disease, most_susceptible, outline, susceptibility
-from .normative import build_atlas, common_folding, z_map
+from .normative import build_atlas, common_folding
 from .settings import Settings
 from .shapes import SHAPES, shape_score
 from .variety import SIZES, CaseSettings, Rule, draw_settings

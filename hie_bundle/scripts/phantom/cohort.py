@@ -16,9 +16,9 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..cores import available_cores
-from ..errors import UserError, choose
-from ..files import write_json
+from ..io.files import write_json
+from ..runtime.cores import available_cores
+from ..runtime.errors import UserError, choose
 from .case import simulate_case
 from .settings import Settings
 from .variety import Rule, draw_settings
@@ -67,7 +67,7 @@ def write_cohort(
         varieties: families by name, each with ranges by setting.
         first_case: number of the first case; cohorts that are used together need names that differ.
         progress: show a progress bar.
-        settings: values of :class:`scripts.phantom.Settings`.
+        settings: values of :class:`scripts.phantom.settings.Settings`.
 
     Raises:
         UserError: if ``output_dir`` holds another cohort, real or simulated, if a count is negative or

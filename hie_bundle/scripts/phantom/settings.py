@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 
 
 @dataclass(frozen=True)

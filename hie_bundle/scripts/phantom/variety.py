@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 
 Rule = Any  # [low, high] | {log: [low, high]} | {odds: p, range: [low, high]} | {choose: {value: weight}} | a number
 

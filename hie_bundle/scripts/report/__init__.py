@@ -1,7 +1,7 @@
 """Results for people: tables and a summary on disk, pictures of cases, plots, and the page that shows them all."""
 
 from .page import provenance, render_page, write_report
-from .pictures import PRED_COLOUR, TRUTH_COLOUR, SliceView, case_views, render_case, upright
+from .pictures import PRED_COLOUR, TRUTH_COLOUR, SliceView, case_views, render_case
 from .plots import read_curves
 from .tables import comparison_table, read_rows, summarise, verdicts, volume_agreement, write_results
 
@@ -17,7 +17,6 @@ __all__ = [
     "render_case",
     "render_page",
     "summarise",
-    "upright",
     "verdicts",
     "volume_agreement",
     "write_report",

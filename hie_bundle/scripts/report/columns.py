@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..measures import Measure, column
+from ..evaluation.measures import Measure, column
 
 __all__ = ["GROUPS", "NO_NUMBERS", "Group", "case_columns", "grouped"]
 
@@ -20,7 +20,7 @@ class Group:
         title: its heading.
         explanation: how they were measured.
         grid: of the columns: ``native`` or ``resampled``.
-        definitions: whose; see :data:`scripts.measures.GROUPS`.
+        definitions: whose; see :data:`scripts.evaluation.measure.GROUPS`.
         folded: whether the page folds it.
     """
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..calibration import CaseProbabilities
-from ..environment import versions
-from ..files import seen_from, sha256_of, write_atomically
-from ..measures import Measure, column
+from ..evaluation.calibration import CaseProbabilities
+from ..evaluation.measures import Measure, column
+from ..io.files import seen_from, sha256_of, write_atomically
+from ..runtime.environment import versions
 from . import plots, tables
 from .columns import GROUPS, case_columns, grouped
 from .pictures import PRED_COLOUR, TRUTH_COLOUR, SliceView
@@ -31,7 +31,7 @@ def provenance(checkpoints: Sequence[str | Path] = (), folder: str | Path = ".")
 
     Args:
         checkpoints: files with weights.
-        folder: that their paths are seen from (:func:`scripts.files.seen_from`).
+        folder: that their paths are seen from (:func:`scripts.io.files.seen_from`).
 
     Returns:
         ``date`` (local time with its offset), ``checkpoints`` (``path`` and ``sha256`` of each), ``versions`` of Python
@@ -58,9 +58,9 @@ def write_report(
     Args:
         path: of the page.
         rows: one a case.
-        summary: of the same rows, as :func:`scripts.report.write_results` returns it.
+        summary: of the same rows, as :func:`scripts.report.tables.write_results` returns it.
         views: the slices of each case; cases without any are in the table only.
-        curves: of the training, as :func:`scripts.report.read_curves` returns them.
+        curves: of the training, as :func:`scripts.report.plots.read_curves` returns them.
         windows: what is black and what is white in the slices, by map, for the legend.
         probabilities: of the cases, where there are any.
     """

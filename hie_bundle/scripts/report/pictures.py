@@ -13,20 +13,17 @@ from contourpy import contour_generator
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..bonbid import brain_of
+from ..geometry.brain import brain_of
+from ..geometry.slices import axial, shown_box
 
 __all__ = [
-    "PRED_COLOUR", "TRUTH_COLOUR", "SliceView", "axial", "case_views", "outline_path", "png_of", "render_case",
-    "shown_box", "upright",
+    "PRED_COLOUR", "TRUTH_COLOUR", "SliceView", "case_views", "outline_path", "png_of", "render_case",
 ]  # fmt: skip
 
 TRUTH_COLOUR, PRED_COLOUR = "#56b4e9", "#e69f00"  # told apart by colour-blind readers (Okabe and Ito)
-MARGIN = 3  # voxels around the brain
 
 Mask = NDArray[np.bool_]
 
@@ -186,27 +183,6 @@ def _fullest_slice(truth: Mask, pred: Mask, brain: Mask) -> tuple[int, str]:
     counts = {"lesion": truth.sum((0, 1)), "prediction": pred.sum((0, 1)), "brain": brain.sum((0, 1))}
     what = next((name for name, count in counts.items() if count.any()), "brain")
     return int(counts[what].argmax()), what
-
-
-def shown_box(shown: Mask) -> tuple[slice, slice]:
-    """What is shown: the extent along X and Y with a margin; everything where there is nothing."""
-    x, y = (np.flatnonzero(shown.any(axis=axes)) for axes in ((1, 2), (0, 2)))
-    if not len(x):
-        return slice(None), slice(None)
-    return slice(max(x[0] - MARGIN, 0), x[-1] + MARGIN + 1), slice(max(y[0] - MARGIN, 0), y[-1] + MARGIN + 1)
-
-
-def upright(array: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], tuple[float, ...]]:
-    """A volume (X, Y, Z) turned so that its axes run to the right, front and head as nearly as they can without
-    resampling; and its voxel size along them in mm."""
-    orientation = io_orientation(affine)
-    sizes = voxel_sizes(affine)[np.argsort(orientation[:, 0])]
-    return apply_orientation(array, orientation), tuple(float(size) for size in sizes)
-
-
-def axial(volume: NDArray[Any], box: tuple[slice, slice], z: int) -> NDArray[Any]:
-    """Rows from anterior to posterior, columns from the patient's right to left."""
-    return volume[(*box, z)].T[::-1, ::-1]
 
 
 def png_of(grey: NDArray[Any]) -> str:

@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .. import calibration
-from ..calibration import CaseProbabilities
-from ..measures import Measure, column
-from ..statistics import describe
+from ..evaluation import calibration
+from ..evaluation.calibration import CaseProbabilities
+from ..evaluation.measures import Measure, column
+from ..evaluation.statistics import describe
 from .drawing import BLUE, GREY, ORANGE, Plot, house_style, new_figure, svg_of
 from .tables import Rows, by_size_class, lead_grid, volume_agreement
 

@@ -13,10 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..bonbid import brain_of
-from ..files import write_atomically
+from ..geometry.brain import brain_of
+from ..geometry.slices import axial, shown_box, upright
+from ..io.files import write_atomically
 from .page import render_page
-from .pictures import PRED_COLOUR, axial, outline_path, png_of, shown_box, upright
+from .pictures import PRED_COLOUR, outline_path, png_of
 
 __all__ = ["slices_to_show", "write_case_page", "write_case_picture"]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_atomically
-from ..measures import column
-from ..statistics import describe
+from ..evaluation.measures import column
+from ..evaluation.statistics import describe
+from ..io.files import write_atomically
 from .columns import NO_NUMBERS
 
 __all__ = [
@@ -68,7 +68,7 @@ def summarise(rows: Rows) -> dict[str, Any]:
 
     Returns:
         ``cases``; ``empty``: how many cases have an empty truth, an empty prediction, both; ``metrics``: for each
-        numeric column what :func:`scripts.statistics.describe` says with its defaults (10 000 seeded resamples, 95 %);
+        numeric column what :func:`.describe` says with its defaults (10 000 seeded resamples, 95 %);
         ``by_size_class``: for each class of lesion size its ``cases`` and the same ``metrics``; ``volume_agreement_ml``
         as in :func:`volume_agreement`.
     """
@@ -136,7 +136,7 @@ def comparison_table(rows: Rows) -> str:
 
 
 def gain_over(rows: Rows, baseline: str, repeats: Sequence[float] = ()) -> dict[str, Any] | None:
-    """Dice of the prediction minus that of a column of :data:`BASELINES`, as :func:`scripts.statistics.describe` says,
+    """Dice of the prediction minus that of a column of :data:`BASELINES`, as :func:`.describe` says,
     which has ``repeats``, too; None without the column."""
     if baseline not in rows[0]:
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 
 __all__ = ["AdcFit", "fit_adc", "noise_of", "scale_of", "to_micro"]
 

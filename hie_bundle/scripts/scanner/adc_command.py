@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bonbid import Volume, extension_of
-from ..errors import UserError
-from ..images import write
+from ..io.images import write
+from ..io.volumes import Volume, extension_of
+from ..runtime.errors import UserError
 from .adc import B0_MAX, fit_adc, to_micro
 from .dicom import Stack, adc_of, scan, stacks_of
-from .images import paths_of, read, refuse_other_grid
+from .inputs import paths_of, read, refuse_other_grid
 
 __all__ = ["adc_from_dicom", "b0_of", "without_b", "write_adc"]
 

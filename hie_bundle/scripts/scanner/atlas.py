@@ -10,8 +10,9 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from ..bonbid import LPS_TO_RAS, Volume, brain_of, to_itk
-from .images import on_grid, resample
+from ..geometry.brain import brain_of
+from ..io.volumes import LPS_TO_RAS, Volume, to_itk
+from .inputs import on_grid, resample
 from .registration import Fit, register, repeat_border
 
 __all__ = ["Atlas", "build_atlas", "hampel_mean_and_std"]

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bonbid import Limits, Volume, brain_of, extension_of
-from ..errors import UserError
-from ..files import whole_folder, write_json
-from ..images import write
-from ..mixins import bundle_version
+from ..data.checks import Limits
+from ..geometry.brain import brain_of
+from ..io.files import whole_folder, write_json
+from ..io.images import write
+from ..io.volumes import Volume, extension_of
+from ..runtime.errors import UserError
+from ..runtime.mixins import bundle_version
 from .adc import to_micro
 from .atlas import build_atlas
-from .brain import brain_problem
-from .images import paths_of, read
-from .pictures import outlines
+from .brain_mask import brain_problem
+from .inputs import paths_of, read
+from .previews import outlines
 from .zscore import FitLimits
 
 __all__ = ["write_atlas"]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bonbid import LPS_TO_RAS, Volume
-from ..errors import UserError
+from ..io.volumes import LPS_TO_RAS, Volume
+from ..runtime.errors import UserError
 
 __all__ = ["Stack", "require_highdicom", "require_pydicom", "scan", "stacks_of"]
 

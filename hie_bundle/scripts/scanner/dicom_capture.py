@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import UserError
-from ..mixins import bundle_version
+from ..runtime.errors import UserError
+from ..runtime.mixins import bundle_version
 from .dicom import Stack, require_highdicom
 
 __all__ = ["BURNT_IN", "capture_of"]

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bonbid.checks import grid_difference
-from ..errors import UserError
-from ..files import atomic_path
-from ..mixins import bundle_version
+from ..data.checks import grid_difference
+from ..io.files import atomic_path
+from ..runtime.errors import UserError
+from ..runtime.mixins import bundle_version
 from .dicom import Stack, require_highdicom, scan, stacks_of
 from .dicom_capture import capture_of
-from .images import GRID_TOLERANCE_MM, read
-from .pictures import outlines
+from .inputs import GRID_TOLERANCE_MM, read
+from .previews import outlines
 
 __all__ = ["segmentation_of", "write_dicom_seg"]
 

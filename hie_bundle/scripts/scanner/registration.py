@@ -14,8 +14,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ..errors import UserError
-from .images import on_grid, resample
+from ..runtime.errors import UserError
+from .inputs import on_grid, resample
 from .zmap import z_map
 
 __all__ = ["Fit", "Registration", "register", "repeat_border"]

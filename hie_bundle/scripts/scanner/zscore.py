@@ -10,14 +10,15 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from ..bonbid import Volume, brain_of, to_itk
-from ..bonbid.checks import require_numbers
-from ..errors import UserError
-from ..files import atomic_path, seen_from, write_json
-from ..images import write
+from ..data.checks import require_numbers
+from ..geometry.brain import brain_of
+from ..io.files import atomic_path, seen_from, write_json
+from ..io.images import write
+from ..io.volumes import Volume, to_itk
+from ..runtime.errors import UserError
 from .adc import to_micro
-from .images import read, refuse_other_grid, resample, stem_of
-from .pictures import outlines
+from .inputs import read, refuse_other_grid, resample, stem_of
+from .previews import outlines
 from .registration import Fit, register, repeat_border
 from .zmap import z_map
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, choose
+from ..runtime.errors import UserError, choose
 from .processes import Job, failure_text, signals_stop
 
 __all__ = ["EXECUTORS", "submit_jobs"]

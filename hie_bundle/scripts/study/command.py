@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from ..bonbid import SPLITS, Limits, as_native
-from ..cores import available_cores
-from ..errors import UserError, choose
-from ..files import write_json
+from ..data.checks import Limits
+from ..data.layout import SPLITS
+from ..data.listfiles import as_native
+from ..io.files import write_json
+from ..runtime.cores import available_cores
+from ..runtime.errors import UserError, choose
 from .cluster import submit_jobs
-from .page import write_study
 from .processes import Job, exclusive, run_jobs
 from .results import collect
 from .runs import (
@@ -32,6 +33,7 @@ from .runs import (
     whole_numbers,
     write_configs,
 )
+from .study_page import write_study
 from .variants import Variant, read_variants, rehearse, select, variant_configs
 
 __all__ = ["loss_study"]
@@ -75,7 +77,7 @@ def loss_study(
         bundle_root: folder with ``configs`` and ``scripts``.
         dataset_dir: the dataset.
         output_dir: of the study.
-        cases: :func:`scripts.bonbid.datalist` with the config's settings.
+        cases: :func:`scripts.data.datalists.datalist` with the config's settings.
         compare: names of the variants, or ``all``.
         seeds: of everything random; each variant runs with each.
         num_folds: cross-validate with that many folds; every case is then evaluated by the run that did not see it.

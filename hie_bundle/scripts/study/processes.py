@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from ..errors import UserError
-from ..files import take_lock
+from ..io.files import take_lock
+from ..runtime.errors import UserError
 
 __all__ = ["Job", "exclusive", "failure_text", "run_jobs", "signals_stop"]
 

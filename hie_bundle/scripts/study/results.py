@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from ..measures import Measure, column
+from ..evaluation.measures import Measure, column
+from ..evaluation.statistics import describe, paired_tests, penalised, ranking
 from ..report.columns import NO_NUMBERS
 from ..report.tables import BASELINES, Rows, by_size_class, gain_over, read_rows
-from ..statistics import describe, paired_tests, penalised, ranking
+from ..runtime.errors import UserError
 from .runs import Run
 from .variants import Variant
 
@@ -28,7 +28,7 @@ class Group:
     Attributes:
         title: for people.
         grid: ``native`` or ``resampled``.
-        definitions: whose; see :data:`scripts.measures.GROUPS`.
+        definitions: whose; see :data:`scripts.evaluation.measure.GROUPS`.
         explanation: what to know before comparing.
         published: whether a variant's published figures stand beside them.
     """
@@ -88,11 +88,11 @@ class Results:
         epochs: of each variant: mean number trained and mean number of the best one, over its runs.
         measures: the columns of :data:`GROUPS` that there are.
         summary: for each variant, class of lesion size (``all`` first) and measure what
-            :func:`scripts.statistics.describe` says, with the variance between the seeds where there are several.
+            :func:`.describe` says, with the variance between the seeds where there are several.
         compared: for each measure and variant the values that are ranked and tested: its value in each case, and where
             a distance does not exist because exactly one mask is empty, the case's largest possible one.
-        tests: for each measure the rows of :func:`scripts.statistics.paired_tests`.
-        ranks: for each measure what :func:`scripts.statistics.ranking` says.
+        tests: for each measure the rows of :func:`scripts.evaluation.statistics.paired_tests`.
+        ranks: for each measure what :func:`scripts.evaluation.statistics.ranking` says.
         gains: for each baseline and variant what :func:`scripts.report.tables.gain_over` says.
     """
 
@@ -230,7 +230,7 @@ def describe_measure(known: Measure) -> str:
 
 
 def _comparable(rows: Sequence[Mapping[str, Any]], measure: str) -> list[float]:
-    """A variant's values as they are compared; see :func:`scripts.statistics.penalised`."""
+    """A variant's values as they are compared; see :func:`scripts.evaluation.statistics.penalised`."""
     values = [float(row[measure]) for row in rows]
     known = column(measure)
     if known.better != "lower" or known.unit != "mm" or "largest_distance_mm" not in rows[0]:

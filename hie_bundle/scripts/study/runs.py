@@ -15,10 +15,11 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from ..bonbid import Limits, as_native, require_usable
-from ..bonbid.checks import item_files
-from ..errors import UserError
-from ..files import sha256_of, write_atomically, write_json
+from ..data.checks import Limits, item_files
+from ..data.gate import require_usable
+from ..data.listfiles import as_native
+from ..io.files import sha256_of, write_atomically, write_json
+from ..runtime.errors import UserError
 from .variants import Variant
 
 __all__ = ["Cohort", "Run", "find_cases", "record_done", "refuse_other_conditions", "whole_numbers", "write_configs"]
@@ -112,7 +113,7 @@ def find_cases(
         split: which cases are evaluated; ``val`` are those of the fold, if there are folds.
         seeds: of the folds.
         num_folds: how many; None for the official split.
-        datalist: the config's ``cases``: :func:`scripts.bonbid.datalist` with its settings.
+        datalist: the config's ``cases``: :func:`scripts.data.datalists.datalist` with its settings.
         limits: what a usable case looks like.
         inner_folds: of how many parts of the training cases one chooses the weights; None: the split ``val`` does;
             ``auto``: 5 where ``val`` is evaluated and at least 40 cases train in every fold, else None.

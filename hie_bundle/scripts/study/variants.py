@@ -13,7 +13,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.bundle.utils import merge_kv
 
-from ..errors import UserError, first_cause, user_error
+from ..runtime.errors import UserError, first_cause, user_error
 
 __all__ = ["PUBLISHED", "Variant", "read_variants", "rehearse", "select", "variant_configs"]
 

@@ -1,11 +1,11 @@
 """Transforms of the project. What augments by TorchIO is in ``bridge`` and ``fast``, which need it."""
 
 from .batches import RandBatch
-from .brain import KeepBraind, LimitToBraind
+from .limit_to_brain import KeepBraind, LimitToBraind
 from .loading import KeepNatived, LoadMapsd, ToNatived
+from .resample import ResizeToSpacingd
 from .scores import BrainDepthd, ScanScored
-from .spacing import ResizeToSpacingd
-from .specks import RemoveSmallLesionsd
+from .small_lesions import RemoveSmallLesionsd
 from .symmetry import MirrorDifferenced
 
 __all__ = [

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.engines.utils import PrepareBatchDefault
 from torch.nn import functional
 
-from ..errors import UserError
+from ..runtime.errors import UserError
 
 __all__ = ["RandBatch"]
 

@@ -25,10 +25,10 @@ from monai.transforms import (
 from monai.utils import MetaKeys
 from numpy.typing import NDArray
 
-from ..bonbid.brain import are_normalised
-from ..bonbid.checks import Limits, are_swapped, like_adc
-from ..bonbid.volumes import READING
-from ..errors import UserError
+from ..data.checks import Limits, are_swapped, like_adc
+from ..geometry.brain import are_normalised
+from ..io.volumes import READING
+from ..runtime.errors import UserError
 
 __all__ = ["KeepNatived", "LoadMapsd", "ToNatived"]
 
@@ -41,7 +41,7 @@ class LoadMaps(LoadImage):
 
     MONAI stacks files only if every number of their affines agrees to 1e-5 relative, zeros to 1e-8, so that a rounded
     direction cosine in one of two maps stops the run. Whether maps are on one grid is for
-    :func:`scripts.bonbid.require_usable` to say, in millimetres, before anything is loaded.
+    :func:`scripts.data.gate.require_usable` to say, in millimetres, before anything is loaded.
     """
 
     def __call__(

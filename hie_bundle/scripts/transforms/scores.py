@@ -12,7 +12,7 @@ from monai.transforms import MapTransform
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from ..bonbid.brain import brain_of
+from ..geometry.brain import brain_of
 
 __all__ = ["BrainDepthd", "ScanScored"]
 

@@ -14,7 +14,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
-from ..bonbid.brain import brain_of
+from ..geometry.brain import brain_of
 
 __all__ = ["MirrorDifferenced", "Plane", "mid_sagittal_plane", "mirrored"]
 

@@ -1,0 +1,57 @@
+"""Masks as a BIDS derivative: https://bids-specification.readthedocs.io, derivatives of imaging data."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ..inference.segmenter import CAUTION
+from ..io.files import write_json
+from ..runtime.errors import UserError
+from ..runtime.mixins import bundle_version
+
+__all__ = ["describe", "mask_place", "sidecar_of", "write_sidecar"]
+
+_ENTITIES = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?:_|$)")
+
+
+def mask_place(folder: str | Path, case: str, extension: str) -> Path:
+    """Where a case's mask goes: ``sub-01/ses-1/dwi/sub-01_ses-1_desc-lesion_mask.nii.gz``.
+
+    Args:
+        folder: of the derivative, such as ``derivatives/hie_bundle``.
+        case: its id; one that has no BIDS name becomes one, of its letters and digits.
+        extension: ``.nii.gz`` or ``.nii``.
+
+    Raises:
+        UserError: for another extension, which BIDS does not have.
+    """
+    if extension not in (".nii.gz", ".nii"):
+        raise UserError(f"BIDS has no {extension}; --extension is .nii.gz or .nii with --bids.")
+    match = _ENTITIES.match(case)
+    parts = [part for part in match.groups() if part] if match else ["sub-" + re.sub(r"[^A-Za-z0-9]", "", case)]
+    return Path(folder).joinpath(*parts, "dwi", "_".join([*parts, "desc-lesion_mask"]) + extension)
+
+
+def sidecar_of(mask: Path) -> Path:
+    """The JSON file beside a mask."""
+    return mask.with_name(mask.name.partition(".")[0] + ".json")
+
+
+def write_sidecar(mask: Path, figures: dict[str, Any]) -> None:
+    """Write what the mask is and what it was made of.
+
+    Args:
+        mask: its path.
+        figures: by name, added as they are.
+    """
+    write_json(sidecar_of(mask), {"Type": "Lesion", "SpatialReference": "orig", **figures}, indent=2)
+
+
+def describe(folder: str | Path) -> None:
+    """Write ``dataset_description.json``, by which tools know a derivative."""
+    generated = {"Name": "hie_bundle", "Version": bundle_version(), "Description": CAUTION}
+    content = {"Name": "Masks of hypoxic-ischaemic lesions", "BIDSVersion": "1.10.0", "DatasetType": "derivative",
+               "GeneratedBy": [generated]}  # fmt: skip
+    write_json(Path(folder) / "dataset_description.json", content, indent=2)

@@ -1,0 +1,69 @@
+"""What an installation has, and what it lacks."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from ..io.weights import MODELS
+from ..runtime.cores import available_cores
+from ..runtime.errors import UserError
+from ..runtime.mixins import CONFIGS, bundle_version
+
+__all__ = ["doctor"]
+
+
+def doctor() -> None:
+    """Say what is installed, what the machine has, and whether the shipped weights are there.
+
+    Raises:
+        UserError: when something that is needed is missing, or of another version than is supported.
+    """
+    import psutil
+    import torch
+
+    print(f"hie_bundle {bundle_version()} in {CONFIGS.parent}")
+    print(f"Python {platform.python_version()}, {sys.executable}, on {platform.platform()}")
+    problems = []
+    for name, allowed in _needed():
+        found, problem = _look_at(name, allowed)
+        print(f"  {name} {found}" + (f"   {problem}" if problem else ""))
+        problems += [f"{name}: {problem}"] if problem else []
+    memory = psutil.virtual_memory()
+    print(f"{available_cores()} cores; {memory.total / 1e9:.0f} GB of memory, {memory.available / 1e9:.0f} GB free")
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    print(f"CUDA: {', '.join(names) or 'none'}")
+    found, _ = _look_at("openvino", "")
+    print(f"OpenVINO: {found} (for `segment --openvino`, on a CPU)")
+    found, _ = _look_at("pydicom", "")
+    print(f"pydicom: {found} (for `adc` on folders of DICOM)")
+    weights = [f"{path.name}, {path.stat().st_size / 1e6:.1f} MB" for path in (MODELS / "simulated").glob("model*.pt")]
+    print(f"shipped weights: {'; '.join(sorted(weights)) or 'none, so `segment` needs --weights'}")
+    if problems:
+        raise UserError("This installation lacks something:\n" + "\n".join(f"  {problem}" for problem in problems))
+    print("Everything that is needed is there.")
+
+
+def _look_at(name: str, allowed: str) -> tuple[str, str]:
+    """The installed version, and what is wrong with it."""
+    from packaging.specifiers import SpecifierSet
+
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return "not installed", f"not installed; {allowed or 'any version'} is needed"
+    return found, "" if SpecifierSet(allowed).contains(found, prereleases=True) else f"{allowed} is needed"
+
+
+def _needed() -> list[tuple[str, str]]:
+    """Packages and the versions that will do, by the installed project; in a bare folder by the bundle's metadata."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = [Requirement(line) for line in requires("hie-bundle") or []]
+        return [(line.name, str(line.specifier)) for line in lines if "extra" not in str(line.marker)]
+    except PackageNotFoundError:
+        metadata = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))
+        return [(name, "") for name in ("monai", "torch", *metadata["required_packages_version"])]

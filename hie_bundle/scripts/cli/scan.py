@@ -1,0 +1,133 @@
+"""``run scan``: from a folder of DICOM to the lesion mask and its DICOM segmentation, by the steps that stand alone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.checks import Limits, grid_difference
+from ..inference.segmenter import CAUTION, Segmenter
+from ..io.files import whole_folder, write_json
+from ..io.images import write
+from ..report.segmented import write_case_picture
+from ..runtime.errors import UserError
+from ..runtime.mixins import bundle_version
+from ..scanner.adc_command import adc_from_dicom, b0_of, without_b
+from ..scanner.brain_mask import brain_mask, given_mask, show_and_judge, strip
+from ..scanner.dicom import require_highdicom, scan, stacks_of
+from ..scanner.dicom_capture import capture_of
+from ..scanner.dicom_seg import segmentation_of
+from ..scanner.inputs import GRID_TOLERANCE_MM, paths_of, read
+from ..scanner.zscore import FitLimits, write_zscore
+
+__all__ = ["write_scan"]
+
+logger = logging.getLogger(__name__)
+
+
+def write_scan(
+    images: str | Path | Sequence[str | Path] | None,
+    output_dir: str | Path | None,
+    limits: Limits,
+    fit_limits: FitLimits,
+    atlas_mean: str | Path | None = None,
+    atlas_std: str | Path | None = None,
+    brain_file: str | Path | None = None,
+    weights: str | Path | Sequence[str | Path] = "simulated",
+    adc: dict[str, Any] | None = None,
+    zscore: dict[str, Any] | None = None,
+    series: Sequence[int] = (),
+    secondary_capture: bool = False,
+) -> None:
+    """Segment a scan. All files appear at the end, or none; of a refused one the pictures.
+
+    ``adc.nii.gz`` (stripped), ``brain.nii.gz``, ``zadc.nii.gz`` with what `run zscore` puts beside it if there is an
+    atlas, ``lesion.nii.gz``, ``lesion.dcm`` (DICOM SEG on the series that ADC is of), ``brain.png``, ``lesion.png``,
+    ``scan.json`` (figures, weights, seconds). Nothing in the JSON, the log or a picture tells who the patient is.
+
+    Args:
+        images: folder of DICOM with an image with b = 0 and weighted ones, or the scanner's ADC map.
+        output_dir: folder of the results; it must not hold any yet.
+        limits: of the brain's volume.
+        fit_limits: of the atlas' fit.
+        atlas_mean: with ``atlas_std`` for a Z map; without both ADC alone is segmented.
+        atlas_std: see there.
+        brain_file: brain mask; None to make one from the image with b = 0.
+        weights: see :class:`scripts.inference.segmenter.Segmenter`; what they were trained with is told from them.
+        adc: further arguments of :func:`scripts.scanner.adc_command.adc_from_dicom`.
+        zscore: of :func:`scripts.scanner.zscore.write_zscore`.
+        series: numbers of DICOM series to take; all if empty.
+        secondary_capture: also write ``lesion_picture.dcm``, which is ``lesion.png`` as DICOM Secondary Capture.
+
+    Raises:
+        UserError: see each step.
+    """
+    start = time.monotonic()
+    folders = paths_of(images)
+    if len(folders) != 1 or not output_dir:
+        raise UserError("Say which folder of DICOM and where the results go: --images DIR --output_dir DIR.")
+    if (atlas_mean is None) != (atlas_std is None):
+        raise UserError("--atlas_mean and --atlas_std go together.")
+    if Path(output_dir).resolve().is_relative_to(folders[0].resolve()):
+        raise UserError(f"{output_dir} is among the images; nothing is written there.")
+    require_highdicom()  # it is missed here, not after minutes
+    with whole_folder(output_dir, left=".png") as work:
+        segmenter = Segmenter(weights)
+        stacks = stacks_of(scan(folders[0]), series)
+        found, source = adc_from_dicom(stacks, **(adc or {}))
+        plain = b0_of(stacks)
+        # A scanner's map may lie on another grid than its images.
+        b0 = plain.volumes()[0] if plain else None
+        if b0 and grid_difference(found, b0, GRID_TOLERANCE_MM):
+            b0 = None
+        if brain_file:
+            mask = given_mask(brain_file, found, source.name)
+        elif b0:
+            mask = brain_mask(b0)
+        else:
+            raise UserError(
+                f"There is no image with b = 0 on the grid of {source.name}, from which the brain could be told."
+                f"{without_b(stacks)} Give the brain's mask: --brain_file FILE."
+            )
+        show_and_judge(mask, b0 or found, work / "brain.png", limits, source.name, whole=brain_file is None)
+        stripped = strip(found, mask)
+        write(work / "brain.nii.gz", mask.astype(np.uint8), found.affine)
+        write(work / "adc.nii.gz", stripped.array, found.affine)
+        fit = None
+        if atlas_mean:
+            fit = write_zscore(
+                work / "adc.nii.gz", atlas_mean, atlas_std, work / "zadc.nii.gz", fit_limits, adc_scale=1,
+                name=f"the ADC map of {source.name}", **(zscore or {}),
+            )  # fmt: skip
+        zadc = read(work / "zadc.nii.gz").array if fit else None
+        # From memory: files in `work` may not be there any more when a refusal names them.
+        result = segmenter.result(stripped.array, zadc, affine=found.affine, case="scan")
+        write(work / "lesion.nii.gz", result.mask, result.affine)
+        segmentation_of(result.mask, source).save_as(work / "lesion.dcm")
+        maps = {"ADC": stripped.array} | ({} if zadc is None else {"ZADC": zadc})
+        write_case_picture(work / "lesion.png", maps, result.mask, result.affine, result.line)
+        if secondary_capture:
+            capture_of(work / "lesion.png", source).save_as(work / "lesion_picture.dcm")
+        write_json(
+            work / "scan.json",
+            {
+                "caution": CAUTION,
+                "version": bundle_version(),
+                "adc": source.name,
+                "brain": "given" if brain_file else "made from b = 0",
+                "atlas_fit": fit and asdict(fit),
+                **segmenter.making,
+                **result.figures,
+                "seconds": round(time.monotonic() - start, 1),
+            },
+            indent=1,
+        )
+    for line in (result.line, *result.notes, f"{output_dir}: lesion.dcm, lesion.nii.gz, lesion.png, brain.png"):
+        logger.info("%s", line)
+    logger.info(CAUTION)

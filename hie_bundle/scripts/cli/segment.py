@@ -1,0 +1,294 @@
+"""``hie-bundle segment``: masks, pictures and figures of files or folders."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fire.decorators import SetParseFn
+from tqdm import tqdm
+
+from ..data.layout import find_cases, on_any_disk, part_of
+from ..data.pseudonyms import pseudonyms
+from ..inference.segmenter import CAUTION, Segmentation, Segmenter
+from ..io.files import sha256_of, try_writing
+from ..io.images import write
+from ..io.volumes import EXTENSIONS, extension_of, read_volume
+from ..runtime.errors import UserError, user_error
+from ..runtime.redaction import redacted
+from .bids import describe, mask_place, sidecar_of, write_sidecar
+from .shards import Shard
+
+__all__ = ["HELP", "find_jobs", "segment"]
+
+HELP = f"""hie-bundle segment ADC [ZADC] -o OUT [--NAME VALUE …]
+
+Outlines hypoxic-ischaemic lesions in the brain of newborns.
+
+  ADC               skull-stripped ADC map in 1e-6 mm²/s (.nii, .nii.gz, .mha; any orientation), a 4D file with both
+                    maps, or a folder of cases
+  ZADC              Z-score map of the ADC on the same grid, or a folder of them; without it ADC alone is used
+  -o, --output OUT  the mask: a file, or a folder for CASE_lesion.nii.gz
+
+  --weights         simulated (those that come with the bundle, if not given), or a checkpoint of your own; several,
+                    with commas between them, are averaged
+  --recipe          what your weights were trained with: paper, strong, strong_cpu, or config files; needed where they
+                    do not say so themselves
+  --probabilities   write the lesion's probability, too, beside the mask: CASE_probability.nii.gz
+  --overlay         OUT.png, a picture of the slices with the mask's outline; of several cases a folder
+  --report          OUT.html, a page with the slices and the figures; of several cases a folder
+  --extension       .nii.gz, .nii or .mha, of masks in a folder
+  --bids            OUT is a BIDS derivative: sub-01/ses-1/dwi/sub-01_ses-1_desc-lesion_mask.nii.gz with its JSON file
+  --json            print the figures as JSON, and nothing else
+  --anonymise_ids   KEYFILE, made if need be: masks are named by hashes of the case ids with the secret in it, and
+                    nothing that is written names the maps' files
+  -q, --quiet       print errors only
+  --openvino        let OpenVINO run the network, on the CPU
+  --shard           3/10: the third of ten shares of a folder's cases, for a worker each. Given again it goes on; when
+                    all are done, OUT/manifest.csv has a row for each case
+
+Any other value at the top of inference.yaml can be set, too: --device cuda, --threshold 0.4, --flips "[0]".
+
+A folder ADC without ZADC holds cases by BONBID-HIE's names (X-ADC_ss, Zmap_X-ADC_smooth2mm_clipped10). Of two folders,
+files belong together whose names are the same, or the same case's.
+
+Exit status: 0; 1 if a case could not be segmented (the others are); 2 if the command cannot be understood.
+{CAUTION}"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case and its files; ``hidden``: nothing that is written names them."""
+
+    case: str
+    adc: Path
+    zadc: Path | None
+    hidden: bool = False
+
+
+@SetParseFn(
+    str, "adc", "zadc", "output", "weights", "recipe", "overlay", "report", "extension", "shard", "anonymise_ids"
+)
+def segment(
+    adc: str,
+    zadc: str | None = None,
+    output: str | None = None,
+    weights: str = "simulated",
+    recipe: str | None = None,
+    probabilities: bool = False,
+    overlay: str | None = None,
+    report: str | None = None,
+    extension: str = ".nii.gz",
+    json: bool = False,
+    quiet: bool = False,
+    openvino: bool = False,
+    bids: bool = False,
+    shard: str | None = None,
+    anonymise_ids: str | None = None,
+    **options: Any,
+) -> None:
+    """Segment files or folders; see :data:`HELP`.
+
+    Raises:
+        UserError: when there is no case, or nowhere to write.
+        SystemExit: 1 when a case could not be segmented.
+    """
+    if output is None:
+        print("error: say where the mask goes, with -o OUT.", file=sys.stderr)
+        sys.exit(2)
+    if extension not in EXTENSIONS:
+        raise UserError(f"--extension is one of {', '.join(EXTENSIONS)}, not {extension}.")
+    jobs = find_jobs(Path(adc), Path(zadc) if zadc else None)
+    if anonymise_ids is not None:
+        names = pseudonyms([job.case for job in jobs], anonymise_ids)
+        renamed = [replace(job, case=names[job.case], hidden=True) for job in jobs]
+        jobs = sorted(renamed, key=lambda job: job.case)
+    if bids and (shard or extension_of(output)):
+        raise UserError("--bids needs a folder, with -o, and does not go with --shard.")
+    places = [_places(job, len(jobs) == 1, output, overlay, report, probabilities, extension, bids) for job in jobs]
+    _refuse_overwriting(jobs, places)
+    for folder in {path.parent for place in places for path in place.values()}:
+        try_writing(folder)
+    share = Shard(shard, output) if shard else None
+    if share and extension_of(output):
+        raise UserError("--shard needs a folder for the masks, with -o.")
+    segmenter = Segmenter(weights.split(",") if "," in weights else weights, recipe, openvino, **options)
+    rows: list[dict[str, Any]] = []
+    if bids:
+        describe(output)
+    with share.working() if share else nullcontext():
+        todo = list(zip(jobs, places, strict=True))
+        if share:
+            how = segmenter.making
+            finished = share.done(how)
+            todo = [one for one in share.of(todo) if one[0].case not in finished]
+        hidden = quiet or json or len(jobs) == 1 or not sys.stderr.isatty()
+        for job, place in tqdm(todo, unit="case", disable=hidden):
+            row, found = _segmented(job, place, segmenter)
+            rows.append(row)
+            if share:
+                share.add({**row, **how})
+            if found and not quiet and not json:
+                tqdm.write("\n  ".join([found.line, *found.notes, str(place["mask"])]), file=sys.stdout)
+        manifest = share.gather([job.case for job in jobs]) if share else None
+    if manifest and not quiet and not json:
+        print(manifest)
+    failed = sum("error" in row for row in rows)
+    if json:
+        checkpoints = [{"path": str(path), "sha256": sha256_of(path)} for path in segmenter.checkpoints]
+        settings = {name: value for name, value in segmenter.making.items() if name != "weights_sha256"}
+        content = {"caution": CAUTION, "weights": checkpoints, **settings, "cases": rows}
+        print(json_format.dumps(content, indent=2, ensure_ascii=False))
+    elif not quiet and failed < len(rows):
+        print(CAUTION)
+    if failed:
+        if len(jobs) > 1:
+            print(f"error: {failed} of {len(rows)} cases could not be segmented.", file=sys.stderr)
+        sys.exit(1)
+
+
+def _segmented(job: Job, place: dict[str, Path], segmenter: Segmenter) -> tuple[dict[str, Any], Segmentation | None]:
+    """What is recorded of a case, once its files are there; with its ``error`` if it could not be segmented."""
+    try:
+        found = segmenter.result(job.adc, job.zadc, case=job.case)
+        _write(found, job, place, segmenter)
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        tqdm.write(f"error: {mistake}", file=sys.stderr)
+        return {**_files(job), "error": redacted(str(mistake))}, None
+    return {**_files(job), **{name: str(path) for name, path in place.items()}, **found.figures}, found
+
+
+def find_jobs(adc: Path, zadc: Path | None) -> list[Job]:
+    """The cases that two files, two folders, or one folder hold.
+
+    Raises:
+        UserError: when there is none, or a file and a folder are given together.
+    """
+    for path in (adc, *([zadc] if zadc else [])):
+        if not path.exists():
+            raise UserError(f"There is no file or folder {path}.")
+    if zadc and adc.is_dir() != zadc.is_dir():
+        raise UserError(f"Of {adc} and {zadc} one is a file and one a folder: give two files, or two folders.")
+    if not adc.is_dir():
+        return [Job(_case_of(adc), adc, zadc)]
+    if zadc is None:
+        maps = [(case, case.adc or case.stacked) for case in find_cases(adc)]
+        jobs = [Job(case.case, first, case.zadc) for case, first in maps if first]
+    else:
+        partners = {_case_of(path): path for path in _images(zadc)}
+        jobs = [Job(_case_of(path), path, partners.get(_case_of(path))) for path in _images(adc)]
+        if jobs and not any(job.zadc for job in jobs):
+            raise UserError(f"No file in {zadc} has the name of one in {adc}, or that of its case.")
+    if not jobs:
+        raise UserError(
+            f"{adc} holds no ADC map. Files have names like X-ADC_ss.nii.gz and Zmap_X-ADC_smooth2mm_clipped10.nii.gz "
+            f"({', '.join(EXTENSIONS)}); or name the two files."
+        )
+    return jobs
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if extension_of(path) and path.is_file())
+
+
+def _case_of(path: Path) -> str:
+    part, case = part_of(path)
+    return case if part else path.name.removesuffix(_ending(path))
+
+
+def _ending(path: Path) -> str:
+    """The extension as it is written, ``.nii.gz`` being one."""
+    return extension_of(path) or path.suffix
+
+
+def _places(
+    job: Job, single: bool, output: str, overlay: str | None, report: str | None, probabilities: bool, extension: str,
+    bids: bool,
+) -> dict[str, Path]:  # fmt: skip
+    """Where each thing of a case is written."""
+
+    def place(target: str, endings: Sequence[str], name: str) -> Path:
+        if not target.lower().endswith(tuple(endings)):
+            return Path(target) / name
+        if not single:
+            raise UserError(f"{target} is one file, but there are several cases: name a folder.")
+        return Path(target)
+
+    if bids:
+        mask = mask_place(output, job.case, extension)
+        places = {"mask": mask, "sidecar": sidecar_of(mask)}
+    else:
+        mask = place(output, EXTENSIONS, f"{job.case}_lesion{extension}")
+        places = {"mask": mask}
+    if probabilities and bids:
+        places["probability"] = mask.with_name(mask.name.replace("_mask.", "_probseg."))
+    elif probabilities:
+        stem = mask.name.removesuffix(_ending(mask)).removesuffix("_lesion")
+        places["probability"] = mask.with_name(f"{stem}_probability{_ending(mask)}")
+    if overlay:
+        places["overlay"] = place(overlay, [".png"], f"{job.case}.png")
+    if report:
+        places["report"] = place(report, [".html"], f"{job.case}.html")
+    return places
+
+
+def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]]) -> None:
+    inputs = {path.resolve() for job in jobs for path in (job.adc, job.zadc) if path}
+    outputs = [path.resolve() for place in places for path in place.values()]
+    if both := inputs & set(outputs):
+        raise UserError(f"{min(both)} is one of the maps; write to another place.")
+    first: dict[str, Path] = {}
+    for path in outputs:
+        other = first.setdefault(on_any_disk(str(path)), path)
+        if other is path:
+            continue
+        if other == path:
+            raise UserError(f"Two cases would be written to {path}: their files have the same name.")
+        raise UserError(
+            f"{other} and {path} are one file on disks that do not tell capitals, or forms of a letter, apart; rename "
+            "one of the two cases."
+        )
+
+
+def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Segmenter) -> None:
+    write(place["mask"], found.mask, found.affine)
+    if "sidecar" in place:
+        sources = {} if job.hidden else {"Sources": [path.name for path in (job.adc, job.zadc) if path]}
+        write_sidecar(place["mask"], {**sources, **segmenter.making, **found.figures})
+    if "probability" in place:
+        write(place["probability"], found.probability, found.affine)
+    if not {"overlay", "report"} & place.keys():
+        return
+    from ..report.segmented import write_case_page, write_case_picture
+
+    volumes = [read_volume(path).array for path in (job.adc, job.zadc) if path]
+    arrays = list(np.moveaxis(volumes[0], -1, 0)) if volumes[0].ndim == 4 else volumes
+    maps = {name: np.asarray(array, float) for name, array in zip(("ADC", "ZADC"), arrays, strict=False)}
+    if "overlay" in place:
+        write_case_picture(place["overlay"], maps, found.mask, found.affine, found.line)
+    if "report" in place:
+        tiles = [("Lesion", f"{found.lesion_ml:.2f} ml"), ("Of the brain", f"{100 * found.lesion_fraction:.2f} %"),
+                 ("Lesions", str(found.lesions)), ("Brain", f"{found.brain_ml:.0f} ml")]  # fmt: skip
+        facts = {} if job.hidden else {"ADC": str(job.adc), "ZADC": str(job.zadc or "none")}
+        facts["Mask"] = str(place["mask"])
+        for number, path in enumerate(segmenter.checkpoints, start=1):
+            facts[f"Weights {number}"] = f"{path}, SHA-256 {sha256_of(path)}"
+        facts["Threshold of the probability"] = str(segmenter.threshold)
+        facts["Smallest lesion"] = f"{segmenter.smallest_lesion_mm3:g} mm³"
+        facts["Limited to the brain"] = "yes" if segmenter.limit_to_brain else "no"
+        write_case_page(place["report"], maps, found.mask, found.affine, found.case, tiles, found.notes, facts)
+
+
+def _files(job: Job) -> dict[str, Any]:
+    if job.hidden:
+        return {"case": job.case}
+    return {"case": job.case, "adc": str(job.adc), "zadc": job.zadc and str(job.zadc)}

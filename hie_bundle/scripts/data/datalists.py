@@ -1,0 +1,287 @@
+"""The cases as MONAI data lists: by official split, by fold, or from a JSON file."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..io.files import try_writing, write_json
+from ..runtime.errors import DatasetError
+from .check_cache import check_items
+from .checks import Limits
+from .folds import fold_of_case, size_class
+from .gate import require_usable
+from .layout import MANIFEST, SPLITS, Case, find_cases
+from .listfiles import KEYS, entries_of, portable, with_natives
+from .patients import count_of_patients, patients_in_list, patients_of
+from .pseudonyms import pseudonymised
+
+__all__ = ["datalist", "held_out", "write_datalist"]
+
+logger = logging.getLogger(__name__)
+
+
+def datalist(
+    dataset_dir: str | Path,
+    split: str | None,
+    labels: bool = True,
+    fold: int | None = None,
+    num_folds: int | None = None,
+    seed: int = 0,
+    file: str | Path | None = None,
+    limits: Limits | None = None,
+    patient_pattern: str | None = None,
+    native: bool = False,
+    inner_folds: int | None = None,
+    anonymise_ids: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """List the cases of one split.
+
+    Args:
+        dataset_dir: folder with the cases; a missing or empty one gives an empty list.
+        split: ``train``, ``val``, ``test``, or None for every case.
+        labels: with the key ``label``; cases without any map are left out otherwise.
+        fold: with ``num_folds``: the fold that is ``val``, 0 to ``num_folds`` - 1; the others are ``train``.
+        num_folds: cross-validate over the cases of train, val and no split with this many folds.
+        seed: of the folds.
+        file: a data list in the decathlon form instead of a search in ``dataset_dir``, its paths relative to itself.
+            Lists ``training`` (with ``fold`` keys, if ``fold`` is given), ``validation`` and ``test``. An entry may say
+            in ``patient`` whose case it is.
+        limits: what a case may look like: whether it needs a ZADC map, and for the folds, which are divided by lesion
+            size; the defaults if None.
+        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.patients.patients_of`.
+        native: with the keys ``native_image`` and ``native_label`` where preprocessing changed the grid: the files that
+            it read, as its data list says. Without them if none of these files can be found; a warning says so.
+        inner_folds: an inner split: ``val`` is one of this many parts of the training cases, alike in their lesion
+            sizes, and ``train`` the others. The fold, or the official ``val``, then takes no part in training.
+        anonymise_ids: file with a key; the cases have other ids then, see :func:`.pseudonymised`.
+
+    Returns:
+        ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}`` with absolute paths, sorted by case.
+        Files that are missing are listed too, for ``require_usable`` to name them; but a ZADC map that ``limits`` do
+        not require is left out.
+
+    Raises:
+        DatasetError: an unknown split, a fold that does not exist, a data list that cannot be read, or a patient in
+            two splits (unless all cases are asked for).
+    """
+    if split is not None and split not in SPLITS:
+        raise DatasetError(f"There is no split {split!r}; choose one of {', '.join(SPLITS)}.")
+    if num_folds is not None or (fold is not None and file is None):
+        if num_folds is None or fold is None:
+            raise DatasetError("A fold needs both --fold and --num_folds.")
+        if not 0 <= fold < num_folds:
+            raise DatasetError(f"There is no fold {fold} of {num_folds}; folds count from 0.")
+    if inner_folds is not None and (not isinstance(inner_folds, int) or inner_folds < 2):
+        raise DatasetError(f"--inner_folds takes a whole number from 2 on, not {inner_folds!r}.")
+    inner = inner_folds is not None and split in ("train", "val")
+    outer = "train" if inner else split
+    if file is not None:
+        items, patients = _from_file(Path(file), outer, labels, fold, patient_pattern)
+    else:
+        items, patients = _from_folder(dataset_dir, outer, labels, fold, num_folds, seed, limits, patient_pattern)
+    if inner:
+        assert inner_folds is not None
+        parts = fold_of_case(items, patients, inner_folds, seed, limits)
+        items = [item for item in items if (parts[item["case"]] == 0) == (split == "val")]
+        _tell_patients(items, patients, f"{split}, 1/{inner_folds} of the training cases being val")
+    if native:
+        items = _with_natives(items, dataset_dir, file)
+    return items if anonymise_ids is None else pseudonymised(items, anonymise_ids)
+
+
+def _with_natives(
+    items: list[dict[str, Any]], dataset_dir: str | Path, file: str | Path | None
+) -> list[dict[str, Any]]:
+    list_of_all = Path(file) if file is not None else Path(dataset_dir) / "datalist.json"
+    prepared = file is not None or ((Path(dataset_dir) / MANIFEST).is_file() and list_of_all.is_file())
+    return with_natives(items, list_of_all) if prepared else items
+
+
+def _from_folder(
+    dataset_dir: str | Path,
+    split: str | None,
+    labels: bool,
+    fold: int | None,
+    num_folds: int | None,
+    seed: int,
+    limits: Limits | None,
+    patient_pattern: str | None,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The items, and the patient of each case in the folder."""
+    cases = find_cases(dataset_dir)
+    zadc = (limits or Limits()).zadc == "required"
+    patients = patients_of([case.case for case in cases], patient_pattern)
+    _refuse_shared_patients(cases, patients, split, folds=num_folds is not None)
+    if num_folds is not None and split != "test":
+        pool = [case for case in cases if case.split != "test"]
+        folds = fold_of_case([case.item(zadc=zadc) for case in pool], patients, num_folds, seed, limits)
+        if split is not None:
+            pool = [case for case in pool if (folds[case.case] == fold) == (split == "val")]
+        cases = pool if split is not None else cases
+    elif split is not None:
+        cases = [case for case in cases if case.split == split]
+    if not labels:
+        cases = [case for case in cases if case.adc or case.zadc or case.stacked]
+    items = sorted((case.item(labels, zadc) for case in cases), key=lambda item: str(item["case"]))
+    if num_folds is not None and split != "test":
+        _tell_patients(items, patients, f"{split or 'all'}, fold {fold} of {num_folds}")
+    return items, patients
+
+
+def _tell_patients(items: Sequence[Mapping[str, Any]], patients: Mapping[str, str], which: str) -> None:
+    """Log how many there are: names that were misunderstood show here."""
+    if items:
+        logger.info("%s: %s", which, count_of_patients(len(items), len({patients[item["case"]] for item in items})))
+
+
+def _refuse_shared_patients(cases: Sequence[Case], patients: Mapping[str, str], split: str | None, folds: bool) -> None:
+    sides: dict[str, dict[str, Case]] = {}
+    for case in cases:
+        side = "training" if folds and case.split != "test" else case.split
+        sides.setdefault(patients[case.case], {}).setdefault(str(side), case)
+    shared = {patient: sorted(where) for patient, where in sides.items() if len(where) > 1}
+    if split is not None and shared:
+        lines = [f"  {patient}: {', '.join(where)}" for patient, where in shared.items()]
+        raise DatasetError(
+            "These patients are in several splits; move all of a patient's cases into one, or say with "
+            "--patient_pattern what in a case's name is the patient's:\n" + "\n".join(lines)
+        )
+
+
+def _from_file(
+    file: Path, split: str | None, labels: bool, fold: int | None, patient_pattern: str | None
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The items, and the patient of each case in the list."""
+    sides = {name: entries_of(file, key) for name, key in KEYS.items()}
+    if fold is not None:
+        folds = {entry.get("fold") for entry in sides["train"]}
+        if fold not in folds:
+            there = ", ".join(sorted(str(number) for number in folds if number is not None)) or "none"
+            raise DatasetError(f"The data list {file} has no fold {fold}; it has {there}.")
+        sides["val"] = [entry for entry in sides["train"] if entry.get("fold") == fold]
+        sides["train"] = [entry for entry in sides["train"] if entry.get("fold") != fold]
+    elif any("fold" in entry for entry in sides["train"]) and not sides["val"] and split in ("train", "val"):
+        raise DatasetError(f"The data list {file} has folds and no validation list; choose the fold with --fold.")
+    patients = patients_in_list([entry for entries in sides.values() for entry in entries], patient_pattern)
+    seen: dict[str, str] = {}
+    for name, entries in sides.items():
+        for entry in entries:
+            patient = patients[entry["case"]]
+            if seen.setdefault(patient, name) != name:
+                raise DatasetError(f"Patient {patient} is in both {seen[patient]} and {name} of the data list {file}.")
+    items = [entry for name, entries in sides.items() if split in (None, name) for entry in entries]
+    if fold is not None:
+        _tell_patients(items, patients, f"{split or 'all'}, fold {fold} of {file.name}")
+    keys = ("image", "label", "case") if labels else ("image", "case")
+    items = [{key: item[key] for key in keys if key in item} for item in items]
+    return sorted(items, key=lambda item: str(item["case"])), patients
+
+
+def held_out(
+    training: Mapping[str, Any] | None, split: str | None, fold: int | None, num_folds: int | None
+) -> str | None:
+    """Whether evaluated cases had no part in the training of weights, in words; None where that is not known.
+
+    Args:
+        training: what the weights say of it: ``fold``, ``num_folds`` and ``inner_folds`` as for :func:`datalist`.
+        split: that is evaluated, with the next two.
+        fold: see :func:`datalist`.
+        num_folds: see :func:`datalist`.
+    """
+    if training is None or "inner_folds" not in training:
+        return None
+    if (training.get("fold"), training.get("num_folds")) != (fold, num_folds) and split != "test":
+        return None
+    if split == "test":
+        return "yes"
+    if split != "val":
+        return "no: the network was trained on them"
+    if training["inner_folds"] is None:
+        return "no: they chose the weights (the epoch that was kept, and when training stopped)"
+    return f"yes: the weights were chosen on 1/{training['inner_folds']} of the training cases"
+
+
+def write_datalist(
+    dataset_dir: str | Path,
+    output_file: str | Path,
+    num_folds: int | None = None,
+    seed: int = 0,
+    labels: bool = True,
+    limits: Limits | None = None,
+    patient_pattern: str | None = None,
+    natives: Mapping[str, Mapping[str, Any]] | None = None,
+    anonymise_ids: str | Path | None = None,
+) -> None:
+    """Write the cases as a data list in the decathlon form, for ``--datalist``, MONAI and Auto3DSeg.
+
+    Paths are relative to the written file where it lies above the data (give Auto3DSeg its folder as ``dataroot``),
+    absolute otherwise.
+
+    Args:
+        dataset_dir: folder with the cases.
+        output_file: the JSON file.
+        num_folds: ``training`` holds the cases of train, val and no split, each with its ``fold``, ``test`` the rest;
+            None writes the official split as ``training``, ``validation`` and ``test``.
+        seed: of the folds.
+        labels: every case must have a label; otherwise the list is without them.
+        limits: what a case may look like; the defaults if None.
+        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.patients.patients_of`.
+        natives: the MONAI data items that preprocessing made the cases from, by case id, where it changed their grid.
+        anonymise_ids: refused unless None.
+
+    Raises:
+        DatasetError: there is no case, some are unusable, or the file cannot be written.
+    """
+    if anonymise_ids is not None:
+        raise DatasetError(
+            "A data list names the cases' files, so it cannot be without their ids; nothing was written. Write it of "
+            "what `run preprocessing --anonymise_ids` has written."
+        )
+    output_file = Path(output_file).absolute()
+    everything = datalist(dataset_dir, None, labels, limits=limits)
+    if everything:  # a folder that is not there is not made for a list of nothing
+        try_writing(output_file.parent)
+    require_usable(everything, dataset_dir, "a data list", limits)
+    find = partial(datalist, dataset_dir, labels=labels, seed=seed, limits=limits, patient_pattern=patient_pattern)
+    if num_folds is None:
+        lists = {key: find(split) for split, key in KEYS.items()}
+    else:
+        lists = {"training": [], "test": find("test")}
+        for fold in range(num_folds):
+            lists["training"] += [{**item, "fold": fold} for item in find("val", fold=fold, num_folds=num_folds)]
+    patients = patients_of([item["case"] for item in everything], patient_pattern)
+    for item in (item for items in lists.values() for item in items):
+        item |= {f"native_{key}": (natives or {}).get(item["case"], {}).get(key) for key in ("image", "label")}
+        for key in ("image", "label", "native_image", "native_label"):
+            if item.get(key) is None:
+                item.pop(key, None)
+            else:
+                item[key] = portable(item[key], output_file.parent)
+        item["patient"] = patients[item["case"]]
+    classes = {report.case: size_class(report.lesion_fraction) for report in check_items(everything, limits)}
+    data = {
+        "name": "HIE lesions",
+        "description": f"{num_folds} folds, seed {seed}" if num_folds else "official split",
+        "modality": {"0": "ADC", "1": "ZADC"},
+        "labels": {"0": "background", "1": "lesion"},
+        "numTraining": len(lists["training"]),
+        "numTest": len(lists["test"]),
+        **lists,
+    }
+    try:
+        write_json(output_file, data, indent=1)
+    except OSError as error:
+        raise DatasetError(f"The data list cannot be written to {output_file} ({error.strerror}).") from error
+    for key, items in lists.items():
+        for fold in sorted({item.get("fold", -1) for item in items}):
+            members = [item for item in items if item.get("fold", -1) == fold]
+            sizes = Counter(classes[item["case"]] for item in members)
+            where = key if fold < 0 else f"{key}, fold {fold}"
+            count = count_of_patients(len(members), len({item["patient"] for item in members}))
+            print(f"{where}: {count} ({', '.join(f'{name}: {n}' for name, n in sorted(sizes.items()))})")
+    print(f"data list: {output_file}")

@@ -1,0 +1,203 @@
+"""Where the cases of a dataset lie: BONBID-HIE's folders and file names, stacked files, own cohorts."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runtime.errors import DatasetError
+
+__all__ = ["MANIFEST", "SPLITS", "Case", "case_of_file_name", "file_name", "find_cases", "on_any_disk", "output_name"]
+
+SPLITS = ("train", "val", "test")
+MANIFEST = "preprocessing.json"  # in a folder that preprocessing wrote
+
+_EXTENSION = r"\.(?:mha|nii|nii\.gz)"
+_PATTERNS = {
+    "adc": re.compile(rf"(?P<case>.+)-ADC_ss{_EXTENSION}", re.IGNORECASE),
+    "zadc": re.compile(rf"Zmap_(?P<case>.+)-ADC_smooth2mm_clipped10{_EXTENSION}", re.IGNORECASE),
+    "label": re.compile(rf"(?P<case>.+)_lesion{_EXTENSION}", re.IGNORECASE),
+    "stacked": re.compile(r"(?P<case>.+)\.nii(?:\.gz)?", re.IGNORECASE),
+}
+_SPLIT_FOLDER = re.compile(r"(?:BONBID\d*[-_])?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
+_BONBID_FOLDER = re.compile(r"BONBID\d*[-_](train|val|test)", re.IGNORECASE)
+_LABEL_FOLDERS = ("labels", "final", "labelsTr")  # a file here has its image's name; MONAI Label writes labels/final
+_UNSPEAKABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, what is no UTF-8, separators of lines and paragraphs
+_IGNORED_FOLDERS = ("__MACOSX", "original")  # archives made on a Mac; what MONAI Label predicted and nobody approved
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: its files, those that were not found being None.
+
+    Attributes:
+        case: the id, e.g. ``MGHNICU_010-VISIT_01``.
+        split: ``train``, ``val`` or ``test`` by a folder's name; None in a folder without splits.
+        adc: the ADC map.
+        zadc: the Z-score map of the ADC.
+        stacked: both in one 4D file, instead of ``adc`` and ``zadc``.
+        label: the lesion mask.
+        duplicates: further files that claim to be one of the above.
+    """
+
+    case: str
+    split: str | None = None
+    adc: Path | None = None
+    zadc: Path | None = None
+    stacked: Path | None = None
+    label: Path | None = None
+    duplicates: tuple[Path, ...] = ()
+
+    def item(self, labels: bool = True, zadc: bool = True) -> dict[str, Any]:
+        """The case as MONAI's data item. A missing file stands where it would be expected, so that it can be named.
+
+        Args:
+            labels: with the key ``label``.
+            zadc: a ZADC map is expected; otherwise one that is missing is left out, and the image is the ADC map alone.
+        """
+        image: str | list[str]
+        if self.stacked:
+            image = str(self.stacked)
+        else:
+            image = [str(self._expected(part)) for part in ("adc", "zadc") if part == "adc" or zadc or self.zadc]
+        item: dict[str, Any] = {"image": image, "case": self.case}
+        if labels:
+            item["label"] = str(self._expected("label"))
+        return item
+
+    def _expected(self, part: str) -> Path:
+        found = getattr(self, part)
+        if found:
+            return Path(found)
+        near = next(path for path in (self.stacked, self.adc, self.zadc, self.label) if path)
+        folder, name = {
+            "adc": ("1ADC_ss", f"{self.case}-ADC_ss"),
+            "zadc": ("2Z_ADC", f"Zmap_{self.case}-ADC_smooth2mm_clipped10"),
+            "label": ("3LABEL", f"{self.case}_lesion"),
+        }[part]
+        parent = near.parent
+        if parent.name in ("1ADC_ss", "2Z_ADC", "3LABEL"):
+            parent = parent.parent / folder
+        extension = re.search(rf"{_EXTENSION}$", near.name, re.IGNORECASE)
+        return parent / f"{name}{extension.group() if extension else '.nii.gz'}"
+
+
+def find_cases(dataset_dir: str | Path) -> list[Case]:
+    """Find the cases anywhere below a folder by their files' names, incomplete ones included.
+
+    The names are ``<case>-ADC_ss``, ``Zmap_<case>-ADC_smooth2mm_clipped10`` and ``<case>_lesion`` with ``.mha``,
+    ``.nii`` or ``.nii.gz``; any other ``<case>.nii.gz`` is a stacked file (or a label, in a folder ``labels``).
+
+    Args:
+        dataset_dir: the folder; missing or empty gives no cases.
+
+    Returns:
+        The cases, sorted by split (train, val, test, none) and id.
+
+    Raises:
+        DatasetError: a file's name holds a line break or another control character, or is no UTF-8.
+    """
+    root = Path(dataset_dir).absolute()
+    found: dict[tuple[str | None, str], dict[str, list[Path]]] = {}
+    visited: set[Path] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        if here.resolve() in visited:  # a link to a folder above
+            folders.clear()
+            continue
+        visited.add(here.resolve())
+        _refuse_unspeakable(here.relative_to(root), files)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _IGNORED_FOLDERS)
+        split = _split_of(here, root)
+        for name in sorted(files):
+            part, case = part_of(here / name)
+            if part:
+                found.setdefault((split, case), {}).setdefault(part, []).append(here / name)
+    cases = []
+    for (split, case), parts in found.items():
+        first = {part: paths[0] for part, paths in parts.items()}
+        duplicates = [path for paths in parts.values() for path in paths[1:]]
+        if "stacked" in first and "adc" in first:
+            duplicates.append(first.pop("stacked"))
+        cases.append(Case(case, split, duplicates=tuple(duplicates), **first))
+    order: list[str | None] = [*SPLITS, None]
+    return sorted(cases, key=lambda case: (order.index(case.split), case.case))
+
+
+def _refuse_unspeakable(folder: Path, files: Iterable[str]) -> None:
+    """A line break divides a message and a table; bytes that are no UTF-8 end ITK, and with it the program."""
+    volumes = (name for name in files if re.search(rf"^[^.].*{_EXTENSION}$", name, re.IGNORECASE | re.DOTALL))
+    for path in (str(folder / name) for name in volumes):
+        if any(unicodedata.category(character) in _UNSPEAKABLE for character in path):
+            raise DatasetError(
+                f"The name {path!a} holds a line break, another control character, or what is no UTF-8. Rename it."
+            )
+
+
+def part_of(path: Path) -> tuple[str | None, str]:
+    """Which of a case's files this is by its name, and the case's id; (None, "") if it is none."""
+    if path.name.startswith("."):
+        return None, ""
+    for part, pattern in _PATTERNS.items():
+        if match := pattern.fullmatch(path.name):
+            if part == "stacked" and path.parent.name in _LABEL_FOLDERS:
+                part = "label"
+            return part, match["case"]
+    return None, ""
+
+
+def _split_of(folder: Path, root: Path) -> str | None:
+    for name in reversed(folder.relative_to(root).parts):
+        if match := _SPLIT_FOLDER.fullmatch(name):
+            return match[1].lower()
+    match = _BONBID_FOLDER.fullmatch(root.name)
+    return match[1].lower() if match else None
+
+
+def file_name(case: str) -> str:
+    """A case's id as the beginning of a file's name: another one for each id, whatever it holds.
+
+    Letters, digits and ``_-+=,@~ ()[]`` stay, as do dots but the first character; every other character, and ``%``, is
+    written as in URLs (``a/b`` gives ``a%2Fb``, ``.hidden`` gives ``%2Ehidden``).
+    """
+    # letters of other scripts may stay; what separates folders, or hides a file, may not
+    quoted = "".join(
+        c if c.isalnum() or c in "_-.+=,@~ ()[]" else urllib.parse.quote(c, safe="", errors="surrogateescape")
+        for c in case
+    )
+    return "%2E" + quoted[1:] if quoted.startswith(".") else quoted
+
+
+def case_of_file_name(name: str) -> str:
+    """The id that :func:`file_name` wrote."""
+    return urllib.parse.unquote(name, errors="surrogateescape")
+
+
+def on_any_disk(name: str) -> str:
+    """The same text for names that are one file on some disk.
+
+    Those of Windows and of most Macs do not tell ``A`` from ``a``, and some not an ``ä`` of one character from one of
+    two (canonical caseless matching, Unicode 3.13).
+    """
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
+
+
+def output_name(metadata: Mapping[str, Any], saver: Any = None) -> dict[str, str]:
+    """Name an output file after the case: ``output_name_formatter`` of MONAI's ``SaveImage``.
+
+    Args:
+        metadata: of the image, with the ADC map's or stacked file's path under ``filename_or_obj``.
+        saver: the transform that asks; not used.
+
+    Returns:
+        ``{"subject": case id}``.
+    """
+    path = Path(str(metadata.get("filename_or_obj", "case")))
+    case = part_of(path)[1] or path.name.split(".")[0]
+    return {"subject": case}

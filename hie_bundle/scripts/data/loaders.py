@@ -1,0 +1,165 @@
+"""Data loaders whose processes may die or hang: the run then ends in bounded time, and says with which case."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from monai.data import DataLoader as StockDataLoader
+from torch.utils.data import Dataset, get_worker_info
+
+from ..runtime.errors import UserError, causes, user_error
+from ..runtime.interruption import ignore, time_limit
+from .check_cache import case_of
+
+__all__ = ["DataLoader", "end_processes", "in_words"]
+
+IDLE = -1
+SOON_S = 1.0  # between the end of a process's sockets and its own
+LATE = "--loading_timeout_s is the time that they have."
+DIED = "The system may have run out of memory; --num_workers 0 reads in the main process."
+_loaders: weakref.WeakSet[DataLoader] = weakref.WeakSet()
+# as PyTorch repeats in the main process what a loading one has raised
+_REPEATED = re.compile(
+    r"Caught \w+ in DataLoader worker process \d+\.\n.*?^[\w.]*UserError: (.*)", re.DOTALL | re.MULTILINE
+)
+
+
+class LoadingError(UserError):
+    """What reads cases has died, or is stuck."""
+
+
+class DataLoader(StockDataLoader):
+    """``monai.data.DataLoader`` that knows which case each of its processes is reading (:func:`in_words`).
+
+    PyTorch's own time limit is for a batch that does not arrive. It has none while the main process takes a tensor that
+    has arrived from a process that is stopped just then, or reads by itself; the limit here is for these, too.
+
+    Args:
+        dataset: with a length; of MONAI data items.
+        num_workers: processes; with 0 the main one reads.
+        timeout_s: seconds without the next batch after which what reads counts as stuck; 0: no limit.
+        options: see the parent class.
+    """
+
+    def __init__(self, dataset: Any, num_workers: int = 0, timeout_s: float = 0.0, **options: Any) -> None:
+        # of each process that reads its number and the item's
+        self.reading = torch.full((max(num_workers, 1), 2), IDLE).share_memory_()
+        self.timeout_s = timeout_s
+        if num_workers:
+            options["timeout"] = timeout_s  # for threads other than the main one, too
+        super().__init__(_Noted(dataset, self.reading), num_workers, **options)
+        _loaders.add(self)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return self._in_time(super().__iter__())
+
+    def _in_time(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with time_limit(self.timeout_s, self._late):
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except (ConnectionError, EOFError) as error:
+                    if not self.num_workers or str(error).startswith("Caught "):  # the dataset's own, told again
+                        raise
+                    time.sleep(SOON_S)  # a process that a tensor was taken from dies: PyTorch raises when it has ended
+                    raise _lost(f"died ({type(error).__name__})", DIED) from error
+            yield batch
+
+    def _late(self) -> LoadingError:
+        return _lost(f"did not give a batch within {self.timeout_s:g} s", LATE)
+
+
+class _Noted(Dataset[Any]):
+    """A dataset that notes in shared memory which item a process is at, and passes on what a user can mend."""
+
+    def __init__(self, dataset: Any, reading: torch.Tensor) -> None:
+        self.dataset = dataset
+        self.reading = reading
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        worker = get_worker_info()
+        noted = self.reading[worker.id if worker else 0]
+        noted[:] = torch.tensor([os.getpid(), index])
+        try:
+            item = self.dataset[index]
+        except Exception as error:  # of an exception PyTorch keeps the kind and the text, and loses its causes
+            if worker and (mistake := user_error(error)):
+                raise mistake from error
+            raise
+        noted[1] = IDLE
+        return item
+
+
+def in_words(error: BaseException) -> UserError | None:
+    """What happened to a loading process, and the cases that were being read; None of any other error.
+
+    Args:
+        error: that ended a run. PyTorch raises it in the main process, wherever that is at the time.
+    """
+    chain = causes(error)
+    if lost := next((cause for cause in chain if isinstance(cause, LoadingError)), None):
+        return lost
+    texts = [str(cause) for cause in chain if isinstance(cause, RuntimeError | UserError)]
+    if told := next(filter(None, map(_REPEATED.search, texts)), None):
+        return UserError(told[1].strip())
+    text = next((text.strip() for text in texts if text.startswith("DataLoader ")), None)
+    if text is None:
+        return None
+    return (
+        _lost(f"did not give a batch in time ({text})", LATE) if "timed out" in text else _lost(f"died ({text})", DIED)
+    )
+
+
+def _lost(what: str, advice: str) -> LoadingError:
+    cases = sorted({case for loader in _loaders for case in _being_read(loader)})
+    return LoadingError(
+        f"A process that loads cases {what}. It was reading: {_list(cases)}. Look at these files and the disk. {advice}"
+    )
+
+
+def end_processes() -> None:
+    """Kill what still loads; Python would wait at its end for a process that hangs."""
+    is_main = threading.current_thread() is threading.main_thread()
+    # PyTorch's handler raises, whatever is done, when they end; a later run in this program needs it again
+    before = ignore(signal.SIGCHLD) if is_main else None
+    loading = [process for process in multiprocessing.active_children() if process.daemon]  # also one not yet reading
+    for process in loading:
+        process.kill()
+    for process in loading:
+        process.join(SOON_S)  # one that waits for a disk that has gone ends later
+    if before is not None and not any(process.is_alive() for process in loading):
+        signal.signal(signal.SIGCHLD, before)
+    for loader in _loaders:
+        loader.reading[:] = IDLE
+
+
+def _being_read(loader: DataLoader) -> list[str]:
+    """The cases of processes that have died, or of all where none has."""
+    noted: Any = loader.dataset
+    items = getattr(getattr(noted, "dataset", None), "data", [])
+    reading = [(process, index) for process, index in loader.reading.tolist() if index != IDLE]
+    alive = {process.pid for process in multiprocessing.active_children()}
+    dead = [(process, index) for process, index in reading if process not in alive]
+    return [_name(items[index]) for _, index in dead or reading]
+
+
+def _name(item: Any) -> str:
+    return case_of(item) if isinstance(item, Mapping) else str(item)
+
+
+def _list(cases: list[str]) -> str:
+    return ", ".join(cases) or "no case that is known"

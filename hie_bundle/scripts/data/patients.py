@@ -1,0 +1,73 @@
+"""Which cases are scans of one patient: by the usual ways of naming a visit, by a pattern, or as a data list says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..runtime.errors import DatasetError
+
+__all__ = ["count_of_patients", "patient_of", "patients_of"]
+
+_BIDS = re.compile(r"(sub-[a-z0-9]+)(?:_|$)", re.IGNORECASE)
+# what may follow a patient's name, with a separator before it; plain numbers may not, they number patients as well
+_VISIT = re.compile(
+    r"(?P<patient>.+?)[-_. ]+(?:"
+    r"(?:visit|vis|session|ses|scan|exam|mri|timepoint|tp|follow[-_]?up|fu|day|week|month)[-_. ]?\d+"  # VISIT_01, ses-2
+    r"|ses-[a-z0-9]+"  # ses-acute
+    r"|[vtd]\d+(?![a-z0-9])"  # V1, T0, D3
+    r"|(?:acute|subacute|chronic|baseline|follow[-_]?up|fu|pre|post|early|late|initial|first|second|repeat|rescan)"
+    r"(?![a-z])"
+    r"|(?:19|20)\d\d[-_]?\d\d[-_]?\d\d(?!\d)"  # 2024-05-31
+    r")",
+    re.IGNORECASE,
+)
+
+
+def patient_of(case: str) -> str:
+    """The patient's id: the case id without its visit, if one is recognised.
+
+    ``MGHNICU_010-VISIT_01``, ``P1-V1``, ``P1_day3``, ``P1_followup`` and the like; of BIDS names (``sub-01_ses-acute``)
+    the subject. Plain numbers (``P1_2``) are not taken for visits.
+    """
+    match = _BIDS.match(case) or _VISIT.match(case)
+    return match[1] if match else case
+
+
+def patients_of(cases: Iterable[str], pattern: str | None = None) -> dict[str, str]:
+    """The patient of each case.
+
+    Args:
+        cases: their ids.
+        pattern: a regular expression to be found in each id; the patient's id is its group ``patient``, its first
+            group, or all that it matches. None recognises visits as :func:`patient_of` does.
+
+    Raises:
+        DatasetError: the pattern is none, or is not found in a case's id.
+    """
+    cases = list(cases)
+    if pattern is None:
+        return {case: patient_of(case) for case in cases}
+    try:
+        expression = re.compile(str(pattern))
+    except re.error as error:
+        raise DatasetError(f"--patient_pattern {pattern!r} is no regular expression: {error}.") from error
+    group: str | int = "patient" if "patient" in expression.groupindex else min(expression.groups, 1)
+    found = {case: match[group] for case in cases if (match := expression.search(case)) and match[group]}
+    if missing := [case for case in cases if case not in found]:
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise DatasetError(f"--patient_pattern {pattern!r} finds no patient in the names of these cases: {shown}.")
+    return found
+
+
+def patients_in_list(entries: Iterable[Mapping[str, Any]], pattern: str | None = None) -> dict[str, str]:
+    """The patient of each entry of a data list, by its case: its field ``patient``, or else by its case id."""
+    entries = list(entries)
+    said = {str(entry["case"]): str(entry["patient"]) for entry in entries if entry.get("patient") is not None}
+    return {**patients_of([case for e in entries if (case := str(e["case"])) not in said], pattern), **said}
+
+
+def count_of_patients(cases: int, patients: int) -> str:
+    """Both in words: ``40 cases of 34 patients``."""
+    return f"{cases} case{'s'[: cases != 1]} of {patients} patient{'s'[: patients != 1]}"

@@ -1,0 +1,177 @@
+"""A look at a whole dataset: a table and a JSON report of its cases, and everything wrong with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..io.files import try_writing, write_json
+from ..runtime.errors import DatasetError
+from ..runtime.redaction import redacted
+from .advice import list_problems, nothing_found
+from .check_cache import check_items
+from .checks import CaseReport, Limits, Problem, item_files
+from .folds import size_class
+from .gate import duplicate_problems
+from .layout import Case, find_cases
+from .patients import count_of_patients, patients_of
+from .pseudonyms import pseudonyms
+
+__all__ = ["check"]
+
+_COLUMNS = (
+    "case",
+    "split",
+    "voxels",
+    "spacing mm",
+    "axes",
+    "ADC",
+    "mean ± SD",
+    "ZADC",
+    "brain ml",
+    "lesion ml",
+    "%",
+    "",
+)
+
+
+def check(
+    dataset_dir: str | Path,
+    report_file: str | Path | None = None,
+    labels: bool = True,
+    limits: Limits | None = None,
+    cache_file: str | Path | None = None,
+    num_workers: int | None = None,
+    patient_pattern: str | None = None,
+    anonymise_ids: str | Path | None = None,
+) -> None:
+    """Check every case below a folder; print a table and write a JSON report.
+
+    Args:
+        dataset_dir: folder with the cases.
+        report_file: where the JSON report goes; ``check.json`` in ``dataset_dir`` if None.
+        labels: every case must have a label.
+        limits: what a case may look like; the defaults if None.
+        cache_file: where results are remembered; the user's cache folder if None.
+        num_workers: threads that read; one a core if None.
+        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.patients.patients_of`.
+        anonymise_ids: file with a key; table and report have other ids then (:func:`scripts.data.pseudonyms`), and
+            name parts instead of files. What is said of cases that cannot be used names the files all the same.
+
+    Raises:
+        DatasetError: there is no case, or some are unusable (after the report was written).
+        UserError: the report cannot be written; where its folder cannot be written to, before anything is read.
+    """
+    cases = find_cases(dataset_dir)
+    if not labels:
+        cases = [case for case in cases if case.adc or case.zadc or case.stacked]
+    if not cases:
+        raise DatasetError(nothing_found(Path(dataset_dir), "checking"))
+    report_file = Path(report_file) if report_file else Path(dataset_dir) / "check.json"
+    try_writing(report_file.parent, "the report would go there; choose another --report_file")
+    patients = patients_of([case.case for case in cases], patient_pattern)
+    zadc = (limits or Limits()).zadc == "required"
+    items = [case.item(labels or case.label is not None, zadc) for case in cases]
+    reports = check_items(items, limits, cache_file, num_workers)
+    for case, report in zip(cases, reports, strict=True):
+        report.problems += duplicate_problems(case, labels) + _shared_patient(case, cases, patients)
+    summary = {"patients": len(set(patients.values())), **_summary(reports)}
+    rows = [_row(case, report) for case, report in zip(cases, reports, strict=True)]
+    if anonymise_ids is not None:
+        names = pseudonyms([*patients, *patients.values()], anonymise_ids)
+        rows = sorted((names[row[0]], *row[1:]) for row in rows)
+    print(_table([_COLUMNS, *rows]))
+    print(_words(summary))
+    entries = [{"split": case.split, **report.to_json()} for case, report in zip(cases, reports, strict=True)]
+    root = str(dataset_dir)
+    if anonymise_ids is not None:
+        entries = sorted((_anonymous(entry, names) for entry in entries), key=lambda entry: str(entry["case"]))
+        root = Path(dataset_dir).name
+    try:
+        write_json(report_file, {"dataset_dir": root, "summary": summary, "cases": entries}, indent=1)
+    except OSError as error:
+        message = f"The report cannot be written to {report_file} ({error.strerror}); choose another --report_file."
+        raise DatasetError(message) from error
+    print(f"report: {report_file}")
+    bad = [report for report in reports if not report.usable]
+    if bad:
+        raise DatasetError(f"{len(bad)} of {len(reports)} cases cannot be used:\n" + list_problems(bad))
+
+
+def _anonymous(entry: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """What the report has of a case, without its id and the names of its files."""
+    parts = {file: part for part, file in entry["files"].items()}
+    problems = [
+        {"file": parts.get(problem["file"], "another file"), "message": redacted(problem["message"])}
+        for problem in entry["problems"]
+    ]
+    return {**entry, "case": names[entry["case"]], "files": sorted(entry["files"]), "problems": problems}
+
+
+def _shared_patient(case: Case, cases: Sequence[Case], patients: Mapping[str, str]) -> list[Problem]:
+    """The same patient in several splits."""
+    patient = patients[case.case]
+    others = {other.split for other in cases if patients[other.case] == patient} - {case.split}
+    where = ", ".join(str(split) for split in sorted(others, key=str))
+    first = next(iter(item_files(case.item()).values()))
+    return [Problem(first, f"is of patient {patient}, who is also in {where}")] if others else []
+
+
+def _row(case: Case, report: CaseReport) -> tuple[str, ...]:
+    def span(values: list[float] | None) -> str:
+        return f"{values[0]:.4g} … {values[1]:.4g}" if values else "-"
+
+    def number(value: float | None, digits: int = 1) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    status = "; ".join(report.notes) if report.usable else "UNUSABLE"
+    return (
+        case.case,
+        case.split or "-",
+        "×".join(map(str, report.shape)) if report.shape else "-",
+        "×".join(f"{value:.3g}" for value in report.spacing_mm) if report.spacing_mm else "-",
+        report.orientation or "-",
+        span(report.adc_range),
+        f"{report.adc_mean:.0f} ± {report.adc_std:.0f}" if report.adc_mean is not None else "-",
+        span(report.zadc_range),
+        number(report.brain_ml, 0),
+        number(report.lesion_ml, 2),
+        number(None if report.lesion_fraction is None else 100 * report.lesion_fraction, 2),
+        status,
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _summary(reports: Sequence[CaseReport]) -> dict[str, Any]:
+    measured = [report for report in reports if report.shape]
+    labelled = [report.lesion_fraction for report in reports if report.lesion_fraction is not None]
+    return {
+        "cases": len(reports),
+        "unusable": sum(not report.usable for report in reports),
+        "lesion_size_classes": dict(Counter(size_class(fraction) for fraction in sorted(labelled))),
+        "mean_shape": [round(float(n), 1) for n in np.mean(np.array([r.shape for r in measured]), axis=0)]
+        if measured
+        else None,
+        "median_spacing_mm": (
+            [round(float(n), 3) for n in np.median([r.spacing_mm for r in measured], axis=0)] if measured else None
+        ),
+    }
+
+
+def _words(summary: dict[str, Any]) -> str:
+    lesions = ", ".join(f"{name}: {count}" for name, count in summary["lesion_size_classes"].items())
+    return (
+        f"{count_of_patients(summary['cases'], summary['patients'])}, {summary['unusable']} unusable; "
+        f"lesion as a share of the brain: {lesions or '-'}; "
+        f"mean size {summary['mean_shape']} voxels, median spacing {summary['median_spacing_mm']} mm"
+    )

@@ -1,0 +1,175 @@
+"""What is known about each measured figure: the one registration that tables, plots, pages and the study follow.
+
+A figure is registered where it is computed: :func:`measured_by` on a function of two masks (:mod:`.metrics`), or
+:func:`register` for those of a case as a whole. A column of a table that nobody registered is an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["DIRECTIONS", "FAMILIES", "MEASURES", "Family", "Measure", "measured_by", "register"]
+
+DIRECTIONS = ("higher", "lower", "zero", "")
+GRIDS = ("native", "resampled")
+# whose definition it is; `shared` is everybody's, `case` is not of a prediction on a grid
+GROUPS = ("shared", "challenge", "paper", "further", "baseline", "case")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measured figure, and as :func:`column` gives it, a column of the table of cases.
+
+    Attributes:
+        name: as the function that measures it calls it; as a column with ``native_`` or ``resampled_`` before it.
+        label: for people, without unit and grid.
+        meaning: its definition in a sentence or two, for the glossary, with what it is where a mask is empty.
+        unit: of the values; empty for ratios.
+        better: ``higher``, ``lower``, ``zero`` (closer to it) or empty.
+        digits: decimals that are worth printing.
+        group: one of :data:`GROUPS`; says in which tables it stands.
+        in_cases: whether it stands in the report's table of single cases.
+        compared: whether the study compares variants by it.
+        grid: where it is measured alone: ``resampled``; empty: on both grids.
+        published: which of the figures that a study's variant may bring it compares with, on the resampled grid.
+    """
+
+    name: str
+    label: str
+    meaning: str
+    unit: str = ""
+    better: str = ""
+    digits: int = 3
+    group: str = "further"
+    in_cases: bool = False
+    compared: bool = True
+    published: str = ""
+    grid: str = ""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest value that there can be."""
+        if self.better == "higher" and not self.unit:
+            return 0.0, 1.0
+        return (0.0 if self.better == "lower" else -math.inf), math.inf
+
+    @property
+    def bare(self) -> str:
+        """The name without the grid."""
+        return self.name.removeprefix("native_").removeprefix("resampled_")
+
+    @property
+    def origin(self) -> str:
+        """By whose definition, and on which grid if that is not the native one."""
+        by = f"{self.group}’s" if self.group in ("paper", "challenge") else ""
+        return ", ".join(part for part in (by, "resampled" if self.name.startswith("resampled_") else "") if part)
+
+    @property
+    def heading(self) -> str:
+        """The label with its unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def text(self, value: float | None) -> str:
+        """A value as it is printed; "–" where there is none, "∞" where it is infinite."""
+        if value is None or value != value:
+            return "–"
+        if value in (float("inf"), float("-inf")):
+            return "∞" if value > 0 else "−∞"
+        return f"{value:.{self.digits}f}".replace("-", "−")
+
+    def interval(self, figures: Mapping[str, Any]) -> str:
+        """The ``low`` and ``high`` of :func:`.describe` as they are printed; empty without any."""
+        return "" if figures["low"] is None else f"{self.text(figures['low'])} to {self.text(figures['high'])}"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A function of two masks that gives several measures at once.
+
+    Attributes:
+        function: takes ``pred`` and ``truth`` and some of the options of :func:`.case_metrics`.
+        names: of what it gives.
+        grid: where it is measured alone; empty: on both.
+    """
+
+    function: Callable[..., Mapping[str, float]]
+    names: tuple[str, ...]
+    grid: str = ""
+
+    def __call__(self, pred: Any, truth: Any, **options: Any) -> Mapping[str, float]:
+        """With those of the options that the function takes.
+
+        Raises:
+            ValueError: when it gives other measures than were registered.
+        """
+        takes = inspect.signature(self.function).parameters
+        measured = self.function(pred, truth, **{name: value for name, value in options.items() if name in takes})
+        if odd := set(measured) ^ set(self.names):
+            raise ValueError(
+                f"{self.function.__name__} gives other measures than it registers: {', '.join(sorted(odd))}"
+            )
+        return measured
+
+
+MEASURES: dict[str, Measure] = {}
+FAMILIES: list[Family] = []
+
+
+def register(*measures: Measure) -> None:
+    """Make measures known.
+
+    Raises:
+        ValueError: when a name is taken, or a direction or a group is unknown.
+    """
+    for measure in measures:
+        if measure.name in MEASURES:
+            raise ValueError(f"there is a measure '{measure.name}' already.")
+        if measure.better not in DIRECTIONS or measure.group not in GROUPS or not measure.meaning:
+            raise ValueError(f"measure '{measure.name}': better, group or meaning is not one that there is.")
+        MEASURES[measure.name] = measure
+
+
+def measured_by(*measures: Measure) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register what a function of two masks measures; from then on every case is measured by it."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        register(*measures)
+        (grid,) = {measure.grid for measure in measures}  # one for the function
+        FAMILIES.append(Family(function, tuple(measure.name for measure in measures), grid))
+        return function
+
+    return decorate
+
+
+register(
+    Measure("size_class", "Size", "Class of the lesion’s share of the brain’s volume.", group="case", in_cases=True),
+    Measure("lesion_fraction", "Lesion by brain volume", "Annotated lesion by brain.", digits=4, group="case"),
+    Measure("brain_ml", "Brain volume", "Where the ADC map is above zero.", "ml", digits=1, group="case"),
+    Measure("lesion_ml", "Lesion volume", "Of the truth.", "ml", digits=2, group="case", in_cases=True),
+    Measure("predicted_ml", "Predicted volume", "Of the prediction.", "ml", digits=2, group="case", in_cases=True),
+    Measure("largest_distance_mm", "Largest distance",
+            "Diagonal of the box around brain and both masks: no two surfaces can be further apart.", "mm", digits=1,
+            group="case"),
+    Measure(
+        "volume_difference_ml", "Volume difference", "Prediction minus truth.", "ml", "zero", 2, compared=False,
+    ),
+    Measure(
+        "relative_volume_difference", "Relative volume difference",
+        "Volume difference by lesion volume; infinite where only the truth is empty, 0 where both masks are.",
+        "", "zero", 2, compared=False,
+    ),
+    Measure(
+        "baseline_dice", "Dice of the ZADC threshold",
+        "Dice of the challenge's baseline, which calls lesion what lies below a threshold in ZADC.",
+        better="higher", group="baseline", in_cases=True, compared=False,
+    ),
+    Measure(
+        "regression_dice", "Dice of the voxelwise regression",
+        "Dice of a logistic regression on ADC and ZADC of a voxel and its surroundings, fitted on the training split.",
+        better="higher", group="baseline", in_cases=True, compared=False,
+    ),
+)  # fmt: skip

@@ -1,0 +1,32 @@
+"""All measured figures: what tables, plots, pages and the study know of a column.
+
+Importing this module imports every module that registers a measure (:mod:`.measure` has the mechanism), so that
+:data:`MEASURES` is complete for whoever reads it here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from . import calibration, metrics  # noqa: F401
+from .measure import MEASURES, Measure
+
+__all__ = ["MEASURES", "Measure", "column"]
+
+_MEMBER = re.compile(r"member_(\d+)_dice")
+
+
+def column(name: str) -> Measure:
+    """What is known about a column of the table of cases.
+
+    Raises:
+        ValueError: when nobody registered it.
+    """
+    if match := _MEMBER.fullmatch(name):
+        return replace(MEASURES["dice"], name=name, label=f"Dice of model {match[1]}", group="baseline", in_cases=False)
+    bare = name.removeprefix("native_").removeprefix("resampled_")
+    known = MEASURES.get(name) or MEASURES.get(bare)
+    if known is None:
+        raise ValueError(f"column '{name}' is in no registration; see scripts.evaluation.measures.")
+    return replace(known, name=name)

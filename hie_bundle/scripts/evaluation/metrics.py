@@ -1,0 +1,402 @@
+"""Metrics of one case from two masks on one grid: the challenge's definitions, the paper's, overlap and lesion counts.
+
+The challenge's and the paper's surface metrics are not the same numbers. The challenge weighs every piece of surface by
+its area (surfels, as in google-deepmind/surface-distance); the paper used MONAI's metrics, which count border voxels.
+Both are computed here from one pair of directed distances each, between the elements of the two surfaces only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.metrics import CumulativeIterationMetric, compute_dice
+from monai.metrics.utils import do_metric_reduction
+from surface_distance import (
+    compute_average_surface_distance,
+    compute_robust_hausdorff,
+    compute_surface_dice_at_tolerance,
+)
+
+from ..geometry.components import components
+from ..geometry.spacing import spacing_of
+from ..geometry.surfaces import Mask, border_distances, cropped, share_within, surfel_distances
+from .measure import FAMILIES, Measure, measured_by
+
+__all__ = [
+    "CaseMetric",
+    "case_metrics",
+    "cc_dice",
+    "challenge_metrics",
+    "dice",
+    "lesion_metrics",
+    "overlap_metrics",
+    "paper_metrics",
+    "paper_voxel_metrics",
+]
+
+_CHALLENGE = "challenge's definition (surface elements weighted by area)"
+_PAPER = "paper's definition (MONAI, border voxels)"
+
+
+def dice(pred: Mask, truth: Mask) -> float:
+    """2·|P ∩ T| / (|P| + |T|) (paper, Eq. 9); 1 when both masks are empty, 0 when exactly one is."""
+    total = int(pred.sum()) + int(truth.sum())
+    return 1.0 if total == 0 else 2.0 * int((pred & truth).sum()) / total
+
+
+@measured_by(
+    Measure(
+        "dice", "Dice", "2·|P∩T| / (|P|+|T|); 1 when both masks are empty, 0 when one is.",
+        better="higher", group="shared", in_cases=True, published="dice",
+    ),
+    Measure("precision", "Precision", "Share of the prediction that is lesion; undefined without a prediction.",
+            better="higher", compared=False),
+    Measure("sensitivity", "Sensitivity", "Share of the lesion that is predicted; undefined without a lesion.",
+            better="higher", compared=False),
+)  # fmt: skip
+def overlap_metrics(pred: Mask, truth: Mask) -> dict[str, float]:
+    """Voxel overlap; the challenge and the paper agree on it.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z).
+        truth: annotated mask, same shape.
+
+    Returns:
+        ``dice``, see :func:`dice`; ``precision``, the share of the prediction that is lesion, NaN without a
+        prediction; ``sensitivity``, the share of the lesion that is predicted, NaN without a lesion.
+    """
+    common = int((pred & truth).sum())
+    predicted, true = int(pred.sum()), int(truth.sum())
+    return {
+        "dice": dice(pred, truth),
+        "precision": common / predicted if predicted else math.nan,
+        "sensitivity": common / true if true else math.nan,
+    }
+
+
+@measured_by(
+    Measure(
+        "masd_mm", "MASD",
+        f"Mean of the two directed average surface distances, {_CHALLENGE}; 0 when both masks are empty, undefined "
+        "when one is.",
+        "mm", "lower", 2, group="challenge", in_cases=True,
+    ),
+    Measure(
+        "nsd", "NSD",
+        f"Share of the surfaces within the tolerance, {_CHALLENGE}; 1 when both masks are empty, 0 when one is.",
+        better="higher", group="challenge", in_cases=True,
+    ),
+    Measure(
+        "hd95_mm", "HD95",
+        "95th percentile of the surface distances (Hausdorff); 0 when both masks are empty, infinite when one is.",
+        "mm", "lower", 2, in_cases=True, compared=False,
+    ),
+)  # fmt: skip
+def challenge_metrics(
+    pred: Mask, truth: Mask, spacing_mm: Sequence[float], tolerance_mm: float = 2.0
+) -> dict[str, float]:
+    """The official surface metrics of the BONBID-HIE challenge, and the Hausdorff distance of the same surfels.
+
+    Equal to ``surface_distance.compute_surface_distances`` and what that package computes from it, from the surfels
+    alone instead of distance maps of the volume.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z).
+        truth: annotated mask, same shape.
+        spacing_mm: voxel size along each axis.
+        tolerance_mm: tolerance of the normalised surface Dice; the challenge's is 2.
+
+    Returns:
+        ``masd_mm``, the mean of the two directed, surfel-area-weighted average surface distances; ``nsd``, the surface
+        Dice at the tolerance; ``hd95_mm``, the larger of the two directed 95th percentiles of the distances (not a
+        metric of the challenge). Both masks empty: 0, 1, 0. Exactly one empty: NaN, 0, infinite.
+    """
+    if not pred.any() and not truth.any():
+        return {"masd_mm": 0.0, "nsd": 1.0, "hd95_mm": 0.0}
+    if not pred.any() or not truth.any():
+        return {"masd_mm": math.nan, "nsd": 0.0, "hd95_mm": math.inf}
+    spacing = tuple(float(s) for s in spacing_mm)
+    surfaces = surfel_distances(pred, truth, spacing)
+    return {
+        "masd_mm": float(np.mean(compute_average_surface_distance(surfaces))),
+        "nsd": float(compute_surface_dice_at_tolerance(surfaces, tolerance_mm)),
+        "hd95_mm": float(compute_robust_hausdorff(surfaces, 95)),
+    }
+
+
+@measured_by(
+    Measure(
+        "paper_msd_mm", "MSD",
+        f"Mean of the two directed average surface distances (Eq. 7), {_PAPER}; infinite when one mask is empty, "
+        "undefined when both are.",
+        "mm", "lower", 2, group="paper", in_cases=True, published="msd",
+    ),
+    Measure(
+        "paper_nsd", "NSD",
+        f"Share of the border voxels within the tolerance (Eq. 8), {_PAPER}; 0 when one mask is empty, undefined when "
+        "both are.",
+        better="higher", group="paper", in_cases=True, published="nsd",
+    ),
+)  # fmt: skip
+def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Sequence[float], tolerance_mm: float = 2.0) -> dict[str, float]:
+    """The surface metrics as the paper computed them, with MONAI.
+
+    Equal to ``monai.metrics.compute_average_surface_distance`` in both directions and ``compute_surface_dice``, with
+    each directed distance computed once instead of twice.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z).
+        truth: annotated mask, same shape.
+        spacing_mm: voxel size along each axis.
+        tolerance_mm: tolerance of the normalised surface Dice; the paper does not state its own.
+
+    Returns:
+        ``paper_msd_mm``, the mean of the two directed average surface distances (Eq. 7); ``paper_nsd``, the surface
+        Dice at the tolerance (Eq. 8). With exactly one mask empty the distance is infinite and the surface Dice 0;
+        with both empty both are undefined (NaN), as MONAI leaves them.
+    """
+    if not pred.any() and not truth.any():
+        return {"paper_msd_mm": math.nan, "paper_nsd": math.nan}
+    if not pred.any() or not truth.any():
+        return {"paper_msd_mm": math.inf, "paper_nsd": 0.0}
+    spacing = tuple(float(s) for s in spacing_mm)
+    directed = border_distances(pred, truth, spacing)
+    return {
+        "paper_msd_mm": float(np.mean([distances.mean(dtype=np.float64) for distances in directed])),
+        "paper_nsd": share_within(directed, tolerance_mm),
+    }
+
+
+@measured_by(
+    Measure(
+        "paper_msd_voxels", "MSD in voxels",
+        f"As MSD (Eq. 7), {_PAPER}, in steps of the network’s grid instead of mm; infinite when one mask is empty, "
+        "undefined when both are.",
+        "voxels", "lower", 2, group="paper", compared=False, grid="resampled",
+    ),
+    Measure(
+        "paper_nsd_voxels", "NSD in voxels",
+        f"As NSD (Eq. 8), {_PAPER}, with the tolerance’s number taken as voxels of the network’s grid; 0 when one mask "
+        "is empty, undefined when both are.",
+        better="higher", group="paper", compared=False, grid="resampled",
+    ),
+    Measure(
+        "paper_msd_pooled_voxels", "MSD in voxels, pooled",
+        "Average over the border voxels of both masks together, in voxels of the network’s grid: "
+        "MONAI’s surface distance with symmetric=True; infinite when one mask is empty, undefined when both are.",
+        "voxels", "lower", 2, group="paper", compared=False, grid="resampled",
+    ),
+    Measure(
+        "paper_msd_directed_voxels", "MSD in voxels, directed",
+        "Average over the border voxels of the prediction alone, in voxels of the network’s grid: MONAI’s surface "
+        "distance as it is called by default; infinite when one mask is empty, undefined when both are.",
+        "voxels", "lower", 2, group="paper", compared=False, grid="resampled",
+    ),
+)  # fmt: skip
+def paper_voxel_metrics(pred: Mask, truth: Mask, tolerance_mm: float = 2.0) -> dict[str, float]:
+    """The paper's surface metrics without voxel sizes, as its authors probably computed them.
+
+    Their preprocessing lost the maps' spacing, so that MONAI counted in voxels. That, and which of MONAI's calls they
+    took, is inferred; the paper states neither. Eq. 7 as printed is the mean of the two directed averages, which no
+    single call gives: the default averages over one mask's border, ``symmetric=True`` over both borders' voxels pooled.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z).
+        truth: annotated mask, same shape.
+        tolerance_mm: of the normalised surface Dice; its number is taken as voxels.
+
+    Returns:
+        ``paper_msd_voxels`` and ``paper_nsd_voxels``, those of :func:`paper_metrics` in voxels;
+        ``paper_msd_pooled_voxels`` and ``paper_msd_directed_voxels``, what MONAI's calls give. With exactly one mask
+        empty the distances are infinite and the surface Dice 0; with both empty all are undefined (NaN).
+    """
+    if not pred.any() or not truth.any():
+        distance, nsd = (math.inf, 0.0) if pred.any() or truth.any() else (math.nan, math.nan)
+        there = back = np.array([distance])
+    else:
+        there, back = border_distances(pred, truth, (1.0, 1.0, 1.0))
+        nsd = share_within((there, back), tolerance_mm)
+    directed, other = (float(distances.mean(dtype=np.float64)) for distances in (there, back))
+    return {
+        "paper_msd_voxels": (directed + other) / 2,
+        "paper_nsd_voxels": nsd,
+        "paper_msd_pooled_voxels": float(np.concatenate([there, back]).mean(dtype=np.float64)),
+        "paper_msd_directed_voxels": directed,
+    }
+
+
+@measured_by(
+    Measure("lesions", "Lesions, truth", "Connected components (26 neighbours) of the truth.", digits=1,
+            compared=False),
+    Measure("predicted_lesions", "Lesions, predicted", "Those of the prediction.", digits=1, compared=False),
+    Measure("lesion_sensitivity", "Lesion sensitivity",
+            "Share of the lesions that are found; undefined without a lesion.", better="higher", compared=False),
+    Measure("lesion_false_positives", "False-positive lesions", "Predicted components that meet no lesion.",
+            better="lower", digits=1, compared=False),
+    Measure("lesion_f1", "Lesion F1", "F1 score of the lesions as objects; 1 when both masks are empty, 0 when one is.",
+            better="higher", in_cases=True, compared=False),
+)  # fmt: skip
+def lesion_metrics(pred: Mask, truth: Mask, lesion_overlap: float = 0.0) -> dict[str, float]:
+    """Detection of lesions as wholes: connected components (26-neighbourhood) of the two masks.
+
+    A lesion is detected when at least the share ``lesion_overlap`` of its voxels, and at least one, is predicted. A
+    predicted component is a false positive unless at least that share of its voxels, and at least one, is lesion.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z).
+        truth: annotated mask, same shape.
+        lesion_overlap: in [0, 1]; 0 asks for one common voxel.
+
+    Returns:
+        ``lesions`` and ``predicted_lesions``, the numbers of components; ``lesion_sensitivity``, the share of the
+        lesions that is detected, NaN without a lesion; ``lesion_false_positives``, their number;
+        ``lesion_f1``, the harmonic mean of the sensitivity and of the share of predicted components that are no false
+        positives: 1 when both masks are empty, 0 when exactly one is.
+
+    Raises:
+        ValueError: when ``lesion_overlap`` is not in [0, 1].
+    """
+    if not 0 <= lesion_overlap <= 1:
+        raise ValueError(f"lesion_overlap must be in [0, 1], not {lesion_overlap}.")
+    true, detected = _components(truth, pred, lesion_overlap)
+    predicted, correct = _components(pred, truth, lesion_overlap)
+    sensitivity = detected / true if true else math.nan
+    if not true and not predicted:
+        f1 = 1.0
+    elif not detected or not correct:
+        f1 = 0.0
+    else:
+        precision = correct / predicted
+        f1 = 2 * precision * sensitivity / (precision + sensitivity)
+    return {
+        "lesions": true,
+        "predicted_lesions": predicted,
+        "lesion_sensitivity": sensitivity,
+        "lesion_false_positives": predicted - correct,
+        "lesion_f1": f1,
+    }
+
+
+@measured_by(
+    Measure(
+        "cc_dice", "CC-Dice",
+        "Mean over the lesions of the Dice among the voxels that are nearer to it than to any other lesion: each "
+        "lesion counts alike, however large (Jaus et al. 2024, MONAI); 1 when both masks are empty, 0 when one is.",
+        better="higher", compared=False,
+    ),
+)  # fmt: skip
+def cc_dice(pred: Mask, truth: Mask) -> dict[str, float]:
+    """Lesion-wise Dice, ``monai.metrics.compute_dice(per_component=True)`` (CC-Dice, arXiv:2410.18684).
+
+    Lesions are connected components (26-neighbourhood) of the truth; which one a voxel is nearest to is measured in
+    steps of the grid, as MONAI and its authors do. A voxel as near to two goes to either, so that the same masks,
+    turned, can differ by about 1e-3.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z).
+        truth: annotated mask, same shape.
+    """
+    y_pred, y = (torch.as_tensor(np.stack([~mask, mask]))[None].float() for mask in (pred, truth))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Voronoi computation is running on CPU")
+        value = compute_dice(y_pred, y, include_background=False, ignore_empty=False, per_component=True)
+    return {"cc_dice": float(value)}
+
+
+def case_metrics(
+    pred: Mask,
+    truth: Mask,
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = 2.0,
+    lesion_overlap: float = 0.0,
+    grid: str = "",
+) -> dict[str, float]:
+    """Everything side by side, on the part of the grid where there is something.
+
+    Args:
+        pred: predicted mask, bool, shape (X, Y, Z).
+        truth: annotated mask, same shape.
+        spacing_mm: voxel size along each axis.
+        tolerance_mm: of both surface Dices.
+        lesion_overlap: see :func:`lesion_metrics`.
+        grid: that the masks are on, ``native`` or ``resampled``; leaves out what is defined on the other one alone.
+
+    Returns:
+        What every registered function returns (:data:`scripts.evaluation.measure.FAMILIES`).
+
+    Raises:
+        ValueError: when the masks have different shapes or are not three-dimensional, a spacing is not one positive
+            number for each axis, or ``lesion_overlap`` is not in [0, 1].
+    """
+    pred, truth = cropped(pred, truth, spacing_mm)
+    options = {"spacing_mm": spacing_mm, "tolerance_mm": tolerance_mm, "lesion_overlap": lesion_overlap}
+    families = [family for family in FAMILIES if not grid or family.grid in ("", grid)]
+    return {name: value for family in families for name, value in family(pred, truth, **options).items()}
+
+
+class CaseMetric(CumulativeIterationMetric):
+    """One of the metrics above as a MONAI metric, for ``IgniteMetricHandler`` and everywhere else.
+
+    Called with ``y_pred`` and ``y``, masks of shape (B, C, X, Y, Z) with values 0 and 1, it gives a float32 tensor
+    (B, C). ``aggregate`` gives the mean over the values that are finite, NaN without any: an infinite distance would
+    hide all others. ``get_buffer`` has every value.
+
+    Args:
+        name: a key of :func:`case_metrics`.
+        spacing_mm: voxel size along each axis; by default from the affine of ``y``, which must then be a MetaTensor.
+        tolerance_mm: of the surface Dices.
+        lesion_overlap: see :func:`lesion_metrics`.
+
+    Raises:
+        ValueError: when there is no metric of that name; when called without a spacing to measure with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spacing_mm: Sequence[float] | None = None,
+        tolerance_mm: float = 2.0,
+        lesion_overlap: float = 0.0,
+    ) -> None:
+        super().__init__()
+        known = [known for family in FAMILIES for known in family.names]
+        if name not in known:
+            raise ValueError(f"there is no metric '{name}'; choose one of: {', '.join(known)}.")
+        self.name = name
+        self.family = next(family for family in FAMILIES if name in family.names)
+        self.spacing_mm = spacing_mm
+        self.options = {"tolerance_mm": tolerance_mm, "lesion_overlap": lesion_overlap}
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
+        if y is None or y_pred.shape != y.shape or y_pred.ndim != 5:
+            raise ValueError("y_pred and y must be masks of one shape (B, C, X, Y, Z).")
+        values = torch.empty(y.shape[:2])
+        for index in np.ndindex(*y.shape[:2]):
+            spacing = self.spacing_mm
+            if spacing is None:  # measures that need none are measured without, too
+                takes_spacing = "spacing_mm" in inspect.signature(self.family.function).parameters
+                spacing = spacing_of(y, index[0]) if takes_spacing else (1.0, 1.0, 1.0)
+            pred, truth = (part[index].cpu().numpy() > 0.5 for part in (y_pred, y))
+            masks = cropped(pred, truth, spacing)
+            values[index] = self.family(*masks, spacing_mm=spacing, **self.options)[self.name]
+        return values
+
+    def aggregate(self) -> torch.Tensor:  # type: ignore[override]
+        """Mean over the finite values of all cases so far, of all processes."""
+        data = self.get_buffer()
+        finite = torch.where(torch.isfinite(data), data, torch.nan)
+        mean, defined = do_metric_reduction(finite, "mean")
+        return mean if bool(defined.any()) else torch.tensor(torch.nan)
+
+
+def _components(mask: Mask, other: Mask, overlap: float) -> tuple[int, int]:
+    """Connected components of ``mask``, and how many of them ``other`` covers by the given share."""
+    labels, count = components(mask)
+    sizes, covered = (np.bincount(part.ravel(), minlength=count + 1)[1:] for part in (labels, labels[other]))
+    return count, int(((covered >= overlap * sizes) & (covered > 0)).sum())

@@ -1,0 +1,1 @@
+"""Arrays in millimetres: brain, connected components, distances, surfaces, spacing, slices."""

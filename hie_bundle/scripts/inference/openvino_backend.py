@@ -1,0 +1,68 @@
+"""A trained network run by OpenVINO; a module of its own, since importing OpenVINO takes time that others need not."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..runtime.errors import choose
+from .inferers import PRECISIONS, TorchBackend
+
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its import alone tells a server of it
+try:
+    import openvino
+except ImportError:
+    openvino = None
+
+__all__ = ["OpenVINOBackend"]
+
+logger = logging.getLogger(__name__)
+
+
+class OpenVINOBackend:
+    """OpenVINO runs the network; both are on the CPU.
+
+    A network is converted at its first call, and compiled once for each shape of input; it is taken to be in evaluation
+    mode with its final weights by then. Where OpenVINO is not installed, a log line says so and PyTorch does the work.
+
+    Args:
+        precision: ``bfloat16``, for which the CPU needs instructions of its own: where it has none, a log line says so
+            and the precision is ``float32``.
+
+    Raises:
+        UserError: when there is no such precision.
+    """
+
+    def __init__(self, precision: str = "bfloat16") -> None:
+        choose(PRECISIONS, precision, "precision")
+        self.hint = "bf16" if precision == "bfloat16" else "f32"
+        self.fallback = TorchBackend()
+        self._compiled: dict[tuple[nn.Module, torch.Size], Any] = {}
+        if openvino is None:
+            logger.warning(
+                "The package 'openvino' is not installed: PyTorch runs the network, which is slower on a CPU "
+                "(pip install openvino)."
+            )
+        elif self.hint == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            logger.warning("This CPU has no instructions for bfloat16: OpenVINO runs the network in float32.")
+            self.hint = "f32"
+
+    def __call__(self, network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        if openvino is None:
+            return self.fallback(network, inputs)
+        key = (network, inputs.shape)
+        # a MetaTensor would pass through its dispatcher at each operation
+        plain = inputs.as_subclass(torch.Tensor).float().contiguous()
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(network, plain)
+        return torch.from_numpy(self._compiled[key](plain.numpy())[0])
+
+    def _compile(self, network: nn.Module, example: torch.Tensor) -> Any:
+        with torch.no_grad():  # exported symbolically: nothing is computed
+            program = torch.export.export(network, (example,))
+        properties = {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY"}
+        return openvino.Core().compile_model(openvino.convert_model(program), "CPU", properties)

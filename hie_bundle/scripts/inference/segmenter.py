@@ -1,0 +1,334 @@
+"""Segmentation from Python: the parts of ``inference.yaml`` and a recipe, kept loaded for one case after another."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose, CopyItemsd
+from monai.utils import MetaKeys
+from numpy.typing import ArrayLike, NDArray
+
+from ..data.checks import Limits, check_case
+from ..data.layout import part_of
+from ..geometry.components import components
+from ..io.files import sha256_of
+from ..io.images import like, volume_of, write
+from ..io.volumes import Volume, read_volume
+from ..io.weights import load_weights, read_record, weights_files
+from ..runtime.errors import UserError
+from ..runtime.mixins import CONFIGS, RECIPES
+from ..runtime.mixins import mixins as recipe_files
+from ..runtime.recipe import recipe_of, same_recipe
+from ..runtime.workflow import Workflow
+
+__all__ = ["CAUTION", "Segmentation", "Segmenter", "segment", "trained_with"]
+
+CAUTION = "Research software, not a medical device: not for diagnosis or treatment. Look at every mask."
+ALONE = (
+    "no ZADC map: segmented by ADC alone. Masks are worse than with one, small lesions first; what was measured of the "
+    "shipped weights stands in models/simulated/README.md"
+)
+# what may be another with the same weights, and changes masks
+DECIDING = ("flips", "voxelwise_weight", "voxelwise_level", "threshold", "smallest_lesion_mm3", "limit_to_brain")
+SHIPPED = "strong_cpu"  # that of the weights in models/simulated
+
+Image = TypeVar("Image")
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in one case, on the grid of its ADC map.
+
+    Attributes:
+        case: its name.
+        mask: uint8, shape (X, Y, Z) as the ADC map is stored; 1 is lesion.
+        probability: of lesion, float32 in [0, 1], same shape.
+        affine: (4, 4) from voxel indices to millimetres, RAS+.
+        lesion_ml: volume of the mask.
+        brain_ml: volume of the brain, where ADC is above 0.
+        lesions: connected components of the mask (26-neighbourhood).
+        notes: what is to be known of the input.
+    """
+
+    case: str
+    mask: NDArray[np.uint8]
+    probability: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    lesion_ml: float
+    brain_ml: float
+    lesions: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lesion_fraction(self) -> float:
+        """Volume of the mask by that of the brain."""
+        return self.lesion_ml / self.brain_ml
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What is recorded of the case, for JSON."""
+        return {
+            "lesion_ml": round(self.lesion_ml, 4),
+            "lesion_fraction": round(self.lesion_fraction, 6),
+            "lesions": self.lesions,
+            "brain_ml": round(self.brain_ml, 2),
+            "notes": list(self.notes),
+        }
+
+    @property
+    def line(self) -> str:
+        """The same in words."""
+        lesions = "1 lesion" if self.lesions == 1 else f"{self.lesions} lesions"
+        share = f"{100 * self.lesion_fraction:.2f} % of the brain ({self.brain_ml:.0f} ml)"
+        return f"{self.case}: {self.lesion_ml:.2f} ml in {lesions}, {share}"
+
+
+class Segmenter:
+    """The network, loaded once; call it with one case after another.
+
+    Args:
+        weights: ``simulated``, those that come with the bundle, trained on simulated newborns alone; or a checkpoint of
+            one's own, or several, whose probabilities are averaged.
+        recipe: what the weights were trained with: ``paper``, ``strong`` or ``strong_cpu``, or config files that go
+            over ``inference.yaml``. None: that of these three which the weights say; another is refused.
+        openvino: let OpenVINO run the network, on the CPU, if it is installed.
+        options: any value at the top of ``inference.yaml`` and the recipe: ``device``, ``flips``, ``threshold`` …
+
+    Raises:
+        UserError: when there are no such weights, they were trained with another recipe, or an option is unknown.
+
+    Example::
+
+        segmenter = Segmenter()
+        masks = [segmenter(adc, zadc) for adc, zadc in cases]
+    """
+
+    def __init__(
+        self,
+        weights: str | Path | Sequence[str | Path] = "simulated",
+        recipe: str | Sequence[str | Path] | None = None,
+        openvino: bool = False,
+        **options: Any,
+    ) -> None:
+        self.checkpoints = weights_files(weights)
+        mixins = recipe_files(recipe) if recipe is not None else trained_with(self.checkpoints[0])
+        files = [CONFIGS / "inference.yaml", *mixins, CONFIGS / "segment.yaml"]
+        if openvino:
+            files.append(CONFIGS / "inference_openvino.yaml")
+        parser = _parse(files, {"ckpt_path": [str(path) for path in self.checkpoints], "dataset#data": [], **options})
+        get = parser.get_parsed_content
+        self.limits: Limits = get("limits")
+        self.threshold = get("threshold")
+        self.smallest_lesion_mm3 = get("smallest_lesion_mm3")
+        self.limit_to_brain = get("limit_to_brain")
+        self._deciding = {name: get(name) for name in DECIDING}
+        self._preprocessing = get("preprocessing")
+        network = get("network")
+        load_weights(network, self.checkpoints, recipe_of(parser), get("other_recipe"))
+        keep = CopyItemsd(keys="pred", names="probability")
+        self._evaluator = SupervisedEvaluator(
+            device=get("device"),
+            val_data_loader=[{}],
+            network=network,
+            inferer=get("inferer"),
+            postprocessing=Compose([*get("activate"), *get("to_native"), keep, *get("decide")]),
+        )
+
+    @property
+    def making(self) -> dict[str, Any]:
+        """What tells masks of one making from those of another."""
+        return {"weights_sha256": sha256_of(*self.checkpoints), **self._deciding}
+
+    @overload
+    def __call__(self, adc: str | Path, zadc: Any = None, *, output: str | Path) -> Path: ...
+    @overload
+    def __call__(self, adc: str | Path, zadc: Any = None) -> nib.Nifti1Image: ...
+    @overload
+    def __call__(self, adc: Image, zadc: Any = None, *, affine: ArrayLike | None = None) -> Image: ...
+
+    def __call__(
+        self, adc: Any, zadc: Any = None, *, affine: ArrayLike | None = None, output: str | Path | None = None
+    ) -> Any:
+        """The lesion mask of one case.
+
+        Args:
+            adc: skull-stripped ADC map, 1e-6 mm²/s; or both maps in one 4D file. A path (.nii, .nii.gz, .mha), an image
+                of nibabel, SimpleITK or ITK, a MetaTensor, or a tensor or array with ``affine``; shape (X, Y, Z).
+            zadc: Z-score map of the ADC, on the same grid; None: by ADC alone, if the recipe can.
+            affine: (4, 4) from voxel indices to millimetres, RAS+, of arrays and tensors without one.
+            output: where the mask is written, too; needs a path in ``adc``.
+
+        Returns:
+            The mask, uint8, 1 being lesion, on the grid of the ADC map and as an image of its kind; of a path a
+            nibabel image, or ``output`` where it was written.
+
+        Raises:
+            UserError: when the maps are no usable case; the message says what is wrong with which.
+        """
+        found = self.result(adc, zadc, affine=affine)
+        if output is None:
+            return like(found.mask, adc, found.affine)
+        if not isinstance(adc, str | Path):
+            raise UserError("`output` is for maps that are files; images in memory come back as an image.")
+        write(output, found.mask, found.affine)
+        return Path(output)
+
+    def probability(self, adc: Any, zadc: Any = None, *, affine: ArrayLike | None = None) -> Any:
+        """The lesion's probability, float32 in [0, 1]; arguments, result and errors as in a call."""
+        found = self.result(adc, zadc, affine=affine)
+        return like(found.probability, adc, found.affine)
+
+    def result(
+        self, adc: Any, zadc: Any = None, *, affine: ArrayLike | None = None, case: str | None = None
+    ) -> Segmentation:
+        """Mask, probability and figures of one case; arguments and errors as in a call.
+
+        Args:
+            adc: see there.
+            zadc: see there.
+            affine: see there.
+            case: its name; None: from the file's.
+        """
+        name = case or (part_of(Path(adc))[1] or Path(adc).name if isinstance(adc, str | Path) else "case")
+        parts = _parts(adc, zadc, affine)
+        report = check_case(name, parts, self.limits)
+        if report.problems:
+            lines = [f"  {problem.file} {problem.message}" for problem in report.problems]
+            raise UserError("\n".join([f"{name} cannot be segmented:", *lines]))
+        item = self._preprocessing({"image": _image(parts), "case": name})
+        self._evaluator.data_loader = [list_data_collate([item])]
+        with _quiet("ignite"):
+            self._evaluator.run()
+        output: Any = self._evaluator.state.output
+        (one,) = output if isinstance(output, list) else decollate_batch(output)
+        mask = one["pred"].cpu().numpy()[0].astype(np.uint8)
+        assert report.spacing_mm is not None
+        assert report.brain_ml is not None
+        first = next(iter(parts.values()))
+        grid = first if isinstance(first, Volume) else read_volume(first, self.limits.max_bytes)
+        return Segmentation(
+            case=name,
+            mask=mask,
+            probability=one["probability"].cpu().numpy()[0].astype(np.float32).clip(0, 1),
+            affine=grid.affine,
+            lesion_ml=float(mask.sum()) * float(np.prod(report.spacing_mm)) / 1000,
+            brain_ml=report.brain_ml,
+            lesions=components(mask > 0)[1],
+            notes=tuple(ALONE if note == "no ZADC map" else note for note in report.notes),
+        )
+
+
+@overload
+def segment(adc: str | Path, zadc: Any = None, *, output: str | Path, **settings: Any) -> Path: ...
+@overload
+def segment(adc: str | Path, zadc: Any = None, **settings: Any) -> nib.Nifti1Image: ...
+@overload
+def segment(adc: Image, zadc: Any = None, *, affine: ArrayLike | None = None, **settings: Any) -> Image: ...
+
+
+def segment(
+    adc: Any,
+    zadc: Any = None,
+    *,
+    affine: ArrayLike | None = None,
+    output: str | Path | None = None,
+    **settings: Any,
+) -> Any:
+    """The lesion mask of one case: a :class:`Segmenter`, made for it and called.
+
+    Args:
+        adc: see :meth:`Segmenter.__call__`, also for the next three.
+        zadc: see there.
+        affine: see there.
+        output: see there.
+        settings: see :class:`Segmenter`.
+
+    Returns:
+        The mask, as an image of the kind of ``adc``.
+
+    Raises:
+        UserError: see there.
+
+    Example::
+
+        from hie_bundle import segment
+
+        mask = segment("X-ADC_ss.nii.gz", "Zmap_X-ADC_smooth2mm_clipped10.nii.gz")
+        mask.to_filename("X_lesion.nii.gz")
+    """
+    segmenter: Any = Segmenter(**settings)
+    return segmenter(adc, zadc, affine=affine, output=output)
+
+
+def trained_with(checkpoint: Path) -> list[Path]:
+    """The mixins of the known recipe that weights were trained with; those of the shipped weights where none fits."""
+    trained = read_record(checkpoint).get("recipe") or {}
+    for name in sorted(RECIPES, key=lambda name: name != SHIPPED):
+        parser = ConfigParser()
+        parser.read_config([str(CONFIGS / "inference.yaml"), *map(str, recipe_files(name))])
+        if same_recipe(trained, recipe_of(parser)):
+            return recipe_files(name)
+    return recipe_files(SHIPPED)
+
+
+def _parse(files: Sequence[Path], options: Mapping[str, Any]) -> ConfigParser:
+    """The parser of the workflow, whose hook and import path stay out of a process that is somebody else's."""
+    hook, path = sys.excepthook, list(sys.path)
+    try:
+        with _quiet("monai.bundle.workflows"):
+            workflow = Workflow(
+                [str(file) for file in files],
+                meta_file=str(CONFIGS / "metadata.json"),
+                logging_file=False,
+                workflow_type="infer",
+                **options,
+            )
+        workflow.initialize()
+        return workflow.parser
+    finally:
+        sys.excepthook, sys.path[:] = hook, path
+
+
+def _parts(adc: Any, zadc: Any, affine: ArrayLike | None) -> dict[str, str | Volume]:
+    """The maps by part, as :func:`scripts.data.checks.check_case` takes them: all files, or all in memory."""
+    maps = [adc] if zadc is None else [adc, zadc]
+    names = ["stacked"] if zadc is None else ["adc", "zadc"]
+    if all(isinstance(one, str | Path) for one in maps):
+        return {name: str(one) for name, one in zip(names, maps, strict=True)}
+    volumes = [read_volume(one) if isinstance(one, str | Path) else volume_of(one, affine) for one in maps]
+    return dict(zip(names, volumes, strict=True))
+
+
+def _image(parts: Mapping[str, str | Volume]) -> Any:
+    """The maps as the recipe's transforms load them."""
+    volumes = [part for part in parts.values() if isinstance(part, Volume)]
+    if not volumes:
+        files = [str(part) for part in parts.values()]
+        return files if len(files) > 1 else files[0]
+    maps = torch.stack([torch.as_tensor(np.asarray(volume.array, np.float32)) for volume in volumes])
+    meta = {MetaKeys.ORIGINAL_CHANNEL_DIM: 0, MetaKeys.SPATIAL_SHAPE: np.array(maps.shape[1:])}
+    return MetaTensor(maps, affine=torch.as_tensor(volumes[0].affine), meta=meta)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without the log lines below an error of these modules, which speak of what nobody here has asked for."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Everything around a run that knows no images: errors, options, recipes, the machine, processes, interruption."""

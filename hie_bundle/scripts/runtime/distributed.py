@@ -1,0 +1,241 @@
+"""Several processes that train or evaluate together: their start, their shares of the work, and how they fail."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from itertools import chain, zip_longest
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from ignite.engine import Engine, Events
+from torch import distributed, nn
+
+from .errors import UserError, user_error
+
+__all__ = [
+    "SameBuffers",
+    "batch_share",
+    "from_first",
+    "gather_interleaved",
+    "is_first",
+    "mean_over_ranks",
+    "shard",
+    "start",
+    "stop",
+    "unwrap_ddp",
+    "with_other_ranks",
+]
+
+Item = TypeVar("Item")
+_status: int | None = None  # with which this rank ends; None: as any program
+
+
+def start(device: str | torch.device, timeout_minutes: float = 60, place: Sequence[int] | None = None) -> None:
+    """Join the process group of a ``torchrun``: NCCL where the device is CUDA, Gloo on the CPU.
+
+    From then on rank 0 alone logs what is not a warning, and of several ranks that end with an exception the first one
+    alone shows it: the others' are its consequences, or the same. torchrun, which ends all ranks when one fails,
+    repeats a :class:`UserError` in its table of failures.
+
+    Args:
+        device: of this rank; the current one of CUDA from then on.
+        timeout_minutes: how long a rank waits for the others before it gives up. Ranks wait while rank 0 checks the
+            cases, and at the end of an evaluation for the slowest.
+        place: rank and number of processes, as the config has them; None: those of ``torchrun``.
+
+    Raises:
+        UserError: when the process was not started by ``torchrun``, is told to have another rank, or has no CUDA device
+            of its own.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        raise UserError(
+            "multi_gpu_*.yaml are for several processes. Start them with: torchrun --standalone --nproc_per_node=N "
+            "-m monai.bundle run … (docs/scaling.md), or leave this config out."
+        )
+    if place is not None and list(place) != [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")]:
+        raise UserError("--rank and --world_size are for torchrun to say, to each process its own; leave them out.")
+    device = torch.device(device)
+    on_cuda = device.type == "cuda"
+    if on_cuda and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+        raise UserError(
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes were started, but this machine has "
+            f"{torch.cuda.device_count()} CUDA devices; lower --nproc_per_node."
+        )
+    if on_cuda:
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(minutes=timeout_minutes))
+    if not is_first():
+        logging.disable(logging.INFO)
+    _show_first_failure()
+    atexit.register(_leave)
+
+
+def stop() -> None:
+    """Leave the group, when all is done. The process then ends without Python's own teardown.
+
+    A thread of Gloo may be late to let go of a tensor, for which it needs Python. Until Python 3.13 a thread that comes
+    during the teardown is ended, and with it the process: "terminate called without an active exception".
+    DistributedDataParallel keeps these threads beyond the group.
+    """
+    global _status
+    distributed.destroy_process_group()
+    _status = 0
+
+
+def _leave() -> None:
+    """At exit, after all that was registered since :func:`start`."""
+    if _status is not None:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_status)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes: rank 0, or the only one."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def batch_share(batch_size: int, world_size: int) -> int:
+    """How many items of a batch each rank takes.
+
+    Raises:
+        UserError: when they cannot all take the same number.
+    """
+    if batch_size % world_size:
+        raise UserError(
+            f"batch_size is that of all processes together, and {batch_size} cannot be divided evenly among "
+            f"{world_size}; set --batch_size to a multiple of it, or start another number of processes."
+        )
+    return batch_size // world_size
+
+
+def shard(items: Sequence[Item], rank: int, world_size: int, copies: bool = True) -> list[Item]:
+    """Every ``world_size``-th item from ``rank`` on; each item in one shard, and none repeated to make them even.
+
+    Args:
+        items: the same on all ranks.
+        rank: of this process.
+        world_size: number of processes.
+        copies: with fewer items than ranks give all of them to each. A mean over all ranks is then one over equal
+            copies, so it is the same. (An empty shard would leave MONAI's engine without an epoch, and the others
+            waiting for its metric.)
+
+    Raises:
+        UserError: with fewer items than ranks where there may be no copies.
+    """
+    if len(items) >= world_size:
+        return list(items[rank::world_size])
+    if items and not copies:
+        raise UserError(f"There are {len(items)} cases for {world_size} processes; start at most {len(items)}.")
+    return list(items)
+
+
+def gather_interleaved(values: list[Item]) -> list[Item] | None:
+    """The lists of all ranks in the order before :func:`shard`, on rank 0; None on the others.
+
+    Only one process has the whole list already.
+    """
+    if not distributed.is_initialized():
+        return values
+    parts: list[Any] | None = [None] * distributed.get_world_size() if is_first() else None
+    distributed.gather_object(values, parts)
+    if parts is None:
+        return None
+    absent = object()
+    return [value for value in chain.from_iterable(zip_longest(*parts, fillvalue=absent)) if value is not absent]
+
+
+def from_first(value: Item) -> Item:
+    """Rank 0's value on every rank."""
+    if not distributed.is_initialized():
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over the ranks, as a constant without gradient."""
+    value = value.detach()
+    if not distributed.is_initialized():
+        return value
+    value = value.clone()
+    distributed.all_reduce(value)
+    return value / distributed.get_world_size()
+
+
+def with_other_ranks(value: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors of one shape of all ranks, in order; this rank's own with its gradient, the others' as constants."""
+    if not distributed.is_initialized():
+        return [value]
+    parts = [torch.empty_like(value) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, value.detach().contiguous())
+    parts[distributed.get_rank()] = value
+    return parts
+
+
+class SameBuffers:
+    """Give every rank rank 0's buffers before an evaluator runs.
+
+    Without synchronised batch normalisation each rank has running statistics of its own. Validation would measure
+    several networks, of which rank 0's is the one that is saved.
+
+    Args:
+        network: the network that is evaluated, not wrapped.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Act when the evaluator starts."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, _: Engine) -> None:
+        if distributed.is_initialized():
+            for buffer in self.network.buffers():
+                distributed.broadcast(buffer, src=0)
+
+
+def _show_first_failure() -> None:
+    """Let only the first rank that fails show its exception, as ``sys.excepthook`` does at that time."""
+    previous = sys.excepthook
+    # kept by torchrun, which outlives the ranks
+    store = distributed.distributed_c10d._get_default_store()
+    rank = distributed.get_rank()
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        global _status
+        _status = 1
+        try:
+            first = store.add("failed ranks", 1) == 1
+        except RuntimeError:  # nobody is left to ask
+            first = True
+        if first:
+            previous(kind, error, trace)
+            print(f"rank {rank} failed; the other ranks end with it", file=sys.stderr, flush=True)
+            _tell_torchrun(error)
+
+    sys.excepthook = hook
+
+
+def _tell_torchrun(error: BaseException) -> None:
+    """Leave the message where torchrun looks for it: its table of failures, the last thing on the screen, shows it."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file and (mistake := user_error(error)):
+        Path(file).write_text(json.dumps({"message": str(mistake), "timestamp": str(int(time.time()))}))
+
+
+def unwrap_ddp(network: nn.Module) -> nn.Module:
+    """The network inside a ``DistributedDataParallel`` wrapper, whose state dict has no ``module.`` prefix."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network

@@ -1,0 +1,47 @@
+"""NaN and infinite values in tensors: found and reported by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .errors import UserError
+
+__all__ = ["not_finite", "require_finite_output"]
+
+SHOWN = 4  # names in a message
+
+
+def not_finite(tensors: Mapping[str, Any]) -> str:
+    """Which tensors hold NaN or infinite values, in words; empty if none does."""
+    floats = {n: t for n, t in tensors.items() if isinstance(t, torch.Tensor) and t.is_floating_point() and t.numel()}
+    if not floats:
+        return ""
+    # a sum is finite only if all its terms are: one number a tensor tells which to look at
+    sums = torch.stack([tensor.detach().sum(dtype=torch.float64) for tensor in floats.values()])
+    if bool(torch.isfinite(sums).all()):
+        return ""
+    bad = [name for name, tensor in floats.items() if not bool(torch.isfinite(tensor).all())]
+    return ", ".join(bad[:SHOWN]) + (f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
+
+
+def require_finite_output(logits: torch.Tensor, inputs: torch.Tensor) -> None:
+    """
+    Args:
+        logits: what a network said, any shape.
+        inputs: what it said it of; their metadata name the files.
+
+    Raises:
+        UserError: when the logits are not all finite.
+    """
+    if bool(torch.isfinite(logits).all()):
+        return
+    files = getattr(inputs, "meta", {}).get("filename_or_obj", "the input")
+    names = ", ".join(map(str, files)) if isinstance(files, list | tuple) else str(files)
+    seen = "" if bool(torch.isfinite(inputs).all()) else ", nor is its input"
+    raise UserError(
+        f"{names}: the network's output is not finite{seen}; there is no mask of it. If other cases go well, look at "
+        "this one (`run check`); else the weights are damaged, or --precision float32 is needed."
+    )

@@ -1,0 +1,205 @@
+"""What the machine has: cores for workers, memory for the cases and the network; refusal where it is not enough."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import distributed, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from .cores import available_cores
+from .distributed import unwrap_ddp
+from .errors import UserError
+
+__all__ = ["available_memory", "cache_memory", "cpu_precision", "network_memory", "require_memory", "workers"]
+
+logger = logging.getLogger(__name__)
+
+GB = 1e9
+MOST_WORKERS = 8  # more do not augment faster than one GPU trains on batches of four
+CPU_WORKERS = 2  # a CPU that trains has no core to spare; two hide the loading
+BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")  # what PyTorch calls the instructions for it, on x86 and on ARM
+PROCESS_BYTES = 0.5 * GB  # Python, PyTorch and MONAI without any data
+
+
+def workers(device: str | torch.device) -> int:
+    """How many processes should load and augment for a training on this device.
+
+    On CUDA one a core that this process may use, shared with the other processes on this node that ``torchrun``
+    started, at most eight; otherwise two.
+    """
+    if torch.device(device).type != "cuda":
+        return CPU_WORKERS
+    return max(1, min(MOST_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def cpu_precision() -> str:
+    """``bfloat16`` where the CPU has instructions for it, with which a step takes about half the time; or ``float32``.
+
+    Without them PyTorch computes bfloat16 by way of float32, which is slower than float32 itself.
+    """
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
+    return "bfloat16" if any(capabilities.get(name) for name in BFLOAT16) else "float32"
+
+
+def available_memory(device: str | torch.device = "cpu", cgroup: str | Path = "/sys/fs/cgroup") -> int:
+    """Bytes that a process may still take on a device.
+
+    On the CPU that is what the system can give without swapping, or what a container's limit leaves, if that is less.
+
+    Args:
+        device: ``cpu`` or a CUDA device.
+        cgroup: where Linux shows a container's limits (version 2: memory.max; version 1: memory/).
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = psutil.virtual_memory().available
+    for limit_file, usage_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, usage = (_number(Path(cgroup) / name) for name in (limit_file, usage_file))
+        if limit is not None and usage is not None:
+            available = min(available, max(0, limit - usage))
+    return available
+
+
+def cache_memory(cases: float, volume_size: Sequence[int], in_channels: int) -> int:
+    """Bytes of that many cases in memory after their transforms: float32, the image's channels and the label's one."""
+    return int(4 * cases * (in_channels + 1) * torch.Size(volume_size).numel())
+
+
+def network_memory(network: nn.Module, shape: Sequence[int], training: bool) -> int:
+    """Bytes that the network's tensors take at most, with everything a step or a prediction in float32 adds to them.
+
+    The network is run on tensors without content (PyTorch's meta device), and what is alive at any moment is added up,
+    for training with the backward pass, the gradients and AdamW's two moments. Scratch memory of the libraries below
+    PyTorch is not seen.
+
+    Args:
+        network: left as it is.
+        shape: of the input, (B, C, X, Y, Z).
+        training: a training step rather than a prediction.
+    """
+    shadow = deepcopy(network).to("meta").train(training)
+    weights = sum(p.numel() * p.element_size() for p in shadow.parameters())
+    with _PeakMemory() as memory, torch.set_grad_enabled(training):
+        output = shadow(torch.empty(tuple(shape), device="meta").contiguous(memory_format=torch.channels_last_3d))
+        if training:
+            torch.sigmoid(output).mean().backward()
+    # the gradients are in the peak already
+    return memory.peak + weights + 2 * weights * training
+
+
+def require_memory(
+    network: nn.Module,
+    input_size: Sequence[int],
+    in_channels: int,
+    batch_size: int,
+    device: str | torch.device,
+    training: bool = True,
+    volume_size: Sequence[int] | None = None,
+    cached: Mapping[str, float] | None = None,
+) -> None:
+    """Log what is going to be kept in memory, and stop before anything starts if it is more than there is.
+
+    Of several processes each takes its share of a batch; those of one machine share its memory and keep their cases in
+    it, each its own. They wait for each other, so that nobody fills the memory that another one is looking at.
+
+    Args:
+        network: the network that will run, perhaps inside a ``DistributedDataParallel`` wrapper.
+        input_size: spatial size of what it sees at once.
+        in_channels: of the input.
+        batch_size: how many at a time, in all processes together.
+        device: where it runs.
+        training: whether it is trained.
+        volume_size: spatial size of a case that is kept in memory, ``input_size`` if None.
+        cached: how many cases of each split this process keeps in memory.
+
+    Raises:
+        UserError: with the estimates, what is available, and what to lower.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if distributed.is_initialized() else 1
+    if distributed.is_initialized() and not on_cpu:
+        batch_size //= distributed.get_world_size()
+    cached = {split: count * processes for split, count in (cached or {}).items()}
+    cases = sum(cached.values())
+    cache = cache_memory(cases, volume_size or input_size, in_channels)
+    try:
+        step = network_memory(unwrap_ddp(network), (batch_size, in_channels, *input_size), training)
+    except (
+        NotImplementedError,
+        RuntimeError,
+    ) as error:  # a network that looks at its values, or has kernels of its own
+        logger.warning("How much memory the network takes could not be estimated: %s", error)
+        step = 0
+    work = "a training step" if training else "a prediction"
+    work += f" at batch size {batch_size}, {'×'.join(map(str, input_size))}"
+    if cases:
+        of = ", ".join(f"{count:g} {split}" for split, count in cached.items())
+        logger.info("Keeping %.1f GB of preprocessed cases in memory (%s).", cache / GB, of)
+    host = PROCESS_BYTES + cache + step * on_cpu
+    for place, needed, what in (
+        ("cpu", host, f"{work} ({step / GB:.1f} GB)" if on_cpu else "the process"),
+        *([] if on_cpu else [(str(device), step, work)]),
+    ):
+        available = available_memory(place)
+        if needed > available:
+            cache_note = f" and {cases:g} cached cases ({cache / GB:.1f} GB)" if place == "cpu" and cases else ""
+            remedies = [
+                "--spatial_size",
+                *(["--batch_size"] if batch_size > 1 else []),
+                "--features",
+                *(["--cache_rate"] if cache_note else []),
+            ]
+            raise UserError(
+                f"{what}{cache_note} would need about {needed / GB:.1f} GB of memory on {place}; "
+                f"{available / GB:.1f} GB are available. Nothing was started. Lower {' or '.join(remedies)}."
+            )
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+class _PeakMemory(TorchDispatchMode):
+    """The most bytes that tensors made inside it take together at any moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, weakref.finalize[Any, Any]] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._made, result)
+        return result
+
+    def _made(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self.alive:  # views share a storage
+            self.alive[key] = weakref.finalize(storage, self._freed, key, storage.nbytes())
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+
+    def _freed(self, key: int, size: int) -> None:
+        del self.alive[key]
+        self.now -= size
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file; None where there is no such file or it says `max`."""
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,44 @@
+"""The recipes that come with the bundle, by name: config files over ``train.yaml`` or ``inference.yaml``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import UserError
+
+__all__ = ["CONFIGS", "RECIPES", "bundle_version", "mixins"]
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RECIPES: dict[str, tuple[str, ...]] = {
+    "paper": (),
+    "strong": ("strong",),
+    "strong_cpu": ("strong", "strong_cpu"),
+}
+
+
+def bundle_version() -> str:
+    """Of ``metadata.json``, the one place that states it."""
+    return str(json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))["version"])
+
+
+def mixins(recipe: str | Sequence[str | Path]) -> list[Path]:
+    """The config files of a recipe.
+
+    Args:
+        recipe: one of :data:`RECIPES`; or names of the bundle's configs or files of one's own, as a list or with commas
+            between them.
+
+    Raises:
+        UserError: when there is no such file.
+    """
+    names = RECIPES.get(recipe, recipe.split(",")) if isinstance(recipe, str) else recipe
+    files = []
+    for name in map(str, names):
+        known = CONFIGS / f"{name}.yaml"
+        file = known if known.is_file() else Path(name)
+        if not file.is_file():
+            raise UserError(f"There is no recipe '{name}'; choose one of {', '.join(RECIPES)}, or name config files.")
+        files.append(file)
+    return files

@@ -1,0 +1,128 @@
+"""What a network was trained with, in words that travel with its weights and are compared where they are used."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from .errors import UserError
+
+__all__ = ["describe", "recipe_of", "references", "refuse_other_recipe", "same_recipe"]
+
+# the parts of a recipe that weights depend on: how a case becomes the network's input, and the network
+PARTS = ("in_channels", "input_size", "transforms", "network_def")
+# values that change nothing once a network is trained
+_IRRELEVANT = re.compile(r"(^|#)(limits|loaded|allow_missing_keys|prior|drop\w*)(#|$)")
+_REFERENCE = re.compile(r"@([A-Za-z]\w*(?:(?:#|::)\w+)*)")
+
+Recipe = Mapping[str, Any]
+
+
+def describe(workflow: ConfigWorkflow | None) -> Recipe | None:
+    """The recipe of a config, as its files and the command line say it.
+
+    Args:
+        workflow: that runs the config; None for tools that have none, which then neither record nor compare.
+
+    Returns:
+        The config's :data:`PARTS` as they are written, and every value that they refer to, by id: plain data.
+    """
+    return None if workflow is None else recipe_of(workflow.parser)
+
+
+def recipe_of(parser: ConfigParser) -> Recipe:
+    """:func:`describe` for a parser."""
+    found: dict[str, Any] = {}
+    names = [part for part in PARTS if part in parser]
+    while names:
+        name = names.pop()
+        if name in found or _IRRELEVANT.search(name) or name not in parser:
+            continue
+        found[name] = json.loads(json.dumps(parser[name], default=str))
+        names += references(found[name])
+    return dict(sorted(found.items()))
+
+
+def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str, remedy: str) -> None:
+    """Stop where weights meet another recipe than they were trained with.
+
+    Args:
+        trained: the weights', None if they do not say.
+        here: the config's, None if nobody knows.
+        whose: what the first is of, for the message.
+        remedy: what to do about it, for the message.
+
+    Raises:
+        UserError: naming every difference.
+    """
+    if trained is None or here is None or same_recipe(trained, here):
+        return
+    before, now = (dict(_flat(recipe)) for recipe in (trained, here))
+    differences = [
+        f"  {name}: {_shown(before, name)} in the training, {_shown(now, name)} here"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
+    raise UserError(f"{whose} was trained with another recipe:\n" + "\n".join(differences) + f"\n{remedy}")
+
+
+def same_recipe(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes are the same, however they are written."""
+    return _resolved(one) == _resolved(other)
+
+
+def references(content: Any) -> Iterator[str]:
+    """The ids that a part of a config refers to, with ``#`` between their levels; not by what is irrelevant here."""
+    if isinstance(content, dict):
+        content = [value for name, value in content.items() if not _IRRELEVANT.search(name)]
+    if isinstance(content, list):
+        for value in content:
+            yield from references(value)
+    elif isinstance(content, str) and content[:1] in ("@", "$"):
+        yield from (found.replace("::", "#") for found in _REFERENCE.findall(content))
+
+
+def _resolved(recipe: Recipe) -> dict[str, Any]:
+    """Its parts with what they refer to in place: two ways to write the same are the same."""
+
+    def resolve(content: Any) -> Any:
+        if isinstance(content, dict):
+            named = {name: _class_name(value) if name == "_target_" else value for name, value in content.items()}
+            return {name: resolve(value) for name, value in named.items() if not _IRRELEVANT.search(name)}
+        if isinstance(content, list):
+            return [resolve(value) for value in content]
+        if not isinstance(content, str) or content[:1] not in ("@", "$"):
+            return content
+        whole = _REFERENCE.fullmatch(content)
+        if whole and whole[1].replace("::", "#") in recipe:
+            return resolve(recipe[whole[1].replace("::", "#")])
+        return _REFERENCE.sub(lambda match: json.dumps(resolve(recipe.get(match[1], match[0][1:]))), content)
+
+    return {part: resolve(recipe[part]) for part in PARTS if part in recipe}
+
+
+def _class_name(target: Any) -> Any:
+    """A class without its module: classes of the bundle may move, recipes stay the same."""
+    own = isinstance(target, str) and target.startswith("scripts.")
+    return target.rpartition(".")[2] if own else target
+
+
+def _flat(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by id, as on a command line; lists of numbers in one piece."""
+    if name and _IRRELEVANT.search(name):
+        return
+    pairs = content.items() if isinstance(content, Mapping) else enumerate(content) if isinstance(content, list) else ()
+    nested = isinstance(content, Mapping) or any(isinstance(value, dict | list) for _, value in pairs)
+    if not nested or not content:
+        yield name, content
+        return
+    for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+        yield from _flat(value, f"{name}#{key}".lstrip("#"))
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return json.dumps(values[name]) if name in values else "absent"

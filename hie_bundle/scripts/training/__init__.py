@@ -1,0 +1,1 @@
+"""What training adds to MONAI's engine: handlers, finite steps, logs, tracking."""

@@ -1,0 +1,458 @@
+"""Ignite handlers for what MONAI's trainer leaves to the user: L1 penalty, clipping, seeding, checkpoints, resume.
+
+They attach like MONAI's own (``handler.attach(engine)``) and stand in a config's handler list.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data.utils import set_rnd
+from monai.engines import Evaluator, SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.handlers import CheckpointLoader as StockCheckpointLoader
+from monai.utils import CommonKeys
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..inference.voxelwise import VoxelwiseFit
+from ..io.weights import as_paths, check_recipe, read_state, read_weights, save_atomically, save_weights, weights_files
+from ..runtime.distributed import from_first, is_first, unwrap_ddp
+from ..runtime.errors import UserError
+from ..runtime.recipe import Recipe, refuse_other_recipe
+
+__all__ = [
+    "BestModelSaver",
+    "CheckpointLoader",
+    "EarlyStopping",
+    "EpochSeed",
+    "GradientClipping",
+    "InitialWeights",
+    "L1Penalty",
+    "LastValidation",
+    "Resume",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class L1Penalty:
+    """Add ``weight`` · Σ|w| over the network's trainable parameters to the loss (paper: L1 regularisation, 1e-4).
+
+    The penalty alone is also put into the iteration's output as ``l1_penalty`` so that it can be logged on its own.
+
+    Args:
+        network: the network that is trained.
+        weight: factor of the penalty, ≥ 0; 0 leaves the loss as it is.
+    """
+
+    def __init__(self, network: nn.Module, weight: float = 1e-4) -> None:
+        self.network = network
+        self.weight = weight
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Act between the loss and its backward pass."""
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        if self.weight == 0:  # a sum over all weights, and its gradient, at every step
+            engine.state.output["l1_penalty"] = torch.zeros(())
+            return
+        norms = [p.abs().sum(dtype=torch.float32) for p in self.network.parameters() if p.requires_grad]
+        penalty = self.weight * torch.stack(norms).sum()
+        engine.state.output["l1_penalty"] = penalty.detach()
+        engine.state.output[CommonKeys.LOSS] = engine.state.output[CommonKeys.LOSS] + penalty
+
+
+class GradientClipping:
+    """Scale the gradients so that their joint 2-norm is at most ``max_norm`` (paper: max norm 1).
+
+    With mixed precision the gradients are unscaled first: clipping scaled ones would clip almost every step.
+    The norm before clipping is put into the iteration's output as ``grad_norm``.
+
+    Args:
+        network: the network that is trained.
+        max_norm: largest allowed norm, > 0.
+    """
+
+    def __init__(self, network: nn.Module, max_norm: float = 1.0) -> None:
+        self.network = network
+        self.max_norm = max_norm
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Act between the backward pass and the optimiser's step."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        if engine.amp and engine.scaler is not None:
+            engine.scaler.unscale_(engine.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        engine.state.output["grad_norm"] = norm.detach()
+
+
+class EpochSeed:
+    """Seed everything random from (seed, epoch) at the start of every epoch of the trainer.
+
+    Shuffling, augmentation and dropout of an epoch then depend on nothing but these two numbers (and the number of
+    workers, which share the samples among them): variants that consume random numbers differently still see the same
+    data, and a resumed run goes on as if it had not stopped.
+
+    Args:
+        seed: the run's seed.
+        rank: added to the spawn key, so that distributed processes draw different augmentations and dropout.
+    """
+
+    def __init__(self, seed: int, rank: int = 0) -> None:
+        self.seed = seed
+        self.rank = rank
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Act before the data loader's iterator of the epoch is made."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        state = np.random.SeedSequence([self.seed, engine.state.epoch, self.rank])
+        epoch_seed = int(state.generate_state(1)[0])
+        random.seed(epoch_seed)
+        np.random.seed(epoch_seed)  # noqa: NPY002 -- libraries that draw from the global generator
+        torch.manual_seed(epoch_seed)  # also the loader's shuffling and the seeds of its workers
+        # without workers MONAI seeds the dataset's transforms only once, when the loader is made
+        set_rnd(engine.data_loader.dataset, epoch_seed)  # type: ignore[union-attr]
+
+
+class CheckpointLoader(StockCheckpointLoader):
+    """``monai.handlers.CheckpointLoader`` that says what is wrong with a checkpoint before anything runs on it.
+
+    ``load_path`` may be a list, of an ensemble: the first is loaded, all are looked at.
+
+    Args:
+        load_path: file or files with weights.
+        load_dict: see the parent class.
+        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; None compares nothing.
+        other_recipe: use weights of another recipe all the same.
+        options: see the parent class.
+
+    Raises:
+        UserError: when a path does not exist or is no checkpoint, its weights do not fit the network, naming the
+            layers, or were trained with another recipe, naming what differs.
+    """
+
+    def __init__(
+        self,
+        load_path: str | Sequence[str],
+        load_dict: dict[str, Any],
+        recipe: Recipe | None = None,
+        other_recipe: bool = False,
+        **options: Any,
+    ) -> None:
+        self.paths = as_paths(load_path)
+        self.recipe = recipe
+        self.other_recipe = other_recipe
+        super().__init__(str(self.paths[0]), load_dict, **options)
+
+    def __call__(self, engine: Engine) -> None:
+        for path in self.paths:
+            if not self.other_recipe:
+                check_recipe(path, self.recipe)
+            for name, item in self.load_dict.items():
+                if isinstance(item, nn.Module):
+                    read_weights(path, item, name)
+        super().__call__(engine)
+
+
+class InitialWeights:
+    """Start a training from weights that exist: fine-tuning.
+
+    Stand it before :class:`Resume`, which overrides it when a run goes on.
+
+    Args:
+        network: the network that is trained.
+        weights: ``simulated`` for those that come with the bundle (the first of an ensemble), or a checkpoint.
+        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; None compares nothing.
+
+    Raises:
+        UserError: when there are none, they do not fit the network, or were trained with another recipe, naming what
+            differs.
+    """
+
+    def __init__(self, network: nn.Module, weights: str, recipe: Recipe | None = None) -> None:
+        self.network = network
+        self.weights = weights
+        self.recipe = recipe
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Act when the trainer starts."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, _: Engine) -> None:
+        path = weights_files(self.weights)[0]
+        remedy = "Train with its configs and options (strong.yaml and strong_cpu.yaml for those that come along)."
+        check_recipe(path, self.recipe, remedy)
+        unwrap_ddp(self.network).load_state_dict(read_weights(path, unwrap_ddp(self.network)))
+        logger.info("Training starts from the weights in %s", path)
+
+
+class LastValidation:
+    """Validate after the last epoch, too, where MONAI's ``ValidationHandler`` does not by its interval.
+
+    Where the learning rate falls to 0, the last weights are the ones that a training is for.
+
+    Stand it after the ``ValidationHandler`` in the trainer's handlers.
+
+    Args:
+        validator: the evaluator.
+        interval: epochs between the other's validations.
+    """
+
+    def __init__(self, validator: Evaluator, interval: int) -> None:
+        self.validator = validator
+        self.interval = interval
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Act after the last epoch of the trainer."""
+
+        def left_out(engine: Engine, epoch: int) -> bool:
+            return epoch == engine.state.max_epochs and epoch % self.interval != 0
+
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=left_out), self)
+
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        self.validator.run(engine.state.epoch)
+
+
+class BestModelSaver:
+    """Write the weights, with what they were trained with, to ``path`` after every validation that was the best so far.
+
+    When training ends without a validation result (no validation cases, say) the last weights are written, so that a
+    finished run always leaves a model. The file is written under another name and renamed: an interrupted run neither
+    leaves half a file nor loses the one before. What it holds: :mod:`scripts.io.weights`.
+
+    Of several processes the first one writes.
+
+    Stand it after the ``ValidationHandler`` in the trainer's handlers.
+
+    Args:
+        network: the network that is trained.
+        path: where the weights go, e.g. ``ckpt_dir/model.pt``.
+        validator: the evaluator whose key metric chooses.
+        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; written beside the weights.
+        training: what else is to be known of the weights (loss, seed); the epoch and its key metric are added.
+        voxelwise: fits the voxelwise network that belongs to them, when the trainer starts; None if there is none.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        path: str,
+        validator: Evaluator,
+        recipe: Recipe | None = None,
+        training: Mapping[str, Any] | None = None,
+        voxelwise: VoxelwiseFit | None = None,
+    ) -> None:
+        self.network = network
+        self.path = Path(path).resolve()
+        self.validator = validator
+        self.recipe = recipe
+        self.training = training or {}
+        self.voxelwise = voxelwise
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Act after each epoch of the trainer, and at its end."""
+        if self.voxelwise is not None:
+            self.voxelwise.attach(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.completed)
+
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        if self.validator.state.best_metric_epoch == engine.state.epoch:
+            self._save(engine.state.epoch, float(self.validator.state.best_metric))
+
+    def completed(self, engine: SupervisedTrainer) -> None:
+        """Save the last weights when no validation chose any."""
+        if self.validator.state.best_metric_epoch == -1:
+            logger.warning("No validation result to choose by: saving the last weights.")
+            self._save(engine.state.epoch)
+
+    def _save(self, epoch: int, validation: float | None = None) -> None:
+        if not is_first():
+            return
+        training = {**self.training, "epoch": epoch, self.validator.state.key_metric_name or "validation": validation}
+        beside = self.voxelwise.network if self.voxelwise else None
+        save_weights(self.network, self.path, self.recipe, training, beside)
+        logger.debug("Saved %s", self.path)
+
+
+class EarlyStopping:
+    """Stop the trainer after ``patience`` epochs without a better key metric of the validator.
+
+    MONAI's ``EarlyStopHandler`` counts validations instead of epochs, and needs a reference from the validator's
+    handlers back to the trainer, which a config cannot express.
+
+    Stand it after the ``ValidationHandler`` in the trainer's handlers.
+
+    Args:
+        validator: the evaluator whose key metric is watched.
+        patience: number of epochs, ≥ 1.
+    """
+
+    def __init__(self, validator: Evaluator, patience: int) -> None:
+        self.validator = validator
+        self.patience = patience
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Act after each epoch of the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        best_epoch = self.validator.state.best_metric_epoch
+        if best_epoch != -1 and engine.state.epoch - best_epoch >= self.patience:
+            logger.info(
+                "Stopping early: no better %s since epoch %d.", self.validator.state.key_metric_name, best_epoch
+            )
+            engine.terminate()
+
+
+class Resume:
+    """Save the whole state of a run after every epoch; go on from it when the run is started again.
+
+    With :class:`EpochSeed` a run that was stopped and resumed ends with the same weights as one that was not (same
+    machine, CPU). With more epochs it follows the learning rates of so many; one that had all does nothing. Of several
+    processes the first one writes and reads, and gives the others what it read: all go on from the same epoch, also
+    where they do not see the same files.
+
+    Stand it last in the trainer's handlers.
+
+    Args:
+        path: where the state is kept.
+        objects: what has a ``state_dict``: network, optimiser, scheduler. The trainer's epoch, its gradient scaler and
+            the validator's best metric are added here.
+        validator: the validator whose best metric is kept.
+        resume: whether to go on from ``path`` if it exists; otherwise the run starts afresh and overwrites it.
+        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; kept, and compared when a run goes on.
+
+    Raises:
+        UserError: when a run would go on with another recipe, or the state cannot be read or does not fit.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        objects: Mapping[str, Any],
+        validator: Evaluator,
+        resume: bool | str = False,
+        recipe: Recipe | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.path = Path(path)
+        self.objects = objects
+        self.validator = validator
+        self.resume = resume
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Act when the trainer starts and after each of its epochs."""
+        engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def load(self, engine: SupervisedTrainer) -> None:
+        """Restore the state if asked to and if there is one."""
+        if not self.resume:
+            return
+        state = None
+        if is_first() and self.path.is_file():
+            state = read_state(self.path)
+        state = from_first(state)
+        if state is None:
+            return
+        remedy = "Resume with the options that it was started with, or choose another --ckpt_dir."
+        refuse_other_recipe(state.get("recipe"), self.recipe, f"The run in {self.path}", remedy)
+        for name, item in self.objects.items():
+            try:
+                if isinstance(item, LRScheduler):
+                    _go_on_with_schedule(item, state["objects"][name], self.path)
+                elif isinstance(item, Optimizer):
+                    _go_on_with_optimizer(item, state["objects"][name])
+                else:
+                    (unwrap_ddp(item) if isinstance(item, nn.Module) else item).load_state_dict(state["objects"][name])
+            except UserError:
+                raise
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{self.path} does not fit this training's {name} ({' '.join(str(error).split())[:200]}). {remedy}"
+                ) from error
+        if state["scaler"] is not None and engine.scaler is not None:
+            engine.scaler.load_state_dict(state["scaler"])
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        self.validator.state.best_metric = state["best_metric"]
+        self.validator.state.best_metric_epoch = state["best_metric_epoch"]
+        logger.info("Resumed after epoch %d from %s", engine.state.epoch, self.path)
+        if state["stopped"]:
+            engine.terminate()
+
+    def save(self, engine: SupervisedTrainer) -> None:
+        """Keep the state after an epoch."""
+        if not is_first():
+            return
+        scaler = engine.scaler
+        state = {
+            "objects": {
+                name: (unwrap_ddp(item) if isinstance(item, nn.Module) else item).state_dict()
+                for name, item in self.objects.items()
+            },
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "best_metric": float(self.validator.state.best_metric),
+            "best_metric_epoch": self.validator.state.best_metric_epoch,
+            "stopped": bool(engine.should_terminate),
+            "recipe": self.recipe,
+            "saved": time.time(),  # what curves have from later on is written again
+        }
+        save_atomically(state, self.path)
+
+
+def _go_on_with_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Restore moments and learning rates, but not what the config says besides (weight decay), as PyTorch would."""
+    configured = [
+        {name: value for name, value in group.items() if name not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(dict(state))
+    for group, own in zip(optimizer.param_groups, configured, strict=True):
+        group.update(own)
+
+
+def _go_on_with_schedule(scheduler: LRScheduler, state: Mapping[str, Any], path: Path) -> None:
+    """Restore where a schedule was, after its optimizer, but not what the config says of it, as PyTorch would.
+
+    A schedule of 40 epochs that is restored in a training of 80 would otherwise stay at its end. Its rate follows from
+    the rate before, so that a changed one is computed anew, in closed form.
+    """
+    names = {"base_lrs", *inspect.signature(type(scheduler)).parameters} - {"optimizer", "last_epoch"}
+    configured = {name: vars(scheduler)[name] for name in sorted(names & vars(scheduler).keys())}
+    scheduler.load_state_dict(dict(state))
+    changed = {name: value for name, value in configured.items() if vars(scheduler)[name] != value}
+    if not changed:
+        return
+    if not hasattr(scheduler, "_get_closed_form_lr"):
+        differences = ", ".join(
+            f"{name} {vars(scheduler)[name]} in the run, {new} here" for name, new in changed.items()
+        )
+        raise UserError(
+            f"The training in {path.parent} cannot go on with another {type(scheduler).__name__} ({differences}). "
+            f"Start a new one from its weights: another --ckpt_dir, and --init_weights {path.parent / 'model.pt'}."
+        )
+    vars(scheduler).update(changed)
+    rates = scheduler._get_closed_form_lr()
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates

@@ -1,0 +1,56 @@
+"""What a run says of itself: one line an epoch, and a file of it beside the results."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator, SupervisedTrainer
+
+__all__ = [
+    "EpochLine",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class EpochLine:
+    """Log each epoch of a training in one line: mean loss without the L1 term, metrics, learning rate, seconds.
+
+    Stand it after the ``ValidationHandler`` in the trainer's handlers.
+
+    Args:
+        validator: whose metrics belong to an epoch in which it ran.
+    """
+
+    def __init__(self, validator: Evaluator) -> None:
+        self.validator = validator
+        self._loss, self._steps, self._started = 0.0, 0, 0.0
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Act at the start of an epoch, after each step, and at the epoch's end."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def started(self, _: Engine) -> None:
+        """Begin to count."""
+        self._loss, self._steps, self._started = 0.0, 0, time.monotonic()
+
+    def step(self, engine: Engine) -> None:
+        """Add a step's loss."""
+        output = engine.state.output[0]  # type: ignore[index]
+        self._loss += float(output["loss"]) - float(output.get("l1_penalty", 0.0))
+        self._steps += 1
+
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        state, validated = engine.state, self.validator.state
+        parts = [f"loss {self._loss / max(1, self._steps):.4f}"]
+        parts += [f"{name} {value:.4f}" for name, value in state.metrics.items()]
+        if validated.epoch == state.epoch:
+            parts += [f"{name} {value:.4f}" for name, value in validated.metrics.items()]
+            best = validated.best_metric_epoch
+            parts.append("the best so far" if best == state.epoch else f"best {validated.best_metric:.4f} in {best}")
+        parts += [f"lr {engine.optimizer.param_groups[0]['lr']:.3g}", f"{time.monotonic() - self._started:.1f} s"]
+        logger.info("epoch %d/%d: %s", state.epoch, state.max_epochs, ", ".join(parts))

@@ -1,0 +1,124 @@
+"""Masks on disk: named after their case, on the grid of its files, whole or not there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SaveImaged
+from monai.utils import ImageMetaKey
+
+from ..data.checks import grid_difference
+from ..data.layout import file_name, output_name
+from ..io.files import atomic_path
+from ..io.volumes import EXTENSIONS, Volume, VolumeError, read_grid, read_volume, write_volume
+from ..runtime.errors import UserError
+
+__all__ = ["SaveMaskd"]
+
+logger = logging.getLogger(__name__)
+
+# between a file's position and that of the tensor that came from it and went back to its grid
+TOLERANCE_MM = 0.05
+
+
+class SaveMaskd(SaveImaged):
+    """``monai.transforms.SaveImaged`` for masks: each case has a file of its own, which has its input's grid.
+
+    The name is ``<case>_lesion<output_ext>``, the case's id written as :func:`.file_name` does; MONAI
+    cuts a name at its last dot, so that cases overwrote each other. The mask takes shape and position from the file
+    that the case was read from, is written under a temporary name, read back, compared and then renamed. (MONAI drops
+    axes of length one, overwrites in place, and counts a file that a full disk cut short as written.)
+
+    Args:
+        keys: of masks, shape (1, X, Y, Z), 0 and 1.
+        output_dir: folder; made if needed.
+        output_ext: ``.nii.gz``, ``.nii`` or ``.mha``.
+        like: keys of images; the first that an item has names, in its metadata, the file whose grid the mask must
+            have. If it has none of them the mask's own metadata do.
+        print_log: whether to log each file.
+        allow_missing_keys: do not raise when a key is missing.
+
+    Raises:
+        UserError: when called, if the mask is not on the grid of its file, or cannot be written; an earlier file of
+            that name is left as it is then.
+    """
+
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        output_dir: str | Path,
+        output_ext: str = ".nii.gz",
+        like: str | Sequence[str] = (),
+        print_log: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        if output_ext not in EXTENSIONS:
+            raise UserError(f"output_ext is '{output_ext}'; masks are written as {', '.join(EXTENSIONS)}.")
+        super().__init__(
+            keys,
+            output_dir=output_dir,
+            output_ext=output_ext,
+            print_log=print_log,
+            allow_missing_keys=allow_missing_keys,
+        )
+        self.output_dir = Path(output_dir)
+        self.output_ext = output_ext
+        self.like = (like,) if isinstance(like, str) else tuple(like)
+        self.print_log = print_log
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            self._save(result, result[key])
+        return result
+
+    def _save(self, data: Mapping[Hashable, Any], mask: torch.Tensor) -> None:
+        image = next((data[key] for key in self.like if key in data), mask)
+        source = str(image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")) if isinstance(image, MetaTensor) else ""
+        case = str(data["case"]) if "case" in data else output_name({"filename_or_obj": source})["subject"]
+        array = np.ascontiguousarray(mask.cpu().numpy()).astype(np.uint8)
+        if len(array) != 1:
+            raise UserError(f"{case}: a mask has one channel, not {len(array)}.")
+        affine = np.asarray(mask.affine if isinstance(mask, MetaTensor) else np.eye(4), np.float64)
+        grid = _grid(source, array[0], affine)
+        if difference := grid_difference(grid, Volume(array[0], affine), TOLERANCE_MM):
+            raise UserError(f"{case}: the mask is not on the grid of {source}: {difference}. Nothing was written.")
+        path = self.output_dir / f"{file_name(case)}_lesion{self.output_ext}"
+        try:
+            with atomic_path(path) as temporary:
+                write_volume(temporary, array[0], grid.affine)
+                _compare(temporary, array[0], grid)
+        except (OSError, RuntimeError, VolumeError) as error:
+            why = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise UserError(
+                f"{case}: the mask cannot be written to {path} ({why}). What stood there before is as it was; masks of "
+                "other cases are whole. Make room, or choose another --output_dir."
+            ) from error
+        if self.print_log:
+            logger.info("%s", path)
+
+
+def _grid(source: str, array: np.ndarray, affine: np.ndarray) -> Volume:
+    """Shape and position of the file that the case was read from; the mask's own where there is no such file."""
+    if not Path(source).is_file():
+        return Volume(array, affine)
+    try:
+        shape, own = read_grid(source)
+    except VolumeError:  # of another kind than the checks let pass: a tool's own loader read it
+        return Volume(array, affine)
+    return Volume(np.broadcast_to(np.uint8(0), shape[:3]), own)
+
+
+def _compare(path: Path, array: np.ndarray, grid: Volume) -> None:
+    """Read a mask back: what was meant to be written must be there."""
+    written = read_volume(path)
+    if difference := grid_difference(grid, written, TOLERANCE_MM):
+        raise VolumeError(f"what was read back is on another grid: {difference}")
+    if written.array.shape != array.shape or not np.array_equal(written.array, array):
+        raise VolumeError("what was read back differs from what was written; is the disk full?")

@@ -1,0 +1,377 @@
+"""The command ``hie-bundle``: what it writes, prints and returns; and that it says what the configs say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+import yaml
+from conftest import BUNDLE, ROOT
+from PIL import Image
+from processes import NO_NETWORK
+from test_segmenter import ADC_ALONE, TINY, write_weights
+
+from scripts import cli
+from scripts.cli.completion import words_of
+from scripts.cli.segment import find_jobs
+from scripts.cli.workflows import WORKFLOWS, help_page, values_of
+from scripts.inference.segmenter import CAUTION, Segmenter
+from scripts.report.segmented import write_case_picture
+from scripts.runtime.errors import UserError
+
+CONFIGS = BUNDLE / "configs"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command in this process: exit status, stdout, stderr."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        status = 0
+        try:
+            cli.main([str(word) for word in words])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "model.pt", [ADC_ALONE])
+
+
+@pytest.fixture
+def options(weights: Path) -> list[str]:
+    tiny = [f"--{name}={value}" for name, value in TINY.items()]
+    return [f"--weights={weights}", f"--recipe={ADC_ALONE}", *tiny]
+
+
+@pytest.fixture
+def cohort(tiny_cohort: Path, tmp_path: Path) -> Path:
+    """Three cases without labels, the first without a ZADC map."""
+    root = tmp_path / "cohort"
+    for name in ("1ADC_ss", "2Z_ADC"):
+        shutil.copytree(tiny_cohort / "BONBID2023_Test" / name, root / name)
+    min((root / "2Z_ADC").iterdir()).unlink()
+    return root
+
+
+def test_two_files(run: Run, options: list[str], weights: Path, cohort: Path, tmp_path: Path) -> None:
+    adc, zadc = (max((cohort / name).iterdir()) for name in ("1ADC_ss", "2Z_ADC"))
+    out = tmp_path / "out"
+    status, text, err = run("segment", "--json", adc, zadc, "-o", out / "mask.mha", "--probabilities", "--overlay",
+                            out / "picture.png", "--report", out / "page.html", *options)  # fmt: skip
+    assert (status, err) == (0, "")
+    told = json.loads(text)
+    assert told["caution"] == CAUTION
+    assert told["weights"][0]["path"] == str(weights)
+    (case,) = told["cases"]
+    found = Segmenter(weights, recipe=[ADC_ALONE], **TINY).result(adc, zadc)
+    mask, source = (SimpleITK.ReadImage(str(path)) for path in (out / "mask.mha", adc))
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(mask).T, found.mask)
+    for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(mask, get)() == pytest.approx(getattr(source, get)(), abs=1e-6)
+    assert case["mask"] == str(out / "mask.mha")
+    assert case["lesion_ml"] == pytest.approx(found.lesion_ml, abs=1e-4)
+    assert case["lesions"] == found.lesions
+    probability = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(case["probability"])).T
+    assert case["probability"] == str(out / "mask_probability.mha")
+    np.testing.assert_array_equal(probability >= 0.5, found.mask == 1)
+    picture = np.asarray(Image.open(out / "picture.png").convert("RGB"))
+    outline = np.array([0xE6, 0x9F, 0x00])
+    assert (np.abs(picture.astype(int) - outline).max(-1) < 12).sum() > 50
+    page = (out / "page.html").read_text()
+    assert f"{found.lesion_ml:.2f} ml" in page
+    upright = nibabel.as_closest_canonical(nibabel.Nifti1Image(found.mask, found.affine))
+    slices = np.asarray(upright.dataobj).any((0, 1)).sum()
+    assert page.count('class="outline pred"') == 2 * min(8, slices)
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_folder_and_what_is_wrong_with_it(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
+    adcs = sorted((cohort / "1ADC_ss").iterdir())
+    volume = SimpleITK.Cast(SimpleITK.ReadImage(str(adcs[1])), SimpleITK.sitkFloat32)
+    SimpleITK.WriteImage(volume * 1e-6, adcs[1])
+    status, text, err = run("segment", cohort, "-o", tmp_path / "out", *options)
+    cases = [path.name.removesuffix("-ADC_ss.mha") for path in adcs]
+    assert status == 1
+    assert "is no ADC map in 1e-6 mm²/s" in err
+    assert err.splitlines()[-1] == "error: 1 of 3 cases could not be segmented."
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == [f"{cases[n]}_lesion.nii.gz" for n in (0, 2)]
+    lines = text.splitlines()
+    assert lines[0].startswith(f"{cases[0]}: ")
+    assert lines[1].startswith("  no ZADC map: segmented by ADC alone")
+    assert lines[-1] == CAUTION
+    voxels = np.asarray(nibabel.load(tmp_path / "out" / written[1]).dataobj).sum()
+    ml = voxels * float(np.prod(SimpleITK.ReadImage(str(adcs[2])).GetSpacing())) / 1000
+    assert f"{cases[2]}: {ml:.2f} ml in " in text
+    assert run("segment", cohort, "-o", tmp_path / "quiet", "--quiet", *options)[1] == ""
+
+
+CONTAINER = """
+import resource, socket, sys
+
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+
+
+def refused(*_):
+    raise OSError("no network here")
+
+
+socket.socket.connect = socket.getaddrinfo = refused
+import hie_bundle
+
+hie_bundle.scripts_module("command").main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
+def test_the_challenges_container(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
+    """Its paths, without a network, in 4 GB; the mask is that of ``segment``."""
+    adc, zadc = (max((cohort / part).iterdir()) for part in ("1ADC_ss", "2Z_ADC"))
+    folders = {"skull-stripped-adc-brain-mri": adc, "z-score-adc": zadc}
+    for number, (folder, path) in enumerate(folders.items()):
+        there = tmp_path / "input" / "images" / folder
+        there.mkdir(parents=True)
+        SimpleITK.WriteImage(SimpleITK.ReadImage(str(path)), str(there / f"{number}f3a.mha"))
+    words = ["challenge", "--input", tmp_path / "input", "--output", tmp_path / "output", *options]
+    result = subprocess.run(
+        [sys.executable, "-c", CONTAINER, *map(str, words)], env={**os.environ, "OMP_NUM_THREADS": "2"}, text=True,
+        capture_output=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    mask = SimpleITK.ReadImage(str(tmp_path / "output" / "images" / "hie-lesion-segmentation" / "overlay.mha"))
+    run("segment", adc, zadc, "-o", tmp_path / "mask.mha", *options)
+    expected = SimpleITK.ReadImage(str(tmp_path / "mask.mha"))
+    assert mask.GetPixelID() == SimpleITK.sitkUInt8
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(mask), SimpleITK.GetArrayFromImage(expected))
+    for of in ("GetSize", "GetOrigin", "GetSpacing", "GetDirection"):
+        np.testing.assert_allclose(getattr(mask, of)(), getattr(SimpleITK.ReadImage(str(adc)), of)(), atol=1e-5)
+
+    shutil.copy(there / "1f3a.mha", there / "other.mha")
+    status, _, err = run(*words)
+    assert status == 1
+    assert "z-score-adc holds 2 maps; a case has one there." in err
+
+
+def test_masks_as_a_bids_derivative(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
+    cases = sorted(path.name.removesuffix("-ADC_ss.mha") for path in (cohort / "1ADC_ss").iterdir())
+    for part, before, after in (("1ADC_ss", "", "-ADC_ss"), ("2Z_ADC", "Zmap_", "-ADC_smooth2mm_clipped10")):
+        for case, name in zip(cases[1:], ("sub-01_ses-acute", "sub-02"), strict=True):
+            there = cohort / part / f"{before}{case}{after}.mha"
+            there.rename(there.with_name(f"{before}{name}{after}.mha"))
+    out = tmp_path / "derivatives" / "hie_bundle"
+    status, text, err = run("segment", cohort, "-o", out, "--bids", "--probabilities", "--json", *options)
+    assert (status, err) == (0, "")
+    other = "sub-" + "".join(filter(str.isalnum, cases[0]))
+    stems = {f"{other}/dwi/{other}", "sub-01/ses-acute/dwi/sub-01_ses-acute", "sub-02/dwi/sub-02"}
+    endings = ("desc-lesion_mask.nii.gz", "desc-lesion_mask.json", "desc-lesion_probseg.nii.gz")
+    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert written == {f"{stem}_{end}" for stem in stems for end in endings} | {"dataset_description.json"}
+    assert json.loads((out / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+    told = {Path(case["mask"]): case for case in json.loads(text)["cases"]}
+    for mask, case in told.items():
+        beside = json.loads(Path(str(mask).replace(".nii.gz", ".json")).read_text())
+        assert beside["Type"] == "Lesion"
+        assert beside["lesion_ml"] == case["lesion_ml"]
+        assert beside["Sources"][0] == Path(case["adc"]).name
+        image = nibabel.load(mask)
+        volume = np.asarray(image.dataobj).sum() * np.prod(image.header.get_zooms()) / 1000
+        assert volume == pytest.approx(case["lesion_ml"], rel=1e-3)
+    for words, why in (
+        (["-o", tmp_path / "x.nii.gz"], "needs a folder"), (["-o", out, "--shard", "1/2"], "does not go with --shard"),
+        (["-o", out, "--extension", ".mha"], "BIDS has no .mha"),
+    ):  # fmt: skip
+        status, _, err = run("segment", cohort, "--bids", *words, *options)
+        assert status == 1
+        assert why in err
+
+
+def test_folders_are_matched_by_name_or_case(tmp_path: Path) -> None:
+    for name in ("adc/a.nii.gz", "adc/b.mha", "adc/C-ADC_ss.nii", "z/a.nii.gz", "z/b.nii",
+                 "z/Zmap_C-ADC_smooth2mm_clipped10.nii", "z/other.nii"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    jobs = {job.case: job.zadc and job.zadc.name for job in find_jobs(tmp_path / "adc", tmp_path / "z")}
+    assert jobs == {"a": "a.nii.gz", "b": "b.nii", "C": "Zmap_C-ADC_smooth2mm_clipped10.nii"}
+    (tmp_path / "none").mkdir()
+    for adc, zadc, message in [
+        ("adc", "none", "No file in"),
+        ("none", None, "holds no ADC map"),
+        ("adc/a.nii.gz", "z", "one is a file and one a folder"),
+        ("x", None, "no file or folder"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            find_jobs(tmp_path / adc, tmp_path / zadc if zadc else None)
+
+
+@pytest.mark.parametrize("names", [("M", "m"), ("\u00e4", "a\u0308")])
+def test_masks_that_are_one_file_on_some_disks(names: tuple[str, str], run: Run, tmp_path: Path) -> None:
+    """As capitals, and as forms of a letter: refused before a map is read."""
+    for name in names:
+        (tmp_path / f"{name}-ADC_ss.nii.gz").touch()
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this disk does not tell them apart")
+    status, _, err = run("segment", tmp_path, "-o", tmp_path / "masks")
+    assert status == 1
+    assert "are one file on disks that do not tell capitals, or forms of a letter, apart" in err
+    assert not (tmp_path / "masks").exists()
+
+
+def test_mistakes(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
+    adc, zadc = (max((cohort / name).iterdir()) for name in ("1ADC_ss", "2Z_ADC"))
+    for words, status, message in [
+        ((), 2, ""),
+        (("sgment",), 2, "error: there is no command 'sgment'"),
+        (("segment", adc, zadc), 2, "error: say where the mask goes"),
+        (("segment",), 2, "adc"),
+        (("segment", adc, zadc, "-o", adc), 1, "is one of the maps"),
+        (("segment", cohort, "-o", tmp_path / "x.nii.gz"), 1, "is one file, but there are several cases"),
+        (("segment", adc, zadc, "-o", tmp_path / "o", "--thresold", "0.4", *options), 1, "did you mean --threshold?"),
+        (("segment", adc, zadc, "-o", tmp_path / "o", "--weights", tmp_path / "no.pt"), 1, "There is no checkpoint"),
+        (("train", "--recipe", "best"), 1, "There is no recipe 'best'; choose one of paper, strong"),
+        (("train", "--recipe", "5"), 1, "There is no recipe '5'"),
+        (("train", "--config_file", "5"), 1, "There is no recipe '5'"),
+        (("train", "--tracking", "wandbb"), 1, "--tracking wandbb: mlflow or wandb"),
+        (("train", "--train#datasett#cache_rate", "0.5"), 1, "did you mean --train#dataset#cache_rate?"),
+        (("train", "--run_id", "trainin"), 1, "did you mean training?"),
+        (("train", "--recipe", "strong,strong_cpu,fine_tune", "--dataset_dir", tmp_path), 1, "holds no case"),
+        (("check", "--recipe", "strong"), 1, "`hie-bundle check` takes no --recipe"),
+        (("completion", "tcsh"), 1, "choose one of: bash, zsh, fish"),
+    ]:
+        found, _, err = run(*words)
+        assert (found, message in err) == (status, True), (words, err)
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_help_lists_every_value_with_its_default_and_comment(name: str, run: Run) -> None:
+    status, page, _ = run(name, "--help")
+    assert status == 0
+    folders = WORKFLOWS[name].folders
+    for stem in WORKFLOWS[name].configs:
+        text = (CONFIGS / f"{stem}.yaml").read_text()
+        for key, value in yaml.safe_load(text).items():
+            section = not re.search(rf"^{re.escape(key)}: +[^#\s]", text, re.MULTILINE)
+            if section or key in ("run", "workflow", "bundle_root", WORKFLOWS[name].run_id):
+                continue
+            assert f"\n  --{key} " in page, key
+            last = stem == WORKFLOWS[name].configs[-1]
+            if last and type(value) in (int, float) and key not in folders:
+                line = next(line for line in page.splitlines() if line.startswith(f"  --{key} "))
+                assert yaml.safe_load(line.removeprefix(f"  --{key} ")) == value
+    assert all(f"--{key} {where}\n" in page for key, where in folders.items())
+    assert help_page(name) + "\n" == page
+    if name == "train":
+        assert "--epochs 100\n" in page
+        assert "of the sum of the weights' absolute values" in page
+
+
+def test_completion_offers_commands_and_values(run: Run, tmp_path: Path) -> None:
+    script = tmp_path / "completion.bash"
+    script.write_text(run("completion", "bash")[1])
+
+    def offered(*words: str) -> set[str]:
+        line = " ".join(f"'{word}'" for word in words)
+        program = (
+            f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _hie_bundle; echo ${{COMPREPLY[@]}}"
+        )
+        return set(subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True).stdout.split())
+
+    assert offered("hie-bundle", "s") == {"segment", "study", "scan"}
+    assert offered("hie-bundle", "train", "--epo") == {"--epochs"}
+    assert "--tolerance_mm" in offered("hie-bundle", "evaluate", "--")
+    assert offered("hie-bundle", "segment", "--ov") == {"--overlay"}
+    assert set(words_of("phantom")) >= {f"--{v.name}" for v in values_of(CONFIGS / "data.yaml") if v.default}
+    for shell in ("zsh", "fish"):
+        assert "segment" in run("completion", shell)[1]
+
+
+@pytest.mark.slow  # a minute
+def test_workflows_are_those_of_monai_bundle(tmp_path: Path) -> None:
+    """From an empty folder: a cohort, looked at, trained on and evaluated, with the folders where the user is."""
+    environment = {**os.environ, "PYTHONPATH": f"{NO_NETWORK}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+
+    def hie_bundle(*words: str, status: int = 0) -> str:
+        result = subprocess.run([sys.executable, "-m", "hie_bundle", *words], cwd=tmp_path, env=environment,
+                                capture_output=True, text=True, check=False)  # fmt: skip
+        assert result.returncode == status, result.stderr
+        return result.stdout + result.stderr
+
+    sizes = ["--matrix_sizes", "[36]", "--slice_range", "[10,12]", "--fine_mm", "4", "--atlas_step_mm", "4",
+             "--num_healthy", "3", "--num_workers", "1"]  # fmt: skip
+    hie_bundle("phantom", "--num_train", "2", "--num_val", "1", "--num_test", "1", *sizes)
+    assert "4 cases" in hie_bundle("check")
+    tiny = ["--spatial_size", "[24,24,16]", "--features", "[2,4,6,8]", "--num_workers", "0"]
+    assert "did you mean --epochs?" in hie_bundle("train", "--epoch", "1", status=1)
+    hie_bundle("train", "--epochs", "1", "--batch_size", "2", *tiny)
+    hie_bundle("evaluate", "--split", "test", *tiny)
+    for file in ("data/check.json", "models/model.pt", "eval/report.html", "eval/metrics.csv"):
+        assert (tmp_path / file).is_file(), file
+
+
+def test_doctor(run: Run) -> None:
+    status, text, _ = run("doctor")
+    assert status == 0
+    assert "Everything that is needed is there." in text
+    assert "  monai 1.6" in text
+
+
+@pytest.mark.slow
+def test_the_wheel_works_where_there_is_no_checkout(tmp_path: Path, tiny_cohort: Path, weights: Path) -> None:
+    """Built from what git knows, installed into a new environment that borrows this one's packages."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("wheels are made from a git clone")
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", "--depth", "1", f"file://{ROOT}", str(clone)], check=True)
+    made = subprocess.run(
+        ["make", f"PYTHON={sys.executable}", "wheel"], cwd=clone, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    (wheel,) = (clone / "dist").glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    (borrowed,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (borrowed / "borrowed.pth").write_text(str(Path(nibabel.__file__).parents[1]))
+    pip = [str(tmp_path / "venv" / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, str(wheel)], check=True)
+    shutil.rmtree(clone)
+    adc, zadc = (max((tiny_cohort / "BONBID2023_Test" / name).iterdir()) for name in ("1ADC_ss", "2Z_ADC"))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    program = tmp_path / "venv" / "bin" / "hie-bundle"
+    words: list[Any] = [program, "segment", adc, zadc, "-o", "out/mask.nii.gz", "--report", "out/page.html"]
+    words += [f"--weights={weights}", f"--recipe={ADC_ALONE}"]
+    words += [f"--{name}={value}" for name, value in TINY.items()]
+    result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    expected = Segmenter(weights, recipe=[ADC_ALONE], **TINY).result(adc, zadc).mask
+    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "out" / "mask.nii.gz").dataobj), expected)
+    assert (tmp_path / "out" / "page.html").is_file()
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_a_pictures_title_is_not_cut_off(slices: int, tmp_path: Path) -> None:
+    """That of a mask in one slice was, on both sides."""
+    adc, mask = np.zeros((24, 24, 6), np.float32), np.zeros((24, 24, 6), bool)
+    adc[4:20, 4:20], mask[8:10, 8:10, 1 : 1 + slices] = 1200, True
+    title = "sub-MGHNICU002_ses-01: 0.02 ml in 1 lesion, 0.00 % of the brain (459 ml)"
+    write_case_picture(tmp_path / "case.png", {"ADC": adc}, mask, np.eye(4), title)
+    picture = np.asarray(Image.open(tmp_path / "case.png").convert("L"))
+    assert picture.max() == 255
+    assert picture[:, [0, -1]].max() == 0
+    assert picture[[0, -1]].max() == 0

@@ -1,0 +1,227 @@
+"""Distance transforms against SciPy, on masks of every awkward kind."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai import losses as stock
+from scipy import ndimage
+
+from scripts import losses
+from scripts.geometry import distance
+from scripts.geometry.distance import boundary_distance, signed_distance
+
+METHODS = ("edt", "scipy", "separable")
+
+
+def scipy_distances(mask: torch.Tensor, spacing: tuple[float, ...] | None, sign: float) -> np.ndarray:
+    """outside + sign * inside, zero where a mask is empty or full."""
+    result = np.zeros(mask.shape)
+    for index in np.ndindex(*mask.shape[:2]):
+        one = mask[index].numpy()
+        if one.any() and not one.all():
+            inside = ndimage.distance_transform_edt(one, sampling=spacing)
+            outside = ndimage.distance_transform_edt(~one, sampling=spacing)
+            result[index] = outside + sign * inside
+    return result
+
+
+def awkward_masks(shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    random = torch.rand(shape, generator=generator)
+    empty = torch.zeros(shape, dtype=torch.bool)
+    single = empty.clone()
+    single[tuple(n // 3 for n in shape)] = True
+    corner = empty.clone()
+    corner[(0,) * len(shape)] = True
+    border = ~empty
+    border[(slice(1, -1),) * len(shape)] = False
+    thin = empty.clone()
+    thin[shape[0] // 2] = True
+    return {
+        "sparse": random < 0.01,
+        "half": random < 0.5,
+        "dense": random < 0.99,
+        "empty": empty,
+        "full": ~empty,
+        "single voxel": single,
+        "all but one": ~single,
+        "corner": corner,
+        "border": border,
+        "thin plane": thin,
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [
+        ((17, 13, 7), None),
+        ((17, 13, 7), (0.9, 1.3, 4.0)),
+        ((5, 19, 23), (3.0, 0.5, 1.1)),
+        ((1, 9, 8), (2.0, 1.0, 1.0)),
+        ((21, 16), None),
+        ((16, 21), (0.7, 2.5)),
+    ],
+)
+def test_equals_scipy(method: distance.Method, shape: tuple[int, ...], spacing: tuple[float, ...] | None) -> None:
+    masks = awkward_masks(shape)
+    batch = torch.stack(list(masks.values())).unflatten(0, (5, 2))
+    for function, sign in ((boundary_distance, 1.0), (signed_distance, -1.0)):
+        result = function(batch, spacing, method=method)
+        assert result.dtype == torch.float32
+        np.testing.assert_allclose(result.numpy(), scipy_distances(batch, spacing, sign), rtol=1e-5, atol=0)
+    squares = boundary_distance(batch, spacing, method=method, squared=True)
+    np.testing.assert_allclose(squares.numpy(), scipy_distances(batch, spacing, 1.0) ** 2, rtol=1e-5, atol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_separable_and_edt_equal_scipy_for_any_mask(data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=3)))
+    spacing = tuple(data.draw(st.floats(0.1, 10.0)) for _ in shape)
+    bits = data.draw(st.binary(min_size=(size := int(np.prod(shape))), max_size=size))
+    mask = (torch.tensor(list(bits), dtype=torch.uint8) > data.draw(st.integers(0, 255))).reshape(1, 1, *shape)
+    expected = scipy_distances(mask, spacing, 1.0)
+    for method in ("edt", "separable"):
+        np.testing.assert_allclose(boundary_distance(mask, spacing, method).numpy(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layout_of_the_mask_in_memory_does_not_matter(method: distance.Method) -> None:
+    mask = torch.rand(2, 1, 9, 8, 7, generator=torch.Generator().manual_seed(0)) < 0.2
+    strided = mask.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2)
+    channels_last = mask.to(memory_format=torch.channels_last_3d)
+    expected = boundary_distance(mask, method=method)
+    assert torch.equal(boundary_distance(strided, method=method), expected)
+    assert torch.equal(boundary_distance(channels_last, method=method), expected)
+
+
+def test_chunks_and_threads_do_not_change_the_result() -> None:
+    mask = torch.rand(1, 1, 150, 140, 60, generator=torch.Generator().manual_seed(0)) < 0.001
+    one_chunk = boundary_distance(mask, (1.0, 1.0, 3.0), "separable", chunk_mb=4096)
+    assert torch.equal(boundary_distance(mask, (1.0, 1.0, 3.0), "separable", chunk_mb=1), one_chunk)
+    one_thread = boundary_distance(mask, (1.0, 1.0, 3.0), "edt", threads=1)
+    assert torch.equal(boundary_distance(mask, (1.0, 1.0, 3.0), "edt", threads=3), one_thread)
+    torch.testing.assert_close(one_chunk, one_thread, rtol=1e-5, atol=0)
+
+
+def test_missing_edt_falls_back_to_scipy_with_one_log_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mask = torch.rand(2, 1, 9, 8, 7, generator=torch.Generator().manual_seed(0)) < 0.2
+    expected = boundary_distance(mask)
+    monkeypatch.setattr(distance, "edt", None)
+    distance._cpu_method.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            first, second = boundary_distance(mask), boundary_distance(mask)
+    finally:
+        distance._cpu_method.cache_clear()
+    torch.testing.assert_close(first, expected, rtol=1e-6, atol=0)
+    assert torch.equal(first, second)
+    assert [record.name for record in caplog.records] == ["scripts.geometry.distance"]
+    assert "edt" in caplog.text
+    assert "SciPy" in caplog.text
+    with pytest.raises(ModuleNotFoundError, match="edt"):
+        boundary_distance(mask, method="edt")
+
+
+def test_bad_arguments_are_named() -> None:
+    mask = torch.zeros(1, 1, 4, 4, 4, dtype=torch.bool)
+    with pytest.raises(TypeError, match="bool"):
+        boundary_distance(mask.float())
+    with pytest.raises(ValueError, match="shape"):
+        boundary_distance(mask[0, 0])
+    for spacing in ((1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 1.0, float("nan")), (1.0, -1.0, 1.0)):
+        with pytest.raises(ValueError, match="spacing_mm"):
+            boundary_distance(mask, spacing)
+    with pytest.raises(ValueError, match="method"):
+        boundary_distance(mask, method="city block")  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:single channel prediction")
+@pytest.mark.parametrize("name", ["HausdorffDTLoss", "LogHausdorffDTLoss"])
+@pytest.mark.parametrize("shape", [(2, 1, 9, 8, 7), (2, 3, 9, 8, 7), (2, 3, 11, 10)])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", "other_act"])
+def test_hausdorff_losses_equal_monai_with_all_arguments(name: str, shape: tuple[int, ...], activation: str) -> None:
+    generator = torch.Generator().manual_seed(sum(shape))
+    logits = torch.randn(shape, generator=generator)
+    multi_label = (torch.rand(shape, generator=generator) > 0.7).float()
+    multi_label[0, -1] = 0
+    classes = torch.randint(shape[1], (shape[0], 1, *shape[2:]), generator=generator).float()
+    combinations = itertools.product(("mean", "sum", "none"), (False, True), (False, True), (False, True), (1.0, 2.0))
+    for reduction, batch, include_background, to_onehot_y, alpha in combinations:
+        arguments = {
+            "reduction": reduction,
+            "batch": batch,
+            "include_background": include_background,
+            "to_onehot_y": to_onehot_y,
+            "alpha": alpha,
+            activation: torch.tanh if activation == "other_act" else True,
+        }
+        results = []
+        for module in (losses, stock):
+            x = logits.clone().requires_grad_()
+            value = getattr(module, name)(**arguments)(x, classes if to_onehot_y else multi_label)
+            value.sum().backward()
+            results.append((value.detach(), x.grad))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-8)
+
+
+def test_hausdorff_loss_raises_what_monai_raises() -> None:
+    ours, theirs = losses.HausdorffDTLoss(), stock.HausdorffDTLoss()
+    for prediction, target, error in (
+        (torch.zeros(2, 2, 5), torch.zeros(2, 2, 5), ValueError),
+        (torch.zeros(2, 2, 5, 5), torch.zeros(2, 1, 5, 5), AssertionError),
+    ):
+        messages = []
+        for loss in (ours, theirs):
+            with pytest.raises(error) as raised:
+                loss(prediction, target)
+            messages.append(str(raised.value))
+        assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("method", ["edt", "scipy"])
+def test_masks_without_boundary_cost_no_transform(monkeypatch: pytest.MonkeyPatch, method: distance.Method) -> None:
+    calls = []
+    for module, function in ((distance.edt, "edt"), (distance.ndimage, "distance_transform_edt")):
+        real = getattr(module, function)
+        monkeypatch.setattr(module, function, lambda *a, real=real, **k: calls.append(1) or real(*a, **k))
+    mask = torch.zeros(4, 1, 6, 6, 6, dtype=torch.bool)
+    mask[1] = True
+    mask[2, 0, 2:4] = True
+    boundary_distance(mask, method=method)
+    assert len(calls) == (1 if method == "edt" else 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_stays_on_the_device_without_synchronising() -> None:
+    mask = torch.rand(2, 1, 40, 33, 17, generator=torch.Generator().manual_seed(0)) < 0.01
+    mask[1] = False
+    on_device = mask.cuda()
+    boundary_distance(on_device, (1.0, 1.2, 4.0))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = boundary_distance(on_device, (1.0, 1.2, 4.0))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert result.is_cuda
+    logits = torch.randn(on_device.shape, device="cuda", requires_grad=True)
+    target = on_device.float()
+    loss = losses.LogHausdorffDTLoss(sigmoid=True, include_background=True)
+    loss(logits, target).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss(logits, target).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = scipy_distances(mask, (1.0, 1.2, 4.0), 1.0)
+    np.testing.assert_allclose(result.cpu().numpy(), expected, rtol=1e-4, atol=0)

@@ -1,0 +1,54 @@
+"""What a user sees of an exception that nobody caught."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import BUNDLE
+
+PROGRAM = """
+import sys; sys.path.insert(0, sys.argv[1])
+{before}
+from scripts.runtime.errors import UserError, show_plainly
+show_plainly()
+try:
+    raise {error}
+except Exception as error:
+    raise RuntimeError("Failed to evaluate: $@training") from error  # as MONAI wraps it
+"""
+SHORTAGE = """torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.\\nSee …")"""
+
+# as MONAI instantiates a component of a config
+ARGUMENT = """__import__("monai.bundle").bundle.ConfigComponent(
+        {"_target_": "torch.optim.AdamW", "params": [], "lrr": 1}).instantiate()"""
+
+
+# a network of the user's that has a fault
+OWN = """sys.modules.update(mine=type(sys)("mine"))
+sys.modules["mine"].Net = lambda: [] + 1"""
+OWN_FAULT = """__import__("monai.bundle").bundle.ConfigComponent({"_target_": "mine.Net"}).instantiate()"""
+
+
+@pytest.mark.parametrize(
+    ("before", "error", "shown", "traceback"),
+    [
+        ("", 'UserError("There is no such file.")', ["error: There is no such file."], False),
+        ("import torch", SHORTAGE, ["error: CUDA out of memory. Tried", "lower --batch_size", "--flips []"], False),
+        ("", ARGUMENT, ["error: torch.optim.AdamW has no such option: AdamW", "argument 'lrr'."], False),
+        (OWN, OWN_FAULT, ["Traceback", "caused by TypeError: can only concatenate list"], True),
+        ("", 'KeyError("unexpected")', ["Traceback", "caused by KeyError: 'unexpected'"], True),
+    ],
+    ids=["a user's mistake", "no memory on the device", "an argument that there is not", "a user's fault", "a fault"],
+)
+def test_an_error_ends_a_program(before: str, error: str, shown: list[str], traceback: bool, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.replace("{before}", before).replace("{error}", error))
+    result = subprocess.run([sys.executable, str(program), str(BUNDLE)], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    for text in shown:
+        assert text in result.stderr
+    assert ("Traceback" in result.stderr) == traceback
+    assert "See …" not in result.stderr
