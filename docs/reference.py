@@ -225,12 +225,17 @@ def pages() -> dict[str, str]:
     """Every page that is made rather than written, by its place in the site."""
     made = {f"reference/configs/{path.stem}.md": config_page(path) for path in sorted(CONFIGS.glob("*.yaml"))}
     made |= {f"reference/api/{name}.md": text for name, text in api_pages().items()}
-    made |= {f"bundle/{path.name.replace('README', 'model_card')}": path.read_text()
+    made |= {f"bundle/{path.name.replace('README', 'model_card')}": _linked(path.read_text())
              for path in sorted((BUNDLE / "docs").glob("*.md"))}  # fmt: skip
     made["reference/index.md"] = index_page(sorted(made))
     made["reference/columns.md"] = columns_page()
     made["changelog.md"] = changelog()
     return made
+
+
+def _linked(text: str) -> str:
+    """Link the result files that a page of the bundle names; the bundle alone does not hold them."""
+    return re.sub(r"`docs/results/(\w+\.csv)`", r"[`docs/results/\1`](../results/\1)", text)
 
 
 def on_files(files: Any, config: Any) -> Any:

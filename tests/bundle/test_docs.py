@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 import re
@@ -239,6 +240,42 @@ def test_every_block_is_run_or_says_why_not() -> None:
     assert unmarked - {*OWN} == {text.splitlines()[0] for *_, language, text in blocks() if language == "json"}
 
 
+# --- figures ------------------------------------------------------------------------------------------------------
+
+RESULTS = re.compile(r"<!-- results: (\S+) -->\n((?:\|.*\n)+)")
+
+
+def _tables() -> Iterator[Any]:
+    for page in PAGES:
+        for name, table in RESULTS.findall(page.read_text()):
+            yield pytest.param(name, table, id=f"{page.relative_to(ROOT)}: {table.splitlines()[0]}")
+
+
+@pytest.mark.parametrize(("name", "table"), _tables())
+def test_figures_of_a_table_stand_in_its_csv_file(name: str, table: str) -> None:
+    with (ROOT / "docs" / "results" / name).open(newline="", encoding="utf-8") as file:
+        known = {
+            float(value) for row in csv.DictReader(file) for value in row.values() if re.fullmatch(r"-?\d+(\.\d+)?", value)
+        }
+    rows = re.sub(r"`[^`]*`", "", "".join(table.splitlines(keepends=True)[2:]))
+    cells = [cell for row in rows.splitlines() for cell in row.split("|")[2:-1]]
+    figures = [figure for cell in cells for figure in re.findall(r"\d+\.\d+", cell)]
+    assert figures
+    for figure in figures:
+        digits = len(figure.partition(".")[2])
+        assert any(f"{value:.{digits}f}" == figure for value in known), f"{figure} is not in docs/results/{name}"
+
+
+def test_results_have_a_command_a_row() -> None:
+    for path in sorted((ROOT / "docs" / "results").glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert rows, path
+        for row in rows:
+            assert row["command"] and row["version"], (path.name, row)
+            assert None not in row and None not in row.values(), (path.name, row)
+
+
 # --- links --------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +283,7 @@ def test_links_lead_somewhere() -> None:
     made = reference.pages()
     site = {p.relative_to(ROOT / "docs").as_posix(): p.read_text() for p in (ROOT / "docs").rglob("*.md")} | made
     others = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs" / "figures").iterdir()}
+    others |= {f"results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.csv")}
     others |= {f"bundle/{name}" for name in reference.OTHERS}
     broken = []
     for page, text in site.items():
