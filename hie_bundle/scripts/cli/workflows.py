@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fire.decorators import SetParseFn
+from fire.parser import DefaultParseValue
+
 from ..runtime.errors import UserError
 from ..runtime.mixins import CONFIGS, RECIPES, mixins
 
@@ -88,11 +91,13 @@ def runner(name: str) -> Callable[..., None]:
     """The command as a function that takes options."""
     workflow = WORKFLOWS[name]
 
+    @SetParseFn(str)
     def run(*words: Any, recipe: Any = "paper", config_file: Any = (), **options: Any) -> None:
+        options = {name: _value(name, text) for name, text in options.items()}
         if words and not workflow.words:
             raise UserError(f"`hie-bundle {name}` does not know what '{words[0]}' is; values have names: --NAME VALUE.")
         if words:
-            options[workflow.words] = [str(word) for word in words]
+            options[workflow.words] = list(words)
         if recipe != "paper" and "train" not in workflow.configs:
             raise UserError(f"`hie-bundle {name}` takes no --recipe.")
         over = [*mixins(recipe if isinstance(recipe, str) else _names(recipe)), *mixins(_names(config_file))]
@@ -116,6 +121,13 @@ def runner(name: str) -> Callable[..., None]:
         run_workflow(ConfigWorkflow, **given)  # type: ignore[arg-type]
 
     return run
+
+
+def _value(name: str, text: str) -> Any:
+    """An option's value: numbers, lists, true and false are parsed; a path or another text is the text itself."""
+    from ..runtime.options import OPTIONS, Text
+
+    return text if isinstance(OPTIONS.get(name), Text) and text != "None" else DefaultParseValue(text)
 
 
 def _names(value: Any) -> list[str]:

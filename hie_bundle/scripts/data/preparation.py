@@ -218,13 +218,14 @@ def _resampling_writer(
     from monai.bundle import ConfigParser
     from monai.transforms import Compose
 
+    from ..runtime.literals import literal
     from ..runtime.recipe import recipe_of
 
     if not recipe_configs:
         raise DatasetError("The format resampled needs the configs of the recipe whose transforms it applies.")
     parser = ConfigParser()
     parser.read_config([str(file) for file in recipe_configs])
-    parser.update(dict(overrides))
+    parser.update(literal(overrides))
     described = recipe_of(parser)
     stages = parser.get_parsed_content("transforms")
     compose = Compose([*stages["load"], *stages["grid"], *stages["values"]])

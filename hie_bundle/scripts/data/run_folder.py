@@ -24,6 +24,7 @@ from ..runtime.cores import available_cores
 from ..runtime.distributed import gather_interleaved, is_first
 from ..runtime.errors import UserError, causes, first_cause, user_error
 from ..runtime.interruption import Interruption
+from ..runtime.literals import plain
 from ..runtime.options import OPTIONS
 from ..runtime.recipe import references
 from ..runtime.redaction import redacted
@@ -261,7 +262,7 @@ class RunFolder:
         for name in config:
             if (name in OPTIONS or name.endswith(("_dir", "_path", "_root"))) and _has_all_of(parser, name):
                 config[name] = parser.get_parsed_content(name)
-        return json.loads(json.dumps(config, default=str))
+        return json.loads(json.dumps(plain(config), default=str))
 
     def _describe(self, weights: Sequence[Path]) -> dict[str, Any]:
         config = self._config()

@@ -11,6 +11,7 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from .errors import UserError
+from .literals import literal, plain
 from .option_types import Device, Flag, Kind, Number, Numbers, Text
 from .recipe import references
 
@@ -285,16 +286,20 @@ def _refuse_values(parser: ConfigParser, config: Mapping[str, Any], lines: list[
         lines: what is not allowed already.
     """
     for name, allowed in OPTIONS.items():
-        if name not in config or _is_computed(config[name]):
+        if name not in config:
+            continue
+        given = plain(config[name])
+        if _is_computed(given) and given == config[name]:
             continue
         try:
-            value = allowed.read(config[name])
+            value = allowed.read(given)
             if value is None and name == "output_dir" and "run_folder" in config:  # elsewhere a place of its own
                 raise ValueError
         except ValueError:
-            lines.append(f"  --{name} {config[name]}: {allowed}")
+            lines.append(f"  --{name} {given}: {allowed}")
             continue
-        if value is not config[name]:
+        if value is not given:
+            value = literal(value)
             parser.get()[name] = value
             if name in parser.ref_resolver.items:  # setting it by the parser would forget what was resolved so far
                 parser.ref_resolver.items[name].update_config(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
 from .errors import UserError
+from .literals import literal
 
 __all__ = ["Workflow"]
+
+_OWN = inspect.signature(ConfigWorkflow).parameters  # of MONAI itself: files and ids, which are not evaluated
 
 
 class Workflow(ConfigWorkflow):
@@ -23,7 +27,7 @@ class Workflow(ConfigWorkflow):
 
     Args:
         config_file: one or several, the later over the earlier.
-        options: see there.
+        options: see there. Values for the config are data: no text in them is evaluated.
 
     Raises:
         UserError: when a file is not there or no config, or an option is in a section, or a place of a list, that the
@@ -31,6 +35,7 @@ class Workflow(ConfigWorkflow):
     """
 
     def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
+        options = {name: value if name in _OWN else literal(value, name) for name, value in options.items()}
         try:
             super().__init__(config_file, **options)
         except (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:

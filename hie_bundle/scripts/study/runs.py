@@ -20,6 +20,7 @@ from ..data.gate import require_usable
 from ..data.listfiles import as_native
 from ..io.files import sha256_of, write_atomically, write_json
 from ..runtime.errors import UserError
+from ..runtime.literals import literal
 from .variants import Variant
 
 __all__ = ["Cohort", "Run", "find_cases", "record_done", "refuse_other_conditions", "whole_numbers", "write_configs"]
@@ -254,15 +255,17 @@ def _settled(run: Run, parser: ConfigParser, common: Mapping[str, Any]) -> dict[
     content = json.loads(
         json.dumps({key: value for key, value in parser.get().items() if key not in ("_meta_", *_STUDY_KEYS)})
     )
-    content |= {
-        **common,
-        "output_dir": str(run.folder),
-        "ckpt_dir": str(run.folder / "models"),
-        "ckpt_path": str(run.folder / "models" / "model.pt"),
-        "seed": run.seed,
-        "fold": run.fold,
-        "resume": True,
-    }
+    content |= literal(
+        {
+            **common,
+            "output_dir": str(run.folder),
+            "ckpt_dir": str(run.folder / "models"),
+            "ckpt_path": str(run.folder / "models" / "model.pt"),
+            "seed": run.seed,
+            "fold": run.fold,
+            "resume": True,
+        }
+    )
     return content
 
 

@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
 from ..runtime.errors import UserError
+from ..runtime.literals import plain
 
 __all__ = ["WandBHandler", "parameters"]
 
@@ -23,12 +24,14 @@ def parameters(workflow: ConfigWorkflow | None) -> dict[str, Any]:
     if workflow is None:
         return {}
 
-    def plain(value: Any) -> bool:
+    def is_plain(value: Any) -> bool:
         if isinstance(value, list):
-            return all(plain(one) for one in value)
-        return isinstance(value, int | float) or (isinstance(value, str) and not value.startswith(("$", "@")))
+            return all(is_plain(one) for one in value)
+        return isinstance(value, int | float) or (
+            isinstance(value, str) and (not value.startswith(("$", "@")) or plain(value) != value)
+        )
 
-    return {name: value for name, value in workflow.parser.get().items() if plain(value)}
+    return {name: plain(value) for name, value in workflow.parser.get().items() if is_plain(value)}
 
 
 class WandBHandler:

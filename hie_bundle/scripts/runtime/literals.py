@@ -1,0 +1,60 @@
+"""Values from a command line, from Python or from file names as data in a MONAI config, where they could be code.
+
+MONAI's ConfigParser evaluates every text that begins with ``$``, replaces ``@name`` and ``%file``, and turns ``#`` into
+``::``. A config file may do that; a user's value may not. :func:`literal` writes such a text as a Python string literal
+in which these characters are escaped, so that every parser, also that of another process, gives back the text itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import UserError
+
+__all__ = ["literal", "plain"]
+
+_SPECIAL = re.compile(r"[$@%#]|::")
+_LITERAL = re.compile(r"\$'(?:[\w ./,-]|\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*'")
+
+
+def literal(value: Any, name: str = "") -> Any:
+    """A value that MONAI's parser resolves to ``value``, whatever characters its texts have.
+
+    Args:
+        value: a text, number, path, list or mapping; tuples become lists.
+        name: of the option, for the message.
+
+    Raises:
+        UserError: when it describes an object to be made (``_target_``), which only config files may do.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and _SPECIAL.search(value):
+        escaped = "".join(char if re.fullmatch(r"[\w ./,-]", char) else _escape(char) for char in value)
+        return f"$'{escaped}'"
+    if isinstance(value, list | tuple):
+        return [literal(one, name) for one in value]
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            raise UserError(f"--{name}: an object (_target_) is described in a config file: --config_file FILE.")
+        return {key: literal(one, f"{name}#{key}".lstrip("#")) for key, one in value.items()}
+    return value
+
+
+def plain(value: Any) -> Any:
+    """The inverse of :func:`literal`; expressions of config files stay as they are."""
+    if isinstance(value, str) and _LITERAL.fullmatch(value):
+        return ast.literal_eval(value[1:])
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return {key: plain(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def _escape(char: str) -> str:
+    if ord(char) > 0xFF:  # also the halves of surrogate pairs, by which Python keeps undecodable file names
+        return f"\\u{ord(char):04x}" if ord(char) <= 0xFFFF else f"\\U{ord(char):08x}"
+    return f"\\x{ord(char):02x}"
