@@ -184,6 +184,14 @@ def test_commands_name_what_there_is(command: str, monkeypatch: pytest.MonkeyPat
     refuse_unknown(workflow)
 
 
+def test_workflows_of_github_name_targets_of_the_makefile() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        jobs = yaml.safe_load(path.read_text())["jobs"]
+        steps = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
+        assert set(re.findall(r"\bmake ([\w-]+)", "\n".join(steps))) <= targets, path
+
+
 def test_a_command_with_a_mistake_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     command = "python -m monai.bundle run training --config_file hie_bundle/configs/train.yaml --epoch 3"
     with pytest.raises(UserError, match="did you mean --epochs"):
