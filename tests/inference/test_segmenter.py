@@ -215,11 +215,11 @@ def test_bad_input_is_named_and_not_segmented(segmenter: Segmenter, files: dict[
     ]:
         with pytest.raises(UserError, match=message):
             segmenter(*maps)
-    with pytest.raises(UserError, match="does not say where its voxels lie"):
+    with pytest.raises(UserError, match="does not state the position of its voxels"):
         segmenter(arrays[0], arrays[1])
-    with pytest.raises(UserError, match="leave `affine` out"):
+    with pytest.raises(UserError, match="carries its position; omit `affine`"):
         segmenter(adc, zadc, affine=np.eye(4))
-    with pytest.raises(UserError, match="list is no image"):
+    with pytest.raises(UserError, match="list is not an image"):
         segmenter([1], [2])
     with pytest.raises(UserError, match="`output` is for maps that are files"):
         segmenter(adc, zadc, output="x.nii.gz")

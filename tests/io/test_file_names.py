@@ -103,7 +103,7 @@ def test_a_path_that_is_no_utf8_is_refused_before_a_library_sees_it(tmp_path: Pa
     path = tmp_path / f"{NOT_UTF8}.mha"
     path.touch()
     for read in (read_volume, read_grid):
-        with pytest.raises(VolumeError, match="no UTF-8; rename it"):
+        with pytest.raises(VolumeError, match="not UTF-8; rename it"):
             read(path)
     write_json(tmp_path / "a.json", {"file": str(path)})
     assert os.fsencode(json.loads((tmp_path / "a.json").read_text())["file"]) == os.fsencode(path)

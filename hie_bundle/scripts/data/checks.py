@@ -161,6 +161,13 @@ def item_files(item: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_case(case: str, files: Mapping[str, str | Volume], limits: Limits | None = None) -> CaseReport:
+    """The report of :func:`read_case`."""
+    return read_case(case, files, limits)[0]
+
+
+def read_case(
+    case: str, files: Mapping[str, str | Volume], limits: Limits | None = None
+) -> tuple[CaseReport, dict[str, Volume]]:
     """Read and check one case.
 
     Args:
@@ -169,7 +176,7 @@ def check_case(case: str, files: Mapping[str, str | Volume], limits: Limits | No
         limits: what is allowed; the defaults if None.
 
     Returns:
-        The report; bad data never raises.
+        The report, and the volumes that it is about by part: ``adc``, ``zadc``, ``label``. Bad data never raises.
     """
     limits = limits or Limits()
     named = {part: IN_MEMORY.get(part, part) if isinstance(file, Volume) else file for part, file in files.items()}
@@ -202,7 +209,7 @@ def check_case(case: str, files: Mapping[str, str | Volume], limits: Limits | No
         _check_values(report, volumes, limits, judge=all(sound))
     if "label" in volumes:
         _check_label(report, volumes, limits)
-    return report
+    return report, volumes
 
 
 def _file(report: CaseReport, part: str) -> str:

@@ -12,20 +12,18 @@ from typing import Any, TypeVar, overload
 
 import nibabel as nib
 import numpy as np
-import torch
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.data import decollate_batch, list_data_collate
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, CopyItemsd
-from monai.utils import MetaKeys
 from numpy.typing import ArrayLike, NDArray
 
-from ..data.checks import Limits, check_case
+from ..data.checks import Limits, read_case
 from ..data.layout import part_of
 from ..geometry.components import components
 from ..io.files import sha256_of
-from ..io.images import like, volume_of, write
-from ..io.volumes import Volume, read_volume
+from ..io.images import metatensor_of, same_type_as, volume_of, write
+from ..io.volumes import Volume
 from ..io.weights import load_weights, read_record, weights_files
 from ..runtime.errors import UserError
 from ..runtime.mixins import CONFIGS, RECIPES
@@ -179,7 +177,7 @@ class Segmenter:
         """
         found = self.result(adc, zadc, affine=affine)
         if output is None:
-            return like(found.mask, adc, found.affine)
+            return same_type_as(adc, found.mask, found.affine)
         if not isinstance(adc, str | Path):
             raise UserError("`output` is for maps that are files; images in memory come back as an image.")
         write(output, found.mask, found.affine)
@@ -188,7 +186,7 @@ class Segmenter:
     def probability(self, adc: Any, zadc: Any = None, *, affine: ArrayLike | None = None) -> Any:
         """The lesion's probability, float32 in [0, 1]; arguments, result and errors as in a call."""
         found = self.result(adc, zadc, affine=affine)
-        return like(found.probability, adc, found.affine)
+        return same_type_as(adc, found.probability, found.affine)
 
     def result(
         self, adc: Any, zadc: Any = None, *, affine: ArrayLike | None = None, case: str | None = None
@@ -202,12 +200,11 @@ class Segmenter:
             case: its name; None: from the file's.
         """
         name = case or (part_of(Path(adc))[1] or Path(adc).name if isinstance(adc, str | Path) else "case")
-        parts = _parts(adc, zadc, affine)
-        report = check_case(name, parts, self.limits)
+        report, maps = read_case(name, _parts(adc, zadc, affine), self.limits)
         if report.problems:
             lines = [f"  {problem.file} {problem.message}" for problem in report.problems]
             raise UserError("\n".join([f"{name} cannot be segmented:", *lines]))
-        item = self._preprocessing({"image": _image(parts), "case": name})
+        item = self._preprocessing({"image": metatensor_of(list(maps.values())), "case": name})
         self._evaluator.data_loader = [list_data_collate([item])]
         with _quiet("ignite"):
             self._evaluator.run()
@@ -216,13 +213,11 @@ class Segmenter:
         mask = one["pred"].cpu().numpy()[0].astype(np.uint8)
         assert report.spacing_mm is not None
         assert report.brain_ml is not None
-        first = next(iter(parts.values()))
-        grid = first if isinstance(first, Volume) else read_volume(first, self.limits.max_bytes)
         return Segmentation(
             case=name,
             mask=mask,
             probability=one["probability"].cpu().numpy()[0].astype(np.float32).clip(0, 1),
-            affine=grid.affine,
+            affine=maps["adc"].affine,
             lesion_ml=float(mask.sum()) * float(np.prod(report.spacing_mm)) / 1000,
             brain_ml=report.brain_ml,
             lesions=components(mask > 0)[1],
@@ -302,24 +297,9 @@ def _parse(files: Sequence[Path], options: Mapping[str, Any]) -> ConfigParser:
 
 
 def _parts(adc: Any, zadc: Any, affine: ArrayLike | None) -> dict[str, str | Volume]:
-    """The maps by part, as :func:`scripts.data.checks.check_case` takes them: all files, or all in memory."""
-    maps = [adc] if zadc is None else [adc, zadc]
-    names = ["stacked"] if zadc is None else ["adc", "zadc"]
-    if all(isinstance(one, str | Path) for one in maps):
-        return {name: str(one) for name, one in zip(names, maps, strict=True)}
-    volumes = [read_volume(one) if isinstance(one, str | Path) else volume_of(one, affine) for one in maps]
-    return dict(zip(names, volumes, strict=True))
-
-
-def _image(parts: Mapping[str, str | Volume]) -> Any:
-    """The maps as the recipe's transforms load them."""
-    volumes = [part for part in parts.values() if isinstance(part, Volume)]
-    if not volumes:
-        files = [str(part) for part in parts.values()]
-        return files if len(files) > 1 else files[0]
-    maps = torch.stack([torch.as_tensor(np.asarray(volume.array, np.float32)) for volume in volumes])
-    meta = {MetaKeys.ORIGINAL_CHANNEL_DIM: 0, MetaKeys.SPATIAL_SHAPE: np.array(maps.shape[1:])}
-    return MetaTensor(maps, affine=torch.as_tensor(volumes[0].affine), meta=meta)
+    """The maps by part, as :func:`scripts.data.checks.read_case` takes them."""
+    maps = {"stacked": adc} if zadc is None else {"adc": adc, "zadc": zadc}
+    return {part: str(one) if isinstance(one, str | Path) else volume_of(one, affine) for part, one in maps.items()}
 
 
 @contextmanager

@@ -1,25 +1,37 @@
-"""Images as users hand them in, and results as images of the same kind; files of masks and probabilities."""
+"""Images in memory as volumes, and results as images of the same type; files of masks and probabilities."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.utils import MetaKeys
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import UserError
 from .files import atomic_path
-from .volumes import EXTENSIONS, LPS_TO_RAS, Volume, extension_of, to_nifti, write_volume
+from .volumes import (
+    EXTENSIONS,
+    Volume,
+    VolumeError,
+    affine_from_lps,
+    checked_volume,
+    extension_of,
+    nifti_grid,
+    to_nifti,
+    write_volume,
+)
 
-__all__ = ["like", "volume_of", "write"]
+__all__ = ["metatensor_of", "same_type_as", "volume_of", "write"]
 
 
 def volume_of(image: Any, affine: ArrayLike | None = None) -> Volume:
-    """An image in memory as an array with its affine.
+    """An image in memory as a volume, after the checks that files pass.
 
     Args:
         image: of nibabel, SimpleITK or ITK; a MetaTensor; or a tensor or an array with ``affine``. Shape (X, Y, Z), of
@@ -27,60 +39,83 @@ def volume_of(image: Any, affine: ArrayLike | None = None) -> Volume:
         affine: (4, 4) from voxel indices to millimetres, RAS+; of images that carry theirs it must be None.
 
     Raises:
-        UserError: when it is none of these, or has another shape, or an affine too few or too many.
+        UserError: when it is none of these, has another shape, type or position than a map, or ``affine`` is missing
+            or one too many.
     """
-    array, own, spacing_mm = _read(image)
-    if own is not None and affine is not None:
-        raise UserError(f"A {type(image).__name__} knows where its voxels lie; leave `affine` out.")
-    if own is None and affine is None:
-        raise UserError(
-            f"A {type(image).__name__} does not say where its voxels lie: give `affine`, (4, 4), from voxel indices to "
-            "millimetres in RAS+."
-        )
-    where = np.asarray(affine if own is None else own, dtype=np.float64)
-    if where.shape != (4, 4):
-        raise UserError(f"An affine has shape (4, 4), not {where.shape}.")
-    return Volume(array, where, spacing_mm)
+    name = type(image).__name__
+    try:
+        array, own, spacing_mm = _read(image)
+        if own is not None and affine is not None:
+            raise UserError(f"A {name} carries its position; omit `affine`.")
+        if own is None and affine is None:
+            raise UserError(
+                f"A {name} does not state the position of its voxels: pass `affine`, (4, 4), from voxel indices to "
+                "millimetres in RAS+."
+            )
+        position: Any = affine if own is None else own
+        return checked_volume(array, position, spacing_mm)
+    except VolumeError as error:
+        raise UserError(f"The {name} {error}.") from error
 
 
-def like(mask: NDArray[Any], image: Any, affine: NDArray[np.float64]) -> Any:
-    """A result as an image of the kind of another, on its grid.
+def metatensor_of(volumes: Sequence[Volume], file: str = "") -> MetaTensor:
+    """Volumes on one grid as MONAI's loader returns them: float32, several stacked along a new first axis.
 
     Args:
-        mask: (X, Y, Z).
+        volumes: 3D; a single one may be 4D with its channels last.
+        file: where they come from.
+    """
+    arrays = [torch.from_numpy(np.array(volume.array, np.float32, order="C")) for volume in volumes]
+    image = torch.stack(arrays) if len(arrays) > 1 else arrays[0]
+    channels = 0 if len(arrays) > 1 else -1 if image.ndim == 4 else float("nan")
+    meta: dict[str, Any] = {
+        MetaKeys.ORIGINAL_CHANNEL_DIM: channels,
+        MetaKeys.SPATIAL_SHAPE: np.array(volumes[0].array.shape[:3]),
+        MetaKeys.ORIGINAL_AFFINE: volumes[0].affine,
+    }
+    return MetaTensor(
+        image, affine=torch.as_tensor(volumes[0].affine), meta=meta | ({"filename_or_obj": file} if file else {})
+    )
+
+
+def same_type_as(image: Any, array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
+    """A result as an image of the type of another, on its grid.
+
+    Args:
         image: what :func:`volume_of` took, or a file's path, for which a nibabel image comes back.
+        array: (X, Y, Z).
         affine: of the grid, (4, 4), RAS+.
     """
-    kind = _package(image)
+    package = _package(image)
     if isinstance(image, torch.Tensor):
-        tensor = torch.from_numpy(mask)[(None,) * (image.ndim - 3)].to(image.device)
+        tensor = torch.from_numpy(array)[(None,) * (image.ndim - 3)].to(image.device)
         return MetaTensor(tensor, affine=image.affine.clone()) if isinstance(image, MetaTensor) else tensor
     if isinstance(image, np.ndarray):
-        return mask.reshape(image.shape)
-    if kind == "SimpleITK":
+        return array.reshape(image.shape)
+    if package == "SimpleITK":
         import SimpleITK as sitk
 
-        result = sitk.GetImageFromArray(np.ascontiguousarray(mask.T))
+        result = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
         result.CopyInformation(image)
         return result
-    if kind == "itk":
+    if package == "itk":
         import itk
 
-        result = itk.image_from_array(np.ascontiguousarray(mask.T))
+        result = itk.image_from_array(np.ascontiguousarray(array.T))
         result.SetSpacing(image.GetSpacing())
         result.SetOrigin(image.GetOrigin())
         result.SetDirection(image.GetDirection())
         return result
     import nibabel as nib
 
-    if kind != "nibabel":
-        return to_nifti(mask, affine)
+    if package != "nibabel":
+        return to_nifti(array, affine)
     if not isinstance(image, nib.Nifti1Image):
-        return type(image)(mask, image.affine)
+        return type(image)(array, image.affine)
     header = image.header.copy()
-    header.set_data_dtype(mask.dtype)
+    header.set_data_dtype(array.dtype)
     header["cal_min"] = header["cal_max"] = 0  # the window of a map's values
-    return type(image)(mask, image.affine, header)
+    return type(image)(array, image.affine, header)
 
 
 def write(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
@@ -88,7 +123,7 @@ def write(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
 
     Args:
         path: with one of :data:`scripts.io.volumes.EXTENSIONS`.
-        array: (X, Y, Z).
+        array: (X, Y, Z); of NIfTI also (X, Y, Z, C).
         affine: (4, 4) from voxel indices to millimetres, RAS+.
 
     Raises:
@@ -105,49 +140,45 @@ def write(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
 
 
 def _package(image: Any) -> str:
-    """Where the image's class comes from; that of a subclass is its first known ancestor's."""
-    names = [kind.__module__.split(".")[0] for kind in type(image).__mro__]
+    """The package of the image's class; that of a subclass is its first known ancestor's."""
+    names = [base.__module__.split(".")[0] for base in type(image).__mro__]
     return next((name for name in names if name in ("nibabel", "SimpleITK", "itk")), "")
 
 
-def _read(image: Any) -> tuple[NDArray[Any], NDArray[np.float64] | None, tuple[float, ...] | None]:
-    """Array (X, Y, Z), affine and voxel size, as far as the image says."""
-    kind = _package(image)
-    if kind == "nibabel":
-        spacing = tuple(float(size) for size in image.header.get_zooms()[:3])
-        return _three(np.asanyarray(image.dataobj), image, last=True), image.affine, spacing
-    if kind == "SimpleITK":
-        sitk = sys.modules["SimpleITK"]
-        spacing, direction = image.GetSpacing(), np.array(image.GetDirection())
-        return _three(sitk.GetArrayFromImage(image).T, image), *_from_lps(spacing, direction, image.GetOrigin())
-    if kind == "itk":
-        itk = sys.modules["itk"]
-        spacing, direction = tuple(image.GetSpacing()), itk.array_from_matrix(image.GetDirection())
-        return _three(itk.array_from_image(image).T, image), *_from_lps(spacing, direction, tuple(image.GetOrigin()))
+def _read(image: Any) -> tuple[Any, Any, tuple[float, ...] | None]:
+    """Array (X, Y, Z), affine and voxel size, as far as the image states them."""
+    package = _package(image)
+    if package == "nibabel":
+        return _three(np.asanyarray(image.dataobj), image, axis=3), *nifti_grid(image)
+    if package in ("SimpleITK", "itk"):
+        library = sys.modules[package]
+        array = library.GetArrayFromImage(image) if package == "SimpleITK" else library.array_from_image(image)
+        array = _three(array.T, image)
+        spacing = tuple(float(size) for size in image.GetSpacing())
+        direction = image.GetDirection()
+        axes = direction if package == "SimpleITK" else library.array_from_matrix(direction)
+        return array, affine_from_lps(spacing, axes, tuple(image.GetOrigin())), spacing
     if isinstance(image, torch.Tensor):
         affine = image.affine.cpu().numpy() if isinstance(image, MetaTensor) else None
-        return _three(image.detach().cpu().as_subclass(torch.Tensor).numpy(), image), affine, None
+        try:
+            tensor = image.detach().cpu().as_subclass(torch.Tensor)
+            if tensor.is_floating_point() and tensor.dtype != torch.float64:  # NumPy has no bfloat16
+                tensor = tensor.float()
+            array = tensor.numpy()
+        except (TypeError, RuntimeError) as error:  # sparse, quantised
+            raise VolumeError(f"cannot be read as an array ({error})") from error
+        return _three(array, image), affine, None
     if isinstance(image, np.ndarray):
         return _three(image, image), None, None
     raise UserError(
-        f"A {type(image).__name__} is no image that is known here: give a file's path, an image of nibabel, SimpleITK "
+        f"A {type(image).__name__} is not an image of a known type: pass a file's path, an image of nibabel, SimpleITK "
         "or ITK, a MetaTensor, or an array or tensor with its affine."
     )
 
 
-def _three(array: NDArray[Any], image: Any, last: bool = False) -> NDArray[Any]:
-    if array.ndim == 4 and array.shape[-1 if last else 0] == 1:
-        array = array[..., 0] if last else array[0]
+def _three(array: Any, image: Any, axis: int = 0) -> Any:
+    if array.ndim == 4 and array.shape[axis] == 1:
+        array = array[(slice(None),) * axis + (0,)]
     if array.ndim != 3:
-        raise UserError(f"A {type(image).__name__} of shape {array.shape} is no map; a map has three dimensions.")
+        raise UserError(f"A {type(image).__name__} of shape {array.shape} is not a map; a map has three dimensions.")
     return array
-
-
-def _from_lps(
-    spacing: tuple[float, ...], direction: NDArray[Any], origin: tuple[float, ...]
-) -> tuple[NDArray[np.float64] | None, tuple[float, ...]]:
-    affine = np.eye(4)
-    if len(spacing) == 3:  # of others the shape is refused
-        affine[:3, :3] = np.asarray(direction, dtype=float).reshape(3, 3) * spacing
-        affine[:3, 3] = origin
-    return LPS_TO_RAS @ affine, tuple(float(size) for size in spacing)

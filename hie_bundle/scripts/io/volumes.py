@@ -1,23 +1,21 @@
-"""Reading one volume from an untrusted file: everything is checked before memory is allocated for it. And writing one.
+"""Volumes: reading one from an untrusted file, the checks that every volume passes, and writing one.
 
 ITK and nibabel, by which MONAI loads these files, are lenient: a truncated, overlong or contradictory file may give
-an array with wrong values, or a request for terabytes. What is accepted here loads there with the same values and
-the same geometry.
+an array with wrong values, or a request for terabytes. Here a file is checked before memory is allocated for it.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
 import math
-import threading
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import one_line
 
@@ -26,9 +24,12 @@ __all__ = [
     "LPS_TO_RAS",
     "Volume",
     "VolumeError",
+    "checked_volume",
     "extension_of",
+    "nifti_grid",
     "read_grid",
     "read_volume",
+    "require_size",
     "to_itk",
     "to_nifti",
     "write_volume",
@@ -36,16 +37,12 @@ __all__ = [
 
 EXTENSIONS = (".nii.gz", ".nii", ".mha")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-# Cases are checked, and kept in memory, by several threads. Two runs have died within std::map, in such a thread, most
-# likely where ITK or SimpleITK is first used by two of them at once. So one file is read by them at a time.
-READING = threading.Lock()
-MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 24  # header extensions of dcmstack hold the whole DICOM header
 DEFLATE_RATIO = 1032  # deflate cannot compress better, so a larger declared size is a lie
+MAX_BYTES = 1 << 31  # of the voxels of one volume
 
-_BYTE_ORDERS = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-# Those of MetaImage's element types that ITK's Python package can read.
-META_TYPES: dict[str, str] = {
+# element types of MetaImage that ITK's Python package can read
+META_TYPES = {
     "MET_UCHAR": "u1",
     "MET_SHORT": "i2",
     "MET_USHORT": "u2",
@@ -54,15 +51,41 @@ META_TYPES: dict[str, str] = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_FLAG = "True|False"
+# what the header of a MetaImage must hold, as regular expressions; fields without a meaning here may hold anything
+_META_REQUIRED = {
+    "ObjectType": "Image",
+    "NDims": "3",
+    "BinaryData": "True",
+    "DimSize": r"[1-9]\d*(?: +[1-9]\d*){2}",
+    "ElementType": "|".join(META_TYPES),
+    "ElementSpacing": rf"{_NUMBER}(?: +{_NUMBER}){{2}}",
+    "Offset": rf"{_NUMBER}(?: +{_NUMBER}){{2}}",
+    "TransformMatrix": rf"{_NUMBER}(?: +{_NUMBER}){{8}}",
+    "ElementDataFile": "LOCAL|Local|local",
+}
+_META_OPTIONAL = {
+    "CompressedData": _FLAG,
+    "CompressedDataSize": r"\d+",
+    "BinaryDataByteOrderMSB": _FLAG,
+    "ElementByteOrderMSB": _FLAG,
+    "ElementNumberOfChannels": "1",
+    "HeaderSize": "0",
+    "DistanceUnits": "mm",
+    "ElementToIntensityFunctionSlope": r"1(?:\.0*)?",
+    "ElementToIntensityFunctionOffset": r"[-+]?0(?:\.0*)?",
+    **dict.fromkeys(("Position", "Origin", "Rotation", "Orientation"), "(?!)"),  # other names of the geometry
+}
 
 
 class VolumeError(ValueError):
-    """A file is no volume that can be read with certainty. The message says why; it does not name the file."""
+    """A volume cannot be used as it is. The message says why; it does not name the file."""
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume and where it lies.
+    """A volume and its position.
 
     Attributes:
         array: (X, Y, Z), or (X, Y, Z, C) for a stacked file; as stored, rescaled by the file's slope and intercept.
@@ -77,15 +100,67 @@ class Volume:
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
         """Voxel size along each axis: the affine's; the file's own, which is free of rounding, where they agree."""
-        from nibabel.affines import voxel_sizes
-
-        sizes = voxel_sizes(self.affine)
+        sizes = np.linalg.norm(self.affine[:3, :3], axis=0)
         if self.header_spacing_mm is None:
             return sizes
         return np.where(np.isclose(self.header_spacing_mm, sizes, rtol=1e-5, atol=0), self.header_spacing_mm, sizes)
 
 
-def read_volume(path: str | Path, max_bytes: int = 1 << 31) -> Volume:
+def checked_volume(array: Any, affine: ArrayLike, header_spacing_mm: tuple[float, ...] | None = None) -> Volume:
+    """Make a volume of an array and its position: the one check for files and for images in memory.
+
+    Args:
+        array: real numbers or booleans, 3D or 4D.
+        affine: (4, 4) from voxel indices to millimetres, RAS+.
+        header_spacing_mm: see :class:`Volume`.
+
+    Raises:
+        VolumeError: when the values are not numbers, are masked, or the affine is not that of a grid in space.
+    """
+    if np.ma.isMaskedArray(array):
+        raise VolumeError("is a masked array; replace the masked voxels with array.filled(0)")
+    array = np.asarray(array)
+    if array.dtype.kind not in "biuf":
+        raise VolumeError(f"has voxels of type {array.dtype}, not real numbers")
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise VolumeError(f"has shape {array.shape}; three or four dimensions are needed")
+    if min(array.strides) < 0:  # PyTorch does not take such a view
+        array = array.copy()
+    try:
+        affine = np.array(affine, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise VolumeError("has an affine that does not hold numbers") from error
+    if affine.shape != (4, 4) or not np.array_equal(affine[3], [0, 0, 0, 1]):
+        raise VolumeError(f"has an affine of shape {affine.shape} or with a last row other than 0 0 0 1")
+    if not np.isfinite(affine).all():
+        raise VolumeError("has a position that is NaN or infinite")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing.min() <= 0:
+        raise VolumeError(f"has a voxel size of {_mm(spacing)}")
+    axes = affine[:3, :3] / spacing
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
+        raise VolumeError("has axes that are not at right angles (sheared)")
+    return Volume(array, affine, header_spacing_mm)
+
+
+def require_size(declared: int, possible: int, max_bytes: int = MAX_BYTES) -> None:
+    """Refuse a size before memory is allocated for it.
+
+    Args:
+        declared: bytes of voxels by the header.
+        possible: most bytes that the stored data can hold; of deflated data 1032 for each byte.
+        max_bytes: the limit.
+
+    Raises:
+        VolumeError: when the size exceeds either.
+    """
+    if declared > possible:
+        raise VolumeError(f"is truncated: its header declares {declared} bytes of voxels, at most {possible} are there")
+    if declared > max_bytes:
+        raise VolumeError(f"declares {declared} bytes of voxels; at most {max_bytes} are read")
+
+
+def read_volume(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
     """Read a ``.mha``, ``.nii`` or ``.nii.gz`` file.
 
     Args:
@@ -94,67 +169,192 @@ def read_volume(path: str | Path, max_bytes: int = 1 << 31) -> Volume:
 
     Raises:
         FileNotFoundError: there is no such file.
-        VolumeError: the file is not of a known kind, damaged, or contradicts itself.
+        VolumeError: the file is of another format, damaged, or contradicts itself.
     """
-    path = Path(path)
-    _require_utf8(path)
-    if not path.exists():
-        raise FileNotFoundError(path)
-    if not path.is_file():
-        raise VolumeError("is not a regular file")
-    name = path.name.lower()
-    try:
-        if name.endswith(".mha"):
-            with READING:
-                return _read_meta_image(path, max_bytes)
-        if name.endswith((".nii", ".nii.gz")):
-            return _read_nifti(path, max_bytes)
-    except OSError as error:  # permissions, a broken disk
-        raise VolumeError(f"cannot be read ({error.strerror or one_line(error)})") from error
-    raise VolumeError("is not a .mha, .nii or .nii.gz file")
+    return _read(Path(path), _read_meta_image, _read_nifti, max_bytes)
 
 
 def read_grid(path: str | Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     """Shape and affine (RAS+) of a file that :func:`read_volume` accepts, without its voxels.
 
     Raises:
-        VolumeError: the file is of another kind, or cannot be read.
+        VolumeError: the file is of another format, or cannot be read.
     """
-    import nibabel as nib
-    import SimpleITK as sitk
-    from monai.data.utils import correct_nifti_header_if_necessary
 
-    path = Path(path)
-    _require_utf8(path)
-    name = path.name.lower()
+    def meta_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+        with path.open("rb") as file:
+            header = _meta_header(file)
+        return _numbers(header["DimSize"], int), _meta_affine(header)
+
+    def grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+        import nibabel as nib
+
+        image: Any = nib.load(path)
+        return tuple(int(n) for n in image.shape), nifti_grid(image)[0]
+
     try:
-        if name.endswith((".nii", ".nii.gz")):
-            image = correct_nifti_header_if_necessary(nib.load(path))
-            return tuple(int(n) for n in image.shape), np.array(image.affine, dtype=np.float64)
-        if name.endswith(".mha"):
-            with READING:
-                reader = sitk.ImageFileReader()
-                reader.SetImageIO("MetaImageIO")
-                reader.SetFileName(str(path))
-                reader.ReadImageInformation()
-                return tuple(int(n) for n in reader.GetSize()), _ras_affine(reader)
-    except Exception as error:  # either library raises what it happens to meet
-        raise VolumeError(f"cannot be read ({one_line(error)})") from error
-    raise VolumeError("is not a .mha, .nii or .nii.gz file")
+        return _read(Path(path), meta_grid, grid)
+    except FileNotFoundError as error:
+        raise VolumeError("is missing") from error
 
 
-def _require_utf8(path: Path) -> None:
+def _read(path: Path, meta_image: Any, nifti: Any, *arguments: Any) -> Any:
     try:
         str(path).encode()
-    except UnicodeEncodeError as error:  # ITK would end the program
-        raise VolumeError("has a name that is no UTF-8; rename it") from error
+    except UnicodeEncodeError as error:  # ITK, which reads what is written beside it, would end the program
+        raise VolumeError("has a name that is not UTF-8; rename it") from error
+    extension = extension_of(path).lower()
+    if not extension:
+        raise VolumeError("is not a .mha, .nii or .nii.gz file")
+    if path.exists() and not path.is_file():
+        raise VolumeError("is not a regular file")
+    try:
+        return (meta_image if extension == ".mha" else nifti)(path, *arguments)
+    except (VolumeError, FileNotFoundError, MemoryError):
+        raise
+    except EOFError as error:
+        raise VolumeError("is truncated") from error
+    except (zlib.error, gzip.BadGzipFile) as error:
+        raise VolumeError(f"is damaged ({one_line(error)})") from error
+    except OSError as error:  # permissions, a broken disk
+        raise VolumeError(f"cannot be read ({error.strerror or one_line(error)})") from error
+    except Exception as error:  # nibabel raises what it happens to meet
+        raise VolumeError(f"cannot be read as {extension} ({one_line(error)})") from error
+
+
+def _read_meta_image(path: Path, max_bytes: int) -> Volume:
+    """Checks the header, then takes the voxels as they are: ITK ignores truncation, scale and units."""
+    with path.open("rb") as file:
+        header = _meta_header(file)
+        shape = _numbers(header["DimSize"], int)
+        msb = "True" in (header.get("BinaryDataByteOrderMSB"), header.get("ElementByteOrderMSB"))
+        dtype = np.dtype((">" if msb else "<") + META_TYPES[header["ElementType"]])
+        declared = math.prod(shape) * dtype.itemsize
+        stored = path.stat().st_size - file.tell()
+        packed = header.get("CompressedData") == "True"
+        if packed and int(header.get("CompressedDataSize", -1)) != stored:  # without it ITK returns a wrong array
+            size = header.get("CompressedDataSize", "an unknown number of")
+            raise VolumeError(f"is truncated or overlong: it holds {stored} of {size} compressed bytes")
+        require_size(declared, stored * (DEFLATE_RATIO if packed else 1), max_bytes)
+        if not packed and stored != declared:
+            raise VolumeError(f"holds {stored - declared} bytes more than its header declares")
+        data = file.read()
+    if packed:
+        stream = zlib.decompressobj()
+        data = stream.decompress(data, declared + 1)
+        if stream.unused_data or not stream.eof or len(data) != declared:
+            raise VolumeError(f"holds {len(data)} bytes of voxels; its header declares {declared}")
+    array = np.frombuffer(data, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="))
+    return checked_volume(array, _meta_affine(header), _numbers(header["ElementSpacing"]))
+
+
+def _meta_header(file: BinaryIO) -> dict[str, str]:
+    """The header's fields; leaves ``file`` at the first voxel."""
+    header: dict[str, str] = {}
+    while "ElementDataFile" not in header:
+        line = file.readline(1 << 16)
+        if not line.endswith(b"\n") or file.tell() > MAX_HEADER_BYTES:
+            raise VolumeError("has no complete MetaImage header")
+        key, equals, value = (part.strip() for part in line.decode("ascii", "replace").partition("="))
+        if not equals or not key or key in header:
+            raise VolumeError(f"has a header line that is not 'key = value', or comes twice: {line[:60]!r}")
+        header[key] = value
+    if missing := [key for key in _META_REQUIRED if key not in header]:
+        raise VolumeError(f"has no {', '.join(missing)} in its header")
+    if header["ElementType"] not in META_TYPES:
+        raise VolumeError(f"has ElementType {header['ElementType'][:60]}; convert it to one of {', '.join(META_TYPES)}")
+    for key, allowed in {**_META_REQUIRED, **_META_OPTIONAL}.items():
+        if key in header and not re.fullmatch(allowed, header[key], re.ASCII):
+            raise VolumeError(f"has {key} = {header[key][:60]} in its header, which is not supported")
+    if len({header[key] for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB") if key in header}) > 1:
+        raise VolumeError("contradicts itself in BinaryDataByteOrderMSB and ElementByteOrderMSB")
+    if min(_numbers(header["ElementSpacing"])) <= 0:
+        raise VolumeError(f"has ElementSpacing {header['ElementSpacing']}")
+    return header
+
+
+def _numbers(text: str, kind: Any = float) -> tuple[Any, ...]:
+    return tuple(map(kind, text.split()))
+
+
+def _meta_affine(header: dict[str, str]) -> NDArray[np.float64]:
+    axes = np.array(_numbers(header["TransformMatrix"])).reshape(3, 3).T  # one axis a row in the file
+    return affine_from_lps(_numbers(header["ElementSpacing"]), axes, _numbers(header["Offset"]))
+
+
+def affine_from_lps(spacing: ArrayLike, direction: ArrayLike, origin: ArrayLike) -> NDArray[np.float64]:
+    """The affine (RAS+) of an image of ITK: voxel size, direction cosines (3, 3) with an axis a column, and origin."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.asarray(direction, dtype=float).reshape(3, 3) * np.asarray(spacing, dtype=float)
+    affine[:3, 3] = origin
+    return LPS_TO_RAS @ affine
+
+
+def _read_nifti(path: Path, max_bytes: int) -> Volume:
+    import nibabel as nib
+
+    size = path.stat().st_size
+    packed = path.name.lower().endswith(".gz")
+    with gzip.open(path) if packed else path.open("rb") as file:
+        start = file.read(540)
+        image_class: Any = nib.Nifti2Image if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+        fields = image_class.header_class.template_dtype.itemsize
+        raw = image_class.header_class(start[:fields], check=False)
+        header = image_class.header_class(start[:fields])
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        if header["magic"].item() not in (b"n+1", b"n+2"):
+            raise VolumeError("is not a single-file NIfTI")
+        if len(shape) not in (3, 4) or min(shape) < 1:
+            raise VolumeError(f"has dimensions {tuple(int(n) for n in shape)}, not 3 or 4")
+        stated = raw["pixdim"][1:4]
+        if not (np.isfinite(stated) & (stated != 0)).all():  # nibabel replaces 0 with 1 mm
+            raise VolumeError(f"has a voxel size of {_mm(stated)} in its header (pixdim)")
+        offset = float(header["vox_offset"])
+        if not (math.isfinite(offset) and 0 <= offset <= MAX_HEADER_BYTES):
+            raise VolumeError(f"has its voxels at offset {offset}")
+        declared = int(offset) + math.prod(int(n) for n in shape) * dtype.itemsize
+        require_size(declared, size * (DEFLATE_RATIO if packed else 1), max_bytes)
+        data = start + file.read(declared + 1 - len(start))  # one byte more: reads on to gzip's checksum
+    if len(data) != declared:
+        wrong = "is truncated" if len(data) < declared else "is longer than its header declares"
+        raise VolumeError(f"{wrong}: {len(data)} of {declared} bytes")
+    image = image_class.from_bytes(data)
+    return checked_volume(np.asanyarray(image.dataobj), *nifti_grid(image))
+
+
+def nifti_grid(image: Any) -> tuple[NDArray[np.float64], tuple[float, ...]]:
+    """Affine and voxel size of an image of nibabel, whose header may contradict itself.
+
+    Raises:
+        VolumeError: when the header states no position, lengths that are not in mm, or another voxel size than the
+            affine.
+    """
+    header, affine = image.header, image.affine
+    if "qform_code" in getattr(header, "keys", dict)():  # NIfTI
+        if header.get_xyzt_units()[0] not in ("mm", "unknown"):
+            raise VolumeError(f"has lengths in {header.get_xyzt_units()[0]}, not mm")
+        if not header["qform_code"] > 0 and not header["sform_code"] > 0:
+            raise VolumeError("does not state the position of its voxels (qform and sform codes are 0)")
+    elif affine is None or type(header).__name__.endswith("AnalyzeHeader"):
+        raise VolumeError("does not state the position of its voxels")
+    spacing = tuple(float(size) for size in header.get_zooms()[:3])
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if np.isfinite(sizes).all() and not np.allclose(sizes, spacing, rtol=1e-3, atol=0):
+        raise VolumeError(f"contradicts itself: voxels of {_mm(spacing)} by pixdim, {_mm(sizes)} by its sform or qform")
+    return affine, spacing
+
+
+def extension_of(path: str | Path) -> str:
+    """The one of :data:`EXTENSIONS` that a file has, as it is written there; empty if it has another."""
+    name = Path(path).name
+    return next((name[-len(known) :] for known in EXTENSIONS if name.lower().endswith(known)), "")
 
 
 def write_volume(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
     """Write a volume so that every reader finds it in the same place.
 
     Args:
-        path: ends in ``.nii``, ``.nii.gz`` or ``.mha``; replaced where it is (see :func:`.atomic_path`).
+        path: ends in ``.nii``, ``.nii.gz`` or ``.mha``.
         array: (X, Y, Z); of NIfTI also (X, Y, Z, C).
         affine: (4, 4) from voxel indices to millimetres, RAS+.
 
@@ -197,209 +397,5 @@ def to_nifti(array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
     return image
 
 
-def extension_of(path: str | Path) -> str:
-    """The one of :data:`EXTENSIONS` that a file has, as it is written there; empty if it has another."""
-    name = Path(path).name
-    return next((name[-len(known) :] for known in EXTENSIONS if name.lower().endswith(known)), "")
-
-
-def _read_meta_image(path: Path, max_bytes: int) -> Volume:
-    import SimpleITK as sitk
-
-    with path.open("rb") as file:
-        header = _meta_header(file)
-        shape = _numbers(header, "DimSize", 3, whole=True)
-        if min(shape) < 1:
-            raise VolumeError(f"has DimSize {header['DimSize']}")
-        kind = header["ElementType"]
-        if kind not in META_TYPES:
-            raise VolumeError(f"has ElementType {kind}; convert it to one of {', '.join(META_TYPES)}")
-        declared = math.prod(int(n) for n in shape) * np.dtype(META_TYPES[kind]).itemsize
-        present = path.stat().st_size - file.tell()
-        if _flag(header, "CompressedData", default=False):
-            if "CompressedDataSize" not in header:  # without it, ITK fails to decompress, but returns an array
-                raise VolumeError("has no CompressedDataSize in its header")
-            if _numbers(header, "CompressedDataSize", 1, whole=True)[0] != present:
-                raise VolumeError(f"declares {header['CompressedDataSize']} compressed bytes, but holds {present}")
-            _refuse_size(declared, present * DEFLATE_RATIO, max_bytes)
-            checksum = _check_deflated(file, declared)
-        else:
-            _refuse_size(declared, present, max_bytes)
-            if present != declared:
-                raise VolumeError(f"holds {present - declared} bytes more than its header declares")
-            checksum = zlib.crc32(file.read())
-    try:
-        image = sitk.ReadImage(str(path), imageIO="MetaImageIO")
-    except RuntimeError as error:
-        raise VolumeError(f"cannot be read ({one_line(error)})") from error
-    array = sitk.GetArrayFromImage(image)
-    order = ">" if any(_flag(header, key, default=False) for key in _BYTE_ORDERS) else "<"
-    if array.T.shape != tuple(shape) or zlib.crc32(array.astype(order + META_TYPES[kind]).tobytes()) != checksum:
-        raise VolumeError("is read by ITK as something else than it holds")
-    affine = _ras_affine(image)
-    _check_affine(affine)
-    return Volume(array.T, affine, image.GetSpacing())
-
-
-def _ras_affine(image: Any) -> NDArray[np.float64]:
-    """The affine of a SimpleITK image or reader, from LPS to RAS."""
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return LPS_TO_RAS @ affine
-
-
-def _meta_header(file: io.BufferedReader) -> dict[str, str]:
-    """The header's fields; leaves ``file`` at the first voxel."""
-    header: dict[str, str] = {}
-    while "ElementDataFile" not in header:
-        line = file.readline(MAX_HEADER_BYTES)
-        if not line.endswith(b"\n") or file.tell() > MAX_HEADER_BYTES:
-            raise VolumeError("has no complete MetaImage header")
-        try:
-            key, equals, value = line.decode("ascii").partition("=")
-        except UnicodeDecodeError:
-            raise VolumeError("has no MetaImage header") from None
-        key, value = key.strip(), value.strip()
-        if not equals or not key:
-            raise VolumeError(f"has a header line that is not 'key = value': {line[:60]!r}")
-        if key in header:
-            raise VolumeError(f"has {key} twice in its header")
-        header[key] = value
-    needed = ("ObjectType", "NDims", "DimSize", "ElementType", "ElementSpacing", "Offset", "TransformMatrix")
-    missing = [key for key in needed if key not in header]
-    if missing:
-        raise VolumeError(f"has no {', '.join(missing)} in its header")
-    for key, allowed in (
-        ("ObjectType", ("Image",)),
-        ("NDims", ("3",)),
-        ("ElementNumberOfChannels", ("1",)),
-        ("ElementDataFile", ("LOCAL", "Local", "local")),
-        ("HeaderSize", ("0",)),
-    ):
-        if header.get(key, allowed[0]) not in allowed:
-            raise VolumeError(f"has {key} = {header[key][:60]} in its header; only {allowed[0]} is supported")
-    if not _flag(header, "BinaryData", default=False):
-        raise VolumeError("stores its voxels as text (BinaryData is not True)")
-    orders = [key for key in _BYTE_ORDERS if key in header]
-    if len({_flag(header, key, default=False) for key in orders}) > 1:
-        raise VolumeError(f"contradicts itself in {' and '.join(orders)}")
-    if min(_numbers(header, "ElementSpacing", 3)) <= 0:
-        raise VolumeError(f"has ElementSpacing {header['ElementSpacing']}")
-    _numbers(header, "Offset", 3)
-    _numbers(header, "TransformMatrix", 9)
-    for key in ("Position", "Origin", "Rotation", "Orientation"):
-        if key in header:
-            raise VolumeError(f"has {key} beside Offset and TransformMatrix in its header")
-    return header
-
-
-def _numbers(header: dict[str, str], key: str, count: int, whole: bool = False) -> list[float]:
-    try:
-        values = [int(word) if whole else float(word) for word in header[key].split()]
-    except ValueError:
-        values = []
-    if len(values) != count or not all(math.isfinite(value) for value in values):
-        raise VolumeError(f"has {key} = {header[key][:60]} in its header, not {count} number{'s'[: count > 1]}")
-    return values
-
-
-def _flag(header: dict[str, str], key: str, default: bool) -> bool:
-    text = header.get(key, str(default))
-    if text not in ("True", "False"):
-        raise VolumeError(f"has {key} = {text[:60]} in its header, not True or False")
-    return text == "True"
-
-
-def _refuse_size(declared: int, possible: int, max_bytes: int) -> None:
-    if declared > possible:
-        raise VolumeError(f"is truncated: its header declares {declared} bytes of voxels, at most {possible} are there")
-    if declared > max_bytes:
-        raise VolumeError(f"declares {declared} bytes of voxels; at most {max_bytes} are read")
-
-
-def _check_deflated(file: io.BufferedReader, declared: int) -> int:
-    """Decompress to the end, keeping nothing: the right length, the right checksum and nothing behind it.
-
-    Returns:
-        The CRC-32 of the decompressed bytes.
-    """
-    stream, length, checksum = zlib.decompressobj(), 0, 0
-    try:
-        while chunk := file.read(1 << 20):
-            while chunk and not stream.eof:
-                voxels = stream.decompress(chunk, 1 << 20)
-                length, checksum = length + len(voxels), zlib.crc32(voxels, checksum)
-                if length > declared:
-                    raise VolumeError("decompresses to more bytes than its header declares")
-                chunk = stream.unconsumed_tail
-            if stream.unused_data or (stream.eof and file.peek(1)):
-                raise VolumeError("has bytes behind its compressed voxels")
-    except zlib.error as error:
-        raise VolumeError(f"has damaged compressed voxels ({error})") from error
-    if not stream.eof or length != declared:
-        raise VolumeError(f"is truncated: {length} of {declared} bytes of voxels are there")
-    return checksum
-
-
-def _read_nifti(path: Path, max_bytes: int) -> Volume:
-    import nibabel as nib
-    from monai.data.utils import correct_nifti_header_if_necessary
-
-    size = path.stat().st_size
-    packed = path.name.lower().endswith(".gz")
-    try:
-        with gzip.open(path) if packed else path.open("rb") as file:
-            start = file.read(540)
-            kind: type[Any] = nib.Nifti2Image if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-            header = kind.header_class.from_fileobj(io.BytesIO(start))
-            shape, dtype = header.get_data_shape(), header.get_data_dtype()
-            if header["magic"].item() not in (b"n+1", b"n+2"):
-                raise VolumeError("is not a single-file NIfTI")
-            if len(shape) not in (3, 4) or min(shape) < 1:
-                raise VolumeError(f"has dimensions {tuple(int(n) for n in shape)}, not 3 or 4")
-            if dtype.kind not in "iuf":
-                raise VolumeError(f"has voxels of type {dtype}")
-            if header.get_xyzt_units()[0] not in ("mm", "unknown"):
-                raise VolumeError(f"has lengths in {header.get_xyzt_units()[0]}, not mm")
-            if not header["qform_code"] > 0 and not header["sform_code"] > 0:
-                raise VolumeError("does not say where its voxels lie (qform and sform codes are 0)")
-            stated = kind.header_class.from_fileobj(io.BytesIO(start), check=False)["pixdim"][1:4]
-            if not (np.isfinite(stated) & (stated != 0)).all():  # nibabel takes 0 for 1 mm
-                raise VolumeError(f"has a voxel size of {_mm(stated)} in its header (pixdim)")
-            offset = float(header["vox_offset"])
-            if not (math.isfinite(offset) and len(start) <= size * DEFLATE_RATIO and 0 <= offset <= MAX_HEADER_BYTES):
-                raise VolumeError(f"has its voxels at offset {offset}")
-            declared = int(offset) + math.prod(int(n) for n in shape) * dtype.itemsize
-            _refuse_size(declared, size * DEFLATE_RATIO if packed else size, max_bytes)
-            data = start + file.read(declared + 1 - len(start))  # one byte more: reads on to gzip's checksum
-        if len(data) != declared:
-            wrong = "is truncated" if len(data) < declared else "is longer than its header declares"
-            raise VolumeError(f"{wrong}: {len(data)} of {declared} bytes")
-        # MONAI's reader takes the qform where the sform does not agree with the voxel size
-        image = correct_nifti_header_if_necessary(kind.from_bytes(data))
-        array, affine = np.asanyarray(image.dataobj), np.array(image.affine, dtype=np.float64)
-        spacing = tuple(float(size) for size in image.header["pixdim"][1:4])
-    except VolumeError:
-        raise
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise VolumeError(f"is damaged or truncated ({one_line(error)})") from error
-    except Exception as error:  # nibabel raises what it happens to meet
-        raise VolumeError(f"cannot be read as NIfTI ({one_line(error)})") from error
-    _check_affine(affine)
-    return Volume(array, affine, spacing)
-
-
-def _check_affine(affine: NDArray[np.float64]) -> None:
-    if not np.isfinite(affine).all():
-        raise VolumeError("has a position that is not finite")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if spacing.min() <= 0:
-        raise VolumeError(f"has a voxel size of {_mm(spacing)}")
-    axes = affine[:3, :3] / spacing
-    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
-        raise VolumeError("has axes that are not at right angles")
-
-
-def _mm(values: NDArray[np.float64]) -> str:
-    return " × ".join(f"{value:.4g}" for value in values) + " mm"
+def _mm(values: ArrayLike) -> str:
+    return " × ".join(f"{value:.4g}" for value in np.asarray(values)) + " mm"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import PathLike
-from monai.data import ImageReader, ITKReader, MetaTensor
+from monai.data import ImageReader, MetaTensor
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
@@ -26,8 +27,9 @@ from monai.utils import MetaKeys
 from numpy.typing import NDArray
 
 from ..data.checks import Limits, are_swapped, like_adc
-from ..geometry.brain import are_normalised
-from ..io.volumes import READING
+from ..geometry.brain import are_normalised, brain_of
+from ..io.images import metatensor_of
+from ..io.volumes import Volume, VolumeError, read_volume
 from ..runtime.errors import UserError
 
 __all__ = ["KeepNatived", "LoadMapsd", "ToNatived"]
@@ -37,11 +39,11 @@ logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR
 
 
 class LoadMaps(LoadImage):
-    """``monai.transforms.LoadImage`` that stacks files whose headers agree up to rounding.
+    """``monai.transforms.LoadImage`` with the checks of :func:`scripts.io.volumes.read_volume`.
 
     MONAI stacks files only if every number of their affines agrees to 1e-5 relative, zeros to 1e-8, so that a rounded
     direction cosine in one of two maps stops the run. Whether maps are on one grid is for
-    :func:`scripts.data.gate.require_usable` to say, in millimetres, before anything is loaded.
+    :func:`scripts.data.gate.require_usable` to decide, in millimetres, before anything is loaded.
     """
 
     def __call__(
@@ -49,34 +51,32 @@ class LoadMaps(LoadImage):
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, Any]]:
         """
         Args:
-            filename: one file, loaded as MONAI does; or several of equal shape; or an image in memory, which stays as
-                it is.
-            reader: see the parent class.
+            filename: one file; or several of equal shape; or an image in memory, which stays as it is.
+            reader: not used.
 
         Returns:
             The image; several files are stacked along a new first axis, with the first one's metadata.
 
         Raises:
-            RuntimeError: when a file cannot be read, or the shapes differ.
+            UserError: when a file cannot be read, or the shapes differ.
         """
-        if isinstance(filename, MetaTensor):
-            return filename
-        if isinstance(filename, (str, bytes)) or not isinstance(filename, Sequence) or len(filename) == 1:
-            return self._load(filename, reader)
-        images = [self._load(name, reader) for name in filename]
-        image = torch.stack([torch.as_tensor(one) for one in images])
-        assert isinstance(images[0], MetaTensor)
-        meta = {**images[0].meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0}
-        return MetaTensor(image, meta=meta)
+        image = filename
+        if not isinstance(filename, MetaTensor):
+            files = [str(filename)] if isinstance(filename, str | os.PathLike) else [str(file) for file in filename]
+            volumes = [self._read(file) for file in files]
+            if len({volume.array.shape for volume in volumes}) > 1:
+                raise UserError(f"{' and '.join(files)}: the volumes have different shapes.")
+            image = metatensor_of(volumes, files[0])
+        return image if self.image_only else (image, image.meta)  # type: ignore[return-value, union-attr]
 
-    def _load(self, filename: Any, reader: ImageReader | None) -> Any:
-        name = str(filename if isinstance(filename, PathLike) else filename[0])
-        if reader is None and name.lower().endswith(".mha") and not name.endswith(".mha"):
-            import itk
-
-            reader = ITKReader(imageio=itk.MetaImageIO.New())  # which ITK chooses by ".mha" alone
-        with READING:
-            return super().__call__(filename, reader)
+    @staticmethod
+    def _read(file: str) -> Volume:
+        try:
+            return read_volume(file)
+        except FileNotFoundError as error:
+            raise UserError(f"{file} is missing.") from error
+        except VolumeError as error:
+            raise UserError(f"{file} {error}.") from error
 
 
 class LoadMapsd(LoadImaged):
@@ -137,6 +137,8 @@ class LoadMapsd(LoadImaged):
         adc, zadc = maps.swapaxes(0, int(axis))
         if are_swapped(adc, zadc, self.limits):
             raise UserError(f"{name}: the channels are ZADC and ADC by their values; ADC must come first.")
+        if not are_normalised(adc, zadc):
+            zadc[~brain_of(adc)] = 0  # some tools write a marker such as -99 there
         return image
 
     def _with_missing(self, name: str, adc: NDArray[Any], image: MetaTensor) -> MetaTensor:
