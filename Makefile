@@ -35,7 +35,7 @@ help:
 	@echo "make test-all    both"
 	@echo "make test-monailabel   the bundle in a real MONAI Label server; an environment of several GB"
 	@echo "make test-tracking     runs in MLflow and Weights & Biases, which it installs"
-	@echo "make lint        ruff and mypy"
+	@echo "make lint        ruff, mypy and the words of the pages"
 	@echo "make bench       every part against its stock counterpart; an hour or more, alone on the machine"
 	@echo "make bench-peers nnU-Net on the same cases for the same time: NNUNET=PYTHON DATASET_DIR=DIR [MINUTES=30]"
 	@echo "make docs        the documentation, under dist/docs; readable without a network"
