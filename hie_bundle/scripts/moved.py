@@ -15,7 +15,7 @@ from typing import Any
 MOVED = {
     "baselines": ("evaluation.baselines",),
     "bonbid": ("data", "io.volumes", "geometry.brain", "runtime.errors", "runtime.redaction"),
-    "boosting": ("evaluation.boosting",),
+    "boosting": ("evaluation.baselines",),
     "calibration": ("evaluation.calibration",),
     "components": ("geometry.components",),
     "curves": ("io.curves",),
@@ -46,7 +46,7 @@ MOVED = {
     "statistics": ("evaluation.statistics",),
     "surfaces": ("geometry.surfaces",),
     "tracking": ("training.tracking",),
-    "voxelwise": ("inference.voxelwise",),
+    "voxelwise": ("inference.voxelwise", "transforms.voxel_features"),
     "weights": ("io.weights",),
 }
 RENAMED = {
@@ -54,6 +54,7 @@ RENAMED = {
     "contact_sheet": ("report.cohort_figures", "contact_sheet"),
     "cohort_stats": ("report.cohort_figures", "cohort_stats"),
     "CaseEvaluation": ("report.case_evaluation", "CaseEvaluation"),
+    "VoxelRegression": ("evaluation.baselines", "Baselines"),
     "bare": ("runtime.distributed", "unwrap_ddp"),
     "require_usable": ("data.gate", "require_usable_on_all_ranks"),
 }

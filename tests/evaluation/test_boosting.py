@@ -14,10 +14,10 @@ from monai.bundle import ConfigWorkflow
 from test_baselines import SHAPE, SPACING, _maps, items  # noqa: F401 -- a fixture
 
 from scripts.evaluation import metrics
-from scripts.evaluation.boosting import fit
-from scripts.inference.voxelwise import MINIMA_MM, SCALES_MM, features
+from scripts.evaluation.baselines import fit_boosting as fit
 from scripts.io.volumes import Volume
 from scripts.runtime.errors import UserError
+from scripts.transforms.voxel_features import MINIMA_MM, SCALES_MM, features
 
 AFFINE = np.diag([*SPACING, 1])
 

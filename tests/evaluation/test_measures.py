@@ -16,16 +16,8 @@ from test_study import _write_run
 
 from scripts import report
 from scripts.evaluation import metrics
-from scripts.evaluation.measures import (
-    DIRECTIONS,
-    FAMILIES,
-    GROUPS,
-    MEASURES,
-    Measure,
-    column,
-    measured_by,
-    register,
-)
+from scripts.evaluation.measure import DIRECTIONS, FAMILIES, GROUPS, MEASURES, Measure, measured_by, register
+from scripts.evaluation.measures import column
 from scripts.report.columns import grouped
 from scripts.study.results import collect
 from scripts.study.study_tables import markdown

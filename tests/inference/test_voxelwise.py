@@ -21,10 +21,11 @@ from scripts.data.checks import Limits
 from scripts.data.training_voxels import draw_training_voxels
 from scripts.evaluation import metrics
 from scripts.inference.segmenter import Segmenter
-from scripts.inference.voxelwise import AddVoxelwised, VoxelNetwork, VoxelwiseFit, features
+from scripts.inference.voxelwise import AddVoxelwised, VoxelNetwork, VoxelwiseFit
 from scripts.io.volumes import Volume
 from scripts.io.weights import read_part, save_weights, write_bare
 from scripts.runtime.errors import UserError
+from scripts.transforms.voxel_features import features
 
 AFFINE = np.diag([*SPACING, 1])
 

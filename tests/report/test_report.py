@@ -146,6 +146,7 @@ def test_limits_of_agreement() -> None:
 
 def test_comparison_table_shows_network_and_baseline() -> None:
     lines = report.comparison_table(ROWS).splitlines()
+    assert lines[0].split()[3:8] == ["prediction", "the", "challenge’s", "threshold", "(mean"]
     assert lines[1].split() == ["empty", "1", "1.000", "0.000"]
     assert lines[-1].split() == ["all", "3", "0.500", "0.167"]  # too few for intervals
     (line,) = [line for line in report.comparison_table(many_rows(20)).splitlines() if line.startswith("all")]

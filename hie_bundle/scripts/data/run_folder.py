@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 TRAINING = "training"
 RECORD, STATE, LOCK = "run.json", "resume_state.pt", ".lock"
-FIT = "regression.json"  # evaluations use each other's, as long as it is of the same cases
+FIT = "baselines.json"  # evaluations use each other's, as long as it is of the same cases
 # what a run may go on with otherwise: where things are, how fast they go, how long it trains
 MAY_DIFFER = re.compile(
     r"(\w+_(dir|path|root)|anonymise_ids|device|progress|verbose|resume|overwrite|cache_rate|num_workers|cudnn_benchmark|epochs|steps"

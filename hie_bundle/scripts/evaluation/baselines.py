@@ -1,6 +1,7 @@
-"""A baseline that needs no deep network: a voxelwise logistic regression on ADC and ZADC, fitted on the training split.
+"""Methods without a deep network that a prediction has to beat: thresholds on Z, logistic regression, boosting.
 
-In the 2023 challenge such a regression on ZADC alone reached Dice 0.56, above most networks.
+A network that does not beat the best of them is not worth its training. In the 2023 challenge a voxelwise regression on
+ZADC alone reached Dice 0.56, above most networks; the challenge's own baseline, ``ZADC < -2``, is easy to beat.
 """
 
 from __future__ import annotations
@@ -8,156 +9,316 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from monai.data import MetaTensor
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
 from ..data.checks import Limits, item_files
 from ..data.listfiles import as_native
-from ..data.training_voxels import draw_training_voxels
+from ..data.training_voxels import draw_training_voxels, read_maps
 from ..geometry.brain import brain_of
 from ..io.files import write_atomically
 from ..io.volumes import Volume, VolumeError
+from ..runtime.errors import UserError
+from ..transforms.masks import SaveMaskd
+from ..transforms.voxel_features import features, local_means
 from .metrics import dice
 
-__all__ = ["Regression", "VoxelRegression", "features"]
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+__all__ = ["Baselines", "Boosting", "FittedBaselines", "fit_boosting", "local_features", "segment_split"]
 
 logger = logging.getLogger(__name__)
 
-THRESHOLDS = np.arange(1, 20) / 20
+PROBABILITIES = np.arange(1, 20) / 20
+Z_THRESHOLDS = np.arange(-60, -4) / 10
+SMOOTHING_MM = 2.0
+UNTUNED_SMOOTHED = -2.0  # threshold of the smoothed map where no training split chooses it
+ALL_VOXELS = 1 << 62
 Floats = NDArray[np.float64]
 
 
-def features(adc: NDArray[Any], zadc: NDArray[Any], spacing_mm: Sequence[float], smoothing_mm: float) -> Floats:
-    """What the regression sees of each voxel of the brain: ADC (1e-3 mm²/s), ZADC, and both smoothed.
+def local_features(adc: NDArray[Any], zadc: NDArray[Any], spacing_mm: Sequence[float]) -> Floats:
+    """ADC (1e-3 mm²/s) and ZADC of each voxel of the brain, and their Gaussian means within it (2 mm).
 
     Args:
-        adc: (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
-        zadc: of the same shape.
+        adc: shape (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
+        zadc: same shape.
         spacing_mm: voxel size along each axis.
-        smoothing_mm: standard deviation of the Gaussian. Only the brain counts: its border is no dark rim.
 
     Returns:
-        (voxels of the brain, 4).
+        Shape (voxels of the brain, 4).
     """
     brain = brain_of(adc)
-    sigma = [smoothing_mm / step for step in spacing_mm]
-    weight = gaussian_filter(brain.astype(np.float32), sigma, mode="constant")[brain]
-    maps = [np.where(brain, values, 0).astype(np.float32) for values in (adc / 1000, zadc)]
-    smooth = [gaussian_filter(values, sigma, mode="constant")[brain] / weight for values in maps]
-    return np.stack([*(values[brain] for values in maps), *smooth], axis=1).astype(np.float64)
+    maps = np.where(brain, np.stack([adc / 1000, zadc]), 0).astype(np.float32)
+    means = local_means(maps, brain, spacing_mm, SMOOTHING_MM)
+    return np.concatenate([maps[:, brain], means]).T.astype(np.float64)
 
 
 @dataclass(frozen=True)
-class Regression:
-    """A fitted regression.
+class FittedBaselines:
+    """Fitted baselines.
 
     Attributes:
-        weights: of the four :func:`features`.
-        intercept: added to them.
-        threshold: a voxel is lesion where the probability is above it; the best mean Dice of the training's voxels.
-        smoothing_mm: see :func:`features`.
-        cases: ids of those that it was fitted on.
+        cases: ids of the training cases; empty without a usable training split.
+        problem: why there is no usable training split; empty if there is one.
+        threshold: of ZADC, with the best mean Dice of the training cases; None without any.
+        smoothed: of ZADC smoothed by 2 mm within the brain; -2 without training cases.
+        weights: of the four :func:`local_features` in the logistic regression; None without training cases.
+        intercept: of the regression.
+        probability: operating point of the regression.
+        challenge: threshold of the challenge's baseline.
     """
 
-    weights: list[float]
-    intercept: float
-    threshold: float
-    smoothing_mm: float
     cases: list[str]
+    problem: str = ""
+    threshold: float | None = None
+    smoothed: float = UNTUNED_SMOOTHED
+    weights: list[float] | None = None
+    intercept: float = 0.0
+    probability: float = 0.5
+    challenge: float = -2.0
 
-    def predict(self, adc: NDArray[Any], zadc: NDArray[Any], spacing_mm: Sequence[float]) -> NDArray[np.bool_]:
-        """The mask, (X, Y, Z)."""
-        mask = brain_of(adc)
-        given = features(adc, zadc, spacing_mm, self.smoothing_mm)
-        mask[mask] = expit(given @ self.weights + self.intercept) > self.threshold
-        return mask
+    def masks(self, adc: NDArray[Any], zadc: NDArray[Any], spacing_mm: Sequence[float]) -> dict[str, NDArray[np.bool_]]:
+        """Masks of a case, (X, Y, Z), by the column of their Dice."""
+        brain = brain_of(adc)
+        given = local_features(adc, zadc, spacing_mm)
+        found = {"baseline_dice": zadc[brain] < self.challenge}
+        if self.threshold is not None:
+            found["threshold_dice"] = zadc[brain] < self.threshold
+        found["smoothed_dice"] = given[:, 3] < self.smoothed
+        if self.weights is not None:
+            found["regression_dice"] = expit(given @ self.weights + self.intercept) > self.probability
+        masks = {}
+        for name, lesion in found.items():
+            masks[name] = np.zeros(brain.shape, bool)
+            masks[name][brain] = lesion
+        return masks
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Short names by column, with the thresholds."""
+        return {
+            "baseline_dice": f"Z < {self.challenge:g}",
+            "threshold_dice": f"Z < {self.threshold:g} (tuned)" if self.threshold is not None else "",
+            "smoothed_dice": f"Z, 2 mm < {self.smoothed:g}" + (" (tuned)" if self.cases else ""),
+            "regression_dice": "regression",
+        }
+
+    def describe(self) -> str:
+        """What was fitted on what, in a sentence."""
+        if not self.cases:
+            return f"not fitted ({self.problem}); Z smoothed by 2 mm is thresholded at {self.smoothed:g}"
+        return (
+            f"fitted on {len(self.cases)} training cases: Z < {self.threshold:g}, Z smoothed by 2 mm < "
+            f"{self.smoothed:g}, regression above {self.probability:.2f}"
+        )
 
 
-class VoxelRegression:
-    """Fits the regression, once for a training split and its files.
+class Baselines:
+    """Fit the baselines once for a training split and its files.
 
     Args:
-        items: of the training split; of prepared cases the files that they were made from are taken.
-        file: JSON file that keeps what was fitted; taken again while the training's files and the options are the same.
+        items: labelled training cases; of prepared cases the files that they were made from are read.
+        file: JSON file that keeps the fit, which is reused while files and options are the same; None keeps nothing.
         limits: of the sizes of files; the defaults if None.
-        smoothing_mm: see :func:`features`.
-        voxels: how many of each case's brain are drawn.
+        challenge: threshold of the challenge's baseline: lesion is where ZADC is lower.
+        voxels: number of voxels that are drawn from each brain for the regression; thresholds see all of them.
         seed: of the draw.
     """
 
     def __init__(
         self,
-        items: Sequence[Mapping[str, Any]],
-        file: str | Path,
+        items: Sequence[Mapping[str, Any]] = (),
+        file: str | Path | None = None,
         limits: Limits | None = None,
-        smoothing_mm: float = 2.0,
+        challenge: float = -2.0,
         voxels: int = 5000,
         seed: int = 0,
     ) -> None:
         self.items = [as_native(item) for item in items]
-        self.file = Path(file)
+        self.file = None if file is None else Path(file)
         self.limits = limits or Limits()
-        self.smoothing_mm = smoothing_mm
+        self.challenge = challenge
         self.voxels = voxels
         self.seed = seed
 
-    def fitted(self) -> tuple[Regression | None, str]:
-        """The regression, and a sentence on it; without a usable training split None, and why."""
+    def fitted(self) -> FittedBaselines:
+        """The fitted baselines; without a usable training split those that need none."""
         if not self.items:
-            return None, "none: there is no training split to fit it on"
+            return FittedBaselines([], "there is no training split", challenge=self.challenge)
         try:
             key = self._key()
-            model = self._remembered(key) or self._fit(key)
+            return self._kept(key) or self._fit(key)
         except (VolumeError, OSError, ValueError) as error:
-            logger.warning("No voxelwise regression to compare with: %s", error)
-            return None, f"none: {error}"
-        return model, f"fitted on {len(model.cases)} training cases, threshold {model.threshold:.2f}"
+            logger.warning("The baselines cannot be fitted: %s", error)
+            return FittedBaselines([], str(error), challenge=self.challenge)
 
     def _key(self) -> str:
-        """Changes with the files, and with how they are used."""
+        """Hash of the files and options."""
         files = [Path(file) for item in self.items for file in item_files(item).values()]
         stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        options = (self.smoothing_mm, self.voxels, self.seed)
+        options = (self.challenge, self.voxels, self.seed)
         return hashlib.sha256(json.dumps([stamps, options]).encode()).hexdigest()
 
-    def _remembered(self, key: str) -> Regression | None:
+    def _kept(self, key: str) -> FittedBaselines | None:
         try:
-            kept = json.loads(self.file.read_text())
-            return Regression(**kept["regression"]) if kept["key"] == key else None
+            kept = json.loads(self.file.read_text()) if self.file else {}
+            return FittedBaselines(**kept["baselines"]) if kept["key"] == key else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _fit(self, key: str) -> Regression:
+    def _fit(self, key: str) -> FittedBaselines:
         from sklearn.linear_model import LogisticRegression
         from sklearn.preprocessing import StandardScaler
 
-        given, lesion = zip(
-            *draw_training_voxels(self.items, self.limits, self._describe, self.voxels, self.seed), strict=True
-        )
-        truth = np.concatenate(lesion)
-        if truth.all() or not truth.any():
-            raise ValueError("the training split has no lesion and healthy brain to tell apart")
-        scaler = StandardScaler().fit(np.concatenate(given))
-        model = LogisticRegression(max_iter=500).fit(scaler.transform(np.concatenate(given)), truth)
+        drawn, curves = [], []
+
+        def described(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
+            return local_features(adc, zadc, tuple(grid.spacing_mm))
+
+        # in random order, so that the first ones are a draw
+        for case, truth in draw_training_voxels(self.items, self.limits, described, ALL_VOXELS, self.seed):
+            curves.append([_dice_by_threshold(case[:, column], truth) for column in (1, 3)])
+            drawn.append((case[: self.voxels].copy(), truth[: self.voxels].copy()))
+        given, truth = _together(drawn)
+        scaler = StandardScaler().fit(given)
+        model = LogisticRegression(max_iter=500).fit(scaler.transform(given), truth)
         weights = model.coef_[0] / scaler.scale_
         intercept = float(model.intercept_[0] - weights @ scaler.mean_)
-        chance = [expit(one @ weights + intercept) for one in given]
-        scores = [
-            np.mean([dice(p > threshold, t) for p, t in zip(chance, lesion, strict=True)]) for threshold in THRESHOLDS
-        ]
-        fitted = Regression(
-            [float(weight) for weight in weights], intercept, float(THRESHOLDS[int(np.argmax(scores))]),
-            self.smoothing_mm, [str(item["case"]) for item in self.items],
-        )  # fmt: skip
-        write_atomically(self.file, json.dumps({"key": key, "regression": asdict(fitted)}, indent=1) + "\n")
+        raw, smoothed = np.mean(curves, axis=0).argmax(axis=1)
+        fitted = FittedBaselines(
+            cases=[str(item["case"]) for item in self.items],
+            threshold=float(Z_THRESHOLDS[raw]),
+            smoothed=float(Z_THRESHOLDS[smoothed]),
+            weights=[float(weight) for weight in weights],
+            intercept=intercept,
+            probability=_operating_point((expit(one @ weights + intercept), lesion) for one, lesion in drawn),
+            challenge=self.challenge,
+        )
+        if self.file:
+            write_atomically(self.file, json.dumps({"key": key, "baselines": asdict(fitted)}, indent=1) + "\n")
         return fitted
 
-    def _describe(self, adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
-        return features(adc, zadc, tuple(grid.spacing_mm), self.smoothing_mm)
+
+@dataclass(frozen=True)
+class Boosting:
+    """Gradient boosting on :func:`.features` of single voxels.
+
+    Attributes:
+        model: scikit-learn's.
+        threshold: a voxel is lesion where the probability is above it.
+    """
+
+    model: HistGradientBoostingClassifier
+    threshold: float
+
+    def predict(self, adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> NDArray[np.bool_]:
+        """The mask, (X, Y, Z)."""
+        mask = brain_of(adc)
+        mask[mask] = self.model.predict_proba(features(adc, zadc, grid))[:, 1] > self.threshold
+        return mask
+
+
+def fit_boosting(
+    items: Sequence[Mapping[str, Any]],
+    limits: Limits | None = None,
+    voxels: int = 5000,
+    trees: int = 150,
+    folds: int = 3,
+    seed: int = 0,
+) -> Boosting:
+    """Fit gradient boosting on labelled cases, with the operating point chosen by cross-validation.
+
+    Args:
+        items: of the training split; of prepared cases the files that they were made from are read.
+        limits: of the sizes of files; the defaults if None.
+        voxels: number of voxels that are drawn from each brain.
+        trees: number of trees.
+        folds: of the cross-validation, by case.
+        seed: of the draw and of the model.
+
+    Raises:
+        UserError: when there are fewer cases than folds, an unusable case, or no lesion in any.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+
+    if len(items) < folds:
+        raise UserError(
+            f"Boosting needs at least {folds} training cases to choose its threshold; here are {len(items)}."
+        )
+    try:
+        drawn = list(draw_training_voxels(items, limits or Limits(), features, voxels, seed))
+        given, truth = _together(drawn)
+    except (VolumeError, OSError, ValueError) as error:
+        raise UserError(f"Boosting cannot be fitted: {error}") from error
+    model = HistGradientBoostingClassifier(max_iter=trees, early_stopping=False, random_state=seed)
+    cases = np.repeat(np.arange(len(drawn)), [len(lesion) for _, lesion in drawn])
+    held_out = cross_val_predict(
+        model, given, truth, groups=cases, cv=GroupKFold(folds), method="predict_proba"
+    )[:, 1]  # fmt: skip
+    threshold = _operating_point((held_out[cases == n], lesion) for n, (_, lesion) in enumerate(drawn))
+    logger.info("Boosting: threshold %.2f, chosen by cross-validation", threshold)
+    return Boosting(model.fit(given, truth), threshold)
+
+
+def segment_split(
+    training: Sequence[Mapping[str, Any]],
+    items: Sequence[Mapping[str, Any]],
+    output_dir: str | Path,
+    limits: Limits | None = None,
+) -> None:
+    """Fit boosting on one split and write the masks of another, as ``<case>_lesion.nii.gz``.
+
+    Args:
+        training: see :func:`fit_boosting`.
+        items: cases to segment; of prepared cases the files that they were made from are read.
+        output_dir: folder for the masks.
+        limits: of the sizes of files; the defaults if None.
+
+    Raises:
+        UserError: see :func:`fit_boosting`; and when a case has no Z map.
+    """
+    limits = limits or Limits()
+    fitted = fit_boosting(training, limits)
+    save = SaveMaskd("mask", output_dir, print_log=False)
+    for item in map(as_native, items):
+        (adc, zadc), grid = read_maps(item, limits)
+        if np.isnan(zadc).all():
+            raise UserError(f"{item['case']} has no ZADC map, which boosting needs.")
+        mask = torch.as_tensor(fitted.predict(adc, zadc, grid)[None])
+        save({"case": item["case"], "mask": MetaTensor(mask, affine=torch.as_tensor(grid.affine))})
+
+
+def _together(drawn: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Features and truth of all cases.
+
+    Raises:
+        ValueError: when there are not both lesion and healthy brain.
+    """
+    truth = np.concatenate([lesion for _, lesion in drawn])
+    if truth.all() or not truth.any():
+        raise ValueError("the training split has no lesion and healthy brain to tell apart")
+    return np.concatenate([given for given, _ in drawn]), truth
+
+
+def _operating_point(cases: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]) -> float:
+    """The probability with the best mean Dice over the cases, each its probabilities and its truth."""
+    curves = [[dice(given > cut, lesion) for cut in PROBABILITIES] for given, lesion in cases]
+    return float(PROBABILITIES[int(np.mean(curves, axis=0).argmax())])
+
+
+def _dice_by_threshold(z: Floats, truth: NDArray[np.bool_]) -> Floats:
+    """Dice of ``z < threshold`` at each of the Z thresholds."""
+    below, common = (np.searchsorted(np.sort(values), Z_THRESHOLDS) for values in (z, z[truth]))
+    size = below + truth.sum()
+    return np.where(size > 0, 2 * common / np.maximum(size, 1), 1.0)

@@ -163,13 +163,25 @@ register(
         "", "zero", 2, compared=False,
     ),
     Measure(
-        "baseline_dice", "Dice of the ZADC threshold",
-        "Dice of the challenge's baseline, which calls lesion what lies below a threshold in ZADC.",
+        "baseline_dice", "Dice of the challenge’s threshold",
+        "Dice of the challenge's baseline: lesion is where ZADC is below a fixed threshold (−2).",
+        better="higher", group="baseline", in_cases=True, compared=False,
+    ),
+    Measure(
+        "threshold_dice", "Dice of the tuned threshold",
+        "Dice of the threshold on ZADC that has the best mean Dice on the training cases.",
+        better="higher", group="baseline", compared=False,
+    ),
+    Measure(
+        "smoothed_dice", "Dice of the smoothed threshold",
+        "Dice of a threshold on ZADC smoothed within the brain (Gaussian, standard deviation 2 mm): the best one on "
+        "the training cases, −2 without any.",
         better="higher", group="baseline", in_cases=True, compared=False,
     ),
     Measure(
         "regression_dice", "Dice of the voxelwise regression",
-        "Dice of a logistic regression on ADC and ZADC of a voxel and its surroundings, fitted on the training split.",
+        "Dice of a logistic regression on ADC and ZADC of a voxel, raw and smoothed by 2 mm, fitted on the training "
+        "cases.",
         better="higher", group="baseline", in_cases=True, compared=False,
     ),
 )  # fmt: skip

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from ignite.engine import Engine, Events
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import nn
 
 from ..data.checks import Limits
@@ -31,68 +29,13 @@ from ..io.volumes import Volume
 from ..io.weights import as_paths, read_part
 from ..runtime.distributed import is_first
 from ..runtime.errors import UserError
-from ..transforms.symmetry import mid_sagittal_plane, mirrored
+from ..transforms.voxel_features import NUMBER, features
 
-__all__ = ["AddVoxelwised", "VoxelNetwork", "VoxelwiseFit", "features"]
+__all__ = ["AddVoxelwised", "VoxelNetwork", "VoxelwiseFit"]
 
 logger = logging.getLogger(__name__)
 
-SCALES_MM = (1.0, 2.0, 4.0, 8.0)  # standard deviations of the Gaussians
-MINIMA_MM = (3.0, 6.0)  # sides of the boxes
-QUANTILES = (0.05, 0.25, 0.5, 0.75)
-NUMBER = 33  # of features
 Floats = NDArray[np.float32]
-
-
-def features(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
-    """What is said of each voxel of the brain.
-
-    Both maps, themselves, smoothed at four scales and as the lowest value nearby; how the smoothed ones differ from
-    their mirror image; where the voxel lies in the brain and how deep; and quantiles of the case's own maps.
-
-    Args:
-        adc: (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
-        zadc: of the same shape.
-        grid: where they lie.
-
-    Returns:
-        Shape (voxels of the brain, 33).
-
-    Raises:
-        ValueError: when there is no brain.
-    """
-    spacing = np.asarray(grid.spacing_mm)
-    boxes = ndimage.find_objects(brain_of(adc).astype(np.uint8))  # most of a volume is background
-    if not boxes:
-        raise ValueError("there is no brain in the map: no voxel is above 0.")
-    adc, zadc = (np.pad(values[boxes[0]], 4) for values in (adc, zadc))
-    brain = brain_of(adc)
-    maps = [np.where(brain, values, 0).astype(np.float32) for values in (adc / 1000, zadc)]
-    plane = mid_sagittal_plane(adc, grid.affine)
-    stacked = torch.as_tensor(np.stack([brain.astype(np.float32), *maps]))
-    other_side = mirrored(stacked, spacing, plane).numpy()
-    found = [values[brain] for values in maps]
-    for scale in SCALES_MM:
-        smooth = partial(ndimage.gaussian_filter, sigma=scale / spacing, mode="constant")
-        weight, seen = smooth(stacked[0].numpy())[brain], smooth(other_side[0])[brain]
-        for own, mirror in zip(maps, other_side[1:], strict=True):
-            value = smooth(own)[brain] / weight  # only the brain counts: its border is no dark rim
-            found.append(value)
-            if scale > SCALES_MM[0]:
-                found.append(np.where(seen > 0.25, value - smooth(mirror)[brain] / np.maximum(seen, 1e-3), 0))
-    for side in MINIMA_MM:
-        size = np.maximum(1, np.round(side / spacing)).astype(int)
-        for own in maps:
-            outside_high = np.where(brain, own, np.inf)
-            found.append(ndimage.minimum_filter(outside_high, size=size, mode="constant", cval=np.inf)[brain])
-    points = np.argwhere(brain) * spacing
-    point, normal = plane
-    extent = np.maximum(np.ptp(points, axis=0), 1)
-    found += [np.abs((points - point) @ normal), *((points - points.mean(axis=0)) / extent).T]
-    found.append(ndimage.distance_transform_edt(brain, sampling=spacing)[brain])
-    for own in maps:
-        found += [np.full(len(points), value) for value in np.quantile(own[brain], QUANTILES)]
-    return np.stack(found, axis=1).astype(np.float32)
 
 
 class VoxelNetwork(nn.Module):

@@ -16,7 +16,7 @@ from monai.engines import SupervisedEvaluator
 
 from .. import data, report
 from ..evaluation import metrics
-from ..evaluation.baselines import Regression, VoxelRegression
+from ..evaluation.baselines import Baselines, FittedBaselines
 from ..evaluation.calibration import CaseProbabilities, read_threshold, write_thresholds
 from ..geometry.brain import brain_of
 from ..geometry.slices import upright
@@ -57,8 +57,7 @@ class CaseEvaluation:
         tolerance_mm: tolerance of the normalised surface Dice.
         lesion_overlap: share of a lesion that must be met for it to count as detected, see
             :func:`scripts.evaluation.metrics.lesion_metrics`.
-        baseline_threshold: the challenge's baseline calls lesion what is below this in ZADC.
-        regression: the other baseline, fitted on the training split; None leaves it out.
+        baselines: methods without a deep network; None takes those that need no training split.
         threshold_from: the ``thresholds.json`` of an evaluation of other cases: what its best threshold gives here.
         overlays: whether to draw a picture of each case to ``overlays/<case>.png``, and its slices in the report.
         adc_window: ADC shown as black and as white.
@@ -76,8 +75,7 @@ class CaseEvaluation:
         checkpoints: str | Sequence[str] = (),
         tolerance_mm: float = 2.0,
         lesion_overlap: float = 0.0,
-        baseline_threshold: float = -2.0,
-        regression: VoxelRegression | None = None,
+        baselines: Baselines | None = None,
         threshold_from: str | None = None,
         overlays: bool = True,
         adc_window: Sequence[float] = (0, 2500),
@@ -88,9 +86,8 @@ class CaseEvaluation:
         self.checkpoints = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
         self.tolerance_mm = tolerance_mm
         self.lesion_overlap = lesion_overlap
-        self.baseline_threshold = baseline_threshold
-        self.regression = regression
-        self.fitted: Regression | None = None
+        self.baselines = baselines or Baselines()
+        self.fitted: FittedBaselines | None = None
         self.threshold_from = threshold_from
         self.chosen: float | None = None
         self.overlays = overlays
@@ -133,9 +130,15 @@ class CaseEvaluation:
             self.chosen = read_threshold(self.threshold_from)
             where = seen_from(self.threshold_from, self.output_dir)
             self.info = {**self.info, "threshold_from": f"{where}: {self.chosen:.2f}"}
-        if self.regression is not None:  # by one process for all
-            self.fitted, told = from_first(self.regression.fitted() if is_first() else (None, ""))
-            self.info = {**self.info, "regression": told}
+        self.fitted = from_first(self.baselines.fitted() if is_first() else None)  # by one process for all
+        self.info = {**self.info, "baselines": self._fitted.describe()}
+
+    @property
+    def _fitted(self) -> FittedBaselines:
+        """Fitted when the evaluation starts, or with the first case of one that is fed by hand."""
+        if self.fitted is None:
+            self.fitted = self.baselines.fitted()
+        return self.fitted
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
         for inputs, outputs in zip(engine.state.batch, engine.state.output, strict=True):
@@ -149,27 +152,25 @@ class CaseEvaluation:
 
     def measure(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """The row of one case."""
-        masks = {}
+        compared = {}
         if "native_image" in item:
-            masks["native"] = (*(_mask(item[f"native_{n}"]) for n in ("pred", "label")), item["native_label"])
+            compared["native"] = (*(_mask(item[f"native_{n}"]) for n in ("pred", "label")), item["native_label"])
         if "pred" in item:
-            masks["resampled"] = (_mask(item["pred"]), _mask(item["label"]), item["label"])
-        grids = {grid: (pred, truth, spacing_of(on)) for grid, (pred, truth, on) in masks.items()}
+            compared["resampled"] = (_mask(item["pred"]), _mask(item["label"]), item["label"])
+        grids = {grid: (pred, truth, spacing_of(on)) for grid, (pred, truth, on) in compared.items()}
         row = {"case": item["case"], "size_class": data.size_class(None)}
         if "native" in grids:
             row |= _brain_and_lesion(item, *grids["native"])
         row |= _volumes(*next(iter(grids.values())))
-        for grid, compared in grids.items():
-            measured = metrics.case_metrics(*compared, self.tolerance_mm, self.lesion_overlap, grid)
+        for grid, masks_on in grids.items():
+            measured = metrics.case_metrics(*masks_on, self.tolerance_mm, self.lesion_overlap, grid)
             row |= {f"{grid}_{name}": value for name, value in measured.items()}
         if "native" in grids:
             adc, zadc = item["native_image"].cpu().numpy()
             truth = grids["native"][1]
-            simple = {"baseline_dice": brain_of(adc) & (zadc < self.baseline_threshold)}
-            if self.fitted is not None:
-                simple["regression_dice"] = self.fitted.predict(adc, zadc, grids["native"][2])
             alone = np.isnan(zadc).all()  # no ZADC map: nothing to compare with
-            row |= {name: math.nan if alone else metrics.dice(mask, truth) for name, mask in simple.items()}
+            masks = self._fitted.masks(adc, zadc, grids["native"][2])
+            row |= {name: math.nan if alone else metrics.dice(mask, truth) for name, mask in masks.items()}
             if "native_probability" in item:
                 row |= self._probabilities(item["native_probability"].cpu().numpy()[0], truth, brain_of(adc))
             for number, member in enumerate(item.get("native_members", ()), start=1):
@@ -210,7 +211,8 @@ class CaseEvaluation:
             # of several weights the one that knew most decides
             info["held_out"] = None if None in answers else min(map(str, answers))
         summary = report.write_results(self.rows, self.output_dir, info)
-        table = report.comparison_table(self.rows)
+        labels, note = self._fitted.labels, f"Baselines {self._fitted.describe()}. {report.verdict(self.rows)}".strip()
+        table = f"{report.comparison_table(self.rows, labels)}\n{note}"
         write_atomically(self.output_dir / "comparison.txt", table + "\n")
         if self.probabilities:
             write_thresholds(self.output_dir / "thresholds.json", self.probabilities, self.info)
@@ -223,7 +225,7 @@ class CaseEvaluation:
             {"ADC (10⁻⁶ mm²/s)": self.adc_window, "ZADC": self.zadc_window},
             self.probabilities,
         )
-        logger.info("\n%s\n%s", table, "\n".join(report.verdicts(self.rows)))
+        logger.info("\n%s", table)
         logger.info("Wrote report.html, metrics.csv, metrics.json and comparison.txt to %s", self.output_dir)
 
 

@@ -67,8 +67,8 @@ GROUPS = (
     ),
     Group(
         "Baselines and single models, native grid",
-        "Dice of what needs no deep network: the threshold in ZADC, and a voxelwise logistic regression fitted on the "
-        "training split; for an ensemble also of each member alone.",
+        "Dice of methods without a deep network: thresholds on ZADC and on smoothed ZADC, and a voxelwise logistic "
+        "regression, fitted on the training cases; of an ensemble also each member alone.",
         "native",
         ("shared", "baseline"),
     ),

@@ -18,12 +18,17 @@ from ..io.files import write_atomically
 from .columns import NO_NUMBERS
 
 __all__ = [
-    "BASELINES", "comparison_table", "gain_over", "read_rows", "summarise", "verdicts", "volume_agreement",
-    "write_results",
+    "BASELINES", "best_baseline", "comparison_table", "gain_over", "read_rows", "summarise", "verdict",
+    "volume_agreement", "write_results",
 ]  # fmt: skip
 
-# what needs no deep network, by its column
-BASELINES = {"baseline_dice": "the ZADC threshold", "regression_dice": "the voxelwise regression"}
+# methods without a deep network, by the column of their Dice
+BASELINES = {
+    "baseline_dice": "the challenge’s threshold",
+    "threshold_dice": "the tuned threshold",
+    "smoothed_dice": "the smoothed threshold",
+    "regression_dice": "the voxelwise regression",
+}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -121,47 +126,59 @@ def volume_agreement(rows: Rows) -> dict[str, float | None]:
     return {"bias": bias, "low": bias - spread, "high": bias + spread}
 
 
-def comparison_table(rows: Rows) -> str:
-    """The trained network against the baselines, as text: mean Dice on the native grid with its 95 % confidence
-    interval, overall and by lesion size. Without figures on the native grid the network's on the other alone."""
+def comparison_table(rows: Rows, labels: Mapping[str, str] | None = None) -> str:
+    """Mean Dice of the prediction and of the baselines with 95 % confidence intervals, by lesion size, as text.
+
+    Args:
+        rows: one a case; without figures on the native grid those of the resampled one are shown.
+        labels: of the baselines, by column.
+    """
     grid = lead_grid(rows)
-    columns = {"network": f"{grid}_dice", "ZADC < threshold": "baseline_dice", "regression": "regression_dice"}
-    shown = {label: name for label, name in columns.items() if name in rows[0]}
-    labels = " ".join(f"{label:<20}" for label in shown)
-    lines = [f"{'lesion size':<12} {'cases':>5}   {labels} (mean Dice, {grid} grid)"]
-    for name, members in {**by_size_class(rows), "all": rows}.items():
-        cells = [_interval(describe([row[one] for row in members], bounds=(0, 1))) for one in shown.values()]
-        lines.append(f"{name:<12} {len(members):>5}   {' '.join(f'{cell:<20}' for cell in cells)}".rstrip())
+    columns = {f"{grid}_dice": "prediction"} | {name: (labels or {}).get(name) or BASELINES[name] for name in BASELINES}
+    shown = {name: label for name, label in columns.items() if name in rows[0]}
+    lines = [f"{'lesion size':<12} {'cases':>5}   {' '.join(f'{label:<22}' for label in shown.values())} (mean Dice)"]
+    for size, members in {**by_size_class(rows), "all": rows}.items():
+        cells = [_interval(describe([row[name] for row in members], bounds=(0, 1))) for name in shown]
+        lines.append(f"{size:<12} {len(members):>5}   {' '.join(f'{cell:<22}' for cell in cells)}".rstrip())
     return "\n".join(lines)
 
 
 def gain_over(rows: Rows, baseline: str, repeats: Sequence[float] = ()) -> dict[str, Any] | None:
-    """Dice of the prediction minus that of a column of :data:`BASELINES`, as :func:`.describe` says,
-    which has ``repeats``, too; None without the column."""
+    """Dice of the prediction minus that of a column of :data:`BASELINES`, summarised by :func:`.describe`; None without
+    the column. ``repeats`` are those of :func:`.describe`."""
     if baseline not in rows[0]:
         return None
     return describe([row["native_dice"] - row[baseline] for row in rows], bounds=(-1, 1), repeats=repeats)
 
 
-def verdicts(rows: Rows) -> list[str]:
-    """For each baseline a sentence: whether the prediction beats it, by the interval of the difference of Dice."""
-    sentences = []
-    for name, baseline in BASELINES.items():
-        gain = gain_over(rows, name)
-        if gain is None or gain["mean"] is None:
-            continue
-        by = f"mean Dice {gain['mean']:+.3f}".replace("-", "−")
-        if gain["low"] is None:
-            sentences.append(f"Too few cases to say whether the prediction beats {baseline} ({by}).")
-            continue
-        by += f", 95 % CI {gain['low']:.3f} to {gain['high']:.3f}".replace("-", "−")
-        if gain["low"] > 0:
-            sentences.append(f"The prediction beats {baseline} ({by}).")
-        elif gain["high"] < 0:
-            sentences.append(f"The prediction is worse than {baseline} ({by}).")
-        else:
-            sentences.append(f"The prediction does not beat {baseline} beyond chance ({by}).")
-    return sentences
+def best_baseline(rows: Rows) -> str | None:
+    """The column of the baseline with the highest mean Dice on these cases; None if none was measured.
+
+    Chosen on the evaluated cases themselves, so that the comparison favours the baseline.
+    """
+    values = {name: np.array([row[name] for row in rows]) for name in BASELINES if name in rows[0]}
+    means = {name: of.mean(where=np.isfinite(of)) for name, of in values.items() if np.isfinite(of).any()}
+    return max(means, key=lambda name: means[name]) if means else None
+
+
+def verdict(rows: Rows) -> str:
+    """A sentence: whether the prediction beats the best baseline, by the interval of the difference of Dice."""
+    if (best := best_baseline(rows)) is None or "native_dice" not in rows[0]:
+        return ""
+    gain = gain_over(rows, best)
+    assert gain is not None
+    name = f"{BASELINES[best]}, the best method without a deep network"
+    by = f"mean Dice {gain['mean']:+.3f}"
+    if gain["low"] is None:
+        return f"Too few cases to say whether the prediction beats {name} ({by}).".replace("-", "−")
+    by += f", 95 % CI {gain['low']:.3f} to {gain['high']:.3f}"
+    if gain["low"] > 0:
+        sentence = f"The prediction beats {name} ({by})."
+    elif gain["high"] < 0:
+        sentence = f"The prediction is worse than {name} ({by})."
+    else:
+        sentence = f"The prediction does not beat {name} beyond chance ({by})."
+    return sentence.replace("-", "−")
 
 
 def _interval(figures: Mapping[str, Any]) -> str:

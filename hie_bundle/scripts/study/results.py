@@ -13,7 +13,7 @@ import numpy as np
 from ..evaluation.measures import Measure, column
 from ..evaluation.statistics import describe, paired_tests, penalised, ranking
 from ..report.columns import NO_NUMBERS
-from ..report.tables import BASELINES, Rows, by_size_class, gain_over, read_rows
+from ..report.tables import BASELINES, Rows, best_baseline, by_size_class, gain_over, read_rows
 from ..runtime.errors import UserError
 from .runs import Run
 from .variants import Variant
@@ -108,6 +108,12 @@ class Results:
     gains: dict[str, dict[str, dict[str, Any]]]
 
     @property
+    def best_baseline(self) -> str | None:
+        """The baseline with the highest mean Dice on these cases, over all variants' runs; None without any."""
+        best = best_baseline([row for rows in self.cases.values() for row in rows]) if self.gains else None
+        return best and BASELINES[best]
+
+    @property
     def classes(self) -> dict[str, int]:
         """Number of cases in each class of lesion size, ``all`` first, then from small to large."""
         return _class_sizes(next(iter(self.cases.values())))
@@ -149,16 +155,17 @@ class Results:
         )
 
     def verdict(self) -> str:
-        """Which variants beat what needs no deep network, by the intervals of the differences of Dice; in a sentence.
+        """Which variants beat the best method without a deep network, by the intervals of the differences of Dice.
 
         Empty where no baseline was measured.
         """
-        if not self.gains:
+        if (best := self.best_baseline) is None:
             return ""
-        what = " and ".join(self.gains)
-        if any(gain["low"] is None for of in self.gains.values() for gain in of.values()):
+        gains = self.gains[best]
+        what = f"{best}, the best method without a deep network"
+        if any(gain["low"] is None for gain in gains.values()):
             return f"Too few cases to say which variants beat {what}."
-        winners = [v.label for v in self.variants if all(of[v.name]["low"] > 0 for of in self.gains.values())]
+        winners = [v.label for v in self.variants if gains[v.name]["low"] > 0]
         if not winners:
             return f"No variant beats {what} beyond chance."
         return f"{len(winners)} of {len(self.variants)} variants beat {what} beyond chance: {', '.join(winners)}."

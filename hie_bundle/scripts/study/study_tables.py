@@ -65,7 +65,7 @@ def markdown(results: Results) -> str:
             lines.append([variant.label, *cells, _epochs_cell(results, variant, group)])
         text += [*_table(header, lines), ""]
     if gains := results.gains:
-        text += ["## Against what needs no deep network", "", GAINED, ""]
+        text += ["## Against methods without a deep network", "", GAINED, ""]
         lines = [[v.label, *(gained(of[v.name]) for of in gains.values())] for v in results.variants]
         text += [*_table(["Variant", *(f"Dice gained over {baseline}" for baseline in gains)], lines), ""]
     if results.measures:

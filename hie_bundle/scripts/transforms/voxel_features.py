@@ -1,0 +1,90 @@
+"""Features of single voxels of the brain, for models that look at voxels instead of volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ..geometry.brain import brain_of
+from ..io.volumes import Volume
+from .symmetry import mid_sagittal_plane, mirrored
+
+__all__ = ["MINIMA_MM", "NUMBER", "SCALES_MM", "features", "local_means"]
+
+SCALES_MM = (1.0, 2.0, 4.0, 8.0)  # standard deviations of the Gaussians
+MINIMA_MM = (3.0, 6.0)  # sides of the boxes
+QUANTILES = (0.05, 0.25, 0.5, 0.75)
+NUMBER = 33  # of features
+Floats = NDArray[np.float32]
+
+
+def local_means(maps: NDArray[Any], brain: NDArray[np.bool_], spacing_mm: Sequence[float], sigma_mm: float) -> Floats:
+    """Gaussian means of maps within the brain: the background has no weight, so the brain's border is no dark rim.
+
+    Args:
+        maps: shape (N, X, Y, Z).
+        brain: shape (X, Y, Z).
+        spacing_mm: voxel size along each axis.
+        sigma_mm: standard deviation of the Gaussian.
+
+    Returns:
+        Shape (N, voxels of the brain).
+    """
+    smooth = partial(ndimage.gaussian_filter, sigma=[sigma_mm / step for step in spacing_mm], mode="constant")
+    weight = smooth(brain.astype(np.float32))[brain]
+    return np.stack([smooth(np.where(brain, one, 0).astype(np.float32))[brain] / weight for one in maps])
+
+
+def features(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
+    """33 features of each voxel of the brain.
+
+    Both maps, their local means at four scales and their local minima; the differences of the local means from the
+    mirror image; the position in the brain and the depth; quantiles of the case's maps.
+
+    Args:
+        adc: shape (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
+        zadc: same shape.
+        grid: volume with their affine.
+
+    Returns:
+        Shape (voxels of the brain, 33).
+
+    Raises:
+        ValueError: when there is no brain.
+    """
+    spacing = np.asarray(grid.spacing_mm)
+    boxes = ndimage.find_objects(brain_of(adc).astype(np.uint8))  # most of a volume is background
+    if not boxes:
+        raise ValueError("there is no brain in the map: no voxel is above 0.")
+    adc, zadc = (np.pad(values[boxes[0]], 4) for values in (adc, zadc))
+    brain = brain_of(adc)
+    maps = np.where(brain, np.stack([adc / 1000, zadc]), 0).astype(np.float32)
+    plane = mid_sagittal_plane(adc, grid.affine)
+    other_side = mirrored(torch.as_tensor(np.stack([brain.astype(np.float32), *maps])), spacing, plane).numpy()
+    found = [values[brain] for values in maps]
+    for scale in SCALES_MM:
+        smooth = partial(ndimage.gaussian_filter, sigma=scale / spacing, mode="constant")
+        seen = smooth(other_side[0])[brain]
+        for value, mirror in zip(local_means(maps, brain, list(spacing), scale), other_side[1:], strict=True):
+            found.append(value)
+            if scale > SCALES_MM[0]:
+                found.append(np.where(seen > 0.25, value - smooth(mirror)[brain] / np.maximum(seen, 1e-3), 0))
+    for side in MINIMA_MM:
+        size = np.maximum(1, np.round(side / spacing)).astype(int)
+        for own in maps:
+            outside_high = np.where(brain, own, np.inf)
+            found.append(ndimage.minimum_filter(outside_high, size=size, mode="constant", cval=np.inf)[brain])
+    points = np.argwhere(brain) * spacing
+    point, normal = plane
+    extent = np.maximum(np.ptp(points, axis=0), 1)
+    found += [np.abs((points - point) @ normal), *((points - points.mean(axis=0)) / extent).T]
+    found.append(ndimage.distance_transform_edt(brain, sampling=spacing)[brain])
+    for own in maps:
+        found += [np.full(len(points), value) for value in np.quantile(own[brain], QUANTILES)]
+    return np.stack(found, axis=1).astype(np.float32)
