@@ -39,7 +39,7 @@ __all__ = ["Baselines", "Boosting", "FittedBaselines", "fit_boosting", "local_fe
 logger = logging.getLogger(__name__)
 
 PROBABILITIES = np.arange(1, 20) / 20
-Z_THRESHOLDS = np.arange(-60, -4) / 10
+Z_THRESHOLDS = np.arange(-60, 1) / 10
 SMOOTHING_MM = 2.0
 UNTUNED_SMOOTHED = -2.0  # threshold of the smoothed map where no training split chooses it
 ALL_VOXELS = 1 << 62
