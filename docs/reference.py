@@ -19,23 +19,26 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hie_bundle"))
-from scripts.runtime.option_types import Number, Numbers
 from scripts.runtime.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "hie_bundle"
 CONFIGS = BUNDLE / "configs"
 OTHERS = ("demo_overlay.png", "data_license.txt", "segment.ipynb")  # in the bundle's docs, beside its pages
-WORDS = {  # of keys that take one of a few, by the classes that they are handed to
-    "training_precision": "float32, bfloat16", "precision": "float32, bfloat16", "augmentation": "fast, torchio",
-    "on_nonfinite": "skip, stop", "output_ext": ".nii.gz, .nii, .mha", "variety": "none, wide, shifted, foreign",
-    "format": "resampled, native_stack, nnunet", "label_mode": "nearest-exact, trilinear", "split": "train, val, test",
-}  # fmt: skip
-RANGES = WORDS | {  # what sort of number it is stands beside it
-    name: re.sub("^a (whole )?number ?", "", str(allowed))
-    for name, allowed in OPTIONS.items()
-    if isinstance(allowed, Number | Numbers)
+# what the bundle's classes check, not the options' schema
+WORDS = {
+    "variety": "none, wide, shifted, foreign",
+    "format": "resampled, native_stack, nnunet",
+    "split": "train, val, test",
 }
+RANGES = (
+    WORDS
+    | {
+        name: re.sub("^a (whole )?number ?", "", str(allowed))  # the column beside it says what sort of value it is
+        for name, allowed in OPTIONS.items()
+        if not allowed.is_text or str(allowed)[:2] != "a "
+    }
+)
 
 
 # --- configs --------------------------------------------------------------------------------------------------------

@@ -46,12 +46,12 @@ def test_a_text_comes_back_as_it_is(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-@pytest.mark.parametrize("text", TEXTS[:8])
+@pytest.mark.parametrize("text", TEXTS[:8:2])
 def test_every_value_of_every_workflow(name: str, text: str) -> None:
     """Also in lists and beside other texts; whatever a workflow does with a value, this is what it gets."""
     files = [CONFIGS / f"{stem}.yaml" for stem in WORKFLOWS[name].configs]
     names = {value.name for file in files for value in values_of(file)} - {"bundle_root"}
-    for given in (text, [text, {"within": text}]):
+    for given in ([text, {"within": text}],):
         workflow = Workflow([str(file) for file in files], logging_file=False, **dict.fromkeys(names, given))
         workflow.parser.parse()
         for one in names:
@@ -62,6 +62,8 @@ def test_objects_are_for_config_files() -> None:
     for value in ({"_target_": "os.system", "command": "touch PWNED"}, [{"a": {"_target_": "os.getcwd"}}]):
         with pytest.raises(UserError, match=r"--loss.*is described in a config file"):
             Workflow([str(CONFIGS / "train.yaml")], logging_file=False, loss=value)
+    with pytest.raises(UserError, match="described in a config file"):
+        Workflow([str(CONFIGS / "train.yaml")], logging_file=False, **{"optimizer#_target_": "os.system"})
 
 
 def call(*words: object) -> int:

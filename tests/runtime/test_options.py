@@ -71,7 +71,7 @@ STRONG = ["train", "strong", "strong_cpu"]
         (["train"], {"losses#tversky#alpha": "x"}, "--losses#tversky#alpha x: a number"),
         (["train"], {"losses#dice#sigmoid": 5}, "--losses#dice#sigmoid 5: true or false"),
         (STRONG, {"mirror_sigma_mm": "x"}, "--mirror_sigma_mm x: a number from 0 on"),
-        (["train"], {"loaded": []}, "--loaded []: a text, or a list of them"),
+        (["train"], {"loaded": []}, "--loaded []: a text, or a list of texts"),
     ],
 )
 def test_what_stands_in_a_section_is_judged_too(files: list[str], wrong: dict[str, Any], said: str) -> None:
@@ -161,7 +161,7 @@ def test_what_only_a_component_can_judge(
     files: list[str], wrong: dict[str, Any], said: str, tiny_cohort: Path, tmp_path: Path
 ) -> None:
     places = {"dataset_dir": str(tiny_cohort), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path)}
-    workflow = Workflow(
+    workflow = ConfigWorkflow(
         [str(CONFIGS / f"{name}.yaml") for name in files],
         workflow_type=None, run_id="training", logging_file=False, num_workers=0, device="cpu", **places, **wrong,
     )  # fmt: skip

@@ -125,9 +125,9 @@ def runner(name: str) -> Callable[..., None]:
 
 def _value(name: str, text: str) -> Any:
     """An option's value: numbers, lists, true and false are parsed; a path or another text is the text itself."""
-    from ..runtime.options import OPTIONS, Text
+    from ..runtime.options import OPTIONS
 
-    return text if isinstance(OPTIONS.get(name), Text) and text != "None" else DefaultParseValue(text)
+    return text if name in OPTIONS and OPTIONS[name].is_text and text != "None" else DefaultParseValue(text)
 
 
 def _names(value: Any) -> list[str]:

@@ -29,8 +29,10 @@ def literal(value: Any, name: str = "") -> Any:
         name: of the option, for the message.
 
     Raises:
-        UserError: when it describes an object to be made (``_target_``), which only config files may do.
+        UserError: when it describes an object (``_target_``), which only config files may do.
     """
+    if re.search(r"(#|::|^)_\w+_$", name):
+        raise UserError(f"--{name}: an object (_target_) is described in a config file: --config_file FILE.")
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str) and _SPECIAL.search(value):
@@ -39,8 +41,6 @@ def literal(value: Any, name: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [literal(one, name) for one in value]
     if isinstance(value, Mapping):
-        if "_target_" in value:
-            raise UserError(f"--{name}: an object (_target_) is described in a config file: --config_file FILE.")
         return {key: literal(one, f"{name}#{key}".lstrip("#")) for key, one in value.items()}
     return value
 

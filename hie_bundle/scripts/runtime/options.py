@@ -1,168 +1,308 @@
-"""Options before anything starts: one that nobody reads, or with a value that is not allowed, is refused by name."""
+"""The options of every workflow: one schema, from which the checks before a run, the help and the reference follow."""
 
 from __future__ import annotations
 
 import difflib
+import errno
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 
 from .errors import UserError
 from .literals import literal, plain
-from .option_types import Device, Flag, Kind, Number, Numbers, Text
 from .recipe import references
 
-_FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # by libyaml, where PyYAML was built with it
+__all__ = ["DEPRECATED", "OPTIONS", "Option", "refuse_unknown"]
 
-__all__ = ["OPTIONS", "refuse_unknown"]
+logger = logging.getLogger(__name__)
+
+# option names of earlier versions and their names today: they are read for one version, with a warning
+DEPRECATED: dict[str, str] = {}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise ValueError("a number is needed")
+    return value
+
+
+def _flag(value: Any) -> Any:
+    """A shell passes ``false`` as a text, and every text counts as true."""
+    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _path(value: str) -> str:
+    try:
+        Path(value).lstat()  # raises ValueError for a NUL character
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError("the name is too long") from error
+    return value
+
+
+def _device(value: Any) -> Any:
+    import torch
+
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError("no device") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError("no device of this project")
+    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
+        raise ValueError("no device of this machine")
+    return value
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError("a value is given twice")
+    return values
+
+
+def _real(**limits: Any) -> Any:
+    return Annotated[float, Field(allow_inf_nan=False, **limits), BeforeValidator(_number)]
+
+
+def _whole(**limits: Any) -> Any:
+    return Annotated[int, Field(**limits), BeforeValidator(_number)]
+
+
+def _list(of: Any, count: int | None = None, distinct: bool = False) -> Any:
+    values: Any = Annotated[list[of], Field(min_length=count, max_length=count)]  # type: ignore[valid-type]
+    unique = Field(json_schema_extra={"uniqueItems": True})
+    return Annotated[values, AfterValidator(_distinct), unique] if distinct else values
+
+
+class Option:
+    """What the value of an option may be.
+
+    Args:
+        type: for pydantic.
+        description: for people; None: made from the type.
+    """
+
+    def __init__(self, type: Any, description: str | None = None) -> None:
+        self.type = type
+        self._description = description
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.type)
+
+    def read(self, value: Any) -> Any:
+        """The value as it is used: ``"false"`` as False, 1e2 as 100 where a whole number is needed.
+
+        Raises:
+            ValueError: when it is not allowed.
+        """
+        return self._adapter.validate_python(value)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the characters of a command line are the value, also where they look like a number."""
+        schema = {} if self._description else self._adapter.json_schema()
+        return any(one.get("type") == "string" for one in schema.get("anyOf", [schema]))
+
+    def __str__(self) -> str:
+        return self._description or _describe(self._adapter.json_schema())
+
+
+def _describe(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in words."""
+    if "anyOf" in schema:
+        return ", or ".join(map(_describe, schema["anyOf"]))
+    if "const" in schema or "enum" in schema:
+        return " or ".join(map(str, schema.get("enum", [schema.get("const")])))
+    kind = schema["type"]
+    if kind == "array":
+        items = schema["items"]
+        if items["type"] == "string":
+            return f"a list of {items.get('format', 'text')}s"
+        text = f"a list of {schema.get('maxItems', 'any')} numbers, each {_describe(items)}"
+        return text + (", none twice" if schema.get("uniqueItems") else "")
+    if kind not in ("integer", "number"):
+        return {"boolean": "true or false", "null": "null", "string": f"a {schema.get('format', 'text')}"}[kind]
+    text = "a whole number" if kind == "integer" else "a number"
+    least, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    most, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    if least is not None and least == most:
+        return f"{least:g}"
+    text += f" from {least:g}" if least is not None else f" above {above:g}" if above is not None else ""
+    if most is not None or below is not None:
+        return text + (f" to {most:g}" if most is not None else f" and below {below:g}")
+    return text + (" on" if least is not None else "")
+
+
+_COUNT, _FROM_0 = _whole(ge=1), _whole(ge=0)
+_SHARE, _ABOVE, _NOT_NEGATIVE = _real(ge=0, le=1), _real(gt=0), _real(ge=0)
+_FLAG = Annotated[bool, Field(strict=True), BeforeValidator(_flag)]
+_TEXT = Annotated[str, BeforeValidator(_text)]
+_PATH = Annotated[str, BeforeValidator(_text), AfterValidator(_path), Field(json_schema_extra={"format": "path"})]
+_PRECISION = Literal["float32", "bfloat16"]
+
+
+def _options(type: Any, *names: str, description: str | None = None) -> dict[str, Option]:
+    return dict.fromkeys(names, Option(type, description))
+
+
+# values at the top of the configs, by type; expressions ($…) and references (@…) of config files are not checked
+OPTIONS: dict[str, Option] = {
+    **_options(_PATH, "dataset_dir", "ckpt_dir", "bundle_root"),
+    **_options(
+        _PATH | None,
+        *("output_dir", "datalist", "anonymise_ids", "init_weights", "predictions_dir", "threshold_from"),
+        *("output_file", "report_file", "brain_file", "stripped_file", "adc_file", "adc_source", "atlas_mean"),
+        *("atlas_std", "mask_file", "capture_file"),
+    ),
+    **_options(_PATH | Annotated[list[_PATH], Field(min_length=1)], "ckpt_path"),
+    **_options(_TEXT | Annotated[list[_TEXT], Field(min_length=1)], "loaded"),
+    **_options(_TEXT | None, "patient_pattern"),
+    **_options(_TEXT, "loss_name", "base_url", "dataset_name"),
+    **_options(_PRECISION, "training_precision", "precision"),
+    **_options(Literal["fast", "torchio"], "augmentation"),
+    **_options(Literal["skip", "stop"], "on_nonfinite"),
+    **_options(Literal[".nii.gz", ".nii", ".mha"], "output_ext"),
+    **_options(Literal["nearest-exact", "nearest", "trilinear", "area"], "label_mode"),
+    **_options(
+        Annotated[Any, AfterValidator(_device)], "device", description="cpu, or cuda:N of a CUDA device of this machine"
+    ),
+    **_options(
+        _FLAG,
+        *("amp", "cudnn_benchmark", "progress", "verbose", "overwrite", "other_recipe", "sync_batch_norm", "labels"),
+        *("limit_to_brain", "secondary_capture", "deformable"),
+    ),
+    **_options(_FLAG | Literal["force"], "resume"),
+    **_options(
+        _COUNT,
+        *("epochs", "steps", "batch_size", "val_interval", "patience", "steps_per_epoch", "validations", "in_channels"),
+        *("parallel", "tries", "least_cases", "feature_size", "max_archive_bytes", "sam2_image_size"),
+    ),
+    **_options(_COUNT | None, "threads"),
+    **_options(
+        _FROM_0,
+        *("seed", "num_train", "num_val", "num_test", "num_healthy", "num_cases", "first_case", "rounds"),
+        *("train_seed", "val_seed", "prompt_margin"),
+    ),
+    **_options(_FROM_0 | None, "fold"),
+    **_options(_whole(ge=0, le=0), "rank"),  # of several processes each computes its own
+    **_options(_whole(ge=0, le=256) | None, "num_workers"),
+    **_options(_whole(ge=2) | None, "num_folds"),
+    **_options(_whole(ge=2) | Literal["auto"] | None, "inner_folds"),
+    **_options(
+        _SHARE,
+        *("cache_rate", "threshold", "voxelwise_weight", "augmentation_probability", "lesion_overlap"),
+        *("artefact_probability", "lesion_share", "flip_probability", "zadc_dropout"),
+    ),
+    **_options(_real(gt=0, le=10), "learning_rate"),
+    **_options(_real(ge=0, le=10), "weight_decay", "l1_weight"),
+    **_options(_real(gt=0, le=1), "lr_gamma"),
+    **_options(_real(gt=0, lt=1) | None, "prior"),
+    **_options(_real(ge=0.01, le=0.99), "voxelwise_level"),
+    **_options(_real(ge=0, le=0.9), "scaling", "intensity_factor"),
+    **_options(_real(gt=0, le=86400), "loading_timeout_s"),
+    **_options(_real(), "baseline_threshold", "prompt_below"),
+    **_options(
+        _ABOVE, "clip_norm", "timeout_minutes", "timeout_s", "fine_mm", "atlas_step_mm", "step_mm", "least_std", "clip"
+    ),
+    **_options(_ABOVE | None, "adc_scale"),
+    **_options(
+        _NOT_NEGATIVE,
+        *("tolerance_mm", "pause_s", "registration_mm", "mirror_sigma_mm", "lr_power", "region_weight"),
+        *("boundary_weight", "smallest_lesion_mm3", "prompt_smallest_mm3", "noise_floor", "smoothing_mm"),
+        "intensity_shift",
+    ),
+    **_options(_NOT_NEGATIVE | None, "noise"),
+    **_options(_list(_NOT_NEGATIVE) | None, "b_values"),
+    **_options(_list(_FROM_0, distinct=True), "series"),
+    **_options(_list(_COUNT, 3) | None, "spatial_size"),
+    **_options(_list(_COUNT, 3), "input_size", "patch_size", "crop_size"),
+    **_options(_list(_NOT_NEGATIVE, 2) | None, "age_days"),
+    **_options(_list(_COUNT), "matrix_sizes", "features"),
+    **_options(_list(_COUNT, 2), "slice_range"),
+    **_options(_list(_ABOVE, 2), "spacing_range_mm", "slice_thickness_range_mm"),
+    **_options(_list(_ABOVE, 3), "spacing_mm"),
+    **_options(_list(_NOT_NEGATIVE, 3), "rotation"),
+    **_options(_list(_real(ge=0, lt=1)), "dropout"),
+    **_options(_list(_whole(ge=0, le=2), distinct=True), "flips"),
+    **_options(_list(_real(), 2, distinct=True), "adc_window", "zadc_window", "prompt_window"),
+}
 
 # lists of parts that may be empty: a network that gives probabilities, no resampling, nothing to keep of the brain
 _MAY_BE_EMPTY = {"activate", "transforms#grid", "brain"}
-
-_COUNT, _SHARE, _ABOVE = Number(1, whole=True), Number(0, 1), Number(0, above=True)
-_FROM_0 = Number(0, whole=True)
-# what the values at the top of the configs may be; one that is computed ($…) or refers to another (@…) is not looked at
-OPTIONS: dict[str, Kind] = {
-    **dict.fromkeys(("dataset_dir", "ckpt_dir", "bundle_root"), Text(path=True)),
-    **dict.fromkeys(("output_dir", "datalist", "anonymise_ids", "init_weights"), Text(path=True, null=True)),
-    **dict.fromkeys(("predictions_dir", "threshold_from", "output_file", "report_file"), Text(path=True, null=True)),
-    **dict.fromkeys(("brain_file", "stripped_file", "adc_file", "adc_source"), Text(path=True, null=True)),
-    **dict.fromkeys(("atlas_mean", "atlas_std", "mask_file", "capture_file"), Text(path=True, null=True)),
-    "ckpt_path": Text(path=True, several=True),
-    "patient_pattern": Text(null=True),
-    **dict.fromkeys(("loss_name", "augmentation", "training_precision", "precision"), Text()),
-    **dict.fromkeys(("base_url", "dataset_name"), Text()),
-    "label_mode": Text(of=("nearest-exact", "nearest", "trilinear", "area")),
-    "on_nonfinite": Text(),
-    "device": Device(),
-    **dict.fromkeys(("amp", "cudnn_benchmark", "progress", "verbose", "overwrite"), Flag()),
-    **dict.fromkeys(("other_recipe", "sync_batch_norm", "labels", "limit_to_brain", "secondary_capture"), Flag()),
-    "resume": Flag(also=("force",)),
-    **dict.fromkeys(("epochs", "steps", "batch_size", "val_interval", "patience"), _COUNT),
-    **dict.fromkeys(("steps_per_epoch", "validations"), _COUNT),
-    **dict.fromkeys(("in_channels", "parallel", "tries", "least_cases", "feature_size", "max_archive_bytes"), _COUNT),
-    **dict.fromkeys(("seed", "num_train", "num_val", "num_test", "num_healthy", "num_cases"), _FROM_0),
-    **dict.fromkeys(("first_case", "rounds", "train_seed", "val_seed"), _FROM_0),
-    "rank": Number(0, 0, whole=True),  # of several processes each computes its own
-    "num_workers": Number(0, 256, whole=True, null=True),
-    "threads": Number(1, whole=True, null=True),
-    "fold": Number(0, whole=True, null=True),
-    "num_folds": Number(2, whole=True, null=True),
-    "inner_folds": Number(2, whole=True, null=True, also=("auto",)),
-    **dict.fromkeys(
-        (
-            "cache_rate",
-            "threshold",
-            "voxelwise_weight",
-            "augmentation_probability",
-            "lesion_overlap",
-            "artefact_probability",
-            "lesion_share",
-            "flip_probability",
-            "zadc_dropout",
-        ),
-        _SHARE,
-    ),
-    "learning_rate": Number(0, 10, above=True),
-    "weight_decay": Number(0, 10),
-    "lr_gamma": Number(0, 1, above=True),
-    "l1_weight": Number(0, 10),
-    "clip_norm": _ABOVE,
-    "prior": Number(0, 1, above=True, below=True, null=True),
-    "voxelwise_level": Number(0.01, 0.99),
-    "tolerance_mm": Number(0),
-    "baseline_threshold": Number(),
-    **dict.fromkeys(("timeout_minutes", "timeout_s", "fine_mm", "atlas_step_mm", "step_mm"), _ABOVE),
-    **dict.fromkeys(("pause_s", "registration_mm", "mirror_sigma_mm"), Number(0)),
-    **dict.fromkeys(("lr_power", "region_weight", "boundary_weight"), Number(0)),
-    **dict.fromkeys(("smallest_lesion_mm3", "prompt_smallest_mm3"), Number(0)),
-    "prompt_below": Number(),
-    "prompt_margin": _FROM_0,
-    "sam2_image_size": _COUNT,
-    "loading_timeout_s": Number(0, 86400, above=True),
-    "noise": Number(0, null=True),
-    "noise_floor": Number(0),
-    "adc_scale": Number(0, above=True, null=True),
-    "deformable": Flag(),
-    **dict.fromkeys(("least_std", "clip"), _ABOVE),
-    "smoothing_mm": Number(0),
-    "b_values": Numbers(Number(0), null=True),
-    "series": Numbers(_FROM_0, each_once=True),
-    "spatial_size": Numbers(_COUNT, 3, null=True),
-    **dict.fromkeys(("input_size", "patch_size", "crop_size"), Numbers(_COUNT, 3)),
-    "age_days": Numbers(Number(0), 2, null=True),
-    "matrix_sizes": Numbers(_COUNT),
-    "slice_range": Numbers(_COUNT, 2),
-    **dict.fromkeys(("spacing_range_mm", "slice_thickness_range_mm"), Numbers(_ABOVE, 2)),
-    "spacing_mm": Numbers(_ABOVE, 3),
-    "rotation": Numbers(Number(0), 3),
-    **dict.fromkeys(("scaling", "intensity_factor"), Number(0, 0.9)),
-    "intensity_shift": Number(0),
-    "loaded": Text(several=True),
-    "features": Numbers(_COUNT),
-    "dropout": Numbers(Number(0, 1, below=True)),
-    "flips": Numbers(Number(0, 2, whole=True), each_once=True),
-    **dict.fromkeys(("adc_window", "zadc_window", "prompt_window"), Numbers(Number(), 2, each_once=True)),
-}
+_NUMBER = Option(_real())
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
-    """Stop where a value at the top of a config, or of the command line, is none that a config of the bundle has.
+    """Refuse unknown options and values that are not allowed, all at once, before the run.
 
-    And where it is none that :data:`OPTIONS` allows, at the top or in the place of ``@name`` in a component; where a
-    number, a flag, a section or a list of parts is none any more. ``false`` as a text becomes what it means. A mixin
-    may bring values of its own, as long as the config refers to them (``@name``), and sections.
+    Checked are the names at the top of the config and in its sections, their values by :data:`OPTIONS` (also where a
+    component of the bundle refers to one as ``@name``), and whether sections and lists of parts still are. A config
+    file may add values as long as the config refers to them, and sections. Values are converted: ``"false"`` to False.
 
     Args:
         workflow: that runs the config; None for tools that have none.
 
     Raises:
-        UserError: naming every such value, and the nearest one that there is, or what is allowed.
+        UserError: naming every such option, and the nearest name, or what is allowed.
     """
     if workflow is None:
         return
-    config: Mapping[str, Any] = workflow.parser.get()
-    own: dict[str, list[Any]] = {}  # what the configs of the bundle have under each id
-    components: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}  # and those with the same arguments
+    parser = workflow.parser
+    for old, new in DEPRECATED.items():
+        if old in parser.get():
+            logger.warning("--%s is --%s now; the old name will go with the next version.", old, new)
+            _set(parser, new, parser.get().pop(old))
+    config: Mapping[str, Any] = parser.get()
+    shipped: dict[str, list[Any]] = {}  # what the bundle's configs have under each id
     for file in workflow.config_root_path.glob("*.yaml"):
-        for name, value in _ids(yaml.load(file.read_text(encoding="utf-8"), _FAST)):
-            own.setdefault(name, []).append(value)
-            if _is_component(value):
-                components.setdefault(_signature(value), []).append(value)
-    known = own.keys() | {str(workflow.init_id), str(workflow.run_id), str(workflow.final_id)}
+        for name, value in _ids(yaml.load(file.read_text(encoding="utf-8"), _YAML)):
+            shipped.setdefault(name, []).append(value)
+    run_id = str(workflow.run_id)
+    known = {*shipped, str(workflow.init_id), run_id, str(workflow.final_id)}
     named = set(references("$" + json.dumps(config, default=str)))
     lines = []
-    run_id = str(workflow.run_id)
-    if run_id not in workflow.parser and run_id != "run":  # MONAI's own name, which tools have not set
-        near = difflib.get_close_matches(run_id, config, 1)
-        lines.append(f"  {run_id}: no config has this to run" + (f"; did you mean {near[0]}?" if near else "."))
+    if run_id not in parser and run_id != "run":  # MONAI's default, which tools leave
+        lines.append(f"  {run_id}: no config has this to run" + _nearest(run_id, config))
     for name in _unread(config, known, named):
-        near = difflib.get_close_matches(name, sorted(one for one in known if one.count("#") == name.count("#")), 1)
-        lines.append(f"  --{name}: no config has such a value" + (f"; did you mean --{near[0]}?" if near else "."))
+        near = [one for one in sorted(known) if one.count("#") == name.count("#")]
+        lines.append(f"  --{name}: no config has such a value" + _nearest(name, near, "--"))
     if lines:
         raise UserError("There are options that nothing would read; nothing was started.\n" + "\n".join(lines))
-    lines = []
-    foreign = {"variants"}  # below these ids no place is the bundle's: variants, arguments of other classes
-    for name, value in _ids(config):
-        above = name.rpartition("#")[0]
-        targets = [one["_target_"] for one in own.get(name, []) if _is_component(one)]
-        if above in foreign or (_is_component(value) and value["_target_"] not in targets):
-            foreign.add(name)
-        if above not in foreign and (name, "variants" in config) != ("losses", True):  # --compare before 0.3
-            lines += _no_part(name, value, own.get(name, []))
-        like = components.get(_signature(value), []) if _is_component(value) else []
-        for argument in list(value) if like else ():
-            lines += _no_argument(name, value, argument, like)
-    _refuse_values(workflow.parser, config, lines)
+    lines = [*_wrong_parts(config, shipped), *_wrong_arguments(config, shipped), *_wrong_values(parser)]
+    if lines:
+        raise UserError("There are options with values that are not allowed; nothing was started.\n" + "\n".join(lines))
+
+
+def _nearest(name: str, known: Any, prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {prefix}{near[0]}?" if near else "."
+
+
+def _set(parser: ConfigParser, name: str, value: Any) -> None:
+    """Set a value at the top; the parser's own way would forget what it has resolved."""
+    parser.get()[name] = value
+    if name in parser.ref_resolver.items:
+        parser.ref_resolver.items[name].update_config(value)
 
 
 def _ids(content: Mapping[str, Any] | list[Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value with its id, of all levels."""
+    """Each value of all levels with its id."""
     for name, value in content.items() if isinstance(content, Mapping) else enumerate(content):
-        levels = str(name).lstrip("+").split("#")  # a mixin's key may name a part of a section: transforms#grid
+        levels = str(name).lstrip("+").split("#")  # a config's key may name a part of a section: transforms#grid
         yield from ((above + "#".join(levels[:count]), {}) for count in range(1, len(levels)))
         id = above + "#".join(levels)
         yield id, value
@@ -170,11 +310,10 @@ def _ids(content: Mapping[str, Any] | list[Any], above: str = "") -> Iterator[tu
             yield from _ids(value, f"{id}#")
 
 
-def _unread(content: Mapping[str, Any], known: Set[str], named: Set[str], above: str = "") -> Iterator[str]:
-    """The ids of what nobody can want: no config has them, and nothing refers to them or to what they are part of.
+def _unread(content: Mapping[str, Any], known: set[str], named: set[str], above: str = "") -> Iterator[str]:
+    """Ids that no config of the bundle has and nothing refers to.
 
-    Components may be a mixin's own, and sections at the top; arguments of components are for these to judge, and a
-    section that nothing refers into is for what reads it whole (a study's variants).
+    Components and sections at the top may be a config file's own. Arguments are for components to judge.
     """
     for name, value in content.items():
         id = f"{above}{name}"
@@ -188,103 +327,9 @@ def _unread(content: Mapping[str, Any], known: Set[str], named: Set[str], above:
             yield from _unread(value, known, named, f"{id}#")
 
 
-def _no_part(name: str, value: Any, own: Sequence[Any]) -> Iterator[str]:
-    """What to say where a part of a config (a section, a component, a list of them) is none any more.
-
-    Args:
-        name: its id.
-        value: what it is now.
-        own: what the configs of the bundle have there.
-    """
-    shapes = {shape for shape in map(_shape, own) if shape}
-    if name == "network":  # an expression in all of them
-        shapes.add(_SECTION)
-    if name in OPTIONS or any(map(_stands_for, own)) or not shapes & {_SECTION, _PARTS}:
-        return  # judged as the option
-    if name in _MAY_BE_EMPTY and value == []:
-        return
-    if _shape(value) in {None, *shapes} or (name.endswith("dataset#data") and isinstance(value, list)):
-        return  # cases may be handed in
-    yield f"  --{name} {value}: a part of the config; {' or '.join(sorted(shapes))}, or an expression ($…)"
-
-
-def _no_argument(id: str, component: dict[str, Any], name: str, like: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What to say where an argument of a component is none; put what is meant in its place.
-
-    It has to be what the option may be in whose place it stands; in the place of a number or of a flag it has to be
-    one. Of any other the component judges.
-
-    Args:
-        id: of the component.
-        component: as the config has it.
-        name: of the argument.
-        like: components of the bundle's configs of the same class, with the same arguments. Others are a user's own,
-            who may know more of the class than is used here.
-    """
-    value, own = component[name], [one[name] for one in like]
-    if _is_computed(value) or any(type(value) is type(one) and value == one for one in own):
-        return
-    options = [(OPTIONS[one[name][1:]], one) for one in like if _stands_for(one[name])]
-    kinds = [kind for kind, one in options if isinstance(kind, Flag) or _is_version(component, one, name)]
-    types = {type(one) for one in own}
-    if not kinds and types == {bool} and not isinstance(value, list):  # MONAI's transforms take one for each key, too
-        kinds = [Flag()]
-    elif not kinds and types and types <= {int, float} and isinstance(value, str | bool):
-        kinds = [Number()]
-    for kind in kinds:
-        try:
-            component[name] = kind.read(value)
-            return
-        except ValueError:
-            continue
-    if kinds:
-        yield f"  --{id}#{name} {value}: {', or '.join(map(str, dict.fromkeys(kinds)))}"
-
-
-def _is_version(component: Mapping[str, Any], ours: Mapping[str, Any], changed: str) -> bool:
-    """Whether a component is one of the bundle's with another value of one argument, so that the option's range holds.
-
-    A library's class takes more than the option (``pos: 2``, ``spatial_size: [64, 64, -1]``), and where other arguments
-    differ, too, it is a user's own. The bundle's classes take no more.
-    """
-    same = all(_as_written(component[name]) == value for name, value in ours.items() if name != changed)
-    return same or str(ours["_target_"]).startswith("scripts.")
-
-
-def _as_written(value: Any) -> Any:
-    """As the files have it; MONAI has ``::`` in references, for the ``#`` there."""
-    return value.replace("::", "#") if isinstance(value, str) else value
-
-
-def _stands_for(value: Any) -> bool:
-    """Whether it is ``@name`` of an option."""
-    return isinstance(value, str) and value[:1] == "@" and value[1:] in OPTIONS
-
-
-_SECTION, _PARTS, _LIST, _VALUE = "a section", "a list of parts", "a list", "a value"
-
-
-def _shape(value: Any) -> str | None:
-    """What a value is in a config; None of what is computed, and of null, which is everything's."""
-    if value is None or (_is_computed(value) and not isinstance(value, Mapping)):
-        return None
-    if isinstance(value, Mapping):
-        return _SECTION
-    if not isinstance(value, list | tuple):
-        return _VALUE
-    if any(map(_is_component, value)):
-        return _PARTS
-    return None if any(map(_is_computed, value)) else _LIST
-
-
-def _refuse_values(parser: ConfigParser, config: Mapping[str, Any], lines: list[str]) -> None:
-    """Stop where values are not allowed; put what is meant in the place of texts and of whole numbers like 1e2.
-
-    Args:
-        parser: of the config.
-        config: what it holds.
-        lines: what is not allowed already.
-    """
+def _wrong_values(parser: ConfigParser) -> Iterator[str]:
+    """Values at the top that are not allowed; converts the others."""
+    config = parser.get()
     for name, allowed in OPTIONS.items():
         if name not in config:
             continue
@@ -293,26 +338,94 @@ def _refuse_values(parser: ConfigParser, config: Mapping[str, Any], lines: list[
             continue
         try:
             value = allowed.read(given)
-            if value is None and name == "output_dir" and "run_folder" in config:  # elsewhere a place of its own
-                raise ValueError
+            if value is None and name == "output_dir" and "run_folder" in config:
+                raise ValueError("a run needs a folder")
         except ValueError:
-            lines.append(f"  --{name} {given}: {allowed}")
+            yield f"  --{name} {given}: {allowed}"
             continue
-        if value is not given:
-            value = literal(value)
-            parser.get()[name] = value
-            if name in parser.ref_resolver.items:  # setting it by the parser would forget what was resolved so far
-                parser.ref_resolver.items[name].update_config(value)
-    if lines:
-        raise UserError("There are options with values that are not allowed; nothing was started.\n" + "\n".join(lines))
+        if type(value) is not type(given) or value != given:
+            _set(parser, name, literal(value))
+
+
+def _wrong_parts(config: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Sections, components and lists of them that are none any more, but below what is a config file's own."""
+    foreign = {"variants"}
+    for name, value in _ids(config):
+        ours = shipped.get(name, [])
+        targets = [one["_target_"] for one in ours if _is_component(one)]
+        if name.rpartition("#")[0] in foreign or (_is_component(value) and value["_target_"] not in targets):
+            foreign.add(name)
+            if name.rpartition("#")[0] in foreign:
+                continue
+        shapes = {shape for shape in map(_shape, ours) if shape} | ({_SECTION} if name == "network" else set())
+        if name in OPTIONS or any(map(_option_of, ours)) or not shapes & {_SECTION, _PARTS}:
+            continue
+        empty = name in _MAY_BE_EMPTY and value == []
+        cases = name.endswith("dataset#data") and isinstance(value, list)  # programs hand their cases in
+        if not empty and not cases and _shape(value) not in {None, *shapes}:
+            yield f"  --{name} {value}: a part of the config; {' or '.join(sorted(shapes))}, or an expression ($…)"
+
+
+_SECTION, _PARTS, _LIST, _VALUE = "a section", "a list of parts", "a list", "a value"
+
+
+def _shape(value: Any) -> str | None:
+    """What a value is in a config; None for expressions and null."""
+    if isinstance(value, Mapping):
+        return _SECTION
+    if value is None or _is_computed(value):
+        return None
+    if not isinstance(value, list):
+        return _VALUE
+    return _PARTS if any(map(_is_component, value)) else None if any(map(_is_computed, value)) else _LIST
+
+
+def _wrong_arguments(config: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Arguments of the bundle's components that are not allowed; converts the others.
+
+    An argument that is ``@option`` in the bundle's configs must be allowed for that option, a number a number, a flag a
+    flag. A library's class may take more than the option: with other arguments changed, too, it judges by itself.
+    """
+    components: dict[Any, list[Mapping[str, Any]]] = {}
+    for value in (value for values in shipped.values() for value in values if _is_component(value)):
+        components.setdefault((value["_target_"], *sorted(value)), []).append(value)
+    for id, component in _ids(config):
+        ours = components.get((component["_target_"], *sorted(component)), []) if _is_component(component) else []
+        for name in list(component) if ours else ():
+            value = component[name]
+            if _is_computed(value) or any(type(value) is type(one[name]) and value == one[name] for one in ours):
+                continue
+            own_class = str(component["_target_"]).startswith("scripts.")
+            same = [one for one in ours if own_class or all(_same(component[k], one[k]) for k in one if k != name)]
+            options = [option for one in same if (option := _option_of(one[name]))]
+            types = {type(one[name]) for one in ours}
+            if not options and types == {bool} and not isinstance(value, list):
+                options = [Option(_FLAG)]
+            elif not options and types <= {int, float} and isinstance(value, str | bool):
+                options = [_NUMBER]
+            for option in options:
+                try:
+                    component[name] = option.read(value)
+                    break
+                except ValueError:
+                    continue
+            else:
+                if options:
+                    yield f"  --{id}#{name} {value}: {', or '.join(dict.fromkeys(map(str, options)))}"
+
+
+def _same(value: Any, written: Any) -> bool:
+    """Whether a value is as a file has it; MONAI writes ``#`` in references as ``::``."""
+    return (value.replace("::", "#") if isinstance(value, str) else value) == written
+
+
+def _option_of(value: Any) -> Option | None:
+    """The option that a value is a reference to."""
+    return OPTIONS.get(value[1:]) if isinstance(value, str) and value[:1] == "@" else None
 
 
 def _is_component(value: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
-
-
-def _signature(component: Mapping[str, Any]) -> tuple[str, ...]:
-    return str(component["_target_"]), *sorted(component)
 
 
 def _is_computed(value: Any) -> bool:
