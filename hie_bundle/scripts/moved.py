@@ -38,6 +38,8 @@ MOVED = {
     "prompted": ("inference.prompted",),
     "provenance": ("data.run_folder",),
     "recipe": ("runtime.recipe",),
+    "scanner.adc_command": ("scanner.adc",),
+    "scanner.atlas_command": ("scanner.atlas",),
     "scanner.brain": ("scanner.brain_mask",),
     "scanner.scan_command": ("cli.scan",),
     "scoring": ("report.scoring",),

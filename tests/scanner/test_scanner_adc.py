@@ -17,9 +17,8 @@ from scipy.spatial.transform import Rotation
 
 from scripts.io.images import write
 from scripts.runtime.errors import UserError
-from scripts.scanner.adc import fit_adc, noise_of, scale_of, to_micro
-from scripts.scanner.adc_command import write_adc
-from scripts.scanner.dicom import scan, stacks_of
+from scripts.scanner.adc import fit_adc, noise_of, scale_of, to_micro, write_adc
+from scripts.scanner.dicom import read_folder
 from scripts.scanner.inputs import read
 from scripts.transforms.loading import LoadMapsd
 
@@ -202,16 +201,15 @@ def test_scanners_own_map(unit: str, tmp_path: Path) -> None:
 BAD = {
     "gap": "has a gap: slices 3 and 4 of 5 are 8.00 mm apart",
     "double": "slices are missing or double",
-    "mosaic": "is a mosaic",
-    "frames": "several frames",
+    "frames": "its pixels are missing",
     "patients": "images of 2 patients",
     "studies": "images of 2 studies",
     "mixed": "mixes images of 2 orientations",
-    "no b": "does not state its b-value",
+    "no b": "No b-value is stated by series 3",
     "no b0": "b = 0",
     "nothing": "holds no DICOM image",
     "maps": "several ADC maps",
-    "damaged": "is damaged",
+    "damaged": "is damaged: its pixels are missing",
 }
 
 
@@ -228,8 +226,7 @@ def test_bad_folders_are_refused_and_nothing_is_written(fault: str, tmp_path: Pa
     else:
         uid = study.series(3, signal(adc, s0, 0), affine, b_value=None if fault == "no b" else 0, shuffle=False)
         if fault != "no b0":
-            extra = {"mosaic": {"ImageType": ["ORIGINAL", "PRIMARY", "M", "DIFFUSION", "MOSAIC"]}}.get(fault, {})
-            extra |= {"NumberOfFrames": 2} if fault == "frames" else {}
+            extra = {"NumberOfFrames": 2} if fault == "frames" else {}
             study.series(4, signal(adc, s0, 1000), affine, b_value=1000, shuffle=False, **extra)
         else:
             for path in folder.glob("003_*"):
@@ -260,8 +257,8 @@ def test_copies_are_taken_once(tmp_path: Path) -> None:
     study.series(3, signal(adc, s0, 0), affine_of("oblique"), b_value=0)
     for path in list((tmp_path / "in").glob("*.dcm"))[:3]:
         (tmp_path / "in" / f"copy_{path.name}").write_bytes(path.read_bytes())
-    stacks = stacks_of(scan(tmp_path / "in"))
-    assert [(stack.b_value, len(stack.slices), len(stack.slices[0])) for stack in stacks] == [(0, 1, 6)]
+    found = read_folder(tmp_path / "in")
+    assert [(one.b_values, one.array.shape, len(one.sources)) for one in found] == [((0,), (30, 34, 6, 1), 6)]
 
 
 def test_a_volume_lies_where_gdcm_puts_it(tmp_path: Path) -> None:
@@ -269,8 +266,8 @@ def test_a_volume_lies_where_gdcm_puts_it(tmp_path: Path) -> None:
     adc, s0, _ = head()
     study = Study(tmp_path / "in")
     study.series(3, signal(adc, s0, 0), affine_of("oblique"), b_value=0)
-    (stack,) = stacks_of(scan(tmp_path / "in"))
-    (volume,) = stack.volumes()
+    (one,) = read_folder(tmp_path / "in")
+    volume = one.volume()
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "in")))
     image = reader.Execute()

@@ -22,8 +22,7 @@ from scripts.phantom.case import Case, simulate_case
 from scripts.phantom.normative import build_atlas
 from scripts.runtime.errors import UserError
 from scripts.scanner import atlas as module
-from scripts.scanner.atlas import hampel_mean_and_std
-from scripts.scanner.atlas_command import write_atlas
+from scripts.scanner.atlas import hampel_mean_and_std, write_atlas
 from scripts.scanner.inputs import read
 from scripts.scanner.zscore import FitLimits, write_zscore, zscore
 

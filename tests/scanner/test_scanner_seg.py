@@ -14,10 +14,9 @@ from test_scanner_adc import affine_of, head, signal
 
 from scripts.io.images import write
 from scripts.runtime.errors import UserError
-from scripts.scanner.adc_command import write_adc
-from scripts.scanner.dicom import scan, stacks_of
-from scripts.scanner.dicom_capture import capture_of
-from scripts.scanner.dicom_seg import write_dicom_seg
+from scripts.scanner.adc import write_adc
+from scripts.scanner.dicom import read_folder
+from scripts.scanner.dicom_seg import capture_of, write_dicom_seg
 
 FLIP = np.diag([-1.0, -1, 1, 1])
 
@@ -95,7 +94,7 @@ def test_a_picture_is_in_the_patients_study_and_says_what_it_is_for(pixels: tupl
     source = study.series(7, adc, affine_of("oblique"), ("DERIVED", "PRIMARY", "DIFFUSION", "ADC"))[0]
     shown = np.random.default_rng(0).integers(0, 256, (*pixels[::-1], 3), dtype=np.uint8)
     Image.fromarray(shown).save(tmp_path / "shown.png")
-    (stack,) = stacks_of(scan(tmp_path / "in"))
+    (stack,) = read_folder(tmp_path / "in")
     capture_of(tmp_path / "shown.png", stack).save_as(tmp_path / "picture.dcm")
     found = pydicom.dcmread(tmp_path / "picture.dcm")
     assert found.SOPClassUID == pydicom.uid.SecondaryCaptureImageStorage

@@ -15,14 +15,14 @@ from ..data.checks import Limits, grid_difference
 from ..inference.segmenter import CAUTION, Segmenter
 from ..io.files import whole_folder, write_json
 from ..io.images import write
+from ..io.volumes import Volume
 from ..report.segmented import write_case_picture
 from ..runtime.errors import UserError
 from ..runtime.mixins import bundle_version
-from ..scanner.adc_command import adc_from_dicom, b0_of, without_b
+from ..scanner.adc import adc_from_dicom, b0_of
 from ..scanner.brain_mask import brain_mask, given_mask, show_and_judge, strip
-from ..scanner.dicom import require_highdicom, scan, stacks_of
-from ..scanner.dicom_capture import capture_of
-from ..scanner.dicom_seg import segmentation_of
+from ..scanner.dicom import Series, read_folder, require_highdicom
+from ..scanner.dicom_seg import capture_of, segmentation_of, source_images
 from ..scanner.inputs import GRID_TOLERANCE_MM, paths_of, read
 from ..scanner.zscore import FitLimits, write_zscore
 
@@ -60,7 +60,7 @@ def write_scan(
         atlas_std: see there.
         brain_file: brain mask; None to make one from the image with b = 0.
         weights: see :class:`scripts.inference.segmenter.Segmenter`; what they were trained with is told from them.
-        adc: further arguments of :func:`scripts.scanner.adc_command.adc_from_dicom`.
+        adc: further arguments of :func:`scripts.scanner.adc.adc_from_dicom`.
         zscore: of :func:`scripts.scanner.zscore.write_zscore`.
         series: numbers of DICOM series to take; all if empty.
         secondary_capture: also write ``lesion_picture.dcm``, which is ``lesion.png`` as DICOM Secondary Capture.
@@ -79,22 +79,15 @@ def write_scan(
     require_highdicom()  # it is missed here, not after minutes
     with whole_folder(output_dir, left=".png") as work:
         segmenter = Segmenter(weights)
-        stacks = stacks_of(scan(folders[0]), series)
-        found, source = adc_from_dicom(stacks, **(adc or {}))
-        plain = b0_of(stacks)
-        # A scanner's map may lie on another grid than its images.
-        b0 = plain.volumes()[0] if plain else None
-        if b0 and grid_difference(found, b0, GRID_TOLERANCE_MM):
-            b0 = None
+        found_series = read_folder(folders[0], series)
+        found, source = adc_from_dicom(found_series, **(adc or {}))
+        source_images(source)  # what it lacks is an error here, not after minutes
+        b0: Volume | None = None
         if brain_file:
             mask = given_mask(brain_file, found, source.name)
-        elif b0:
-            mask = brain_mask(b0)
         else:
-            raise UserError(
-                f"There is no image with b = 0 on the grid of {source.name}, from which the brain could be told."
-                f"{without_b(stacks)} Give the brain's mask: --brain_file FILE."
-            )
+            b0 = _b0_on_grid(found_series, found, source.name)
+            mask = brain_mask(b0)
         show_and_judge(mask, b0 or found, work / "brain.png", limits, source.name, whole=brain_file is None)
         stripped = strip(found, mask)
         write(work / "brain.nii.gz", mask.astype(np.uint8), found.affine)
@@ -131,3 +124,22 @@ def write_scan(
     for line in (result.line, *result.notes, f"{output_dir}: lesion.dcm, lesion.nii.gz, lesion.png, brain.png"):
         logger.info("%s", line)
     logger.info(CAUTION)
+
+
+def _b0_on_grid(series: Sequence[Series], adc: Volume, name: str) -> Volume:
+    """The image with b = 0 on the grid of the ADC map. A scanner's map may be on another grid than its images.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        b0 = b0_of(series).volume()
+        problem = grid_difference(adc, b0, GRID_TOLERANCE_MM)
+    except UserError as error:
+        problem = str(error)
+    if problem:
+        raise UserError(
+            f"There is no image with b = 0 on the grid of {name} to find the brain in ({problem}). Give the brain's "
+            "mask: --brain_file FILE."
+        )
+    return b0

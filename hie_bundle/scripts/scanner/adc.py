@@ -1,26 +1,31 @@
-"""ADC maps from diffusion-weighted images: the mono-exponential fit, its noise floor, and the scales of ADC maps."""
+"""``run adc``: an ADC map from diffusion-weighted images by the mono-exponential fit, or from a scanner's own map."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.checks import grid_difference
+from ..io.images import write
+from ..io.volumes import Volume, extension_of
 from ..runtime.errors import UserError
+from .dicom import Series, left_out, read_folder
+from .inputs import B0_MAX, GRID_TOLERANCE_MM, paths_of, read, refuse_other_grid, scale_of, to_micro
 
-__all__ = ["AdcFit", "fit_adc", "noise_of", "scale_of", "to_micro"]
+__all__ = ["AdcFit", "adc_from_dicom", "b0_of", "fit_adc", "noise_of", "scale_of", "to_micro", "write_adc"]
 
 logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.floating]
+Paths = str | Path | Sequence[str | Path]
 
-B0_MAX = 50.0  # s/mm²; what scanners store as b = 0 is often b = 5 or 20
-HEAD_MEDIAN = (400.0, 2600.0)  # 1e-6 mm²/s; of a newborn's head, with and without skull
-# What an ADC of 1e-6 mm²/s is in files: scanners and converters differ by powers of ten.
-SCALES = {1.0: "1e-6 mm²/s", 10.0: "1e-5 mm²/s", 1e3: "1e-3 mm²/s", 1e6: "mm²/s", 1e12: "m²/s"}
+ECHO_MS = 1.0  # images whose echo times differ by more have another T2 weighting
+AGREEMENT = 0.93  # least correlation of two images with b = 0; reversed phase encoding distorts them apart
 RAYLEIGH_MEDIAN = np.sqrt(2 * np.log(2))  # of the noise's standard deviation
 
 
@@ -88,9 +93,16 @@ def fit_adc(
             f"are {_listed(values)} s/mm². Name them with --b_values."
         )
     shells = _shells(values)
+    finite = np.all([np.isfinite(image) for image in signals], axis=0)
+    if not finite.any():
+        raise UserError("The images hold NaN or Inf everywhere.")
+    signals = [np.where(finite, image, 0) for image in signals]
     if noise is None:
         noise = noise_of(signals[int(values.argmax())])
-    least = max(noise_floor * noise, 1e-6 * max(float(np.max(image)) for image in signals))
+    # Single voxels of any value must not raise the floor.
+    least = max(noise_floor * noise, 1e-6 * max(float(np.percentile(image, 99)) for image in signals))
+    if least <= 0:
+        raise UserError("The image with b = 0 has no signal above the noise.")
     logs, weights, bs = [], [], []
     for members in shells:
         images = np.stack([np.asarray(signals[i], dtype=np.float32) for i in members])
@@ -99,9 +111,15 @@ def fit_adc(
         # A direction under the floor taints its average.
         weights.append(np.where((images <= least).any(0), 0, mean.astype(np.float64) ** 2))
         bs.append(values[members].mean())
-    head = weights[0] > 0
+    head = (weights[0] > 0) & finite
     if not head.any():
         raise UserError("The image with b = 0 has no signal above the noise.")
+    bright = head & (logs[0] > np.percentile(logs[0][head], 50))
+    if (share := float((logs[-1] > logs[0])[bright].mean())) > 0.5:
+        raise UserError(
+            f"The image with b = {bs[-1]:g} is brighter than that with b = {bs[0]:g} in {share:.0%} of the head: the "
+            "b-values are exchanged, or the images are not on one scale."
+        )
     log, weight, b = np.stack(logs).astype(np.float64), np.stack(weights), np.array(bs)[:, None, None, None]
     enough = (weight > 0).sum(0) >= 2
     if len(bs) == 2:
@@ -128,51 +146,6 @@ def fit_adc(
     return AdcFit(adc, s0, noise, floored)
 
 
-def scale_of(adc: Floats, brain: NDArray[np.bool_] | None = None) -> tuple[float, str]:
-    """The factor that brings an ADC map of unknown unit to 1e-6 mm²/s, told by its median.
-
-    The units that occur are powers of ten apart by more than the medians of heads are.
-
-    Args:
-        adc: (X, Y, Z); 0 and below count as background.
-        brain: where to look; everything above 0 if None.
-
-    Returns:
-        The factor, and the unit's name.
-
-    Raises:
-        UserError: when no unit gives a plausible newborn's head.
-    """
-    values = adc[(adc > 0) & np.isfinite(adc) if brain is None else brain & (adc > 0)]
-    median = float(np.median(values)) if values.size else 0.0
-    for scale, unit in SCALES.items():
-        if HEAD_MEDIAN[0] <= median * scale <= HEAD_MEDIAN[1]:
-            return scale, unit
-    raise UserError(
-        f"The median of the ADC map is {median:.4g}, which is an ADC of a newborn's head in none of the units "
-        f"{', '.join(SCALES.values())}. Is it an ADC map? If so, name the factor to 1e-6 mm²/s with --adc_scale."
-    )
-
-
-def to_micro(adc: Floats, scale: float | None = None, brain: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-    """An ADC map in 1e-6 mm²/s; what was assumed goes to the log.
-
-    Args:
-        adc: in any unit; values that are not finite, or below 0, become 0.
-        scale: factor to 1e-6 mm²/s; None to tell it by :func:`scale_of`.
-        brain: see there.
-
-    Raises:
-        UserError: see there.
-    """
-    if scale is None:
-        scale, unit = scale_of(adc, brain)
-        logger.info("The ADC map's values are taken to be in %s: factor %g to 1e-6 mm²/s.", unit, scale)
-    else:
-        logger.info("The ADC map's values are multiplied by %g, as told, to 1e-6 mm²/s.", scale)
-    return (np.where(np.isfinite(adc) & (adc > 0), adc, 0) * scale).astype(np.float32)
-
-
 def _shells(b_values: NDArray[np.float64]) -> list[NDArray[np.intp]]:
     """Images by b-value, least first; those within 5 % or 50 s/mm² of a shell's least are one (what scanners state
     for the directions of one b-value differs a little)."""
@@ -189,3 +162,208 @@ def _shells(b_values: NDArray[np.float64]) -> list[NDArray[np.intp]]:
 
 def _listed(values: Sequence[float] | NDArray[np.float64]) -> str:
     return ", ".join(f"{value:g}" for value in values)
+
+
+def write_adc(
+    images: Paths | None,
+    output_file: str | Path,
+    b_values: Sequence[float] | None = None,
+    noise: float | None = None,
+    noise_floor: float = 2.0,
+    adc_scale: float | None = None,
+    series: Sequence[int] = (),
+    adc_source: str | None = None,
+) -> None:
+    """Write an ADC map in 1e-6 mm²/s, float32; what was assumed goes to the log.
+
+    Args:
+        images: several files with one image each; one 4D file with a ``.bval`` beside it or ``b_values``; a BIDS folder
+            with one ``*_dwi`` file; a folder of DICOM images; or one 3D file, which is taken for a scanner's ADC map.
+        output_file: ``.nii.gz``, ``.nii`` or ``.mha``.
+        b_values: s/mm², one an image.
+        noise: see :func:`scripts.scanner.adc.fit_adc`.
+        noise_floor: see there.
+        adc_scale: of a scanner's map; see :func:`scripts.scanner.adc.to_micro`.
+        series: numbers of DICOM series to take; all if empty.
+        adc_source: of DICOM: ``map``, the scanner's; ``fit``, from the diffusion images; None: the map if there is one.
+
+    Raises:
+        UserError: for bad or missing images or b-values.
+    """
+    if not images or not output_file:
+        raise UserError("Say which images and where the map goes: --images FILES --output_file FILE.")
+    paths = paths_of(images)
+    if Path(output_file).resolve() in [path.resolve() for path in paths]:
+        raise UserError(f"{output_file} is one of the images; nothing is overwritten.")
+    if len(paths) == 1 and paths[0].is_dir():
+        root = paths[0]
+        paths = sorted(
+            path
+            for path in root.rglob("*_dwi.nii*")
+            if extension_of(path) and path.name[0] != "." and "derivatives" not in path.relative_to(root).parts
+        )
+        if not paths:
+            if b_values is not None:
+                raise UserError(f"{root}: the b-values of DICOM images are those of their headers; drop --b_values.")
+            adc, _ = adc_from_dicom(read_folder(root, series), noise, noise_floor, adc_scale, adc_source)
+            write(output_file, adc.array, adc.affine)
+            return
+        if len(paths) > 1:
+            names = ", ".join(str(path.relative_to(root)) for path in paths[:3])
+            raise UserError(f"{root} holds {len(paths)} diffusion images ({names} …); name one with --images.")
+    if series or adc_source:
+        raise UserError("--series and --adc_source are for folders of DICOM images.")
+    volumes = [read(path) for path in paths]
+    if len(paths) == 1 and volumes[0].array.ndim == 3 and b_values is None:
+        write(output_file, to_micro(volumes[0].array, adc_scale), volumes[0].affine)
+        return
+    if adc_scale is not None:
+        raise UserError("--adc_scale is of a scanner's own map; ADC fitted from images needs none.")
+    signals: list[NDArray[np.floating]] = []
+    found: list[float] = []
+    for path, volume in zip(paths, volumes, strict=True):
+        refuse_other_grid(volumes[0], volume, (str(paths[0]), str(path)))
+        parts = [volume.array] if volume.array.ndim == 3 else list(np.moveaxis(volume.array, -1, 0))
+        signals += parts
+        if b_values is None:
+            found += _bvals(path, len(parts))
+    fit = fit_adc(signals, found if b_values is None else b_values, noise, noise_floor)
+    write(output_file, fit.adc, volumes[0].affine)
+
+
+def adc_from_dicom(
+    series: Sequence[Series],
+    noise: float | None = None,
+    noise_floor: float = 2.0,
+    adc_scale: float | None = None,
+    adc_source: str | None = None,
+) -> tuple[Volume, Series]:
+    """The ADC map among DICOM series, 1e-6 mm²/s, and the series on whose grid it is.
+
+    Args:
+        series: of :func:`scripts.scanner.dicom.read_folder`.
+        noise: see :func:`write_adc`.
+        noise_floor: see there.
+        adc_scale: see there.
+        adc_source: see there.
+
+    Raises:
+        UserError: if there is not exactly one map, and no images to fit one from.
+    """
+    if adc_source not in (None, "map", "fit"):
+        raise UserError(f"adc_source '{adc_source}' is unknown; choose one of: map, fit.")
+    maps = [one for one in series if one.kind == "adc"]
+    if len(maps) > 1 and adc_source != "fit":
+        names = ", ".join(one.name for one in maps)
+        raise UserError(f"There are several ADC maps: {names}. Name one with --series, or take --adc_source fit.")
+    if maps and adc_source != "fit":
+        logger.info("ADC map of the scanner: %s.", maps[0].name)
+        return Volume(to_micro(maps[0].array[..., 0], adc_scale or maps[0].unit), maps[0].affine), maps[0]
+    if adc_source == "map":
+        raise UserError(f"There is no ADC map among the DICOM series.{_why(series)}")
+    used = _fitted_from(series)
+    signals = [one.array[..., i] for one in used for i in range(len(one.b_values))]
+    logger.info("ADC fitted from %s.", ", ".join(one.name for one in used))
+    fit = fit_adc(signals, [float(b or 0) for one in used for b in one.b_values], noise, noise_floor)
+    return Volume(fit.adc, used[0].affine), used[0]
+
+
+def b0_of(series: Sequence[Series]) -> Series:
+    """The images with b = 0 (at most 50 s/mm²): those of the fit if there are weighted ones.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if any(one.kind in ("dwi", "trace") and one.indices(b0=False) for one in series):
+        return _fitted_from(series)[0]
+    for one in series:
+        if one.kind in ("dwi", "trace") and (indices := one.indices(b0=True)):
+            return one.of(indices)
+    raise UserError(f"There is no image with b = 0.{_why(series)}")
+
+
+def _fitted_from(series: Sequence[Series]) -> list[Series]:
+    """Series that belong to one fit, each cut to the volumes that count, those with b = 0 first.
+
+    A scanner's average over directions counts only where the directions are not there. Images with b = 0 of the
+    weighted images' own series are preferred to those of others.
+
+    Raises:
+        UserError: without such; for weighted images of different grids or echo times; for images with b = 0 that do
+            not agree.
+    """
+    weighted = [
+        [one.of(indices) for one in series if one.kind == kind and (indices := one.indices(b0=False))]
+        for kind in ("dwi", "trace")
+    ]
+    chosen = weighted[0] or weighted[1]
+    if not chosen:
+        raise UserError(f"There is no ADC map among the DICOM series, and no diffusion-weighted image.{_why(series)}")
+    first = chosen[0]
+    for other in chosen[1:]:
+        if difference := _difference(first, other):
+            raise UserError(
+                f"{first.name.capitalize()} and {other.name} are not of one fit: {difference}. Name the series that "
+                "belong together with --series."
+            )
+    if weighted[0] and weighted[1]:
+        logger.info("Left out, as averages of directions that are there: %s.", ", ".join(o.name for o in weighted[1]))
+    plain = [one.of(i) for one in series if one.kind in ("dwi", "trace") and (i := one.indices(b0=True))]
+    own = [one for one in plain if one.number in {other.number for other in chosen}]
+    plain = [one for one in own if one.kind == first.kind] or own or plain
+    differences = [_difference(first, one) for one in plain]
+    b0 = [one for one, difference in zip(plain, differences, strict=True) if not difference]
+    excluded = [f"{one.name}: {why}" for one, why in zip(plain, differences, strict=True) if why]
+    if not b0:
+        reasons = "".join(f" {reason.capitalize()}." for reason in excluded)
+        raise UserError(f"There is no image with b = 0 to {first.name}.{reasons}{_why(series)}")
+    for reason in excluded:
+        logger.info("Left out: %s.", reason)
+    for other in b0[1:]:
+        if (agreement := _agreement(b0[0].array.mean(-1), other.array.mean(-1))) < AGREEMENT:
+            raise UserError(
+                f"{b0[0].name.capitalize()} and {other.name} correlate by {agreement:.2f} only (at least {AGREEMENT}): "
+                "another phase encoding, motion or another sequence. Name those that belong together with --series."
+            )
+    return [*b0, *chosen]
+
+
+def _difference(first: Series, second: Series) -> str:
+    """Why two series cannot be of one fit; empty if they can."""
+    if difference := grid_difference(first.volume(), second.volume(), GRID_TOLERANCE_MM):
+        return difference
+    if first.echo_ms and second.echo_ms and abs(first.echo_ms - second.echo_ms) > ECHO_MS:
+        return f"echo time {second.echo_ms:g} ms, not {first.echo_ms:g} ms"
+    if first.polarity and second.polarity and first.polarity != second.polarity:
+        return f"phase encoding along {second.polarity}, not {first.polarity}"
+    return ""
+
+
+def _agreement(first: Floats, second: Floats) -> float:
+    """Correlation of two images where either has signal."""
+    head = (first > 0.2 * np.percentile(first, 99)) | (second > 0.2 * np.percentile(second, 99))
+    values = np.corrcoef(first[head], second[head])[0, 1] if head.sum() > 1 else 0.0
+    return float(np.nan_to_num(values))
+
+
+def _why(series: Sequence[Series]) -> str:
+    """What to add to a message that images are missing."""
+    unstated = [one.name for one in series if one.kind in ("dwi", "trace") and None in one.b_values]
+    text = f" No b-value is stated by {', '.join(unstated)}." if unstated else ""
+    return text + (f" Left out: {reasons}." if (reasons := left_out(series)) else "")
+
+
+def _bvals(path: Path, count: int) -> list[float]:
+    """b-values of FSL's text file beside an image."""
+    file = path.with_name(path.name.removesuffix(extension_of(path)) + ".bval")
+    if not file.exists():
+        raise UserError(
+            f"The b-values of {path} are not known: there is no {file.name} beside it. Name them: --b_values."
+        )
+    try:
+        values = [float(word) for word in file.read_text(encoding="utf-8-sig").split()]
+    except ValueError as error:
+        raise UserError(f"{file} holds something that is no number.") from error
+    if len(values) != count:
+        raise UserError(f"{file} has {len(values)} b-values for {count} images.")
+    return values

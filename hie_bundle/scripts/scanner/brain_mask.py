@@ -17,10 +17,9 @@ from ..geometry.components import components
 from ..io.images import write
 from ..io.volumes import Volume
 from ..runtime.errors import UserError
-from .adc import to_micro
-from .adc_command import b0_of, without_b
-from .dicom import scan, stacks_of
-from .inputs import paths_of, read, refuse_other_grid, stem_of
+from .adc import b0_of
+from .dicom import read_folder
+from .inputs import paths_of, read, refuse_other_grid, stem_of, to_micro
 from .previews import outlines
 
 __all__ = ["brain_mask", "brain_problem", "given_mask", "show_and_judge", "strip", "write_brain"]
@@ -183,14 +182,7 @@ def write_brain(
     source, stem = files[0], stem_of(output_file)
     if stripped_file:
         stem_of(stripped_file)
-    if source.is_dir():
-        stacks = stacks_of(scan(source), series)
-        found = b0_of(stacks)
-        if found is None:
-            raise UserError(f"{source} holds no image with b = 0.{without_b(stacks)}")
-        image = found.volumes()[0]
-    else:
-        image = read(source, 3)
+    image = b0_of(read_folder(source, series)).volume() if source.is_dir() else read(source, 3)
     adc = read(adc_file, 3) if adc_file else None
     if adc:
         refuse_other_grid(image, adc, (str(source), str(adc_file)))

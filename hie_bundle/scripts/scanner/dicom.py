@@ -1,80 +1,127 @@
-"""Folders of DICOM images as volumes: sorted by series, b-value and position; what cannot be a volume is refused.
+"""Folders of DICOM images as volumes. dcm2niix reads the pixels; pydicom says which images belong together.
 
-Nothing that tells who a patient is, descriptions included, goes to the log or into a message: series are named by their
-numbers.
+Neither the log nor a message holds anything that identifies the patient, descriptions included: series have numbers.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import shutil
+import subprocess
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from ..io.volumes import LPS_TO_RAS, Volume
+from ..io.volumes import Volume
 from ..runtime.errors import UserError
+from .inputs import B0_MAX, unit_of
 
-__all__ = ["Stack", "require_highdicom", "require_pydicom", "scan", "stacks_of"]
+__all__ = ["Series", "left_out", "listed", "read_folder", "require_highdicom", "require_pydicom"]
 
 logger = logging.getLogger(__name__)
 
-POSITION_MM = 0.05  # slices whose distances differ by more than this, or 2 %, are not one volume
 Header = Any  # pydicom.Dataset; the package is an extra
+
+POSITION_MM = 0.05  # slices whose distances differ by more than this, or 2 %, are not one volume
+MAX_BYTES = 1 << 31  # of the pixels of one series
+TIMEOUT_S = 600
+MR_IMAGES = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")
+DEFLATED = "1.2.840.10008.1.2.1.99"
+NUMBERS = (
+    "SeriesNumber", "InstanceNumber", "AcquisitionNumber", "ImagesInAcquisition", "NumberOfFrames", "Rows", "Columns",
+    "SamplesPerPixel", "BitsAllocated", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "EchoTime",
+    "RescaleSlope", "RescaleIntercept", "DiffusionBValue",
+)  # fmt: skip
+TAGS: tuple[Any, ...] = (
+    *NUMBERS, "SOPClassUID", "SOPInstanceUID", "Modality", "Manufacturer", "PatientID", "PatientName",
+    "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SeriesDescription", "ProtocolName", "ImageType",
+    "SequenceName", "ScanningSequence", "EchoPlanarPulseSequence", "DiffusionDirectionality", "MRDiffusionSequence",
+    "MRImageFrameTypeSequence", "RealWorldValueMappingSequence", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence", 0x0019100C, 0x00431030, 0x00431039, 0x20011003, 0x20011004, 0x20011013,
+    0x00651009,
+)  # fmt: skip
+UNITS = {"um2/s": 1.0, "10-6.mm2/s": 1.0, "10*-6.mm2/s": 1.0, "10-3.mm2/s": 1e3, "10*-3.mm2/s": 1e3, "mm2/s": 1e6}
+
+# Values of ImageType (0008,0008) and of frame types, which the standard and the vendors define.
+ADC_WORDS = {"ADC", "ADC_UNSPECIFIED", "DIFFUSIVITY", "AVDC", "DADC"}
+TRACE_WORDS = {"TRACE", "TRACEW", "ISOTROPIC", "ISO"}
+OTHER_WORDS = {
+    "EADC", "EXP", "EXPONENTIAL", "FA", "COLFA", "TENSOR", "TENSOR_B0", "LOCALIZER", "PHASE", "PHASE MAP", "P",
+    "CALC_BVALUE", "RA", "VR", "ATTENUATED", "PERFUSION", "MTT", "TTP", "CBF", "CBV", "FIELD_MAP", "FIELDMAP",
+}  # fmt: skip
+# Of a derived image of diffusion, whose tags say no more; counts only if the values are an ADC in some unit, too.
+ADC_DESCRIPTION = re.compile(r"\bD?ADC\b|apparent diff|average dc|\bMD\b|mean diffusivity|diffusion coeff", re.I)
+NOT_ADC_DESCRIPTION = re.compile(r"\beADC\b|expon", re.I)
 
 
 @dataclass(frozen=True)
-class Stack:
-    """Slices that make up one volume, or several of one kind over the same positions.
+class Series:
+    """One kind of image of a DICOM series.
 
     Attributes:
-        kind: ``adc`` (a scanner's map), or ``dwi`` (an image with or without diffusion weighting).
-        series: its number.
-        b_value: s/mm² as the header states it; None where it says nothing.
-        slices: headers with pixels by volume, each in the order of the volume's Z.
+        kind: ``adc`` (a scanner's map), ``dwi`` (directions and b = 0), ``trace`` (averaged over the directions by the
+            scanner), or ``other``.
+        number: of the series.
+        b_values: s/mm², one a volume; None where neither the header nor dcm2niix knows it.
+        array: (X, Y, Z, N), float32, X along the rows, Y along the columns, Z along their cross product.
+        affine: (4, 4) from voxel indices to millimetres, RAS+.
+        sources: headers of the images of one volume with the least b-value in the order of Z; one multi-frame image
+            or mosaic instead where the scanner writes such.
+        echo_ms: echo time; None if unknown.
+        polarity: direction of phase encoding as dcm2niix states it (``j``, ``j-``); empty if unknown.
+        unit: factor of an ADC map to 1e-6 mm²/s if the header states the unit.
+        reason: why the series is not used; empty if it is.
     """
 
     kind: str
-    series: int
-    b_value: float | None
-    slices: list[list[Header]] = field(repr=False)
+    number: int
+    b_values: tuple[float | None, ...] = ()
+    array: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.float32), repr=False)
+    affine: NDArray[np.float64] = field(default_factory=lambda: np.eye(4), repr=False)
+    sources: tuple[Header, ...] = field(default=(), repr=False)
+    echo_ms: float | None = None
+    polarity: str = ""
+    unit: float | None = None
+    reason: str = ""
 
     @property
     def name(self) -> str:
-        weighting = "" if self.kind == "adc" or self.b_value is None else f", b = {self.b_value:g}"
-        return f"series {self.series} ({self.kind}{weighting})"
+        known = sorted({round(b) for b in self.b_values if b is not None})
+        weighting = f", b = {', '.join(map(str, known))}" if known and self.kind != "adc" else ""
+        return f"series {self.number} ({self.kind}{weighting})"
 
-    def grid(self) -> Volume:
-        """Where the voxels lie; the values are all 0."""
-        first, count = self.slices[0][0], len(self.slices[0])
-        shape = (int(first.Columns), int(first.Rows), count)
-        return Volume(np.broadcast_to(np.uint8(0), shape), _affine(self.slices[0]))
+    def volume(self, index: int = 0) -> Volume:
+        return Volume(self.array[..., index], self.affine)
 
-    def volumes(self) -> list[Volume]:
-        """The volumes in the unit of the scanner's own values.
+    def of(self, indices: Sequence[int]) -> Series:
+        """Some of the volumes."""
+        return replace(self, b_values=tuple(self.b_values[i] for i in indices), array=self.array[..., list(indices)])
 
-        Raises:
-            UserError: if pixels cannot be decoded.
-        """
-        affine = _affine(self.slices[0])
-        return [Volume(np.stack([_pixels(one, self.name) for one in slices], -1), affine) for slices in self.slices]
+    def indices(self, b0: bool) -> list[int]:
+        """The volumes with b = 0 (at most 50 s/mm²), or those with a larger b-value."""
+        return [i for i, b in enumerate(self.b_values) if b is not None and (b <= B0_MAX) == b0]
 
 
 def require_pydicom() -> Any:
-    """pydicom.
+    """pydicom; dcm2niix is there, too.
 
     Raises:
-        UserError: where it is not installed.
+        UserError: where one of them is not installed.
     """
     try:
+        import dcm2niix  # noqa: F401
         import pydicom
     except ImportError as error:
-        raise UserError("DICOM needs pydicom: pip install pydicom") from error
+        raise UserError("DICOM needs pydicom and dcm2niix: pip install pydicom dcm2niix") from error
     return pydicom
 
 
@@ -82,7 +129,7 @@ def require_highdicom() -> Any:
     """highdicom, which writes DICOM, kept from logging the images' UIDs.
 
     Raises:
-        UserError: where it or pydicom is not installed.
+        UserError: where it, pydicom or dcm2niix is not installed.
     """
     require_pydicom()
     try:
@@ -93,275 +140,514 @@ def require_highdicom() -> Any:
     return highdicom
 
 
-def scan(folder: str | Path) -> list[Header]:
-    """All MR images below a folder; an image that is there twice is taken once.
+def read_folder(folder: str | Path, numbers: Sequence[int] = ()) -> list[Series]:
+    """Read all MR series below a folder. Series that are not used have kind ``other`` and a reason.
 
     Args:
-        folder: with DICOM files of any name; other files are passed over.
+        folder: with DICOM files of any name.
+        numbers: of the series to read; all if empty.
 
     Raises:
-        UserError: without an MR image, for images of more than one patient or study, and for what this bundle does not
-            read: several frames a file, mosaics.
+        UserError: without an MR image; for images of more than one patient or study; naming a series that is damaged,
+            has gaps, missing or double slices, or more than one geometry.
     """
-    pydicom = require_pydicom()
     root = Path(folder)
+    headers, others = _headers(root)
+    groups: dict[tuple[str, ...], list[Header]] = defaultdict(list)
+    for header in headers:
+        groups[_group(header)].append(header)
+    there = sorted({_number(header) for header in headers})
+    if unknown := set(numbers) - set(there):
+        raise UserError(f"There is no series {sorted(unknown)[0]}; there are {', '.join(map(str, there))}.")
+    found = [Series("other", number, reason=reason) for number, reason in others]
+    for members in groups.values():
+        if not numbers or _number(members[0]) in numbers:
+            found += _read(members)
+    return sorted(found, key=lambda one: (one.number, one.kind))
+
+
+def left_out(series: Sequence[Series]) -> str:
+    """The series that are not used, with the reason of each; empty without."""
+    reasons = dict.fromkeys(f"series {one.number}: {one.reason}" for one in series if one.reason)
+    return "; ".join(reasons)
+
+
+def listed(series: Sequence[Series]) -> str:
+    """A table for people: number, kind, b-values, size, voxels, unit, and why a series is left out."""
+    rows = [("series", "kind", "b-values (s/mm²)", "size", "voxel (mm)", "unit", "left out because")]
+    for one in series:
+        counts = Counter("unknown" if b is None else f"{b:g}" for b in one.b_values)
+        b_values = "" if one.kind == "adc" else ", ".join(f"{b} ×{n}" if n > 1 else b for b, n in counts.items())
+        size = "×".join(map(str, one.array.shape)) if one.array.size else ""
+        voxel = "×".join(f"{v:.4g}" for v in one.volume().spacing_mm) if one.array.size else ""
+        unit = ""
+        if one.kind == "adc":
+            stated = next((name for name, factor in UNITS.items() if factor == one.unit), "")
+            unit = f"{stated} (stated)" if stated else unit_of(one.array) or "unknown"
+        rows.append((str(one.number), one.kind, b_values, size, voxel, unit, one.reason))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _headers(root: Path) -> tuple[list[Header], list[tuple[int, str]]]:
+    """Headers of the MR images without their pixels, each with its path as ``filename``; and what is left out."""
+    require_pydicom()
     if not root.is_dir():
         raise UserError(f"{root} is not a folder.")
-    headers: dict[str, Header] = {}
-    others: Counter[str] = Counter()
-    for path in sorted(path for path in root.rglob("*") if path.is_file() and path.name.upper() != "DICOMDIR"):
+    found: dict[str, Header] = {}
+    ignored: Counter[str] = Counter()
+    others: set[tuple[int, str]] = set()
+    for path in _files(root):
+        header = _header(path)
+        if header is None:
+            ignored["files that are not DICOM"] += 1
+            continue
+        if reason := _no_image(header):
+            if header.get("Modality") == "MR" and _number(header):
+                others.add((_number(header), reason))
+            ignored[reason] += 1
+            continue
+        if len(found) and str(header.get("SOPInstanceUID")) in found:
+            first = found[str(header.SOPInstanceUID)]
+            if _place(first) != _place(header):
+                raise UserError(
+                    f"Series {_number(header)}: different images have one SOP Instance UID. The export is damaged; "
+                    "export the series again."
+                )
+            ignored["copies of an image"] += 1
+            continue
+        found[str(header.get("SOPInstanceUID") or path)] = header
+    headers = list(found.values())
+    if not headers:
+        raise UserError(
+            f"{root} holds no DICOM image of MR." + "".join(f" {n} {what} left out." for what, n in ignored.items())
+        )
+    for what, count in ignored.items():
+        logger.info("%d left out: %s.", count, what)
+    for what, values in (
+        ("patients", {(str(h.get("PatientID") or "").strip(), _person(h)) for h in headers}),
+        ("studies", {str(h.get("StudyInstanceUID", "")) for h in headers}),
+    ):
+        if len(values) > 1:
+            raise UserError(f"{root} holds images of {len(values)} {what}; each needs a folder of its own.")
+    return headers, sorted(others)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for path in sorted(root.rglob("*")):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a broken link; the image that it stands for is missing.")
+        if path.is_file() and not path.name.startswith(".") and path.name.upper() != "DICOMDIR":
+            yield path
+
+
+def _header(path: Path) -> Header | None:
+    """None for a file that is not DICOM.
+
+    Raises:
+        UserError: for a damaged file.
+    """
+    pydicom = require_pydicom()
+    try:
+        if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
+            raise UserError(f"{path} is deflated DICOM, which is not read; export it without compression.")
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*TAGS])
+    except (pydicom.errors.InvalidDicomError, EOFError):
+        return None
+    except UserError:
+        raise
+    except Exception as error:  # pydicom raises what a damaged file makes it meet
+        raise UserError(f"{path} is damaged: it cannot be read as DICOM.") from error
+    header.filename = str(path)
+    for keyword in NUMBERS:
         try:
-            header = pydicom.dcmread(path)
-        except pydicom.errors.InvalidDicomError:
-            others["files that are not DICOM"] += 1
-            continue
-        except Exception as error:  # pydicom raises what a damaged file makes it meet
-            raise UserError(f"{path} is damaged: it cannot be read as DICOM.") from error
-        image = header.get("SOPClassUID") in (pydicom.uid.MRImageStorage, pydicom.uid.EnhancedMRImageStorage)
-        if image and "PixelData" not in header:
+            values = header.get(keyword)
+            numbers = [float(value) for value in ((values,) if isinstance(values, str | float | int) else values or ())]
+        except Exception as error:  # pydicom converts when a value is asked for
+            raise UserError(f"{path} is damaged: its {keyword} is no number.") from error
+        if not np.isfinite(numbers).all():
+            raise UserError(f"{path} is damaged: its {keyword} holds NaN or Inf.")
+    if header.get("SOPClassUID") in MR_IMAGES:
+        bits = _int(header, "Rows") * _int(header, "Columns") * _int(header, "NumberOfFrames", 1)
+        bits *= _int(header, "BitsAllocated", 16)
+        packed = header.file_meta.TransferSyntaxUID.is_compressed
+        if not bits or (not packed and 8 * path.stat().st_size < bits):
             raise UserError(f"{path} is damaged: its pixels are missing.")
-        if header.get("Modality") != "MR" or "PixelData" not in header:
-            others["objects that are no MR image"] += 1
-            continue
-        uid = str(header.get("SOPInstanceUID", path))
-        if uid in headers:
-            others["copies of an image"] += 1
-        headers.setdefault(uid, header)
-    found = list(headers.values())
-    if not found:
-        raise UserError(f"{root} holds no DICOM image of MR.")
-    for what, count in others.items():
-        logger.info("%d %s left out.", count, what)
-    _refuse_mixed(found, root)
-    _refuse_packed(found)
+    return header
+
+
+def _no_image(header: Header) -> str:
+    """Why a DICOM object is no MR image; empty if it is one."""
+    if header.get("Modality") != "MR":
+        return "objects of another modality"
+    if header.get("SOPClassUID") not in MR_IMAGES:
+        return "an object that is no MR image (a screenshot, a report, a spectrum)"
+    if int(header.get("SamplesPerPixel") or 1) != 1:
+        return "a colour picture, whose values are no measurement"
+    return ""
+
+
+def _read(members: list[Header]) -> list[Series]:
+    """The volumes of the images of one group."""
+    first = members[0]
+    kind, reason = _kind(members)
+    number = _number(first)
+    if kind == "other":
+        return [Series("other", number, reason=reason)]
+    name = f"Series {number}"
+    pixels = sum(int(h.Rows) * int(h.Columns) * _int(h, "NumberOfFrames", 1) for h in members)
+    if 4 * pixels > MAX_BYTES:
+        raise UserError(f"{name} declares {4 * pixels / 1e9:.0f} GB of voxels, more than is read.")
+    packed = _packed(first)
+    if not packed and len({tuple(h.get("ImagePositionPatient") or ()) for h in members}) < 2:
+        return [Series("other", number, reason="one slice only")]
+    if not packed:
+        _require_whole(members, name)
+    found = []
+    for array, affine, side, b_values in _converted(members, name):
+        count = array.shape[-1]
+        stated = {_b_value(header) for header in members}
+        if b_values is None or (not any(b_values) and stated == {None}):  # dcm2niix writes 0 where nothing is stated
+            b_values = [stated.pop()] * count if len(stated) == 1 else [None] * count
+        if not packed and kind == "adc" and count > 1:
+            raise UserError(f"{name} (adc) has {count} images of each slice; one is needed.")
+        one = Series(
+            kind, number, tuple(b_values), array, affine, _sources(members, affine, packed),
+            1e3 * side["EchoTime"] if "EchoTime" in side else None, str(side.get("PhaseEncodingDirection", "")),
+        )  # fmt: skip
+        if kind == "adc":
+            one = _mapped(one, side)
+        if kind == "derived":
+            one = _judged(one, first)
+        elif kind != "adc" and not one.indices(b0=False):
+            plain = any(b is not None for b in one.b_values)
+            if not (_is_echo_planar(first) if plain else _says_diffusion(first)):
+                one = replace(one, kind="other", reason="no diffusion weighting")
+        found.append(one)
     return found
 
 
-def stacks_of(headers: Sequence[Header], series: Sequence[int] = ()) -> list[Stack]:
-    """Volumes among the images: ADC maps, and diffusion images by b-value; other series are left out.
+def _judged(one: Series, header: Header) -> Series:
+    """An image that a workstation derived, and whose tags do not say how."""
+    words = f"{header.get('SeriesDescription', '')} {header.get('ProtocolName', '')}"
+    if ADC_DESCRIPTION.search(words) and not NOT_ADC_DESCRIPTION.search(words) and unit_of(one.array):
+        return replace(one, kind="adc", b_values=(None,) * one.array.shape[-1])
+    reason = "derived from other images, and its tags do not say how"
+    return replace(one, kind="other", reason=reason)
 
-    Args:
-        headers: of :func:`scan`.
-        series: numbers of the series to take; empty for all.
 
-    Raises:
-        UserError: naming a series with gaps, missing or double slices, or with more than one geometry.
+def _group(header: Header) -> tuple[str, ...]:
+    """What the images of one conversion have in common: dcm2niix would mix traces with directions."""
+    words = sorted(_words(header) & (ADC_WORDS | TRACE_WORDS | OTHER_WORDS))
+    trace = _is_trace(header)
+    return (str(header.get("SeriesInstanceUID", "")), *words, str(trace), str(header.get("EchoTime", "")))
+
+
+def _kind(members: Sequence[Header]) -> tuple[str, str]:
+    """Kind of a group, and why it is left out if that is ``other``; ``derived`` is to be judged by its values."""
+    header = members[0]
+    words = _words(header)
+    if found := words & OTHER_WORDS:
+        return "other", f"a derived image of another kind ({sorted(found)[0]})"
+    if words & ADC_WORDS:
+        return "adc", ""
+    if _is_trace(header):
+        return "trace", ""
+    if "DERIVED" in words and not words & {"DIFFUSION", "DWI"}:
+        weighted = any((_b_value(one) or 0) > B0_MAX for one in members)
+        if "SECONDARY" in words or not weighted:
+            return "derived", ""
+        words_of = f"{header.get('SeriesDescription', '')}"
+        return ("derived", "") if ADC_DESCRIPTION.search(words_of) else ("trace", "")
+    if "DERIVED" in words and ADC_DESCRIPTION.search(str(header.get("SeriesDescription", ""))):
+        return "derived", ""
+    return "dwi", ""
+
+
+def _words(header: Header) -> set[str]:
+    """Values of ImageType and of the first frame's type; ``ADC_SE`` counts as ``ADC``."""
+    values = [str(word).upper() for word in header.get("ImageType") or []]
+    for group in _functional_groups(header):
+        for sequence in group.get("MRImageFrameTypeSequence") or []:
+            values += [str(word).upper() for word in sequence.get("FrameType") or []]
+    return {*values, *(value.split("_")[0] for value in values if value.startswith(("ADC_", "TRACE_")))}
+
+
+def _functional_groups(header: Header) -> list[Header]:
+    """Shared and first frame's groups of an enhanced image."""
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    return [*shared, *(header.get("PerFrameFunctionalGroupsSequence") or [])[:1]]
+
+
+def _is_trace(header: Header) -> bool:
+    """Whether a scanner has averaged the directions.
+
+    Told by ImageType, DiffusionDirectionality (0018,9075), Philips (2001,1004), or GE (0043,1030).
     """
-    if unknown := set(series) - {_number(header) for header in headers}:
-        there = sorted({_number(header) for header in headers})
-        raise UserError(f"There is no series {sorted(unknown)[0]}; there are {', '.join(map(str, there))}.")
-    groups: dict[tuple[str, str, float | None], list[Header]] = {}
-    passed: set[int] = set()
-    for header in headers:
-        kind = _kind(header)
-        if (series and _number(header) not in series) or kind == "other":
-            passed.add(_number(header))
-            continue
-        b_value = None if kind == "adc" else b_value_of(header)
-        groups.setdefault((str(header.get("SeriesInstanceUID", "")), kind, b_value), []).append(header)
-    if passed:
-        logger.info("Series left out: %s.", ", ".join(map(str, sorted(passed))))
-    stacks = []
-    for (_, kind, b_value), members in groups.items():
-        stack = Stack(kind, _number(members[0]), b_value, [])
-        stack.slices.extend(_sorted(members, stack.name))
-        if kind == "adc" and len(stack.slices) > 1:
-            raise UserError(f"{stack.name.capitalize()} has {len(stack.slices)} images of each slice; one is needed.")
-        stacks.append(stack)
-    return sorted(stacks, key=lambda stack: (stack.series, stack.b_value or 0))
+    if _words(header) & TRACE_WORDS:
+        return True
+    if (_b_value(header) or 0) <= B0_MAX:
+        return False
+    directionality = str(header.get("DiffusionDirectionality") or "")
+    philips = str(_private(header, "PHILIPS", 0x2001, 0x1004) or "")
+    ge = str(_private(header, "GE", 0x0043, 0x1030) or "")
+    return directionality.upper() == "ISOTROPIC" or philips.strip().upper() == "I" or ge in ("15", "16")
 
 
-def b_value_of(header: Header) -> float | None:
+def _says_diffusion(header: Header) -> bool:
+    return bool(_words(header) & {"DIFFUSION", "DWI", "TRACEW"})
+
+
+def _is_echo_planar(header: Header) -> bool:
+    """Whether an image without diffusion weighting may belong to a diffusion sequence: Philips and GE write b = 0 into
+    every image."""
+    words = header.get("ScanningSequence") or []
+    words = [words] if isinstance(words, str) else list(words)
+    factor = _first_number(_private(header, "PHILIPS", 0x2001, 0x1013))
+    name = str(header.get("SequenceName") or "").lower()
+    planar = str(header.get("EchoPlanarPulseSequence") or "") == "YES"
+    standard = any(g.get("MRDiffusionSequence") for g in _functional_groups(header)) or "DiffusionBValue" in header
+    return _says_diffusion(header) or "EP" in words or (factor or 0) > 1 or "ep" in name or planar or standard
+
+
+def _b_value(header: Header) -> float | None:
     """The b-value of an image in s/mm²: the standard's, or the vendors' own elements.
 
     Siemens (0019,100C), GE (0043,1039), whose first number may carry 1e9 on top, Philips (2001,1003), United Imaging
     (0065,1009); at last Siemens' sequence name.
     """
-    if (value := header.get("DiffusionBValue")) is not None:
-        return float(value)
-    for sequence in header.get("MRDiffusionSequence") or []:
-        if sequence.get("DiffusionBValue") is not None:
-            return float(sequence.DiffusionBValue)
-    vendor = str(header.get("Manufacturer", "")).upper()
-    for name, tag in (
+    stated = [header.get("DiffusionBValue")]
+    for group in (header, *_functional_groups(header)):
+        stated += [sequence.get("DiffusionBValue") for sequence in group.get("MRDiffusionSequence") or []]
+    if numbers := [value for value in map(_first_number, stated) if value is not None]:
+        return min(numbers)
+    for vendor, tag in (
         ("SIEMENS", (0x0019, 0x100C)),
         ("GE", (0x0043, 0x1039)),
         ("PHILIPS", (0x2001, 0x1003)),
         ("UIH", (0x0065, 0x1009)),
     ):
-        if name in vendor and tag in header and (number := _first_number(header[tag].value)) is not None:
-            return number % 1e9 if name == "GE" else number
+        if (number := _first_number(_private(header, vendor, *tag))) is not None:
+            return number % 1e9 if vendor == "GE" else number
     match = re.search(r"ep_b(\d+)", str(header.get("SequenceName", "")))
     return float(match[1]) if match else None
 
 
-def adc_of(stack: Stack) -> tuple[Volume, float | None]:
-    """A scanner's ADC map, and the factor to 1e-6 mm²/s if the header states the unit.
+def _private(header: Header, vendor: str, group: int, element: int) -> Any:
+    """The value of a vendor's own element; None if another vendor wrote the image."""
+    if vendor not in str(header.get("Manufacturer", "")).upper() or (group, element) not in header:
+        return None
+    value = header[group, element].value
+    if not isinstance(value, bytes):
+        return value
+    try:  # an element of unknown type, in implicit VR or after anonymisation
+        text = value.decode("ascii").strip(" \0")
+        if text.isprintable():
+            return text
+    except UnicodeDecodeError:
+        pass
+    return float(np.frombuffer(value, "<f8" if len(value) == 8 else "<f4")[0]) if len(value) in (4, 8) else None
 
-    A real world value mapping with a unit (UCUM) counts before the rescaled values.
+
+def _first_number(value: Any) -> float | None:
+    if not isinstance(value, str | int | float) and hasattr(value, "__iter__"):
+        value = next(iter(value), None)
+    try:
+        number = float(str(value).split("\\")[0])
+    except ValueError:
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _packed(header: Header) -> bool:
+    """Whether one image holds several slices: a mosaic, a vendor's grid, an enhanced image."""
+    return bool(_words(header) & {"MOSAIC", "VFRAME"}) or _int(header, "NumberOfFrames", 1) > 1
+
+
+def _place(header: Header) -> list[str]:
+    """What differs between two images of a series that are no copies."""
+    keywords = ("SeriesInstanceUID", "ImagePositionPatient", "InstanceNumber", "AcquisitionNumber", "EchoTime")
+    return [*(str(header.get(keyword, "")) for keyword in keywords), str(_b_value(header))]
+
+
+def _person(header: Header) -> str:
+    """A name by its letters: ``DOE^JANE^^^`` is ``DOE^JANE``."""
+    return re.sub(r"[\s^=]+", "^", str(header.get("PatientName") or "")).strip("^").upper()
+
+
+def _int(header: Header, keyword: str, default: int = 0) -> int:
+    return int(header.get(keyword) or default)
+
+
+def _number(header: Header) -> int:
+    return _int(header, "SeriesNumber")
+
+
+def _numbers(header: Header, keyword: str, count: int) -> NDArray[np.float64]:
+    """An element of several numbers.
 
     Raises:
-        UserError: if pixels cannot be decoded.
+        UserError: naming the series, if it is missing or has another count.
     """
-    first = stack.slices[0][0]
-    mapping = next(iter(first.get("RealWorldValueMappingSequence") or []), None)
-    units = next(iter(mapping.get("MeasurementUnitsCodeSequence") or []), None) if mapping else None
-    code = str(units.get("CodeValue", "")) if units else ""
-    scale = {"um2/s": 1.0, "10-6.mm2/s": 1.0, "10-3.mm2/s": 1e3, "mm2/s": 1e6, "10*-6.mm2/s": 1.0}.get(code)
-    if mapping is None or scale is None or "RealWorldValueSlope" not in mapping:
-        return stack.volumes()[0], None
-    layers = []
-    for header in stack.slices[0]:
-        own = header.RealWorldValueMappingSequence[0]
-        stored = _stored(header, stack.name)
-        layers.append(stored * float(own.RealWorldValueSlope) + float(own.get("RealWorldValueIntercept", 0)))
-    logger.info("The ADC map's unit is stated: %s.", code)
-    return Volume(np.stack(layers, -1), _affine(stack.slices[0])), scale
+    values = np.array([float(value) for value in header.get(keyword) or ()])
+    if len(values) != count:
+        what = f"has no {keyword}" if not len(values) else f"has a {keyword} that is not {count} numbers"
+        raise UserError(f"Series {_number(header)}: an image {what}.")
+    return values
 
 
-def _kind(header: Header) -> str:
-    """``adc``, ``dwi`` or ``other``."""
-    words = {str(word).upper() for word in header.get("ImageType") or []}
-    words |= set(re.findall(r"[A-Z]+", str(header.get("SeriesDescription", "")).upper()))
-    if words & {"EADC", "EXPONENTIAL", "FA", "TENSOR", "COLFA", "LOCALIZER", "PHASE"}:
-        return "other"
-    if words & {"ADC", "ADC_UNSPECIFIED", "DIFFUSIVITY"}:
-        return "adc"
-    diffusion = words & {"DIFFUSION", "TRACEW", "DWI", "TRACE", "DIFF"} or b_value_of(header) is not None
-    return "dwi" if diffusion else "other"
+def _normal(header: Header) -> NDArray[np.float64]:
+    row, column = _numbers(header, "ImageOrientationPatient", 6).reshape(2, 3)
+    return np.cross(row, column)
 
 
-def _refuse_mixed(headers: Iterable[Header], root: Path) -> None:
-    patients = {(str(h.get("PatientID", "")), str(h.get("PatientName", ""))) for h in headers}
-    if len(patients) > 1:
-        raise UserError(f"{root} holds images of {len(patients)} patients; each needs a folder of its own.")
-    studies = {str(header.get("StudyInstanceUID", "")) for header in headers}
-    if len(studies) > 1:
-        raise UserError(f"{root} holds images of {len(studies)} studies; each needs a folder of its own.")
+def _positions(members: Sequence[Header]) -> dict[float, list[Header]]:
+    """Single slices by their place along the normal, least first."""
+    normal = _normal(members[0])
+    places: dict[float, list[Header]] = {}
+    for header in members:
+        at = float(np.dot(normal, _numbers(header, "ImagePositionPatient", 3)))
+        near = next((known for known in places if abs(known - at) < POSITION_MM), at)
+        places.setdefault(near, []).append(header)
+    return dict(sorted(places.items()))
 
 
-def _refuse_packed(headers: Iterable[Header]) -> None:
-    for header in headers:
-        if "MOSAIC" in [str(word).upper() for word in header.get("ImageType") or []]:
-            raise UserError(
-                f"Series {_number(header)} is a mosaic: all slices in one image. Convert it to NIfTI with dcm2niix, or "
-                "export it from the scanner as single slices."
-            )
-        if int(header.get("NumberOfFrames") or 1) > 1:
-            raise UserError(
-                f"Series {_number(header)} has several frames in a file (enhanced DICOM). Export it as classic single "
-                "slices, or convert it to NIfTI with dcm2niix."
-            )
-
-
-def _sorted(headers: Sequence[Header], name: str) -> list[list[Header]]:
-    """Slices by volume, each from the first position to the last along the slices' normal."""
-    for header in headers:
-        missing = [
-            word for word in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if not header.get(word)
+def _require_whole(members: Sequence[Header], name: str) -> None:
+    """Stop where single slices do not make up volumes: dcm2niix warns of it and goes on."""
+    geometry = np.array(
+        [
+            (*_numbers(h, "ImageOrientationPatient", 6), *_numbers(h, "PixelSpacing", 2), int(h.Rows), int(h.Columns))
+            for h in members
         ]
-        if missing:
-            raise UserError(f"{name.capitalize()}: an image has no {missing[0]}.")
-    geometries = {
-        (*(round(float(v), 3) for v in (*h.ImageOrientationPatient, *h.PixelSpacing)), int(h.Rows), int(h.Columns))
-        for h in headers
-    }
-    if len(geometries) > 1:
+    )
+    if (kinds := len(np.unique(np.round(geometry / 2e-3), axis=0))) > 1 and (np.ptp(geometry, axis=0) > 1e-3).any():
+        raise UserError(f"{name} mixes images of {kinds} orientations, sizes or spacings; they are not one volume.")
+    places = _positions(members)
+    order = list(places)
+    counts = [len(places[at]) for at in order]
+    usual = Counter(counts).most_common(1)[0][0]
+    if odd := [i for i, count in enumerate(counts) if count != usual]:
         raise UserError(
-            f"{name.capitalize()} mixes images of {len(geometries)} orientations, sizes or spacings; they are not one "
-            "volume."
+            f"{name} has {counts[odd[0]]} images at slice {odd[0] + 1} of {len(order)}, and {usual} at others: slices "
+            "are missing or double."
         )
-    normal = _normal(headers[0])
-    positions: dict[float, list[Header]] = {}
-    for header in headers:
-        at = float(np.dot(normal, np.array(header.ImagePositionPatient, dtype=float)))
-        near = next((known for known in positions if abs(known - at) < POSITION_MM), at)
-        positions.setdefault(near, []).append(header)
-    for there in positions.values():
-        there.sort(key=lambda header: int(header.get("InstanceNumber") or 0))
-    order = sorted(positions)
-    counts = Counter(len(positions[at]) for at in order)
-    if len(counts) > 1:
-        usual = counts.most_common(1)[0][0]
-        odd = next(i for i, at in enumerate(order) if len(positions[at]) != usual)
-        raise UserError(
-            f"{name.capitalize()} has {len(positions[order[odd]])} images at slice {odd + 1} of {len(order)}, and "
-            f"{usual} at others: slices are missing or double."
-        )
-    if len(order) < 2:
-        raise UserError(f"{name.capitalize()} has one slice only.")
     steps = np.diff(order)
     step = float(np.median(steps))
     if (off := np.abs(steps - step) > max(POSITION_MM, 0.02 * step)).any():
         where = int(off.argmax())
         raise UserError(
-            f"{name.capitalize()} has a gap: slices {where + 1} and {where + 2} of {len(order)} are {steps[where]:.2f} "
-            f"mm apart, others {step:.2f} mm. An image is missing."
+            f"{name} has a gap: slices {where + 1} and {where + 2} of {len(order)} are {steps[where]:.2f} mm apart, "
+            f"others {step:.2f} mm. An image is missing."
         )
-    origin = np.array(positions[order[0]][0].ImagePositionPatient, dtype=float)
-    for at in order:
-        shift = np.array(positions[at][0].ImagePositionPatient, dtype=float) - origin
-        if np.linalg.norm(shift - normal * np.dot(normal, shift)) > 0.5:
-            raise UserError(f"{name.capitalize()} is sheared (a gantry tilt): its slices do not lie above each other.")
-    return [[positions[at][i] for at in order] for i in range(next(iter(counts)))]
-
-
-def _normal(header: Header) -> NDArray[np.float64]:
-    row, column = np.array(header.ImageOrientationPatient, dtype=float).reshape(2, 3)
-    return np.cross(row, column)
-
-
-def _affine(slices: Sequence[Header]) -> NDArray[np.float64]:
-    """From voxel indices (column, row, slice) to RAS+ mm."""
-    first, last = slices[0], slices[-1]
-    row, column = np.array(first.ImageOrientationPatient, dtype=float).reshape(2, 3)
-    origin = np.array(first.ImagePositionPatient, dtype=float)
-    distance = np.dot(_normal(first), np.array(last.ImagePositionPatient, dtype=float) - origin) / (len(slices) - 1)
-    lps = np.eye(4)
-    lps[:3, 0] = row * float(first.PixelSpacing[1])
-    lps[:3, 1] = column * float(first.PixelSpacing[0])
-    lps[:3, 2] = _normal(first) * distance
-    lps[:3, 3] = origin
-    return LPS_TO_RAS @ lps
-
-
-def _stored(header: Header, name: str) -> NDArray[np.float32]:
-    try:
-        return np.asarray(header.pixel_array, dtype=np.float32).T
-    except Exception as error:  # decoders raise what they meet
+    stated = _int(members[0], "ImagesInAcquisition")
+    if stated > len(members) and stated % len(order) and "ORIGINAL" in _words(members[0]):
         raise UserError(
-            f"{name.capitalize()}: the pixels of an image cannot be decoded. A compressed series needs a decoder for "
-            "pydicom (pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg), or export it without compression."
-        ) from error
+            f"{name} has {len(members)} images of {len(order)} slices, and its header states {stated} images. Slices "
+            "are missing at an end; export the series again."
+        )
+    normal, origin = _normal(members[0]), _numbers(places[order[0]][0], "ImagePositionPatient", 3)
+    for at in order:
+        shift = _numbers(places[at][0], "ImagePositionPatient", 3) - origin
+        if np.linalg.norm(shift - normal * np.dot(normal, shift)) > 0.5:
+            raise UserError(f"{name} is sheared (a gantry tilt): its slices do not lie above each other.")
 
 
-def _pixels(header: Header, name: str) -> NDArray[np.float32]:
-    """Values of one slice (X, Y): rescaled; Philips' on the scale that its images have in common."""
-    stored = _stored(header, name)
-    slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
-    values = stored * slope + intercept
-    if "PHILIPS" in str(header.get("Manufacturer", "")).upper() and (0x2005, 0x100E) in header:
-        # The rescaled values are for display, with a slope of each image's own.
-        scale = _first_number(header[0x2005, 0x100E].value)
-        if scale:
-            values = values / (slope * scale)
-    return np.asarray(values, dtype=np.float32)
+def _sources(members: Sequence[Header], affine: NDArray[np.float64], packed: bool) -> tuple[Header, ...]:
+    """The images of one volume with the least b-value, in the order of Z."""
+
+    def least(header: Header) -> tuple[float, int]:
+        b_value = _b_value(header)
+        return (0.0 if b_value is None else b_value), _int(header, "InstanceNumber")
+
+    if packed:
+        return (min(members, key=least),)
+    return tuple(min(there, key=least) for there in _positions(members).values())
 
 
-def _first_number(value: Any) -> float | None:
-    if isinstance(value, bytes):  # an element of unknown type, in implicit VR or after anonymisation
-        text = value.decode("latin-1").strip(" \0")
+def _converted(
+    members: Sequence[Header], name: str
+) -> list[tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any], list[float | None] | None]]:
+    """What dcm2niix makes of some images: values (X, Y, Z, N), affine, its sidecar, b-values if it knows any."""
+    import dcm2niix
+
+    with tempfile.TemporaryDirectory(prefix="hie_bundle_") as place:
+        into, out = Path(place) / "in", Path(place) / "out"
+        into.mkdir()
+        out.mkdir()
+        for number, header in enumerate(members):
+            source, link = Path(header.filename).resolve(), into / f"{number:06d}.dcm"
+            try:
+                link.symlink_to(source)
+            except OSError:  # Windows without the privilege
+                shutil.copyfile(source, link)
+        options = "-g i -b y -ba y -z n -w 2 -f volume -o".split()  # noqa: SIM905
+        command = [dcm2niix.bin, *options, str(out), str(into)]
         try:
-            return float(text.split("\\")[0])
-        except ValueError:
-            return float(np.frombuffer(value, "<f8" if len(value) == 8 else "<f4")[0]) if len(value) in (4, 8) else None
-    if isinstance(value, list | tuple) or (hasattr(value, "__iter__") and not isinstance(value, str)):
-        value = next(iter(value), None)
-    try:
-        return None if value is None else float(str(value).split("\\")[0])
-    except ValueError:
-        return None
+            done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise UserError(f"{name}: dcm2niix was stopped after {TIMEOUT_S} s.") from error
+        files = sorted(path for path in out.glob("*.nii") if path.with_suffix(".json").exists())
+        if not files:
+            raise UserError(
+                f"{name}: dcm2niix makes no volume of its images (exit code {done.returncode}). The files are damaged, "
+                "or compressed in a way that it does not know."
+            )
+        found = []
+        for path in files:
+            image = nib.load(path)
+            values = np.asarray(image.dataobj, dtype=np.float32)  # type: ignore[attr-defined]
+            affine = np.array(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
+            if values.ndim not in (3, 4) or values.shape[2] < 2:
+                continue
+            values = values.reshape(*values.shape[:3], -1)
+            values, affine = _flipped(values, affine, 1)  # dcm2niix reverses the rows
+            if np.linalg.det(affine[:3, :3]) < 0:
+                values, affine = _flipped(values, affine, 2)
+            side = json.loads(path.with_suffix(".json").read_text(encoding="utf-8", errors="replace"))
+            file = path.with_suffix(".bval")
+            b_values = [float(word) for word in file.read_text().split()] if file.exists() else None
+            if b_values is not None and len(b_values) != values.shape[-1]:
+                raise UserError(f"{name}: dcm2niix finds {len(b_values)} b-values for {values.shape[-1]} volumes.")
+            found.append((values, affine, side, b_values))
+        if len(found) != 1:
+            what = "no volume of several slices" if not found else f"{len(found)} volumes of different kinds"
+            raise UserError(f"{name}: dcm2niix makes {what} of its images. Convert them to NIfTI and choose.")
+        return found  # type: ignore[return-value]
 
 
-def _number(header: Header) -> int:
-    return int(header.get("SeriesNumber") or 0)
+def _flipped(values: NDArray[Any], affine: NDArray[np.float64], axis: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    turned = affine.copy()
+    turned[:3, 3] += affine[:3, axis] * (values.shape[axis] - 1)
+    turned[:3, axis] *= -1
+    return np.flip(values, axis), turned
+
+
+def _mapped(one: Series, side: dict[str, Any]) -> Series:
+    """An ADC map in the displayed values, or in those of a real world value mapping that states its unit (UCUM).
+
+    dcm2niix brings Philips' values to a scale that images have in common, which is not that of an ADC.
+    """
+    array = one.array
+    if side.get("UsePhilipsFloatNotDisplayScaling") and side.get("PhilipsScaleSlope"):
+        array = array * (side["PhilipsRescaleSlope"] * side["PhilipsScaleSlope"])
+    mappings = [_element(source, "RealWorldValueMappingSequence") for source in one.sources]
+    first = mappings[0][0] if mappings[0] else {}
+    units = first.get("MeasurementUnitsCodeSequence")
+    scale = UNITS.get(str(units[0].get("CodeValue", ""))) if units else None
+    if scale is None or "RealWorldValueSlope" not in first or not all(mappings):
+        return replace(one, array=array)
+    layers = []
+    for source, mapping in zip(one.sources, mappings, strict=True):  # one for all slices of an enhanced image
+        transform = (_element(source, "PixelValueTransformationSequence") or [source])[0]
+        slope, intercept = float(transform.get("RescaleSlope") or 1), float(transform.get("RescaleIntercept") or 0)
+        factor = float(mapping[0].RealWorldValueSlope) / slope
+        layers.append((factor, float(mapping[0].get("RealWorldValueIntercept") or 0) - factor * intercept))
+    factors, offsets = np.array(layers, dtype=np.float32).T[:, :, None]
+    return replace(one, array=array * factors + offsets, unit=scale)
+
+
+def _element(header: Header, keyword: str) -> Any:
+    """A sequence of an image, or of its functional groups; empty if there is none."""
+    return next((group[keyword].value for group in (header, *_functional_groups(header)) if group.get(keyword)), [])

@@ -1,31 +1,41 @@
-"""``run dicom_seg``: a lesion mask as DICOM segmentation on the series that it was made from."""
+"""``run dicom_seg``: a lesion mask as DICOM segmentation on its series, and a picture of it as Secondary Capture."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from ..data.checks import grid_difference
 from ..io.files import atomic_path
+from ..io.volumes import LPS_TO_RAS
 from ..runtime.errors import UserError
 from ..runtime.mixins import bundle_version
-from .dicom import Stack, require_highdicom, scan, stacks_of
-from .dicom_capture import capture_of
+from .dicom import Series, read_folder, require_highdicom, require_pydicom
 from .inputs import GRID_TOLERANCE_MM, read
 from .previews import outlines
 
-__all__ = ["segmentation_of", "write_dicom_seg"]
+__all__ = ["BURNT_IN", "capture_of", "segmentation_of", "source_images", "write_dicom_seg"]
 
 logger = logging.getLogger(__name__)
 
 ALGORITHM = "hie_bundle"
 RESEARCH = "Research use only; not for diagnosis"
+BURNT_IN = "RESEARCH USE ONLY - not a medical device, not for diagnosis or treatment"
+BAND = 0.03  # of the picture's width, the height of the line that is burnt in
+UTF8 = "ISO_IR 192"
+REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator",
+)  # fmt: skip
 
 
 def write_dicom_seg(
@@ -62,37 +72,37 @@ def write_dicom_seg(
     mask = read(mask_file, 3)
     if not np.isin(mask.array, (0, 1)).all():
         raise UserError(f"{mask_file} has other values than 0 and 1; it is no mask.")
-    stacks = sorted(
-        stacks_of(scan(folder), series),
-        key=lambda stack: (stack.kind != "adc", np.inf if stack.b_value is None else stack.b_value),
+    found = sorted(
+        (one for one in read_folder(folder, series) if one.kind != "other"),
+        key=lambda one: (one.kind != "adc", min((np.inf if b is None else b for b in one.b_values), default=np.inf)),
     )
-    differences = [grid_difference(stack.grid(), mask, GRID_TOLERANCE_MM) for stack in stacks]
+    differences = [grid_difference(one.volume(), mask, GRID_TOLERANCE_MM) for one in found]
     if "" not in differences:
-        reasons = "; ".join(f"{stack.name}: {why}" for stack, why in zip(stacks, differences, strict=True))
-        raise UserError(f"{mask_file} lies on the grid of no series in {folder} ({reasons or 'none of diffusion'}).")
-    stack = stacks[differences.index("")]
-    segmentation = segmentation_of(mask.array, stack)
+        reasons = "; ".join(f"{one.name}: {why}" for one, why in zip(found, differences, strict=True))
+        raise UserError(f"{mask_file} is on the grid of no series in {folder} ({reasons or 'none is of diffusion'}).")
+    source = found[differences.index("")]
+    segmentation = segmentation_of(mask.array, source)
     if capture_file:
         with tempfile.TemporaryDirectory() as place, atomic_path(capture_file) as temporary:
             volume_ml = float(mask.array.sum() * np.prod(mask.spacing_mm)) / 1000
             picture = Path(place) / "lesion.png"
-            outlines(picture, stack.volumes()[0], mask.array, f"{volume_ml:.2f} ml", "lesion")
-            capture_of(picture, stack).save_as(temporary)
+            outlines(picture, source.volume(), mask.array, f"{volume_ml:.2f} ml", "lesion")
+            capture_of(picture, source).save_as(temporary)
     with atomic_path(output_file) as temporary:
         segmentation.save_as(temporary)
-    logger.info("DICOM segmentation of %d voxels on %s.", int(mask.array.sum()), stack.name)
+    logger.info("DICOM segmentation of %d voxels on %s.", int(mask.array.sum()), source.name)
 
 
-def segmentation_of(mask: NDArray[Any], stack: Stack) -> Any:
-    """A binary DICOM segmentation, the source images referenced slice by slice.
+def segmentation_of(mask: NDArray[Any], source: Series) -> Any:
+    """A binary DICOM segmentation, which refers to the source images slice by slice where each is a file.
 
     Category, type and region are SNOMED CT's: morphologically abnormal structure (49755003), lesion (52988006), brain
     (12738006). An empty mask keeps all its frames: it says "nothing found", not "not looked at".
     ``ContentQualification`` is RESEARCH. Patient and study are those of the source.
 
     Args:
-        mask: (X, Y, Z), 0 and 1, on the stack's grid.
-        stack: its first volume is referred to.
+        mask: (X, Y, Z), 0 and 1, on the series' grid.
+        source: the series that is referred to.
 
     Returns:
         ``highdicom.seg.Segmentation``.
@@ -105,7 +115,7 @@ def segmentation_of(mask: NDArray[Any], stack: Stack) -> Any:
     from pydicom.uid import generate_uid
 
     version = bundle_version()
-    sources = stack.slices[0]
+    images = source_images(source)
     family = Code("123109", "DCM", "Artificial Intelligence")
     description = highdicom.seg.SegmentDescription(
         1,
@@ -117,14 +127,18 @@ def segmentation_of(mask: NDArray[Any], stack: Stack) -> Any:
         anatomic_regions=[Code("12738006", "SCT", "Brain")],
         display_color=highdicom.color.CIELabColor(70.0, 30.0, 70.0),  # orange
     )
-    try:
+    pixels: Any = np.ascontiguousarray(mask.astype(np.uint8).T)  # frames, rows, columns
+    if len(images) != len(pixels):  # a mosaic or an enhanced image, whose frames are not the mask's
+        lps = (LPS_TO_RAS @ source.affine)[:, [2, 1, 0, 3]]
+        pixels = highdicom.Volume(pixels, lps, "PATIENT", frame_of_reference_uid=images[0].FrameOfReferenceUID)
+    with _named_faults(source, "segmentation"):
         segmentation = highdicom.seg.Segmentation(
-            list(sources),
-            np.ascontiguousarray(mask.astype(np.uint8).T),  # frames, rows, columns
+            images,
+            pixels,
             highdicom.seg.SegmentationTypeValues.BINARY,
             [description],
             series_instance_uid=generate_uid(),
-            series_number=1000 + stack.series,
+            series_number=1000 + source.number,
             sop_instance_uid=generate_uid(),
             instance_number=1,
             manufacturer=ALGORITHM,
@@ -136,9 +150,117 @@ def segmentation_of(mask: NDArray[Any], stack: Stack) -> Any:
             omit_empty_frames=False,
             series_description=f"HIE lesion. {RESEARCH}",
         )
-    except AttributeError as error:  # an element of the source that has to be carried over; its name, not its value
-        raise UserError(
-            f"{stack.name.capitalize()}: an image lacks what a segmentation must carry: {error}."
-        ) from error
     segmentation.ContentQualification = "RESEARCH"
+    segmentation.SpecificCharacterSet = UTF8
     return segmentation
+
+
+def source_images(source: Series) -> list[Any]:
+    """Whole headers of a series' source images, in the order of Z, as highdicom accepts them.
+
+    Optional elements that break the standard are emptied (sex, dates, times), text is decoded.
+
+    Raises:
+        UserError: without what a DICOM object must refer to, or with two frames of reference.
+    """
+    pydicom = require_pydicom()
+    images = []
+    for known in source.sources:
+        try:
+            image = pydicom.dcmread(known.filename, stop_before_pixels=True)
+            image.decode()
+        except Exception as error:  # the file has been read before
+            raise UserError(f"{source.name.capitalize()}: an image cannot be read any more.") from error
+        for keyword in REQUIRED:
+            if not image.get(keyword):
+                raise UserError(
+                    f"{source.name.capitalize()}: an image has no {keyword}, by which a DICOM object refers to it."
+                )
+        for keyword in EMPTY:
+            if keyword not in image:
+                setattr(image, keyword, "")
+        if image.PatientSex not in ("M", "F", "O"):
+            image.PatientSex = ""
+        for element in image:
+            kind = {"DA": pydicom.valuerep.DA, "TM": pydicom.valuerep.TM, "DT": pydicom.valuerep.DT}.get(element.VR)
+            try:
+                _ = kind and element.value and kind(element.value)
+            except ValueError:
+                element.value = ""
+        image.SpecificCharacterSet = UTF8
+        images.append(image)
+    if len({image.FrameOfReferenceUID for image in images}) > 1:
+        raise UserError(
+            f"{source.name.capitalize()}: its images have more than one FrameOfReferenceUID; they are not one volume."
+        )
+    return images
+
+
+@contextmanager
+def _named_faults(source: Series, what: str) -> Iterator[None]:
+    """highdicom's refusal of a source image as an error; the message names no value, which may be the patient's."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        named = f": {error}" if isinstance(error, AttributeError) else ""
+        raise UserError(
+            f"{source.name.capitalize()}: an image lacks what a {what} must carry, or breaks the standard{named}."
+        ) from error
+
+
+def capture_of(picture: str | Path, source: Series) -> Any:
+    """A picture as DICOM Secondary Capture in the study of its source, ``BURNT_IN`` in a band below it.
+
+    Args:
+        picture: PNG of axial slices, the patient's right on the left, the face above. It must not name the patient.
+        source: whose patient and study it belongs to.
+
+    Returns:
+        ``highdicom.sc.SCImage``, RGB.
+
+    Raises:
+        UserError: if DICOM's packages are not installed, or the images lack what a DICOM object must state.
+    """
+    highdicom = require_highdicom()
+    from pydicom.uid import generate_uid
+
+    version = bundle_version()
+    with _named_faults(source, "picture"):
+        capture = highdicom.sc.SCImage.from_ref_dataset(
+            source_images(source)[0],
+            _with_band(picture),
+            photometric_interpretation="RGB",
+            bits_allocated=8,
+            coordinate_system="PATIENT",
+            series_instance_uid=generate_uid(),
+            series_number=2000 + source.number,
+            sop_instance_uid=generate_uid(),
+            instance_number=1,
+            manufacturer=ALGORITHM,
+            patient_orientation=("L", "P"),
+            manufacturer_model_name=ALGORITHM,
+            software_versions=version,
+            series_description="HIE lesion, picture. Research use only; not for diagnosis",
+        )
+    capture.SpecificCharacterSet = UTF8
+    capture.ConversionType = "WSD"  # made by a workstation
+    capture.ImageType = ["DERIVED", "SECONDARY"]
+    capture.BurnedInAnnotation = "NO"  # which means: nothing that tells who the patient is
+    return capture
+
+
+def _with_band(picture: str | Path) -> np.ndarray:
+    """RGB values (rows, columns, 3) of a PNG with ``BURNT_IN`` below it."""
+    with Image.open(picture) as image:
+        shown = image.convert("RGB")
+    width, height = shown.size
+    band = max(16, round(BAND * width))
+    whole = Image.new("RGB", (width, height + band), "black")
+    whole.paste(shown, (0, 0))
+    size = 0.7 * band
+    font = ImageFont.load_default(size)
+    size *= min(1.0, 0.95 * width / font.getlength(BURNT_IN))
+    ImageDraw.Draw(whole).text(
+        (width / 2, height + band / 2), BURNT_IN, "white", ImageFont.load_default(size), anchor="mm"
+    )
+    return np.asarray(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,19 @@ from ..data.checks import grid_difference
 from ..io.volumes import EXTENSIONS, Volume, VolumeError, extension_of, read_volume
 from ..runtime.errors import UserError
 
-__all__ = ["GRID_TOLERANCE_MM", "on_grid", "paths_of", "read", "refuse_other_grid", "resample", "stem_of"]
+__all__ = [
+    "B0_MAX", "GRID_TOLERANCE_MM", "on_grid", "paths_of", "read", "refuse_other_grid", "resample", "scale_of",
+    "stem_of", "to_micro", "unit_of",
+]  # fmt: skip
 
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.floating]
+
+B0_MAX = 50.0  # s/mm²; what scanners store as b = 0 is often b = 5 or 20
+HEAD_MEDIAN = (400.0, 2600.0)  # 1e-6 mm²/s; of a newborn's head, with and without skull
+# What an ADC of 1e-6 mm²/s is in files: scanners and converters differ by powers of ten.
+SCALES = {1.0: "1e-6 mm²/s", 10.0: "1e-5 mm²/s", 1e3: "1e-3 mm²/s", 1e6: "mm²/s", 1e12: "m²/s"}
 GRID_TOLERANCE_MM = 0.1  # between the corners of what is called one grid
 
 
@@ -81,3 +93,56 @@ def stem_of(path: str | Path) -> Path:
     if not (extension := extension_of(path)):
         raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
     return path.with_name(path.name.removesuffix(extension))
+
+
+def scale_of(adc: Floats, brain: NDArray[np.bool_] | None = None) -> tuple[float, str]:
+    """The factor from an ADC map's unknown unit to 1e-6 mm²/s, judged by its median.
+
+    The units that occur are powers of ten apart by more than the medians of heads are.
+
+    Args:
+        adc: of any shape; 0 and below count as background.
+        brain: voxels to look at; everything above 0 if None.
+
+    Returns:
+        The factor, and the unit's name.
+
+    Raises:
+        UserError: when no unit gives a plausible newborn's head.
+    """
+    values = adc[(adc > 0) & np.isfinite(adc) if brain is None else brain & (adc > 0)]
+    median = float(np.median(values)) if values.size else 0.0
+    for scale, unit in SCALES.items():
+        if HEAD_MEDIAN[0] <= median * scale <= HEAD_MEDIAN[1]:
+            return scale, unit
+    raise UserError(
+        f"The median of the ADC map is {median:.4g}, which is an ADC of a newborn's head in none of the units "
+        f"{', '.join(SCALES.values())}. Is it an ADC map? If so, name the factor to 1e-6 mm²/s with --adc_scale."
+    )
+
+
+def unit_of(adc: Floats) -> str:
+    """Name of the unit in which the values can be an ADC; empty if there is none."""
+    try:
+        return scale_of(adc)[1]
+    except UserError:
+        return ""
+
+
+def to_micro(adc: Floats, scale: float | None = None, brain: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    """An ADC map in 1e-6 mm²/s; what was assumed goes to the log.
+
+    Args:
+        adc: in any unit; values that are not finite, or below 0, become 0.
+        scale: factor to 1e-6 mm²/s; None to judge it by :func:`scale_of`.
+        brain: see there.
+
+    Raises:
+        UserError: see there.
+    """
+    if scale is None:
+        scale, unit = scale_of(adc, brain)
+        logger.info("The ADC map's values are taken to be in %s: factor %g to 1e-6 mm²/s.", unit, scale)
+    else:
+        logger.info("The ADC map's values are multiplied by %g, as --adc_scale says, to 1e-6 mm²/s.", scale)
+    return (np.where(np.isfinite(adc) & (adc > 0), adc, 0) * scale).astype(np.float32)

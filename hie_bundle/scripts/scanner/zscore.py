@@ -16,8 +16,7 @@ from ..io.files import atomic_path, seen_from, write_json
 from ..io.images import write
 from ..io.volumes import Volume, to_itk
 from ..runtime.errors import UserError
-from .adc import to_micro
-from .inputs import read, refuse_other_grid, resample, stem_of
+from .inputs import read, refuse_other_grid, resample, stem_of, to_micro
 from .previews import outlines
 from .registration import Fit, register, repeat_border
 from .zmap import z_map
