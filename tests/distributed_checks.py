@@ -104,7 +104,7 @@ def train(folder: Path, rank: int, epochs: int, patience: int, resume: bool = Fa
             handlers.EpochSeed(0, rank),
             ValidationHandler(1, validator),
             handlers.BestModelSaver(wrapped, str(folder / "model.pt"), validator),
-            handlers.EarlyStopping(validator, patience),
+            handlers.PatienceHandler(validator, patience),
             handlers.Resume(str(folder / "state.pt"), {"network": wrapped, "optimizer": optimizer}, validator, resume),
         ],
     )

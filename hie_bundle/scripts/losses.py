@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,21 +19,23 @@ from torch import nn
 
 from .geometry.components import components
 from .geometry.distance import boundary_distance, signed_distance
+from .moved import renamed
 from .runtime.distributed import mean_over_ranks, with_other_ranks
 
 __all__ = [
-    "BoundaryLoss",
     "ComponentDiceLoss",
     "CompoundLoss",
-    "DeepSupervisionLoss",
-    "DiceCELoss",
-    "HausdorffDTLoss",
-    "LogHausdorffDTLoss",
+    "HausdorffLoss",
+    "LogHausdorffLoss",
+    "RankDiceCELoss",
+    "ScaleMeanLoss",
+    "SignedDistanceLoss",
     "TwoClassLoss",
 ]
+__getattr__ = partial(renamed, "losses")
 
 
-class HausdorffDTLoss(StockHausdorffDTLoss):
+class HausdorffLoss(StockHausdorffDTLoss):
     """``monai.losses.HausdorffDTLoss`` (Karimi et al. 2019) with its distance fields from :mod:`.distance`.
 
     Same arguments, values, gradients and errors as the parent, but all masks of a batch, predicted and true, in one
@@ -79,7 +82,7 @@ class HausdorffDTLoss(StockHausdorffDTLoss):
         return loss.sum() if self.reduction == LossReduction.SUM else loss.mean()
 
 
-class LogHausdorffDTLoss(HausdorffDTLoss):
+class LogHausdorffLoss(HausdorffLoss):
     """log(1 + HausdorffDTLoss): damps outlier distances (paper, section 2, the log term of Eq. 5 and 6).
 
     MONAI's class of this name gives the same value. It is not the parent, since it stands on MONAI's slower
@@ -111,12 +114,12 @@ class LogHausdorffDTLoss(HausdorffDTLoss):
         return torch.log1p(whole) + (distance - distance.detach()) / (1 + whole)
 
 
-class DiceCELoss(StockDiceCELoss):
+class RankDiceCELoss(StockDiceCELoss):
     """``monai.losses.DiceCELoss``, for ``batch=True`` over the batches of all ranks.
 
     Args:
         over_ranks: in distributed training, the loss of all ranks' items together, which must be equally many and of
-            one shape on each; as in :class:`LogHausdorffDTLoss` the ranks' gradients average to its gradient.
+            one shape on each; as in :class:`LogHausdorffLoss` the ranks' gradients average to its gradient.
         options: see ``monai.losses.DiceCELoss``.
     """
 
@@ -139,7 +142,7 @@ class CompoundLoss(nn.Module):
 
     Args:
         region: loss on overlap, e.g. ``monai.losses.TverskyLoss``.
-        boundary: loss on distance, e.g. :class:`LogHausdorffDTLoss`.
+        boundary: loss on distance, e.g. :class:`LogHausdorffLoss`.
         region_weight: α of Eq. 5 and 6.
         boundary_weight: β of Eq. 5 and 6.
     """
@@ -196,7 +199,7 @@ class TwoClassLoss(nn.Module):
         return self.loss(probabilities, torch.cat((1 - target, target), dim=1).to(input.dtype))
 
 
-class BoundaryLoss(StockBoundaryLoss):
+class SignedDistanceLoss(StockBoundaryLoss):
     """``monai.losses.BoundaryLoss`` (Kervadec et al. 2019), its distances in one pass and on CUDA without the host.
 
     Σ p·φ over the voxels, divided by their number: φ is the distance in voxels to the nearest lesion voxel outside the
@@ -266,7 +269,7 @@ class ComponentDiceLoss(nn.Module):
         return torch.stack(losses).mean()
 
 
-class DeepSupervisionLoss(StockDeepSupervisionLoss):
+class ScaleMeanLoss(StockDeepSupervisionLoss):
     """``monai.losses.DeepSupervisionLoss`` as a mean over the scales, also of ``DynUNet``'s, which stacks them.
 
     Args:

@@ -61,6 +61,42 @@ RENAMED = {
     "require_usable": ("data.gate", "require_usable_on_all_ranks"),
 }
 
+# module: its classes of 0.9.1 that bore the name of their parent in MONAI or TorchIO
+SUBCLASSES = {
+    "data.loaders": {"DataLoader": "CaseLoader"},
+    "io.curves": {"TensorBoardStatsHandler": "CurvesHandler"},
+    "losses": {
+        "BoundaryLoss": "SignedDistanceLoss",
+        "DeepSupervisionLoss": "ScaleMeanLoss",
+        "DiceCELoss": "RankDiceCELoss",
+        "HausdorffDTLoss": "HausdorffLoss",
+        "LogHausdorffDTLoss": "LogHausdorffLoss",
+    },
+    "training.handlers": {
+        "CheckpointLoader": "WeightsLoader",
+        "EarlyStopping": "PatienceHandler",
+    },
+    "transforms.bridge": {"RandTorchIOd": "AugmentByTorchIOd"},
+    "transforms.fast": {
+        "RandomAnisotropy": "FastAnisotropy",
+        "RandomBlur": "FastBlur",
+        "RandomElasticDeformation": "FastElasticDeformation",
+    },
+}
+
+
+def renamed(module: str, name: str) -> Any:
+    """A class of a module by its name in 0.9.1, for the module's ``__getattr__``.
+
+    Raises:
+        AttributeError: when there is none.
+    """
+    names = SUBCLASSES[module]
+    if name not in names:
+        raise AttributeError(f"module 'scripts.{module}' has no attribute {name!r}")
+    warnings.warn(f"scripts.{module}.{name} is {names[name]} now", FutureWarning, stacklevel=3)
+    return getattr(import_module(f"scripts.{module}"), names[name])
+
 
 class _Finder(MetaPathFinder, Loader):
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:

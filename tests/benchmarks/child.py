@@ -17,7 +17,9 @@ from typing import Any
 BUNDLE = Path(__file__).resolve().parents[2] / "hie_bundle"
 
 STOCK_TRAINING = {
-    "augmentation": "torchio",
+    "augment#paper#transform#anisotropy#_target_": "torchio.RandomAnisotropy",
+    "augment#paper#transform#blur#_target_": "torchio.RandomBlur",
+    "augment#paper#transform#elastic#_target_": "torchio.RandomElasticDeformation",
     "log_hausdorff": {"_target_": "monai.losses.LogHausdorffDTLoss", "sigmoid": True, "include_background": True},
 }
 POINTWISE_NETWORK = {"_target_": "torch.nn.Conv3d", "in_channels": 2, "out_channels": 1, "kernel_size": 1}

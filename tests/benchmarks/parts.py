@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import monai.losses
@@ -21,6 +22,12 @@ from scripts.evaluation import metrics
 from scripts.geometry.distance import boundary_distance
 from scripts.geometry.surfaces import cropped
 from scripts.transforms import fast
+
+OURS = SimpleNamespace(
+    RandomAnisotropy=fast.FastAnisotropy,
+    RandomBlur=fast.FastBlur,
+    RandomElasticDeformation=fast.FastElasticDeformation,
+)
 
 Shape = tuple[int, int, int]
 AFFINE = np.diag([1.25, 1.25, 4.0, 1.0])  # mm; of the usual BONBID-HIE case
@@ -76,7 +83,7 @@ def hausdorff_loss(batch_size: int, shape: Shape, repeats: int, device: str) -> 
         return value.detach(), x.grad
 
     stock = monai.losses.HausdorffDTLoss(sigmoid=True, include_background=True)
-    ours = losses.HausdorffDTLoss(sigmoid=True, include_background=True)
+    ours = losses.HausdorffLoss(sigmoid=True, include_background=True)
     torch.testing.assert_close(step(ours), step(stock), rtol=1e-5, atol=1e-9)
     dice = monai.losses.DiceLoss(sigmoid=True)
     step(dice)
@@ -92,7 +99,7 @@ def transform(make: Callable[[Any], torchio.Transform], shape: Shape, repeats: i
         make: the transform with the classes of a given module.
         draws: how often a run draws and applies it; times are per draw.
     """
-    subject, ways = sample(shape), {"stock": make(torchio), "ours": make(fast)}
+    subject, ways = sample(shape), {"stock": make(torchio), "ours": make(OURS)}
 
     def run(way: str, first_seed: int = 0) -> list[torchio.Subject]:
         results = []
@@ -182,8 +189,8 @@ def growth(shapes: list[Shape], batch_sizes: list[int], repeats: int) -> Iterato
     """Ours alone: how the cost grows with the volume and with the batch."""
     for shape in shapes:
         logits, target = batch(1, shape)
-        loss = losses.HausdorffDTLoss(sigmoid=True, include_background=True)
-        elastic, subject = fast.RandomElasticDeformation(max_displacement=4.0), sample(shape)
+        loss = losses.HausdorffLoss(sigmoid=True, include_background=True)
+        elastic, subject = fast.FastElasticDeformation(max_displacement=4.0), sample(shape)
         name = "×".join(map(str, shape))
         yield f"Hausdorff loss, batch 1, {name}", alone(lambda x=logits, y=target, f=loss: f(x, y), repeats)
         yield f"elastic deformation, {name}", alone(lambda f=elastic, s=subject: f(s), repeats)

@@ -22,7 +22,7 @@ from monai.data import Dataset
 from test_every_option import TINY
 from test_provenance import _record
 
-from scripts.data.loaders import DataLoader, end_processes, in_words
+from scripts.data.loaders import CaseLoader, end_processes, in_words
 from scripts.runtime.errors import UserError, user_error
 
 
@@ -41,7 +41,7 @@ def _bad(how: str) -> None:
         raise KeyError(how)
 
 
-def _loader(how: str, workers: int = 2, timeout_s: float = 2.0) -> DataLoader:
+def _loader(how: str, workers: int = 2, timeout_s: float = 2.0) -> CaseLoader:
     def read(item: dict[str, Any]) -> torch.Tensor:
         if item["case"] == "c5":
             _bad(how)
@@ -50,7 +50,7 @@ def _loader(how: str, workers: int = 2, timeout_s: float = 2.0) -> DataLoader:
         return torch.zeros(1)
 
     items = [{"case": f"c{number}", "image": "x"} for number in range(8)]
-    return DataLoader(Dataset(items, read), workers, timeout_s=timeout_s, batch_size=2)
+    return CaseLoader(Dataset(items, read), workers, timeout_s=timeout_s, batch_size=2)
 
 
 LATE = r"^A process that loads cases did not give a batch within 2 s\. It was reading: c5\..*loading_timeout_s"
@@ -174,7 +174,7 @@ def test_batches_are_those_of_monai() -> None:
 
     for workers in (0, 2):
         found = []
-        for kind, more in ((StockDataLoader, {}), (DataLoader, {"timeout_s": 60.0})):
+        for kind, more in ((StockDataLoader, {}), (CaseLoader, {"timeout_s": 60.0})):
             torch.manual_seed(3)
             data = Dataset(list(torch.arange(6.0)[:, None]), RandGaussianNoise(prob=1.0))
             found.append(torch.cat(list(kind(data, num_workers=workers, batch_size=2, shuffle=True, **more))))

@@ -37,7 +37,9 @@ def _workflow(*names: str, **options: Any) -> ConfigWorkflow:
 
 
 def _folder(tmp_path: Path, *, workflow: ConfigWorkflow | None = None, **options: Any) -> RunFolder:
-    return RunFolder(workflow, tmp_path / "models", "training", curves=tmp_path / "tb", dataset_dir=tmp_path, **options)
+    return RunFolder(
+        tmp_path / "models", "training", workflow=workflow, curves=tmp_path / "tb", dataset_dir=tmp_path, **options
+    )
 
 
 def _record(tmp_path: Path) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def test_curves_of_another_training_are_not_mixed(tmp_path: Path) -> None:
 
 
 def _predict(tmp_path: Path, purpose: str, *files: str) -> dict[str, Any]:
-    folder = RunFolder(None, tmp_path / "out", purpose)
+    folder = RunFolder(tmp_path / "out", purpose)
 
     def write() -> None:
         for file in files:
@@ -137,19 +139,19 @@ def test_what_is_quick_may_be_repeated_and_says_what_it_left(
 
 def test_a_folder_may_serve_several_purposes(tmp_path: Path) -> None:
     """``--ckpt_dir`` and ``--output_dir`` may be one."""
-    training = RunFolder(None, tmp_path / "out", "training")
+    training = RunFolder(tmp_path / "out", "training")
     _run(training)
     record = _predict(tmp_path, "evaluation", "metrics.csv")
     assert record.keys() == {"training", "evaluation"}
     assert record["training"]["status"] == "finished"
     with pytest.raises(UserError, match="holds a finished training"):
-        RunFolder(None, tmp_path / "out", "training").claim()
+        RunFolder(tmp_path / "out", "training").claim()
 
 
 LIVES = """
 import sys, time; sys.path.insert(0, sys.argv[1])
 from scripts.data.run_folder import RunFolder
-folder = RunFolder(None, sys.argv[2] + "/models", "training")
+folder = RunFolder(sys.argv[2] + "/models", "training")
 folder.claim()
 folder.recorded(lambda: (print("lives", flush=True), time.sleep(60)))
 """
@@ -178,9 +180,9 @@ def test_a_living_run_keeps_others_out_and_a_dead_one_does_not(tmp_path: Path) -
 def test_a_folder_that_cannot_be_written_to_is_named_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/models cannot be written to \(.*\); nothing was started"):
-        RunFolder(None, tmp_path / "file" / "models", "training").claim()
+        RunFolder(tmp_path / "file" / "models", "training").claim()
     with pytest.raises(UserError, match=r"/proc/nowhere.* cannot be written to"):
-        RunFolder(None, "/proc/nowhere", "inference").claim()
+        RunFolder("/proc/nowhere", "inference").claim()
 
 
 @pytest.mark.parametrize(
@@ -209,7 +211,7 @@ def test_what_a_run_was_stands_in_its_record(tmp_path: Path) -> None:
     for number in (1, 2):
         write_case(tmp_path / "data", f"MGHNICU_00{number}-VISIT_01", seed=number)
     workflow = _workflow("train", dataset_dir=str(tmp_path / "data"), loss_name="dice", seed=3)
-    folder = RunFolder(workflow, tmp_path / "models", "training", dataset_dir=tmp_path / "data")
+    folder = RunFolder(tmp_path / "models", "training", dataset_dir=tmp_path / "data", workflow=workflow)
     weights = tmp_path / "w.pt"
     weights.write_bytes(b"weights")
     items = [case.item() for case in find_cases(tmp_path / "data")]

@@ -176,7 +176,7 @@ def test_hausdorff_losses_equal_monai_with_all_arguments(name: str, shape: tuple
 
 
 def test_hausdorff_loss_raises_what_monai_raises() -> None:
-    ours, theirs = losses.HausdorffDTLoss(), stock.HausdorffDTLoss()
+    ours, theirs = losses.HausdorffLoss(), stock.HausdorffDTLoss()
     for prediction, target, error in (
         (torch.zeros(2, 2, 5), torch.zeros(2, 2, 5), ValueError),
         (torch.zeros(2, 2, 5, 5), torch.zeros(2, 1, 5, 5), AssertionError),
@@ -216,7 +216,7 @@ def test_cuda_stays_on_the_device_without_synchronising() -> None:
     assert result.is_cuda
     logits = torch.randn(on_device.shape, device="cuda", requires_grad=True)
     target = on_device.float()
-    loss = losses.LogHausdorffDTLoss(sigmoid=True, include_background=True)
+    loss = losses.LogHausdorffLoss(sigmoid=True, include_background=True)
     loss(logits, target).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -128,7 +128,7 @@ def test_a_better_mask_has_a_lower_loss(declared: dict, name: str) -> None:
 @pytest.mark.parametrize("name", ["stock", "ours"])
 def test_hausdorff_alone_prefers_nothing_to_a_small_lesion_four_voxels_off(name: str) -> None:
     """MONAI's definition, and why that loss leaves masks empty: an empty prediction has no distances of its own."""
-    loss = {"stock": HausdorffDTLoss, "ours": losses.HausdorffDTLoss}[name](include_background=True)
+    loss = {"stock": HausdorffDTLoss, "ours": losses.HausdorffLoss}[name](include_background=True)
     grid = torch.stack(torch.meshgrid(*[torch.arange(32) - 15.5] * 3, indexing="ij"))
     truth = ((grid**2).sum(0) < 25).float()[None, None]
     nothing, shifted = loss(torch.zeros_like(truth), truth), loss(torch.roll(truth, 4, 2), truth)
@@ -138,7 +138,7 @@ def test_hausdorff_alone_prefers_nothing_to_a_small_lesion_four_voxels_off(name:
 
 def test_hausdorff_is_computed_in_float32_from_half() -> None:
     logits, target = (t.float() for t in _example(4, (1, 1, 40, 40, 12)))
-    loss = losses.HausdorffDTLoss(sigmoid=True, include_background=True)
+    loss = losses.HausdorffLoss(sigmoid=True, include_background=True)
     exact = loss(logits, target)
     half = loss(logits.to(torch.bfloat16), target.to(torch.bfloat16))
     assert half.dtype == torch.float32
@@ -238,7 +238,7 @@ def test_boundary_loss_equals_monai(shape: tuple[int, ...]) -> None:
     logits, target = _example(6, shape)
     target[0] = float(shape[1] == 3)  # empty or full
     results = []
-    for loss in (losses.BoundaryLoss(sigmoid=True), BoundaryLoss(sigmoid=True)):
+    for loss in (losses.SignedDistanceLoss(sigmoid=True), BoundaryLoss(sigmoid=True)):
         x = logits.clone().requires_grad_()
         value = loss(x, target)
         value.backward()
@@ -275,7 +275,7 @@ def test_later_losses_from_half_are_those_of_float32(declared: dict, name: str) 
 def test_deep_supervision_is_a_mean_over_scales() -> None:
     logits, target = _example(8, (2, 1, 8, 8, 8))
     stacked = torch.stack([logits, 0.5 * logits, -logits], dim=1)
-    loss = losses.DeepSupervisionLoss(DiceLoss(sigmoid=True))
+    loss = losses.ScaleMeanLoss(DiceLoss(sigmoid=True))
     parts = [float(DiceLoss(sigmoid=True)(x.float(), target)) for x in stacked.unbind(1)]
     expected = (4 * parts[0] + 2 * parts[1] + parts[2]) / 7
     assert float(loss(stacked, target)) == pytest.approx(expected)

@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 # another value of each key, that works everywhere; FOLDER is a test's own
 CHANGED: dict[str, Any] = {
-    "amp": False, "anonymise_ids": "FOLDER/key", "augmentation": "torchio", "augmentation_probability": 1.0,
+    "amp": False, "anonymise_ids": "FOLDER/key", "augmentation_probability": 1.0,
     "batch_size": 6, "bundle_root": str(BUNDLE), "cache_rate": 0.5, "ckpt_dir": "FOLDER/weights", "clip_norm": 0.5,
     "cudnn_benchmark": False, "datalist": "FOLDER/list.json", "dataset_dir": "FOLDER/data", "device": "cpu",
     "dropout": [0, 0, 0, 0.5], "epochs": 2, "features": [2, 4, 4, 6], "fold": 0, "num_folds": 2, "in_channels": 2,
@@ -48,7 +48,7 @@ CHANGED: dict[str, Any] = {
     "training_precision": "bfloat16", "val_interval": 2, "verbose": True, "voxelwise_level": 0.4,
     "voxelwise_weight": 0.5, "weight_decay": 0.01,
 }  # fmt: skip
-NOT_OPTIONS = {"imports", "workflow", "run", "loaded"}  # how the config is read and run
+NOT_OPTIONS = {"imports", "run", "loaded"}  # how the config is read and run
 TOGETHER = [("fold", "num_folds"), ("epochs", "val_interval")]
 ONE_VALUE = {"device", "in_channels", "rank", "bundle_root"}  # no other works everywhere
 # not with the others: other places, and sizes other than the test's weights' and than each other

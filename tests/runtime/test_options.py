@@ -63,10 +63,10 @@ STRONG = ["train", "strong", "strong_cpu"]
         (["train"], {"train#dataloader#batch_size": 0}, "--train#dataloader#batch_size 0: a whole number from 1 on"),
         (["train"], {"train#dataset#cache_rate": 5}, "--train#dataset#cache_rate 5: a number from 0 to 1"),
         (["train"], {"optimizer#lr": -1}, "--optimizer#lr -1: a number above 0 to 10"),
-        (["train"], {"decide#0#threshold": 7}, "--decide#0#threshold 7: a number from 0 to 1"),
+        (["train"], {"decide#threshold#threshold": 7}, "--decide#threshold#threshold 7: a number from 0 to 1"),
         (["train"], {"train#handlers#2#max_norm": "x"}, "--train#handlers#2#max_norm x: a number above 0"),
-        (["train"], {"transforms#grid#1#spatial_size": [2, 2]}, "--transforms#grid#1#spatial_size [2, 2]: a list of 3"),
-        (STRONG, {"augment#0#pos": "x"}, "--augment#0#pos x: a number from 0 to 1"),
+        (["train"], {"transforms#grid#size#spatial_size": [2]}, "--transforms#grid#size#spatial_size [2]: a list of 3"),
+        (STRONG, {"augment#crop#pos": "x"}, "--augment#crop#pos x: a number from 0 to 1"),
         # in the place of a number, of a flag
         (["train"], {"losses#tversky#alpha": "x"}, "--losses#tversky#alpha x: a number"),
         (["train"], {"losses#dice#sigmoid": 5}, "--losses#dice#sigmoid 5: true or false"),
@@ -117,17 +117,17 @@ def test_a_users_own_components_judge_themselves(tmp_path: Path) -> None:
         ),
         (["train"], "activate: []"),  # the network gives probabilities
         (["train"], "transforms#grid: []"),  # and sees the files' grid
-        (["train", "evaluate"], "evaluate#to_native#1#nearest_interp: [false, true]"),  # one for each key
+        (["train", "evaluate"], "evaluate#to_native#invert#nearest_interp: [false, true]"),  # one for each key
         # of a library's class more than the option whose place it is in takes
         (
             ["train"],
-            "+augment: [{_target_: RandCropByPosNegLabeld, keys: [image, label], label_key: label, "
-            "spatial_size: [64, 64, -1], pos: 2, neg: 1, allow_smaller: true}]",
+            "augment#crop: {_target_: RandCropByPosNegLabeld, keys: [image, label], label_key: label, "
+            "spatial_size: [64, 64, -1], pos: 2, neg: 1, allow_smaller: true}",
         ),
-        (STRONG, "augment#0#pos: 2\naugment#0#neg: 1"),
+        (STRONG, "augment#crop#pos: 2\naugment#crop#neg: 1"),
         (
             ["train"],
-            "+transforms#values: [{_target_: AsDiscreted, keys: below, threshold: -2.0, allow_missing_keys: true}]",
+            "transforms#values#low: {_target_: AsDiscreted, keys: below, threshold: -2.0, allow_missing_keys: true}",
         ),
     ],
 )
@@ -148,10 +148,10 @@ def test_what_a_user_may_write(files: list[str], content: str, tmp_path: Path) -
         ),
         (
             ["train"],
-            {"augment#0#transform#transforms#0#std": [1, 2, 3]},
+            {"augment#paper#transform#noise#std": [1, 2, 3]},
             "torchio.RandomNoise does not take the values",
         ),
-        (["train"], {"transforms#grid#1#mode": 5}, "Resized does not take the values that it has in the config: "),
+        (["train"], {"transforms#grid#size#mode": 5}, "Resized does not take the values that it has in the config: "),
         (["train"], {"limits#brain_ml_range": 5}, "limits#brain_ml_range is two numbers, the least and the greatest"),
         (["train"], {"limits#adc_limit": "x"}, "limits#adc_limit is a number, not 'x'"),
         (["train"], {"limits#adc_range": [4000, 200]}, "limits#adc_range is two numbers, the least and the greatest"),

@@ -153,7 +153,11 @@ def test_another_recipe_is_named_instead_of_giving_a_mask(
         assert "model" not in torch.load(path, weights_only=True)
     changed: list[tuple[list[str], dict[str, Any], str]] = [
         ([], {"spatial_size": [32, 32, 16]}, r"spatial_size: \[24, 24, 16\] in the training, \[32, 32, 16\] here"),
-        (["insert_transform"], {}, r"transforms#values#1#_target_: absent in the training, \"ScaleIntensityd\" here"),
+        (
+            ["insert_transform"],
+            {},
+            r"transforms#values#scale#_target_: absent in the training, \"ScaleInt",
+        ),
     ]
     for mixin, options, message in changed:
         for kind, files in (("infer", ["inference"]), ("train", ["train", "evaluate"])):

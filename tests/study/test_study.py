@@ -98,7 +98,7 @@ def test_the_extended_study_makes_each_loss_once() -> None:
         rehearse(parser, variant)
         made.append((variant.name, type(parser.get_parsed_content("loss")).__name__))
     assert made == [
-        ("tversky_hausdorff", "CompoundLoss"), ("dice_ce", "DiceCELoss"), ("generalized_dice", "TwoClassLoss"),
+        ("tversky_hausdorff", "CompoundLoss"), ("dice_ce", "RankDiceCELoss"), ("generalized_dice", "TwoClassLoss"),
         ("unified_focal", "TwoClassLoss"), ("generalized_dice_boundary", "CompoundLoss"),
         ("component_dice", "ComponentDiceLoss"),
     ]  # fmt: skip
@@ -588,7 +588,10 @@ def _again(cohort: Path, folder: Path, compare: Any = LOSSES, changed: Any = Non
     workflow = ConfigWorkflow([TRAIN, STUDY], logging_file=False, **{**SETTINGS, **(changed or {})})
     workflow.parser.parse()
     cases = partial(data.datalist, cohort)
-    loss_study(workflow, str(BUNDLE), str(cohort), str(folder), cases, compare, evaluation_config=EVALUATE, **options)
+    loss_study(
+        str(BUNDLE), str(cohort), str(folder), cases, compare,
+        evaluation_config=EVALUATE, workflow=workflow, **options,
+    )  # fmt: skip
 
 
 def test_the_command_leaves_tables_page_figure_and_every_runs_report(studied: Path, tiny_cohort: Path) -> None:

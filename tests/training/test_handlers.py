@@ -170,7 +170,7 @@ def test_best_model_and_early_stopping(tmp_path: Path, scores: list[float], save
         [
             ValidationHandler(1, validator),
             handlers.BestModelSaver(network, str(path), validator),
-            handlers.EarlyStopping(validator, patience=3),
+            handlers.PatienceHandler(validator, patience=3),
         ],
     )
     trainer.add_event_handler(
@@ -189,7 +189,7 @@ def test_best_model_and_early_stopping(tmp_path: Path, scores: list[float], save
 def test_early_stopping_counts_epochs_not_validations() -> None:
     network = _network()
     validator = _validator(network, [0.5, 0.4, 0.3, 0.2, 0.1])
-    trainer = _trainer(network, 20, [ValidationHandler(2, validator), handlers.EarlyStopping(validator, patience=4)])
+    trainer = _trainer(network, 20, [ValidationHandler(2, validator), handlers.PatienceHandler(validator, patience=4)])
     trainer.run()
     assert trainer.state.epoch == 6  # the best was epoch 2
 
@@ -215,7 +215,7 @@ def test_last_weights_are_saved_without_a_validation(tmp_path: Path) -> None:
         [
             ValidationHandler(1, validator),
             handlers.BestModelSaver(network, str(tmp_path / "model.pt"), validator),
-            handlers.EarlyStopping(validator, patience=1),
+            handlers.PatienceHandler(validator, patience=1),
         ],
     )
     trainer.run()
@@ -248,7 +248,7 @@ def _resumable(folder: Path, epochs: int, resume: bool, kill_in_epoch: int | Non
             LrScheduleHandler(scheduler, print_lr=False),
             ValidationHandler(1, validator),
             handlers.BestModelSaver(network, str(folder / "model.pt"), validator),
-            handlers.EarlyStopping(validator, patience=4),
+            handlers.PatienceHandler(validator, patience=4),
             handlers.Resume(
                 str(folder / "state.pt"),
                 {"network": network, "optimizer": optimizer, "lr_scheduler": scheduler},
@@ -364,7 +364,7 @@ def test_without_resume_the_run_starts_afresh(tmp_path: Path) -> None:
 
 
 def _load(path: Path, network: nn.Module) -> None:
-    handlers.CheckpointLoader(str(path), {"model": network})(_validator(network, [0.0]))
+    handlers.WeightsLoader(str(path), {"model": network})(_validator(network, [0.0]))
 
 
 def test_checkpoint_loader_restores_the_weights(tmp_path: Path) -> None:

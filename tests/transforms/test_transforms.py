@@ -17,7 +17,7 @@ from monai.data.utils import set_rnd
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged
 
 from scripts.runtime.errors import UserError
-from scripts.transforms.bridge import RandTorchIOd
+from scripts.transforms.bridge import AugmentByTorchIOd
 from scripts.transforms.loading import LoadMapsd
 
 OBLIQUE = np.array([[1.1, 0.3, 0.0, -40], [-0.3, 1.0, 0.4, 25], [0.1, -0.4, 3.0, 7], [0, 0, 0, 1]], dtype=float)
@@ -38,8 +38,8 @@ def _item(affine: np.ndarray = OBLIQUE, seed: int = 0) -> dict[str, MetaTensor]:
     }
 
 
-def _bridge(*transforms: torchio.Transform) -> RandTorchIOd:
-    return RandTorchIOd(keys="image", label_keys="label", transform=torchio.Compose(list(transforms)))
+def _bridge(*transforms: torchio.Transform) -> AugmentByTorchIOd:
+    return AugmentByTorchIOd(keys="image", label_keys="label", transform=torchio.Compose(list(transforms)))
 
 
 INTENSITY = [
@@ -94,7 +94,7 @@ def test_torchio_sees_the_true_spacing() -> None:
     # a blur of 2 mm is 2 voxels at 1 mm and half a voxel at 4 mm: with a lost affine both would blur alike
     impulse = torch.zeros(1, 21, 21, 21)
     impulse[0, 10, 10, 10] = 1
-    blur = RandTorchIOd(keys="image", transform=torchio.RandomBlur(std=(2, 2)))
+    blur = AugmentByTorchIOd(keys="image", transform=torchio.RandomBlur(std=(2, 2)))
     out = blur({"image": MetaTensor(impulse, affine=torch.diag(torch.tensor([1.0, 4.0, 1.0, 1.0])))})["image"][0]
     axis = torch.arange(21) - 10.0
     widths = [float((out.sum(dim=other) * axis**2).sum() / out.sum()) ** 0.5 for other in ((1, 2), (0, 2))]
@@ -103,7 +103,7 @@ def test_torchio_sees_the_true_spacing() -> None:
 
 
 def test_plain_tensors_are_accepted() -> None:
-    out = RandTorchIOd(keys="image", transform=torchio.RandomNoise())({"image": torch.zeros(1, 4, 4, 4)})
+    out = AugmentByTorchIOd(keys="image", transform=torchio.RandomNoise())({"image": torch.zeros(1, 4, 4, 4)})
     assert isinstance(out["image"], MetaTensor)
 
 
@@ -166,7 +166,7 @@ def test_augmentation_is_new_in_every_epoch_and_equal_for_equal_seeds(tmp_path, 
 
 
 def test_each_transform_is_applied_with_its_probability() -> None:
-    bridge = RandTorchIOd(keys="image", transform=torchio.RandomNoise(p=0.5))
+    bridge = AugmentByTorchIOd(keys="image", transform=torchio.RandomNoise(p=0.5))
     bridge.set_random_state(0)
     image = torch.zeros(1, 2, 2, 2)
     applied = sum(bool(bridge({"image": image})["image"].any()) for _ in range(400))
@@ -208,7 +208,7 @@ def test_how_far_labels_move_against_images(mode: str, shift_mm: float, within: 
     parser = ConfigParser()
     parser.read_config(str(BUNDLE / "configs" / "train.yaml"))
     parser.update({"spatial_size": [64, 64, 32], "label_mode": mode})
-    grid = Compose(parser.get_parsed_content("transforms#grid"))
+    grid = Compose(list(parser.get_parsed_content("transforms#grid").values()))
     affine = torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0], dtype=torch.float64))
     places = torch.stack(torch.meshgrid(*(torch.arange(n) + 0.5 for n in (64, 64, 64)), indexing="ij"))
     step = torch.tensor([1.0, 1.0, 2.0]).view(3, 1, 1, 1)

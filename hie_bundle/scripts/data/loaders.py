@@ -10,23 +10,26 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from monai.data import DataLoader as StockDataLoader
 from torch.utils.data import Dataset, get_worker_info
 
+from ..moved import renamed
 from ..runtime.errors import UserError, causes, user_error
 from ..runtime.interruption import ignore, time_limit
 from .check_cache import case_of
 
-__all__ = ["DataLoader", "end_processes", "in_words"]
+__all__ = ["CaseLoader", "end_processes", "in_words"]
+__getattr__ = partial(renamed, "data.loaders")
 
 IDLE = -1
 SOON_S = 1.0  # between the end of a process's sockets and its own
 LATE = "--loading_timeout_s is the time that they have."
 DIED = "The system may have run out of memory; --num_workers 0 reads in the main process."
-_loaders: weakref.WeakSet[DataLoader] = weakref.WeakSet()
+_loaders: weakref.WeakSet[CaseLoader] = weakref.WeakSet()
 # as PyTorch repeats in the main process what a loading one has raised
 _REPEATED = re.compile(
     r"Caught \w+ in DataLoader worker process \d+\.\n.*?^[\w.]*UserError: (.*)", re.DOTALL | re.MULTILINE
@@ -37,7 +40,7 @@ class LoadingError(UserError):
     """What reads cases has died, or is stuck."""
 
 
-class DataLoader(StockDataLoader):
+class CaseLoader(StockDataLoader):
     """``monai.data.DataLoader`` that knows which case each of its processes is reading (:func:`in_words`).
 
     PyTorch's own time limit is for a batch that does not arrive. It has none while the main process takes a tensor that
@@ -147,7 +150,7 @@ def end_processes() -> None:
         loader.reading[:] = IDLE
 
 
-def _being_read(loader: DataLoader) -> list[str]:
+def _being_read(loader: CaseLoader) -> list[str]:
     """The cases of processes that have died, or of all where none has."""
     noted: Any = loader.dataset
     items = getattr(getattr(noted, "dataset", None), "data", [])

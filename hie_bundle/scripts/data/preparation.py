@@ -228,7 +228,8 @@ def _resampling_writer(
     parser.update(literal(overrides))
     described = recipe_of(parser)
     stages = parser.get_parsed_content("transforms")
-    compose = Compose([*stages["load"], *stages["grid"], *stages["values"]])
+    named = (stages[name] for name in ("load", "grid", "values"))
+    compose = Compose([t for stage in named for t in (stage.values() if isinstance(stage, Mapping) else stage)])
 
     def write(case: Case, images: Sequence[Path], label: Path) -> None:
         data = compose(case.item(labels=case.label is not None))

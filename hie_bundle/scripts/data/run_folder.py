@@ -28,6 +28,7 @@ from ..runtime.literals import plain
 from ..runtime.options import OPTIONS
 from ..runtime.recipe import references
 from ..runtime.redaction import redacted
+from ..runtime.workflow import running_workflow
 from .check_cache import case_of
 from .checks import item_files
 from .layout import file_name
@@ -63,7 +64,6 @@ class RunFolder:
     of the others ``files``: what it wrote, and ``left_over``: files of those before it that it did not replace.
 
     Args:
-        workflow: that runs the config; None for tools that have none.
         folder: of the run; made if needed.
         purpose: training, evaluation (scoring, too) or inference. All but a training may be repeated in their folder.
         overwrite: take a folder with another training in it. A workflow that was handed its training cases as a list
@@ -71,19 +71,20 @@ class RunFolder:
         resume: go on with the training in the folder; ``force``: with other settings or cases, too.
         curves: folder with the training's event files for TensorBoard; None: it has none.
         dataset_dir: where the cases lie.
+        workflow: the running one by default; without one the record has no config.
     """
 
     def __init__(
         self,
-        workflow: ConfigWorkflow | None,
         folder: str | Path,
         purpose: str,
         overwrite: bool = False,
         resume: bool | str = False,
         curves: str | Path | None = None,
         dataset_dir: str | Path = ".",
+        workflow: ConfigWorkflow | None = None,
     ) -> None:
-        self.workflow = workflow
+        self.workflow = workflow = workflow or running_workflow()
         self.folder = Path(folder).absolute()
         self.purpose = purpose
         handed_in = workflow is not None and isinstance(workflow.parser.get("train#dataset#data", None), list)

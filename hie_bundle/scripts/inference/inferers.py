@@ -77,7 +77,7 @@ class EnsembleInferer(Inferer):
     """Mean lesion probability over checkpoints of one network and over mirrored inputs, as a logit.
 
     With one checkpoint and without mirroring the result is that of the one prediction. The engine's network must hold
-    the first checkpoint's weights already, as :class:`.CheckpointLoader` puts them; those of the others
+    the first checkpoint's weights already, as :class:`.WeightsLoader` puts them; those of the others
     are read at the first call, into copies that stay in memory: as much as the network's weights for each.
 
     A network has one logit, the lesion's, or two, background's and lesion's, whose softmax is averaged.

@@ -15,7 +15,7 @@ import numpy as np
 from monai.bundle import ConfigParser
 from monai.data import decollate_batch, list_data_collate
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose, CopyItemsd
+from monai.transforms import CopyItemsd
 from numpy.typing import ArrayLike, NDArray
 
 from ..data.checks import Limits, read_case
@@ -30,6 +30,7 @@ from ..runtime.mixins import CONFIGS, RECIPES
 from ..runtime.mixins import mixins as recipe_files
 from ..runtime.recipe import recipe_of, same_recipe
 from ..runtime.workflow import Workflow
+from ..transforms.pipeline import pipeline
 
 __all__ = ["CAUTION", "Segmentation", "Segmenter", "segment", "trained_with"]
 
@@ -141,7 +142,7 @@ class Segmenter:
             val_data_loader=[{}],
             network=network,
             inferer=get("inferer"),
-            postprocessing=Compose([*get("activate"), *get("to_native"), keep, *get("decide")]),
+            postprocessing=pipeline([get("activate"), get("to_native"), [keep], get("decide")]),
         )
 
     @property

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine
 from monai.handlers import TensorBoardStatsHandler as StockTensorBoardStatsHandler
 
+from ..moved import renamed
 from .files import atomic_path
 
-__all__ = ["TensorBoardStatsHandler", "curves_in", "keep_curves_until"]
+__all__ = ["CurvesHandler", "curves_in", "keep_curves_until"]
+__getattr__ = partial(renamed, "io.curves")
 
 EVENTS = "events.out.tfevents.*"
 
 
-class TensorBoardStatsHandler(StockTensorBoardStatsHandler):
+class CurvesHandler(StockTensorBoardStatsHandler):
     """``monai.handlers.TensorBoardStatsHandler`` whose curves are on disk after each epoch, as the state of
     :class:`.Resume` is: MONAI's are written every two minutes, and a run that is killed and goes on has
     a gap."""

@@ -10,19 +10,21 @@ from pathlib import Path
 from monai.bundle import ConfigWorkflow
 
 from .redaction import redacted
+from .workflow import running_workflow
 
 __all__ = ["to_file"]
 
 
-def to_file(output_dir: str | Path, workflow: ConfigWorkflow | None) -> None:
+def to_file(output_dir: str | Path, workflow: ConfigWorkflow | None = None) -> None:
     """Write what is logged to a file as well: ``output_dir/<run id>.log``, such as ``training.log``.
 
     The file is made, and its folder, when the first line is logged; a run that goes on adds to it.
 
     Args:
         output_dir: of the run.
-        workflow: that runs the config; None for tools that have none, which get no file.
+        workflow: the running one by default. Tools without one get no file.
     """
+    workflow = workflow or running_workflow()
     if workflow is None:
         return
     run_id = str(workflow.run_id)

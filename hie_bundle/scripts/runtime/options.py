@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 from .errors import UserError
 from .literals import literal, plain
 from .recipe import references
+from .workflow import running_workflow
 
 __all__ = ["DEPRECATED", "OPTIONS", "Option", "refuse_unknown"]
 
@@ -26,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 # option names of earlier versions and their names today: they are read for one version, with a warning
 DEPRECATED: dict[str, str] = {}
+# option names of earlier versions that nothing reads any more, and what to write instead
+REMOVED = {
+    "augmentation": "the fast form is the only one; name TorchIO's classes instead, as in "
+    "--augment#paper#transform#blur#_target_ torchio.RandomBlur",
+}
 
 
 def _number(value: Any) -> Any:
@@ -172,7 +178,6 @@ OPTIONS: dict[str, Option] = {
     **_options(_TEXT | None, "patient_pattern"),
     **_options(_TEXT, "loss_name", "base_url", "dataset_name"),
     **_options(_PRECISION, "training_precision", "precision"),
-    **_options(Literal["fast", "torchio"], "augmentation"),
     **_options(Literal["skip", "stop"], "on_nonfinite"),
     **_options(Literal[".nii.gz", ".nii", ".mha"], "output_ext"),
     **_options(Literal["nearest-exact", "nearest", "trilinear", "area"], "label_mode"),
@@ -241,12 +246,12 @@ OPTIONS: dict[str, Option] = {
 }
 
 # lists of parts that may be empty: a network that gives probabilities, no resampling, nothing to keep of the brain
-_MAY_BE_EMPTY = {"activate", "transforms#grid", "brain"}
+_MAY_BE_EMPTY = {"activate", "augment", "brain", "transforms#grid", "transforms#values"}
 _NUMBER = Option(_real())
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
+def refuse_unknown(workflow: ConfigWorkflow | None = None) -> None:
     """Refuse unknown options and values that are not allowed, all at once, before the run.
 
     Checked are the names at the top of the config and in its sections, their values by :data:`OPTIONS` (also where a
@@ -254,11 +259,12 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
     file may add values as long as the config refers to them, and sections. Values are converted: ``"false"`` to False.
 
     Args:
-        workflow: that runs the config; None for tools that have none.
+        workflow: the running one by default; without one nothing is checked.
 
     Raises:
         UserError: naming every such option, and the nearest name, or what is allowed.
     """
+    workflow = workflow or running_workflow()
     if workflow is None:
         return
     parser = workflow.parser
@@ -266,6 +272,9 @@ def refuse_unknown(workflow: ConfigWorkflow | None) -> None:
         if old in parser.get():
             logger.warning("--%s is --%s now; the old name will go with the next version.", old, new)
             _set(parser, new, parser.get().pop(old))
+    for name in REMOVED.keys() & parser.get().keys():
+        logger.warning("--%s is ignored: %s.", name, REMOVED[name])
+        del parser.get()[name]
     config: Mapping[str, Any] = parser.get()
     shipped: dict[str, list[Any]] = {}  # what the bundle's configs have under each id
     for file in workflow.config_root_path.glob("*.yaml"):
@@ -345,6 +354,9 @@ def _wrong_values(parser: ConfigParser) -> Iterator[str]:
             continue
         if type(value) is not type(given) or value != given:
             _set(parser, name, literal(value))
+    losses, loss = config.get("losses"), plain(config.get("loss_name"))
+    if isinstance(losses, Mapping) and loss == config.get("loss_name") and loss not in losses:
+        yield f"  --loss_name '{loss}' is unknown; choose one of: {', '.join(losses)}."
 
 
 def _wrong_parts(config: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]) -> Iterator[str]:
@@ -360,7 +372,7 @@ def _wrong_parts(config: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]
         shapes = {shape for shape in map(_shape, ours) if shape} | ({_SECTION} if name == "network" else set())
         if name in OPTIONS or any(map(_option_of, ours)) or not shapes & {_SECTION, _PARTS}:
             continue
-        empty = name in _MAY_BE_EMPTY and value == []
+        empty = name in _MAY_BE_EMPTY and value in ([], {})
         cases = name.endswith("dataset#data") and isinstance(value, list)  # programs hand their cases in
         if not empty and not cases and _shape(value) not in {None, *shapes}:
             yield f"  --{name} {value}: a part of the config; {' or '.join(sorted(shapes))}, or an expression ($…)"
@@ -372,7 +384,8 @@ _SECTION, _PARTS, _LIST, _VALUE = "a section", "a list of parts", "a list", "a v
 def _shape(value: Any) -> str | None:
     """What a value is in a config; None for expressions and null."""
     if isinstance(value, Mapping):
-        return _SECTION
+        named = not _is_component(value) and value.values()
+        return _PARTS if named and all(map(_is_component, named)) else _SECTION
     if value is None or _is_computed(value):
         return None
     if not isinstance(value, list):

@@ -10,6 +10,7 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from .errors import UserError
+from .workflow import running_workflow
 
 __all__ = ["describe", "recipe_of", "references", "refuse_other_recipe", "same_recipe"]
 
@@ -22,15 +23,16 @@ _REFERENCE = re.compile(r"@([A-Za-z]\w*(?:(?:#|::)\w+)*)")
 Recipe = Mapping[str, Any]
 
 
-def describe(workflow: ConfigWorkflow | None) -> Recipe | None:
+def describe(workflow: ConfigWorkflow | None = None) -> Recipe | None:
     """The recipe of a config, as its files and the command line say it.
 
     Args:
-        workflow: that runs the config; None for tools that have none, which then neither record nor compare.
+        workflow: the running one by default. Tools without one neither record nor compare.
 
     Returns:
         The config's :data:`PARTS` as they are written, and every value that they refer to, by id: plain data.
     """
+    workflow = workflow or running_workflow()
     return None if workflow is None else recipe_of(workflow.parser)
 
 
@@ -61,7 +63,8 @@ def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str,
     """
     if trained is None or here is None or same_recipe(trained, here):
         return
-    before, now = (dict(_flat(recipe)) for recipe in (trained, here))
+    named = all(isinstance(stage, Mapping) for one in (trained, here) for stage in one.get("transforms", {}).values())
+    before, now = (dict(_flat(recipe if named else _without_names(recipe))) for recipe in (trained, here))
     differences = [
         f"  {name}: {_shown(before, name)} in the training, {_shown(now, name)} here"
         for name in dict.fromkeys([*before, *now])
@@ -90,6 +93,7 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
     """Its parts with what they refer to in place: two ways to write the same are the same."""
 
     def resolve(content: Any) -> Any:
+        content = _listed(content)
         if isinstance(content, dict):
             named = {name: _class_name(value) if name == "_target_" else value for name, value in content.items()}
             return {name: resolve(value) for name, value in named.items() if not _IRRELEVANT.search(name)}
@@ -103,6 +107,21 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
         return _REFERENCE.sub(lambda match: json.dumps(resolve(recipe.get(match[1], match[0][1:]))), content)
 
     return {part: resolve(recipe[part]) for part in PARTS if part in recipe}
+
+
+def _listed(content: Any) -> Any:
+    """A stage of named transforms as the list that it was before version 0.10, without the disabled ones."""
+    named = isinstance(content, dict) and "_target_" not in content and content.values()
+    if named and all(isinstance(value, dict) and "_target_" in value for value in named):
+        content = list(named)
+    if isinstance(content, list):
+        return [one for one in content if not (isinstance(one, dict) and one.get("_disabled_") is True)]
+    return content
+
+
+def _without_names(recipe: Recipe) -> Recipe:
+    stages = {name: _listed(stage) for name, stage in recipe.get("transforms", {}).items()}
+    return {**recipe, "transforms": stages}
 
 
 def _class_name(target: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,19 @@ from monai.utils import ensure_tuple
 from .errors import UserError
 from .literals import literal
 
-__all__ = ["Workflow"]
+__all__ = ["Workflow", "running_workflow"]
+
+
+def running_workflow() -> ConfigWorkflow | None:
+    """Find the workflow that evaluates the config which calls this; None where a tool parses a config without one.
+
+    MONAI passes neither the workflow nor its parser to what a config names.
+    """
+    for frame, _ in traceback.walk_stack(None):
+        if isinstance(workflow := frame.f_locals.get("self"), ConfigWorkflow):
+            return workflow
+    return None
+
 
 _OWN = inspect.signature(ConfigWorkflow).parameters  # of MONAI itself: files and ids, which are not evaluated
 

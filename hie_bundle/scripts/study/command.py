@@ -20,6 +20,7 @@ from ..data.listfiles import as_native
 from ..io.files import write_json
 from ..runtime.cores import available_cores
 from ..runtime.errors import UserError, choose
+from ..runtime.workflow import running_workflow
 from .cluster import submit_jobs
 from .processes import Job, exclusive, run_jobs
 from .results import collect
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 
 def loss_study(
-    workflow: ConfigWorkflow,
     bundle_root: str,
     dataset_dir: str,
     output_dir: str,
@@ -63,6 +63,7 @@ def loss_study(
     executor_options: Mapping[str, Any] | None = None,
     evaluation_config: str | Path = "configs/evaluate.yaml",
     adc_window: Sequence[float] = (0, 2500),
+    workflow: ConfigWorkflow | None = None,
 ) -> None:
     """Train and evaluate every variant of a config under the same conditions, then compare them.
 
@@ -72,8 +73,6 @@ def loss_study(
     written.
 
     Args:
-        workflow: that runs the study; its merged config, values of the command line included, is what every variant
-            starts from.
         bundle_root: folder with ``configs`` and ``scripts``.
         dataset_dir: the dataset.
         output_dir: of the study.
@@ -96,11 +95,14 @@ def loss_study(
         executor_options: what each job needs, by submitit's names.
         evaluation_config: what adds an evaluation to a training.
         adc_window: ADC shown as black and as white in Figure 2.
+        workflow: whose merged config, options included, every variant starts from; the running one by default.
 
     Raises:
         UserError: before anything starts: unknown variants or keys, bad numbers, unusable data, a folder with results
             of other conditions. Later: when a run fails.
     """
+    workflow = workflow or running_workflow()
+    assert workflow is not None
     config = {key: value for key, value in workflow.parser.get().items() if key != "_meta_"}
     if not isinstance(config["losses"], Mapping):  # the option's name before 0.3
         logger.warning("--losses is --compare now; the losses are those of train.yaml.")

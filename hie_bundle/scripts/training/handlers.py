@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,23 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..inference.voxelwise import VoxelwiseFit
 from ..io.weights import as_paths, check_recipe, read_state, read_weights, save_atomically, save_weights, weights_files
+from ..moved import renamed
 from ..runtime.distributed import from_first, is_first, unwrap_ddp
 from ..runtime.errors import UserError
 from ..runtime.recipe import Recipe, refuse_other_recipe
 
 __all__ = [
     "BestModelSaver",
-    "CheckpointLoader",
-    "EarlyStopping",
     "EpochSeed",
     "GradientClipping",
     "InitialWeights",
     "L1Penalty",
     "LastValidation",
+    "PatienceHandler",
     "Resume",
+    "WeightsLoader",
 ]
+__getattr__ = partial(renamed, "training.handlers")
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +133,7 @@ class EpochSeed:
         set_rnd(engine.data_loader.dataset, epoch_seed)  # type: ignore[union-attr]
 
 
-class CheckpointLoader(StockCheckpointLoader):
+class WeightsLoader(StockCheckpointLoader):
     """``monai.handlers.CheckpointLoader`` that says what is wrong with a checkpoint before anything runs on it.
 
     ``load_path`` may be a list, of an ensemble: the first is loaded, all are looked at.
@@ -292,7 +295,7 @@ class BestModelSaver:
         logger.debug("Saved %s", self.path)
 
 
-class EarlyStopping:
+class PatienceHandler:
     """Stop the trainer after ``patience`` epochs without a better key metric of the validator.
 
     MONAI's ``EarlyStopHandler`` counts validations instead of epochs, and needs a reference from the validator's

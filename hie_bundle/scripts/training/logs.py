@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, SupervisedTrainer
+from torch.optim import Optimizer
 
-__all__ = [
-    "EpochLine",
-]
+__all__ = ["EpochLine", "StepValues"]
 
 logger = logging.getLogger(__name__)
+
+
+class StepValues:
+    """What is logged of a step: ``loss`` (without the L1 term), ``l1_penalty``, ``grad_norm``, ``learning_rate``.
+
+    Args:
+        optimizer: whose learning rate is logged.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def __call__(self, output: Any) -> dict[str, Any]:
+        step = output[0] if isinstance(output, list) else output
+        return {
+            "loss": step["loss"] - step["l1_penalty"],
+            "l1_penalty": step["l1_penalty"],
+            "grad_norm": step["grad_norm"],
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
 
 
 class EpochLine:

@@ -11,16 +11,18 @@ from monai.bundle import ConfigWorkflow
 
 from ..runtime.errors import UserError
 from ..runtime.literals import plain
+from ..runtime.workflow import running_workflow
 
 __all__ = ["WandBHandler", "parameters"]
 
 
-def parameters(workflow: ConfigWorkflow | None) -> dict[str, Any]:
+def parameters(workflow: ConfigWorkflow | None = None) -> dict[str, Any]:
     """The plain values at the top of a run's config, by name: numbers, texts, lists of them; no expressions.
 
     Args:
-        workflow: that runs the config; None gives none.
+        workflow: the running one by default; without one there are none.
     """
+    workflow = workflow or running_workflow()
     if workflow is None:
         return {}
 

@@ -3,6 +3,7 @@
 from .batches import RandBatch
 from .limit_to_brain import KeepBraind, LimitToBraind
 from .loading import KeepNatived, LoadMapsd, ToNatived
+from .pipeline import FinestScaled, pipeline
 from .resample import ResizeToSpacingd
 from .scores import BrainDepthd, ScanScored
 from .small_lesions import RemoveSmallLesionsd
@@ -10,6 +11,7 @@ from .symmetry import MirrorDifferenced
 
 __all__ = [
     "BrainDepthd",
+    "FinestScaled",
     "KeepBraind",
     "KeepNatived",
     "LimitToBraind",
@@ -20,4 +22,5 @@ __all__ = [
     "ResizeToSpacingd",
     "ScanScored",
     "ToNatived",
+    "pipeline",
 ]

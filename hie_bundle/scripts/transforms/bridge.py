@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,10 +13,13 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import ensure_tuple
 
-__all__ = ["RandTorchIOd"]
+from ..moved import renamed
+
+__all__ = ["AugmentByTorchIOd"]
+__getattr__ = partial(renamed, "transforms.bridge")
 
 
-class RandTorchIOd(Randomizable, MapTransform):
+class AugmentByTorchIOd(Randomizable, MapTransform):
     """Apply a random TorchIO transform to images and labels together.
 
     ``monai.transforms.RandTorchIOd`` exists, but returns plain tensors without affine and metadata, hands TorchIO an
@@ -32,7 +36,7 @@ class RandTorchIOd(Randomizable, MapTransform):
     Args:
         keys: image keys, each of shape (C, X, Y, Z); all channels of an image share the drawn parameters except where
             the TorchIO transform draws per channel (gamma).
-        transform: any TorchIO transform, e.g. a ``torchio.Compose`` of random ones.
+        transform: a TorchIO transform, or several by name, applied in the order of the mapping.
         label_keys: keys of label maps, shape (1, X, Y, Z) on the images' grid.
         allow_missing_keys: do not raise when a key is missing.
 
@@ -44,13 +48,15 @@ class RandTorchIOd(Randomizable, MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        transform: torchio.Transform,
+        transform: torchio.Transform | Mapping[str, torchio.Transform],
         label_keys: KeysCollection = (),
         allow_missing_keys: bool = False,
     ) -> None:
         label_keys = ensure_tuple(label_keys)
         super().__init__((*ensure_tuple(keys), *label_keys), allow_missing_keys)
-        self.transform = transform
+        if isinstance(transform, Mapping):
+            transform = torchio.Compose(list(transform.values()))
+        self.transform: torchio.Transform = transform
         self.label_keys = label_keys
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:

@@ -9,6 +9,7 @@ Noise and gamma are not here: drawing the noise and raising to a power are all t
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,27 @@ from torch.nn import functional
 from torchio.data.io import get_sitk_metadata_from_ras_affine
 from torchio.transforms import SpatialTransform
 
-__all__ = ["Anisotropy", "Blur", "ElasticDeformation", "RandomAnisotropy", "RandomBlur", "RandomElasticDeformation"]
+from ..moved import renamed
+
+__all__ = [
+    "Anisotropy",
+    "FastAnisotropy",
+    "FastBlur",
+    "FastElasticDeformation",
+    "SeparableBlur",
+    "SeparableElasticDeformation",
+]
+__getattr__ = partial(renamed, "transforms.fast")
 
 _GRID_SAMPLE_MODES = {"linear": "bilinear", "nearest": "nearest"}
 
 
-class RandomElasticDeformation(torchio.RandomElasticDeformation):
-    """``torchio.RandomElasticDeformation`` that applies its control points with :class:`ElasticDeformation`."""
+class FastElasticDeformation(torchio.RandomElasticDeformation):
+    """``torchio.RandomElasticDeformation`` applied by :class:`SeparableElasticDeformation`."""
 
     def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
         subject.check_consistent_spatial_shape()
-        transform = ElasticDeformation(
+        transform = SeparableElasticDeformation(
             control_points=self.get_params(self.num_control_points, self.max_displacement, self.num_locked_borders),
             max_displacement=self.max_displacement,
             image_interpolation=self.image_interpolation,
@@ -39,7 +50,7 @@ class RandomElasticDeformation(torchio.RandomElasticDeformation):
         return transform(subject)
 
 
-class ElasticDeformation(torchio.ElasticDeformation):
+class SeparableElasticDeformation(torchio.ElasticDeformation):
     """``torchio.ElasticDeformation`` with the dense field from small matrix products.
 
     A cubic B-spline on a regular lattice is separable: along each axis the field is a matrix of basis values times the
@@ -110,7 +121,7 @@ class ElasticDeformation(torchio.ElasticDeformation):
         return (in_x @ slab.flatten(1)).view(*shape, 3)
 
 
-class RandomAnisotropy(torchio.RandomAnisotropy):
+class FastAnisotropy(torchio.RandomAnisotropy):
     """``torchio.RandomAnisotropy`` that applies its parameters with :class:`Anisotropy`.
 
     Faster only with linear interpolation and without the labels (the defaults), for 3D images of floating point.
@@ -159,15 +170,15 @@ class Anisotropy(SpatialTransform):
         return subject
 
 
-class RandomBlur(torchio.RandomBlur):
-    """``torchio.RandomBlur`` that applies its parameters with :class:`Blur`."""
+class FastBlur(torchio.RandomBlur):
+    """``torchio.RandomBlur`` that applies its parameters with :class:`SeparableBlur`."""
 
     def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
         std_mm = {name: self.get_params(self.std_ranges) for name in self.get_images_dict(subject)}
-        return Blur(std=std_mm, **self._get_base_args())(subject) if std_mm else subject
+        return SeparableBlur(std=std_mm, **self._get_base_args())(subject) if std_mm else subject
 
 
-class Blur(torchio.Blur):
+class SeparableBlur(torchio.Blur):
     """``torchio.Blur`` for narrow kernels: whole volumes are shifted, weighted and added.
 
     Integer images, whose values TorchIO truncates after each axis, are left to it.

@@ -1,0 +1,42 @@
+"""Named stages of transforms as one pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.transforms import Compose, MapTransform
+
+__all__ = ["FinestScaled", "Stage", "listed", "pipeline"]
+
+Stage = Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]]
+
+
+def pipeline(stages: Sequence[Stage]) -> Compose:
+    """Join stages in their order.
+
+    Args:
+        stages: each a mapping from names to transforms, applied in the order of the mapping; or a list.
+    """
+    return Compose([transform for stage in stages for transform in listed(stage)])
+
+
+def listed(stage: Stage) -> list[Callable[..., Any]]:
+    """The transforms of a stage."""
+    return list(stage.values() if isinstance(stage, Mapping) else stage)
+
+
+class FinestScaled(MapTransform):
+    """Keep the full resolution of a deeply supervised prediction: (scales, C, X, Y, Z) becomes (C, X, Y, Z).
+
+    Args:
+        keys: of predictions; those of shape (C, X, Y, Z) stay as they are.
+        allow_missing_keys: do not raise when a key is missing.
+    """
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = result[key][0] if result[key].ndim == 5 else result[key]
+        return result
