@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
 from conftest import BUNDLE, TINY
 from monai.bundle import ConfigWorkflow
 
-from scripts.cli.workflows import runner
+from scripts.cli.workflows import run_workflow
 from scripts.runtime.errors import UserError
 from scripts.runtime.options import refuse_unknown
 from scripts.training.tracking import parameters
@@ -47,14 +48,15 @@ def test_the_command_takes_tracking_by_word(word: str, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("{}")
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("monai.bundle.run_workflow", lambda _, **options: asked.update(options))
-    runner("train")(tracking=word)
+    workflow = MagicMock(side_effect=lambda _, **options: asked.update(options) or MagicMock())
+    monkeypatch.setattr("scripts.runtime.workflow.Workflow", workflow)
+    run_workflow("train", [], {"tracking": word})
     assert asked["tracking"] == ("mine.yaml" if word == "mine.yaml" else str(CONFIGS / f"tracking_{word}.yaml"))
 
 
 def test_settings_that_are_not_there_are_refused() -> None:
     with pytest.raises(UserError, match="--tracking mlfow: mlflow or wandb"):
-        runner("train")(tracking="mlfow")
+        run_workflow("train", [], {"tracking": "mlfow"})
 
 
 def _train_and_evaluate(tracking: str, tmp_path: Path, tiny_cohort: Path) -> None:

@@ -1,46 +1,132 @@
-"""The command ``hie-bundle``: segmentation, and the bundle's workflows under names that a newcomer would guess."""
+"""The command ``hie-bundle``: segmentation, and the bundle's workflows under one word each."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
+from typing import Annotated
 
-import fire
+import typer
 
-from ..runtime.errors import user_error
-from .completion import completion
-from .workflows import WORKFLOWS, help_page, runner
+from ..runtime.errors import choose, user_error
+from .workflows import WORKFLOWS, add_workflow, explicit_values, values_in
 
 __all__ = ["main"]
 
-SHORT = {
-    "segment": {"-o": "--output", "-q": "--quiet"},
-    "scan": {"-o": "--output_dir"},
-    "adc": {"-o": "--output_file"},
-    "brain": {"-o": "--output_file"},
-    "zscore": {"-o": "--output_file"},
-    "atlas": {"-o": "--output_dir"},
-    "dicom_seg": {"-o": "--output_file"},
-}
-SEGMENTING = ("segment", "challenge")
-SWITCHES = ("probabilities", "json", "quiet", "openvino", "bids")  # of these: they take no value
-USAGE = """hie-bundle COMMAND …
+SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "max_content_width": 120}
+SHELLS = {"bash": "bash", "zsh": "zsh", "fish": "fish"}
+COMPLETE = "_HIE_BUNDLE_COMPLETE"  # set by the shell where it asks for words
+FILE_RULES = """A folder ADC without ZADC holds cases by the names of BONBID-HIE (X-ADC_ss,
+Zmap_X-ADC_smooth2mm_clipped10). Files of two folders are matched by their name, or by their case. Any value at the top
+of inference.yaml is an option, too. Exit status: 0; 1 if a case could not be segmented (the others are); 2 if the
+command line is wrong. Research software, not a medical device."""
 
-  segment ADC [ZADC] -o OUT   lesion masks from files or folders
-  scan DICOM_DIR -o OUT       the same from a folder of DICOM, mask back as DICOM segmentation
-  train, evaluate, study      the network on labelled cases: its training, its results, its losses compared
-  adc IMAGES … -o OUT         an ADC map from diffusion images, or a folder of DICOM
-  brain B0 -o OUT             a brain mask from the image with b = 0
-  zscore                      a Z map of an ADC map against an atlas of healthy newborns
-  atlas ADC_DIR -o OUT        such an atlas from healthy newborns' ADC maps
-  dicom_seg                   a lesion mask as DICOM segmentation on its series
-  challenge                   the case in /input, mask to /output, as the challenge's containers do
-  phantom, download, check    cases: simulate them, fetch BONBID-HIE, look at what a folder holds
-  doctor                      whether this installation has what it needs
-  completion bash|zsh|fish    completion of commands and options for a shell
+Weights = Annotated[
+    str, typer.Option(help="simulated (shipped), or your checkpoints, with commas between them: averaged")
+]
+Recipe = Annotated[str | None, typer.Option(help="recipe of your weights: paper, strong, strong_cpu, or config files")]
+Openvino = Annotated[bool, typer.Option("--openvino", help="run the network by OpenVINO, on the CPU")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda:N")]
+Threshold = Annotated[str | None, typer.Option(help="of the probability, from 0 to 1")]
+Flips = Annotated[str | None, typer.Option(help='axes of the flipped predictions that are averaged: "[0]"; "[]": none')]
 
-hie-bundle COMMAND --help lists its options."""
+
+def _segment(
+    context: typer.Context,
+    adc: Annotated[str, typer.Argument(help="skull-stripped ADC map in 1e-6 mm²/s, both maps in 4D, or a folder")],
+    zadc: Annotated[str | None, typer.Argument(help="Z-score map of the ADC on the same grid, or a folder")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="the mask: a file, or a folder for CASE_lesion.nii.gz")
+    ] = None,
+    weights: Weights = "simulated",
+    recipe: Recipe = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="also write CASE_probability.nii.gz")] = False,
+    overlay: Annotated[
+        str | None, typer.Option(help="picture of the slices with the outline: OUT.png or folder")
+    ] = None,
+    report: Annotated[str | None, typer.Option(help="page with slices and figures: OUT.html or folder")] = None,
+    extension: Annotated[str, typer.Option(help=".nii.gz, .nii or .mha, of masks in a folder")] = ".nii.gz",
+    bids: Annotated[bool, typer.Option("--bids", help="write OUT as a BIDS derivative")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print the figures as JSON, and nothing else")] = False,
+    anonymise_ids: Annotated[
+        str | None,
+        typer.Option(
+            "--anonymise_ids", help="KEYFILE, made if absent: masks are named by keyed hashes of the case ids"
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print errors only")] = False,
+    openvino: Openvino = False,
+    shard: Annotated[
+        str | None, typer.Option(help="3/10: the third of ten shares of a folder; resumes; all done: OUT/manifest.csv")
+    ] = None,
+    device: Device = None,
+    threshold: Threshold = None,
+    flips: Flips = None,
+) -> None:
+    """Segment lesions: masks from files or folders."""
+    if output is None:
+        raise typer.BadParameter("say where the mask goes, with -o OUT.")
+    import_module(".segment", __name__).segment(
+        adc, zadc, output, weights=weights, recipe=recipe, probabilities=probabilities, overlay=overlay, report=report,
+        extension=extension, bids=bids, json=json, anonymise_ids=anonymise_ids, quiet=quiet, openvino=openvino,
+        shard=shard, **_others(context, device=device, threshold=threshold, flips=flips),
+    )  # fmt: skip
+
+
+def _challenge(
+    context: typer.Context,
+    input: Annotated[str, typer.Option(help="folder with the two maps")] = "/input",
+    output: Annotated[str, typer.Option(help="folder for the mask, uint8 on the maps' grid")] = "/output",
+    weights: Weights = "simulated",
+    recipe: Recipe = None,
+    openvino: Openvino = False,
+    device: Device = None,
+    threshold: Threshold = None,
+    flips: Flips = None,
+) -> None:
+    """Segment the case in /input, as the challenge's containers do."""
+    options = {"weights": weights, "recipe": recipe, "openvino": openvino}
+    others = _others(context, device=device, threshold=threshold, flips=flips)
+    import_module(".challenge", __name__).challenge(input, output, **options, **others)
+
+
+def _others(context: typer.Context, **named: str | None) -> dict[str, object]:
+    """Values of the config: those with an option of their own, and all others."""
+    words, others = values_in(context.args)
+    if words:
+        raise typer.BadParameter(f"'{words[0]}' is one word too many.")
+    return {**values_in([f"--{name}={text}" for name, text in named.items() if text is not None])[1], **others}
+
+
+def _doctor() -> None:
+    """Check whether this installation has what it needs."""
+    import_module(".doctor", __name__).doctor()
+
+
+def _completion(shell: Annotated[str, typer.Argument(help=", ".join(SHELLS))] = "bash") -> None:
+    """Print the completion of commands and options for a shell."""
+    from typer.completion import get_completion_script
+
+    name = choose(SHELLS, shell, "shell")
+    print(get_completion_script(prog_name="hie-bundle", complete_var=COMPLETE, shell=name))
+
+
+def _app(words: Sequence[str]) -> typer.Typer:
+    """The commands; the options of a workflow, which are read from its configs, only where it is named."""
+    app = typer.Typer(
+        add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+        context_settings={"max_content_width": 120, "help_option_names": ["--help", "-h"]},
+        help="Segmentation of HIE lesions in newborns from diffusion MRI. hie-bundle COMMAND --help lists the options.",
+    )  # fmt: skip
+    app.command("segment", context_settings=SETTINGS, epilog=" ".join(FILE_RULES.split()))(_segment)
+    for name in WORKFLOWS:
+        add_workflow(app, name, with_options=name in words)
+    app.command("challenge", context_settings=SETTINGS)(_challenge)
+    app.command("doctor")(_doctor)
+    app.command("completion")(_completion)
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,48 +139,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: of the command line; that of the process if None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    name = words[0] if words else ""
-    asked = any(word in ("--help", "-h") for word in words)
-    if asked and name in WORKFLOWS:
-        print(help_page(name))
-        return
-    if not words or (asked and name not in SEGMENTING):
-        print(USAGE)
-        sys.exit(0 if asked else 2)
-    command = _command(name)
-    if command is None:
-        print(f"error: there is no command {name!r}.\n\n{USAGE}", file=sys.stderr)
-        sys.exit(2)
-    if asked:
-        print(import_module(f".{name}", __name__).HELP)
-        return
+    if words and words[0] in WORKFLOWS:
+        words = explicit_values(words)
+    if instruction := os.environ.get(COMPLETE):
+        from typer.completion import completion_init
+
+        completion_init()
+        words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
+        _app(words)(prog_name="hie-bundle", complete_var=COMPLETE)
+        sys.exit(f"{instruction} is no completion")
     try:
-        fire.Fire(command, command=_plain(words), name=f"hie-bundle {name}")
+        _app(words)(words, prog_name="hie-bundle")
     except Exception as error:
         mistake = user_error(error)
         if mistake is None:
             raise
         print(f"\nerror: {mistake}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("\nerror: interrupted", file=sys.stderr)
-        sys.exit(130)
-
-
-def _command(name: str) -> Callable[..., None] | None:
-    """What stands behind a name; imported now, since most need not wait for PyTorch."""
-    if name in WORKFLOWS:
-        return runner(name)
-    if name in (*SEGMENTING, "doctor"):
-        found: Callable[..., None] = getattr(import_module(f".{name}", __name__), name)
-        return found
-    return completion if name == "completion" else None
-
-
-def _plain(words: Sequence[str]) -> list[str]:
-    """The words behind the command as fire takes them: ``-o`` in full; switches with a value, or they take the next."""
-    full = SHORT.get(words[0], {})
-    rest = [full.get(word, word) for word in words[1:]]
-    if words[0] not in SEGMENTING:
-        return rest
-    return [f"{word}=True" if word.startswith("--") and word[2:] in SWITCHES else word for word in rest]

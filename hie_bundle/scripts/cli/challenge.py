@@ -5,30 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fire.decorators import SetParseFn
-
 from ..io.volumes import extension_of
 from ..runtime.errors import UserError
 from .segment import segment
 
-__all__ = ["HELP", "challenge"]
+__all__ = ["challenge"]
 
 ADC, ZADC = "images/skull-stripped-adc-brain-mri", "images/z-score-adc"
 MASK = "images/hie-lesion-segmentation/overlay.mha"
 
-HELP = f"""hie-bundle challenge [--input /input] [--output /output] [--NAME VALUE …]
 
-Segments the one case of a container of the BONBID-HIE challenge, without a network connection.
-
-  --input           folder with the maps: {ADC}/*.mha and {ZADC}/*.mha
-  --output          folder for the mask, uint8 on the maps' grid: {MASK}
-
-Any option of hie-bundle segment can be set, too: --weights, --recipe, --openvino, --threshold 0.4 …"""
-
-
-@SetParseFn(str, "input", "output", "weights", "recipe")
 def challenge(input: str = "/input", output: str = "/output", **options: Any) -> None:
-    """Segment the case in a folder; see :data:`HELP`.
+    """Segment the one case in ``input``, whose mask becomes ``output/images/…``, without a network connection.
 
     Raises:
         UserError: when there is not one map of each kind, or the case cannot be used.

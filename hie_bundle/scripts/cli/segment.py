@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fire.decorators import SetParseFn
 from tqdm import tqdm
 
 from ..data.layout import find_cases, on_any_disk, part_of
@@ -25,41 +24,7 @@ from ..runtime.redaction import redacted
 from .bids import describe, mask_place, sidecar_of, write_sidecar
 from .shards import Shard
 
-__all__ = ["HELP", "find_jobs", "segment"]
-
-HELP = f"""hie-bundle segment ADC [ZADC] -o OUT [--NAME VALUE …]
-
-Outlines hypoxic-ischaemic lesions in the brain of newborns.
-
-  ADC               skull-stripped ADC map in 1e-6 mm²/s (.nii, .nii.gz, .mha; any orientation), a 4D file with both
-                    maps, or a folder of cases
-  ZADC              Z-score map of the ADC on the same grid, or a folder of them; without it ADC alone is used
-  -o, --output OUT  the mask: a file, or a folder for CASE_lesion.nii.gz
-
-  --weights         simulated (those that come with the bundle, if not given), or a checkpoint of your own; several,
-                    with commas between them, are averaged
-  --recipe          what your weights were trained with: paper, strong, strong_cpu, or config files; needed where they
-                    do not say so themselves
-  --probabilities   write the lesion's probability, too, beside the mask: CASE_probability.nii.gz
-  --overlay         OUT.png, a picture of the slices with the mask's outline; of several cases a folder
-  --report          OUT.html, a page with the slices and the figures; of several cases a folder
-  --extension       .nii.gz, .nii or .mha, of masks in a folder
-  --bids            OUT is a BIDS derivative: sub-01/ses-1/dwi/sub-01_ses-1_desc-lesion_mask.nii.gz with its JSON file
-  --json            print the figures as JSON, and nothing else
-  --anonymise_ids   KEYFILE, made if need be: masks are named by hashes of the case ids with the secret in it, and
-                    nothing that is written names the maps' files
-  -q, --quiet       print errors only
-  --openvino        let OpenVINO run the network, on the CPU
-  --shard           3/10: the third of ten shares of a folder's cases, for a worker each. Given again it goes on; when
-                    all are done, OUT/manifest.csv has a row for each case
-
-Any other value at the top of inference.yaml can be set, too: --device cuda, --threshold 0.4, --flips "[0]".
-
-A folder ADC without ZADC holds cases by BONBID-HIE's names (X-ADC_ss, Zmap_X-ADC_smooth2mm_clipped10). Of two folders,
-files belong together whose names are the same, or the same case's.
-
-Exit status: 0; 1 if a case could not be segmented (the others are); 2 if the command cannot be understood.
-{CAUTION}"""
+__all__ = ["find_jobs", "segment"]
 
 
 @dataclass(frozen=True)
@@ -72,13 +37,10 @@ class Job:
     hidden: bool = False
 
 
-@SetParseFn(
-    str, "adc", "zadc", "output", "weights", "recipe", "overlay", "report", "extension", "shard", "anonymise_ids"
-)
 def segment(
     adc: str,
-    zadc: str | None = None,
-    output: str | None = None,
+    zadc: str | None,
+    output: str,
     weights: str = "simulated",
     recipe: str | None = None,
     probabilities: bool = False,
@@ -93,15 +55,12 @@ def segment(
     anonymise_ids: str | None = None,
     **options: Any,
 ) -> None:
-    """Segment files or folders; see :data:`HELP`.
+    """Segment files or folders; arguments as `hie-bundle segment --help` says.
 
     Raises:
         UserError: when there is no case, or nowhere to write.
         SystemExit: 1 when a case could not be segmented.
     """
-    if output is None:
-        print("error: say where the mask goes, with -o OUT.", file=sys.stderr)
-        sys.exit(2)
     if extension not in EXTENSIONS:
         raise UserError(f"--extension is one of {', '.join(EXTENSIONS)}, not {extension}.")
     jobs = find_jobs(Path(adc), Path(zadc) if zadc else None)

@@ -1,20 +1,23 @@
-"""The workflows of ``monai.bundle run`` by one word each, and what can be set in them, as the configs say it."""
+"""The workflows of ``monai.bundle run`` by one word each, with the options that their configs have."""
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fire.decorators import SetParseFn
+import typer
 from fire.parser import DefaultParseValue
+from typer.core import TyperCommand
 
 from ..runtime.errors import UserError
 from ..runtime.mixins import CONFIGS, RECIPES, mixins
 
-__all__ = ["EXTRA", "WORKFLOWS", "Value", "Workflow", "help_page", "runner", "values_of"]
+__all__ = ["EXTRA", "WORKFLOWS", "Value", "Workflow", "add_workflow", "explicit_values", "options_of", "run_workflow",
+           "values_in", "values_of"]  # fmt: skip
 
 HERE = {"dataset_dir": "data", "output_dir": "eval", "ckpt_dir": "models"}
 
@@ -24,12 +27,14 @@ class Workflow:
     """One command.
 
     Attributes:
-        run_id: what is run.
+        summary: one line for the help.
+        run_id: of the config.
         configs: in this order.
-        folders: looked for where the user is, not in the installed bundle.
-        words: the value that words without a name are; none if empty.
+        folders: relative to where the user is, not to the installed bundle.
+        words: name of the value that words without a name are; empty: there are none.
     """
 
+    summary: str
     run_id: str
     configs: tuple[str, ...]
     folders: dict[str, str]
@@ -37,18 +42,27 @@ class Workflow:
 
 
 WORKFLOWS = {
-    "train": Workflow("training", ("train",), HERE),
-    "evaluate": Workflow("evaluating", ("train", "evaluate"), HERE),
-    "study": Workflow("loss_study", ("train", "study"), {"dataset_dir": "data", "output_dir": "study"}),
-    "phantom": Workflow("phantom", ("data",), {"dataset_dir": "data"}),
-    "download": Workflow("download", ("data",), {"dataset_dir": "data"}),
-    "check": Workflow("check", ("data",), {"dataset_dir": "data"}),
-    "scan": Workflow("scan", ("scanner",), {}, words="images"),
-    "adc": Workflow("adc", ("scanner",), {}, words="images"),
-    "brain": Workflow("brain", ("scanner",), {}, words="images"),
-    "zscore": Workflow("zscore", ("scanner",), {}),
-    "atlas": Workflow("atlas", ("scanner",), {}, words="images"),
-    "dicom_seg": Workflow("dicom_seg", ("scanner",), {}),
+    "train": Workflow("Train the network on labelled cases.", "training", ("train",), HERE),
+    "evaluate": Workflow(
+        "Measure trained weights on labelled cases; write the report.", "evaluating", ("train", "evaluate"), HERE
+    ),
+    "study": Workflow(
+        "Train and compare losses or variants under equal conditions.",
+        "loss_study",
+        ("train", "study"),
+        {"dataset_dir": "data", "output_dir": "study"},
+    ),
+    "phantom": Workflow("Simulate cases.", "phantom", ("data",), {"dataset_dir": "data"}),
+    "download": Workflow("Download BONBID-HIE.", "download", ("data",), {"dataset_dir": "data"}),
+    "check": Workflow("Check the cases of a folder before a training.", "check", ("data",), {"dataset_dir": "data"}),
+    "scan": Workflow("Segment a folder of DICOM; the mask is DICOM, too.", "scan", ("scanner",), {}, words="images"),
+    "adc": Workflow("Compute an ADC map from diffusion images.", "adc", ("scanner",), {}, words="images"),
+    "brain": Workflow("Make a brain mask from the image with b = 0.", "brain", ("scanner",), {}, words="images"),
+    "zscore": Workflow("Make a Z map of an ADC map by an atlas.", "zscore", ("scanner",), {}),
+    "atlas": Workflow(
+        "Make such an atlas from ADC maps of healthy newborns.", "atlas", ("scanner",), {}, words="images"
+    ),
+    "dicom_seg": Workflow("Write a mask as DICOM segmentation on its series.", "dicom_seg", ("scanner",), {}),
 }
 EXTRA = {
     "recipe": f"{', '.join(RECIPES)} (paper if not given): the network, what it sees, how it is trained",
@@ -59,14 +73,7 @@ EXTRA = {
 
 @dataclass(frozen=True)
 class Value:
-    """One value at the top of a config.
-
-    Attributes:
-        name: its key.
-        default: as the file has it; empty where a section of further keys follows.
-        comment: what stands behind it.
-        section: the heading above it.
-    """
+    """One value at the top of a config: default (empty: a section follows), comment and heading as in the file."""
 
     name: str
     default: str
@@ -75,7 +82,7 @@ class Value:
 
 
 def values_of(file: Path) -> list[Value]:
-    """The values at the top level of a config, in its order, with what it says of them."""
+    """The values at the top level of a config, in its order."""
     values, section = [], ""
     for line in file.read_text(encoding="utf-8").splitlines():
         if heading := re.fullmatch(r"# -{3,} (.+?) -{3,}", line):
@@ -87,78 +94,152 @@ def values_of(file: Path) -> list[Value]:
     return values
 
 
-def runner(name: str) -> Callable[..., None]:
-    """The command as a function that takes options."""
+def options_of(name: str) -> list[Value]:
+    """The options of a command: its own, and every value at the top of its configs, as in the last that has it."""
     workflow = WORKFLOWS[name]
-
-    @SetParseFn(str)
-    def run(*words: Any, recipe: Any = "paper", config_file: Any = (), **options: Any) -> None:
-        options = {name: _value(name, text) for name, text in options.items()}
-        if words and not workflow.words:
-            raise UserError(f"`hie-bundle {name}` does not know what '{words[0]}' is; values have names: --NAME VALUE.")
-        if words:
-            options[workflow.words] = list(words)
-        if recipe != "paper" and "train" not in workflow.configs:
-            raise UserError(f"`hie-bundle {name}` takes no --recipe.")
-        over = [*mixins(recipe if isinstance(recipe, str) else _names(recipe)), *mixins(_names(config_file))]
-        files = [*(CONFIGS / f"{stem}.yaml" for stem in workflow.configs), *over]
-        if "tracking" in options:  # by word as by file; MONAI itself knows one word, for less than is tracked here
-            settings = CONFIGS / f"tracking_{options['tracking']}.yaml"
-            options["tracking"] = str(settings if settings.is_file() else options["tracking"])
-            if not Path(options["tracking"]).is_file():
-                raise UserError(f"--tracking {options['tracking']}: {EXTRA['tracking']}.")
-        from monai.bundle import run_workflow
-
-        from ..runtime.workflow import Workflow as ConfigWorkflow
-
-        defaults = {
-            "run_id": workflow.run_id,
-            "meta_file": str(CONFIGS / "metadata.json"),
-            "logging_file": str(CONFIGS / "logging.conf"),
-            **workflow.folders,
-        }
-        given = {"config_file": [str(file) for file in files], **defaults, **options}
-        run_workflow(ConfigWorkflow, **given)  # type: ignore[arg-type]
-
-    return run
+    own = EXTRA if "train" in workflow.configs else {"config_file": EXTRA["config_file"]}
+    found = {option: Value(option, "", text, "") for option, text in own.items()}
+    for stem in workflow.configs:
+        for value in values_of(CONFIGS / f"{stem}.yaml"):
+            if value.default and value.name not in ("run", "workflow", "bundle_root", workflow.run_id):
+                default = workflow.folders.get(value.name, value.default)
+                found[value.name] = Value(value.name, default, value.comment, value.section)
+    return list(found.values())
 
 
-def _value(name: str, text: str) -> Any:
-    """An option's value: numbers, lists, true and false are parsed; a path or another text is the text itself."""
+class _Command(TyperCommand):
+    """A command whose help shows its options below the headings of their config."""
+
+    sections: Mapping[str, str]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        rows: dict[str, list[Any]] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                rows.setdefault(self.sections.get(str(parameter.name), "Options"), []).append(record)
+        for section, of_it in rows.items():
+            with formatter.section(section[:1].upper() + section[1:]):
+                formatter.write_dl(of_it)
+
+
+def add_workflow(app: typer.Typer, name: str, with_options: bool = True) -> None:
+    """Add a workflow's command.
+
+    Args:
+        app: of all commands.
+        name: of the workflow.
+        with_options: also read its options from its configs.
+    """
+    workflow = WORKFLOWS[name]
+    values = {re.sub(r"\W", "_", value.name): value for value in (options_of(name) if with_options else [])}
+
+    def run(context: typer.Context, **given: str | None) -> None:
+        words, others = values_in(context.args)
+        named = [f"--{values[key].name}={text}" for key, text in given.items() if text is not None]
+        run_workflow(name, words, {**values_in(named)[1], **others})
+
+    def option(key: str, value: Value) -> inspect.Parameter:
+        shown = typer.Option(None, f"--{value.name}", help=value.comment, metavar=value.default or "TEXT")
+        return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=str | None)
+
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    parameters = [context, *(option(key, value) for key, value in values.items())]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    files = ", ".join(f"{stem}.yaml" for stem in workflow.configs)
+    sections = {key: value.section for key, value in values.items() if value.section}
+    app.command(
+        name,
+        cls=type("Command", (_Command,), {"sections": sections}),
+        help=workflow.summary,
+        epilog=f"As `python -m monai.bundle run {workflow.run_id}` with {files} in {CONFIGS}, "
+        "with folders relative to where you are. Values of the configs' sections are options, too: "
+        "--train#dataset#cache_rate 0.5",
+        options_metavar=f"{f'{workflow.words.upper()} … ' if workflow.words else ''}[--NAME VALUE …]",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "max_content_width": 120},
+    )(run)
+
+
+def run_workflow(name: str, words: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Run a workflow as ``monai.bundle run`` does.
+
+    Args:
+        name: of :data:`WORKFLOWS`.
+        words: without an option's name.
+        options: values by name.
+
+    Raises:
+        UserError: when a file, a word or an option is wrong.
+    """
+    workflow = WORKFLOWS[name]
+    given = dict(options)
+    if words and not workflow.words:
+        raise UserError(f"`hie-bundle {name}` does not know what '{words[0]}' is; values have names: --NAME VALUE.")
+    if words:
+        given[workflow.words] = list(words)
+    recipe = given.pop("recipe", "paper")
+    if recipe != "paper" and "train" not in workflow.configs:
+        raise UserError(f"`hie-bundle {name}` takes no --recipe.")
+    own = str(given.pop("config_file", "")).split(",")
+    files = [*(CONFIGS / f"{stem}.yaml" for stem in workflow.configs), *mixins(recipe), *mixins([f for f in own if f])]
+    if tracking := given.get("tracking"):  # MONAI itself knows one word, for less than is tracked here
+        settings = CONFIGS / f"tracking_{tracking}.yaml"
+        given["tracking"] = str(settings if settings.is_file() else tracking)
+        if not Path(given["tracking"]).is_file():
+            raise UserError(f"--tracking {tracking}: {EXTRA['tracking']}.")
+    from ..runtime.workflow import Workflow as ConfigWorkflow
+
+    defaults: dict[str, Any] = {
+        "run_id": workflow.run_id,
+        "workflow_type": None,
+        "meta_file": str(CONFIGS / "metadata.json"),
+        "logging_file": str(CONFIGS / "logging.conf"),
+        **workflow.folders,
+    }
+    running = ConfigWorkflow([str(file) for file in files], **{**defaults, **given})
+    running.initialize()
+    running.run()
+    running.finalize()
+
+
+def explicit_values(words: Sequence[str]) -> list[str]:
+    """A command line whose options all have a value: ``--overwrite`` alone is ``--overwrite=True``; ``-o`` in full."""
+    short = "--output_file" if words[0] in ("adc", "brain", "zscore", "dicom_seg") else "--output_dir"
+    full = [short if word == "-o" else word for word in words]
+    following = [*full[1:], "--"]
+    return [
+        f"{word}=True"
+        if _is_name(word) and "=" not in word and word not in ("--help", "--") and _is_name(after)
+        else word
+        for word, after in zip(full, following, strict=True)
+    ]
+
+
+def values_in(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Words without a name, and options with their values, of a command line.
+
+    Texts and paths are taken as they are; other values are parsed: numbers, lists, true and false.
+    """
+    rest, plain, found = iter(words), [], {}
+    for word in rest:
+        if not _is_name(word):
+            plain.append(word)
+            continue
+        name, equals, text = word[2:].partition("=")
+        value = text if equals else next(rest, "True")
+        found[name.replace("-", "_")] = _parsed(name.replace("-", "_"), value)
+    return plain, found
+
+
+def _is_name(word: str) -> bool:
+    return word.startswith("--")
+
+
+def _parsed(name: str, text: str) -> Any:
     from ..runtime.options import OPTIONS
 
-    return text if name in OPTIONS and OPTIONS[name].is_text and text != "None" else DefaultParseValue(text)
-
-
-def _names(value: Any) -> list[str]:
-    """Names with commas between them, however the command line was read: fire makes a tuple of ``a,b``."""
-    if isinstance(value, str):
-        return value.split(",")
-    return [str(one) for one in (value if isinstance(value, list | tuple) else [value])]
-
-
-def help_page(name: str) -> str:
-    """Every value that the command's configs have at their top, with default and comment."""
-    workflow = WORKFLOWS[name]
-    files = [CONFIGS / f"{stem}.yaml" for stem in workflow.configs]
-    known = {value.name: value for file in files for value in values_of(file)}  # the last file's counts
-    own = EXTRA if "train" in workflow.configs else {"config_file": EXTRA["config_file"]}
-    lines = [
-        f"hie-bundle {name} {f'{workflow.words.upper()} … ' if workflow.words else ''}[--NAME VALUE …]",
-        "",
-        f"As `python -m monai.bundle run {workflow.run_id}` with {', '.join(file.name for file in files)} in",
-        f"{CONFIGS}, but folders are looked for where you are.",
-        "",
-        *(f"  --{option}\n      {text}" for option, text in own.items()),
-    ]
-    section = None
-    for value in known.values():
-        if not value.default or value.name in ("run", "workflow", "bundle_root", workflow.run_id):
-            continue
-        if value.section != section:
-            section = value.section
-            lines += ["", section[:1].upper() + section[1:]]
-        default = workflow.folders.get(value.name, value.default)
-        lines += [f"  --{value.name} {default}", *([f"      {value.comment}"] if value.comment else [])]
-    lines += ["", "What stands in the configs' sections can be set, too: --train#dataset#cache_rate 0.5"]
-    return "\n".join(lines)
+    if name in ("recipe", "config_file", "tracking", "run_id"):
+        return text
+    if name in OPTIONS and OPTIONS[name].is_text and text != "None" and text[:1] + text[-1:] != "[]":
+        return text
+    return DefaultParseValue(text)
