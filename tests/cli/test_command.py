@@ -278,7 +278,7 @@ def test_help_lists_every_value_with_its_default_and_comment(name: str, run: Run
     assert all(f"  --{key} {where} " in page for key, where in folders.items())
     if name == "train":
         assert "  --epochs 100\n" in page
-        assert "of the sum of the weights' absolute values" in " ".join(page.split())
+        assert "epochs without a better validation Dice" in " ".join(page.split())
 
 
 def test_completion_offers_commands_and_values(run: Run, tmp_path: Path) -> None:

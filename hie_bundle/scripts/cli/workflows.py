@@ -101,7 +101,7 @@ def options_of(name: str) -> list[Value]:
     found = {option: Value(option, "", text, "") for option, text in own.items()}
     for stem in workflow.configs:
         for value in values_of(CONFIGS / f"{stem}.yaml"):
-            if value.default and value.name not in ("run", "workflow", "bundle_root", workflow.run_id):
+            if value.default and value.name not in ("run", "bundle_root", workflow.run_id, *own):
                 default = workflow.folders.get(value.name, value.default)
                 found[value.name] = Value(value.name, default, value.comment, value.section)
     return list(found.values())

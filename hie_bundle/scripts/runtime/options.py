@@ -29,8 +29,7 @@ logger = logging.getLogger(__name__)
 DEPRECATED: dict[str, str] = {}
 # option names of earlier versions that nothing reads any more, and what to write instead
 REMOVED = {
-    "augmentation": "the fast form is the only one; name TorchIO's classes instead, as in "
-    "--augment#paper#transform#blur#_target_ torchio.RandomBlur",
+    "augmentation": "the fast form is the only one; a config file may name TorchIO's classes instead",
 }
 
 
