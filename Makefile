@@ -121,6 +121,7 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python docs/prose.py
 
 bench: install
 	$(VENV)/bin/python tests/benchmarks

@@ -125,7 +125,7 @@ def config_page(path: Path) -> str:
         if not line.startswith("#"):
             break
         intro.append(line.removeprefix("#").removeprefix(" "))
-    rows = ["| key | default | type | range | |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| Key | Default | Type | Allowed values | Meaning |", "| --- | --- | --- | --- | --- |"]
     known = {key.id: key.comment for name in ("inference", "evaluate", "train")
              for key in keys_of(CONFIGS / f"{name}.yaml") if key.comment}  # fmt: skip
     for key in keys_of(path):
@@ -133,7 +133,7 @@ def config_page(path: Path) -> str:
             _code(key.id),
             _code(key.default),
             key.kind,
-            RANGES.get(key.id, ""),
+            "" if (allowed := RANGES.get(key.id, "")) == key.kind else allowed,
             _cell(key.comment or known.get(key.id, "")),
         )
         rows.append("| " + " | ".join(cells) + " |")
@@ -172,7 +172,7 @@ def columns_page() -> str:
     from scripts.evaluation import metrics  # noqa: F401
     from scripts.evaluation.measures import MEASURES
 
-    rows = ["| column | | unit | better | |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| Column | Name | Unit | Better | Meaning |", "| --- | --- | --- | --- | --- |"]
     for measure in MEASURES.values():
         alone = measure.group == "case" or measure.name.startswith("baseline")
         name = measure.name if alone else f"{measure.grid or 'native'}_{measure.name}"
@@ -180,9 +180,11 @@ def columns_page() -> str:
             f"| `{name}` | {_cell(measure.label)} | {measure.unit} | {measure.better} | {_cell(measure.meaning)} |"
         )
     return (
-        "# Columns of metrics.csv\n\nOne row a case. What is measured on the grid of the files begins with `native_`; "
-        "the same on the network's grid, the paper's protocol, with `resampled_`. What depends on no grid has neither. "
-        "An ensemble adds `member_<n>_dice`, the Dice of each of its models alone.\n\n" + "\n".join(rows) + "\n"
+        "# Columns of metrics.csv\n\n"
+        "One row a case. Columns that begin with `native_` are measured on the files' grid, those that begin with "
+        "`resampled_` on the network's grid (the paper's protocol). Columns without a prefix depend on no grid. An "
+        "ensemble adds `member_<n>_dice`, the Dice of each member alone.\n\n"
+        + "\n".join(rows) + "\n"
     )
 
 
