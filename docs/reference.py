@@ -183,8 +183,7 @@ def columns_page() -> str:
         "# Columns of metrics.csv\n\n"
         "One row a case. Columns that begin with `native_` are measured on the files' grid, those that begin with "
         "`resampled_` on the network's grid (the paper's protocol). Columns without a prefix depend on no grid. An "
-        "ensemble adds `member_<n>_dice`, the Dice of each member alone.\n\n"
-        + "\n".join(rows) + "\n"
+        "ensemble adds `member_<n>_dice`, the Dice of each member alone.\n\n" + "\n".join(rows) + "\n"
     )
 
 

@@ -55,12 +55,9 @@ def test_every_key_of_every_config_has_its_line(path: Path) -> None:
 
 def test_a_line_has_default_type_range_and_comment() -> None:
     page = reference.config_page(BUNDLE / "configs" / "train.yaml")
-    assert (
-        "| `lr_gamma` | `0.9` | number | above 0 to 1 | the learning rate is multiplied by this after each epoch |"
-        in page
-    )
+    assert "| `lr_gamma` | `0.9` | number | above 0 to 1 | factor of the learning rate after each epoch |" in page
     assert "| `network_def` | `scripts.networks.HIEUNet` | object |" in page
-    assert "| `amp` | `true` | true or false |  | mixed precision; on CUDA only |" in page
+    assert "| `amp` | `true` | true or false |  | mixed precision, on CUDA only |" in page
     # of a mixin that says nothing, what the config under it says
     assert re.search(r"\| `epochs` \| `30` .* \|", reference.config_page(BUNDLE / "configs" / "demo.yaml"))
     known = {key.id for path in CONFIGS for key in reference.keys_of(path)}
