@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from monai.bundle import ConfigWorkflow
 from scripts.cli.workflows import WORKFLOWS
 from scripts.runtime.errors import UserError
 from scripts.runtime.mixins import mixins
-from scripts.runtime.options import refuse_unknown
+from scripts.runtime.options import OPTIONS, refuse_unknown
 
 sys.path.insert(0, str(ROOT / "docs"))
 import reference
@@ -30,6 +31,7 @@ CONFIGS = sorted((BUNDLE / "configs").glob("*.yaml"))
 PAGES = sorted(
     [*(ROOT / "docs").rglob("*.md"), *(BUNDLE / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 )
+FOREIGN = ["--conf", "--torch", "--only", "--build", "--dist", "--logdir"]  # options of other programs
 OWN = ["mine.yaml", "rising.yaml"]  # mixins that the pages show
 # above a block, invisible to readers: what running it needs, or the test that runs it, or that it is output
 MARK = re.compile(r"(?:<!-- ((?:needs: |run by: |output)[^>]*) -->\n)?^```(\w*)\n(.*?)^```", re.S | re.M)
@@ -282,6 +284,29 @@ def test_results_have_a_command_a_row() -> None:
         for row in rows:
             assert all(row.get(name) for name in ("command", "version")), (path.name, row)
             assert len(row) == len(rows[0]), (path.name, row)  # DictReader adds None for a cell too many
+
+
+# --- names --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_modules_files_and_options_of_a_page_exist(page: Path) -> None:
+    """Names in running text; those of the blocks are tested as commands."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+    code = re.findall(r"`([^`\n]+)`", text)
+    wrong = [name for name in code if re.fullmatch(r"scripts(\.\w+)+", name) and locate(name) is None]
+    for name in code:
+        if re.fullmatch(
+            r"(hie_bundle/|docs/|tests/|scripts/|configs/|integrations/)[\w/.-]*\.(py|yaml|md|csv|json)", name
+        ):
+            wrong += [name] if not any((base / name).exists() for base in (ROOT, BUNDLE)) else []
+    known = (
+        {key.id.split("#")[0] for path in CONFIGS for key in reference.keys_of(path)} | set(OPTIONS) | {"config_file"}
+    )
+    source = "".join(path.read_text() for path in (BUNDLE / "scripts" / "cli").rglob("*.py"))
+    for option in re.findall(r"`[^`\n]*?(--[a-z][a-z0-9_]*)", text):
+        wrong += [option] if option[2:] not in known and option[2:] not in source and option not in FOREIGN else []
+    assert wrong == []
 
 
 # --- links --------------------------------------------------------------------------------------------------------
