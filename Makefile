@@ -27,25 +27,25 @@ WITH_OPENVINO := tests/inference/test_inferers.py tests/bundle/test_zoo.py
 	large_files clean
 
 help:
-	@echo "make install     the environment, $(VENV), which the others make, too, if it is not there"
-	@echo "make demo        first masks within a minute; then a cohort, trained on, evaluated and segmented, under $(DEMO)"
-	@echo "make study       the six losses compared on such a cohort, under $(STUDY); goes on where it was stopped"
-	@echo "make test        the checks and tests, except the slow ones"
-	@echo "make test-slow   the slow tests"
-	@echo "make test-all    both"
-	@echo "make test-monailabel   the bundle in a real MONAI Label server; an environment of several GB"
-	@echo "make test-tracking     runs in MLflow and Weights & Biases, which it installs"
-	@echo "make lint        ruff, mypy and the words of the pages"
-	@echo "make bench       every part against its stock counterpart; an hour or more, alone on the machine"
-	@echo "make bench-peers nnU-Net on the same cases for the same time: NNUNET=PYTHON DATASET_DIR=DIR [MINUTES=30]"
-	@echo "make docs        the documentation, under dist/docs; readable without a network"
-	@echo "make changelog   CHANGELOG.md from configs/metadata.json"
-	@echo "make release     bundle, wheel and bill of materials of what is committed, under dist"
-	@echo "make package     the committed bundle, and models/model.pt if it is there, as dist/hie_bundle_v<version>.zip"
-	@echo "make package RECIPE=strong   a bundle with the shipped weights and their recipe as its own, as folder and zip"
-	@echo "make wheel       dist/hie_bundle-<version>-py3-none-any.whl, with the command hie-bundle, for pip install"
-	@echo "make large_files URL=...   for the Model Zoo: where dist/models/model.pt can be fetched, with its hash"
-	@echo "make clean       remove $(DEMO), dist and the environments"
+	@echo "make install           create the environment $(VENV); the other targets do so if it does not exist"
+	@echo "make demo              masks within a minute; then simulate, fine-tune, train and evaluate, in $(DEMO)"
+	@echo "make study             compare the six losses on a simulated cohort, in $(STUDY); resumes"
+	@echo "make test              lint, types and fast tests"
+	@echo "make test-slow         slow tests"
+	@echo "make test-all          both"
+	@echo "make test-monailabel   tests with a real MONAI Label server; an environment of several GB"
+	@echo "make test-tracking     tests with MLflow and Weights & Biases; installs both"
+	@echo "make lint              ruff, mypy and the words of the pages"
+	@echo "make bench             each part against its stock counterpart; an hour or more on an idle machine"
+	@echo "make bench-peers       nnU-Net on the same cases: NNUNET=PYTHON DATASET_DIR=DIR [MINUTES=30]"
+	@echo "make docs              the documentation, in dist/docs; needs no network"
+	@echo "make changelog         CHANGELOG.md from configs/metadata.json"
+	@echo "make release           bundle, wheel and software bill of materials of the commit, in dist"
+	@echo "make package           the committed bundle, with models/model.pt if it exists, as dist/hie_bundle_v<version>.zip"
+	@echo "make package RECIPE=strong   a bundle whose own recipe and weights are the shipped ones, as folder and zip"
+	@echo "make wheel             dist/hie_bundle-<version>-py3-none-any.whl, with the command hie-bundle"
+	@echo "make large_files URL=...     for the Model Zoo: large_files.yml with the address and hash of dist/models/model.pt"
+	@echo "make clean             remove $(DEMO), dist and the environments"
 
 install: $(VENV)/.installed
 
@@ -57,7 +57,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(RUN) phantom --config_file $(CONFIGS)/data.yaml --output_dir $(DEMO)/first/data --num_train 0 --num_val 0 --num_test 3 --num_healthy 4 --seed 1
 	$(VENV)/bin/hie-bundle segment $(DEMO)/first/data -o $(DEMO)/first/masks --overlay $(DEMO)/first/overlays
-	@echo "The first pictures are in $(DEMO)/first/overlays. What follows makes a cohort to train on and measure with."
+	@echo "First pictures: $(DEMO)/first/overlays. Next: a cohort to train on and to measure."
 	$(RUN) phantom --config_file $(CONFIGS)/data.yaml --output_dir $(DEMO)/data --num_train 48 --num_val 8 --num_test 16 --seed 0
 	$(RUN) evaluating --config_file $(SIMULATED_DEMO) --split test --dataset_dir $(DEMO)/data \
 		--output_dir $(DEMO)/simulated --ckpt_path hie_bundle/models/simulated/model.pt
@@ -69,16 +69,18 @@ demo: install
 	$(RUN) training --config_file $(TRAIN_DEMO) --epochs 16 --overwrite True
 	$(RUN) evaluating --config_file $(EVALUATE_DEMO) --split test
 	@echo
-	@echo "The weights in models/simulated, which have seen none of these cases:"
+	@echo "This cohort is from the simulator that the shipped weights were trained on: the figures flatter (docs/README.md)."
+	@echo
+	@echo "The shipped weights, not trained on these cases:"
 	@cat $(DEMO)/simulated/comparison.txt
 	@echo
-	@echo "The same weights, trained on for 160 steps with 48 cases of the cohort:"
+	@echo "The shipped weights, fine-tuned for 160 steps on the 48 training cases:"
 	@cat $(DEMO)/fine_tuned/comparison.txt
 	@echo
-	@echo "Gradient boosting on 33 voxelwise features, without a deep network, fitted on the same 48:"
+	@echo "Gradient boosting on 33 voxelwise features, fitted on the same 48 cases:"
 	@cat $(DEMO)/boosting/comparison.txt
 	@echo
-	@echo "The paper's recipe, small, trained on the same 48:"
+	@echo "The paper's recipe, small, trained on the same 48 cases:"
 	@cat $(DEMO)/eval/comparison.txt
 	@echo
 	@echo "cohort       $(DEMO)/data"
