@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+import typer
 import yaml
 from conftest import BUNDLE, ROOT
 from PIL import Image
@@ -24,7 +25,7 @@ from test_segmenter import ADC_ALONE, TINY, write_weights
 
 from scripts import cli
 from scripts.cli.segment import find_jobs
-from scripts.cli.workflows import WORKFLOWS, explicit_values, values_in
+from scripts.cli.workflows import WORKFLOWS, parsed, separated
 from scripts.inference.segmenter import CAUTION, Segmenter
 from scripts.report.segmented import write_case_picture
 from scripts.runtime.errors import UserError
@@ -314,12 +315,24 @@ def test_a_reader_that_leaves_early() -> None:
 
 
 def test_options_without_a_value_and_in_any_spelling() -> None:
-    words = ["scan", "a b", "-o", "out", "--deformable", "--series=[1]", "--output-dir", "x", "--verbose"]
-    full = ["scan", "a b", "--output_dir", "out", "--deformable=True", "--series=[1]", "--output-dir", "x"]
-    assert explicit_values(words) == [*full, "--verbose=True"]
-    assert values_in(full[1:]) == (["a b"], {"output_dir": "x", "deformable": True, "series": [1]})
-    assert values_in(["--dataset_dir", "1e3", "--epochs", "1e3"])[1] == {"dataset_dir": "1e3", "epochs": 1000.0}
-    assert values_in(["--ckpt_path", "['a.pt','b.pt']"])[1] == {"ckpt_path": ["a.pt", "b.pt"]}
+    command = typer.main.get_command(cli._app(["scan"])).commands["scan"]  # type: ignore[attr-defined]
+    words = [
+        "scan",
+        "a b",
+        "-o",
+        "out",
+        "--deformable",
+        "--series=[1]",
+        "--output-dir",
+        "x",
+        "--limits#a",
+        "-1",
+        "--my",
+    ]
+    known = ["scan", "a b", "--output_dir=out", "--deformable=True", "--series=[1]", "--output_dir=x"]
+    assert separated(words, command) == (known, {"limits#a": "-1", "my": "True"})
+    assert parsed({"dataset_dir": "1e3", "epochs": "1e3"}) == {"dataset_dir": "1e3", "epochs": 1000.0}
+    assert parsed({"ckpt_path": "['a.pt','b.pt']", "series": "[1]"}) == {"ckpt_path": ["a.pt", "b.pt"], "series": [1]}
 
 
 @pytest.mark.slow  # a minute

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import SimpleITK
 from test_command import Run, cohort, options, run, weights  # noqa: F401 -- fixtures
 
 from scripts.cli import segment as module
@@ -87,6 +88,38 @@ def test_a_worker_dies_and_nothing_is_lost_or_done_twice(
     assert status == 1
     assert "holds masks that were made otherwise" in err
     assert "with threshold 0.5, not 0.3" in err
+
+
+def test_done_is_what_the_record_says_of_these_maps_and_these_files(
+    run: Run, options: list[str], cohort: Path, tmp_path: Path
+) -> None:
+    """Masks of other maps under the same ids stayed; an empty mask counted as done; new options were ignored."""
+    out = tmp_path / "out"
+    words = ["segment", cohort, "-o", out, "--shard", "1/1", "--json", *options]
+
+    def made(*others: str) -> list[str]:
+        status, text, err = run(*words, *others)
+        assert status == 0, err
+        return [case["case"] for case in json.loads(text)["cases"]]
+
+    cases = made()
+    assert len(cases) == 3
+    assert made() == []
+    (out / f"{cases[0]}_lesion.nii.gz").write_bytes(b"")
+    assert made() == cases[:1]
+    with (out / "records" / "1_of_1.jsonl").open("a") as file:
+        file.write('[1]\n{"no": "case"}\n"text"\n')  # a foreign line made every later run fail
+    adc = next(path for path in (cohort / "1ADC_ss").iterdir() if path.name.startswith(cases[1]))
+    volume = SimpleITK.ReadImage(str(adc))
+    before = (out / f"{cases[1]}_lesion.nii.gz").read_bytes()
+    SimpleITK.WriteImage(SimpleITK.Cast(volume, SimpleITK.sitkFloat32) * 1.1, str(adc))
+    assert made() == [cases[1]]
+    assert (out / f"{cases[1]}_lesion.nii.gz").read_bytes() != before
+    assert made("--probabilities") == cases
+    assert len(list(out.glob("*_probability.nii.gz"))) == 3
+    for option, said in (("--extension=.mha", "with mask"), ("--limits#outside_fraction=0.9", "limits#outside_frac")):
+        status, _, err = run(*words, option)
+        assert (status, "made otherwise" in err, said in err) == (1, True, True), err
 
 
 def test_masks_made_at_another_level_are_refused(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:

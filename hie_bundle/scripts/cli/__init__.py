@@ -11,11 +11,10 @@ from typing import Annotated
 import typer
 
 from ..runtime.errors import choose, user_error
-from .workflows import WORKFLOWS, add_workflow, explicit_values, values_in
+from .workflows import WORKFLOWS, add_workflow, parsed, separated
 
 __all__ = ["main"]
 
-SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "max_content_width": 120}
 SHELLS = {"bash": "bash", "zsh": "zsh", "fish": "fish"}
 COMPLETE = "_HIE_BUNDLE_COMPLETE"  # set by the shell where it asks for words
 FILE_RULES = """A folder ADC without ZADC holds cases by the names of BONBID-HIE (X-ADC_ss,
@@ -94,10 +93,7 @@ def _challenge(
 
 def _others(context: typer.Context, **named: str | None) -> dict[str, object]:
     """Values of the config: those with an option of their own, and all others."""
-    words, others = values_in(context.args)
-    if words:
-        raise typer.BadParameter(f"'{words[0]}' is one word too many.")
-    return {**values_in([f"--{name}={text}" for name, text in named.items() if text is not None])[1], **others}
+    return {**parsed({name: text for name, text in named.items() if text is not None}), **parsed(context.obj)}
 
 
 def _doctor() -> None:
@@ -120,10 +116,10 @@ def _app(words: Sequence[str]) -> typer.Typer:
         context_settings={"max_content_width": 120, "help_option_names": ["--help", "-h"]},
         help="Segmentation of HIE lesions in newborns from diffusion MRI. hie-bundle COMMAND --help lists the options.",
     )  # fmt: skip
-    app.command("segment", context_settings=SETTINGS, epilog=" ".join(FILE_RULES.split()))(_segment)
+    app.command("segment", epilog=" ".join(FILE_RULES.split()))(_segment)
     for name in WORKFLOWS:
         add_workflow(app, name, with_options=name in words)
-    app.command("challenge", context_settings=SETTINGS)(_challenge)
+    app.command("challenge")(_challenge)
     app.command("doctor")(_doctor)
     app.command("completion")(_completion)
     return app
@@ -139,8 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: of the command line; that of the process if None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] in WORKFLOWS:
-        words = explicit_values(words)
     if instruction := os.environ.get(COMPLETE):
         from typer.completion import completion_init
 
@@ -149,7 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _app(words)(prog_name="hie-bundle", complete_var=COMPLETE)
         sys.exit(f"{instruction} is no completion")
     try:
-        _app(words)(words, prog_name="hie-bundle")
+        command = typer.main.get_command(_app(words))
+        known, others = separated(words, getattr(command, "commands", {}).get(words[0] if words else ""))
+        command(known, prog_name="hie-bundle", obj=others)
     except Exception as error:
         mistake = user_error(error)
         if mistake is None:

@@ -6,7 +6,7 @@ import json as json_format
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,11 @@ class Job:
     adc: Path
     zadc: Path | None
     hidden: bool = False
+
+    @property
+    def maps(self) -> list[Path]:
+        """The files."""
+        return [path for path in (self.adc, self.zadc) if path]
 
 
 def segment(
@@ -84,18 +89,19 @@ def segment(
     with share.working() if share else nullcontext():
         todo = list(zip(jobs, places, strict=True))
         if share:
-            how = segmenter.making
-            finished = share.done(how)
-            todo = [one for one in share.of(todo) if one[0].case not in finished]
+            how = {**segmenter.making, "limits": asdict(segmenter.limits)}
+            records = share.rows()
+            mine = share.of(todo)
+            todo = [one for one in mine if not share.is_done(records.get(one[0].case), how, one[0].maps, one[1])]
         hidden = quiet or json or len(jobs) == 1 or not sys.stderr.isatty()
         for job, place in tqdm(todo, unit="case", disable=hidden):
             row, found = _segmented(job, place, segmenter)
             rows.append(row)
             if share:
-                share.add({**row, **how})
+                share.add({**row, **how}, job.maps, place)
             if found and not quiet and not json:
                 tqdm.write("\n  ".join([found.line, *found.notes, str(place["mask"])]), file=sys.stdout)
-        manifest = share.gather([job.case for job in jobs]) if share else None
+        manifest = share.gather({job.case: job.maps for job in jobs}) if share else None
     if manifest and not quiet and not json:
         print(manifest)
     failed = sum("error" in row for row in rows)

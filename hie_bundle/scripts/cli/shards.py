@@ -1,4 +1,4 @@
-"""Shares of a large folder: which cases a worker segments, what is done already, and one table of all of them."""
+"""Shares of a large folder: the cases of a worker, those that are done, and one table of all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from ..io.files import take_lock, write_atomically
+from ..io.files import sha256_of, take_lock, write_atomically
+from ..runtime.conditions import differences
 from ..runtime.errors import UserError
 
 __all__ = ["Shard"]
@@ -24,9 +25,8 @@ class Shard:
     """One share of a folder's cases, and the records of what was done with them.
 
     Each worker appends a line a case to ``records/<shard>_of_<count>.jsonl`` in the output folder, after the case's
-    files are there. One that is started again leaves out the cases that have a mask and a line, whichever share they
-    were in; a case that a worker died with has no line, and is segmented again. Once every case has a line,
-    ``manifest.csv`` has one row for each.
+    files are there. A worker that is started again skips the cases that are done (:meth:`is_done`), whichever share
+    they were in. Once every case has a line, ``manifest.csv`` has one row for each.
 
     Args:
         text: ``3/10``, the third of ten.
@@ -65,10 +65,17 @@ class Shard:
                 self._file.write("\n")  # of a worker that died while it wrote
             yield
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Record a case whose files are there, or what was wrong with it (``error``)."""
+    def add(self, row: Mapping[str, Any], maps: Sequence[Path], files: Mapping[str, Path]) -> None:
+        """Record a case whose files are there, or what was wrong with it (``error``).
+
+        Args:
+            row: of the manifest.
+            maps: that were segmented; their hash is recorded.
+            files: that were written, by kind; likewise.
+        """
         assert self._file is not None
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        hashes = {} if "error" in row else {f"{kind}_sha256": sha256_of(path) for kind, path in files.items()}
+        self._file.write(json.dumps({**row, "maps_sha256": _hash(maps), **hashes}, ensure_ascii=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -76,45 +83,66 @@ class Shard:
         """The last record of each case, of all shares."""
         rows: dict[str, dict[str, Any]] = {}
         for file in sorted(self.records.glob("*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError:  # cut off, see above
+                    case = row["case"]
+                except (json.JSONDecodeError, TypeError, KeyError):  # cut off, or not a record
                     continue
-                if "error" not in row or row["case"] not in rows:  # what another share mended stays mended
-                    rows[row["case"]] = row
+                if "error" not in row or case not in rows:  # a case that another share has mended stays so
+                    rows[case] = row
         return rows
 
-    def done(self, how: Mapping[str, Any]) -> set[str]:
-        """The cases that have a mask.
+    def is_done(self, row: Mapping[str, Any] | None, making: Mapping[str, Any], maps: Sequence[Path],
+                files: Mapping[str, Path]) -> bool:  # fmt: skip
+        """Whether a case has whole files of these maps.
 
         Args:
-            how: what the masks were made with, part of each record.
+            row: its record.
+            making: weights and settings; part of each record.
+            maps: that are to be segmented.
+            files: that are to be written, by kind.
 
         Raises:
-            UserError: when some were made with something else.
+            UserError: when its files were made with other weights, settings or names.
         """
-        rows = {case: row for case, row in self.rows().items() if "error" not in row}
-        done = {case: row for case, row in rows.items() if (self.output / Path(row["mask"]).name).is_file()}
-        for case, row in done.items():
-            if other := [name for name, value in how.items() if row.get(name) != value]:
-                raise UserError(
-                    f"{self.output} holds masks that were made otherwise: {case} with {other[0]} {row.get(other[0])}, "
-                    f"not {how[other[0]]}. Choose another folder."
-                )
-        return set(done)
+        if row is None or "error" in row:
+            return False
+        other = differences({name: row.get(name) for name in making}, json.loads(json.dumps(making)))
+        names, wanted = ({k: Path(one[k]).name for k in files if k in row} for one in (row, files))
+        other |= differences(names, wanted)
+        for name, (before, now) in other.items():
+            raise UserError(
+                f"{self.output} holds masks that were made otherwise: {row['case']} with {name} {before}, not {now}. "
+                "Choose another folder."
+            )
+        if row.get("maps_sha256") != _hash(maps):
+            return False
+        return all(path.is_file() and row.get(f"{kind}_sha256") == sha256_of(path) for kind, path in files.items())
 
-    def gather(self, cases: Sequence[str]) -> Path | None:
-        """Write ``manifest.csv`` if each case has its record; None while some have none."""
-        rows = self.rows()
-        if not all(case in rows for case in cases):
+    def gather(self, maps: Mapping[str, Sequence[Path]]) -> Path | None:
+        """Write ``manifest.csv`` if each case has a record of its maps; None while some have none.
+
+        Args:
+            maps: by case.
+        """
+        rows, cases = self.rows(), list(maps)
+        if not maps.keys() <= rows.keys() or any(rows[case].get("maps_sha256") != _hash(maps[case]) for case in cases):
             return None
-        names = list(dict.fromkeys(name for case in cases for name in rows[case]))
+        names = [name for name in dict.fromkeys(name for case in cases for name in rows[case]) if name != "limits"]
         text = io.StringIO()
-        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(
             {n: "; ".join(map(str, v)) if isinstance(v, list) else v for n, v in rows[case].items()} for case in cases
         )
         write_atomically(self.output / "manifest.csv", text.getvalue())
         return self.output / "manifest.csv"
+
+
+def _hash(maps: Sequence[Path]) -> str:
+    """SHA-256 of a case's maps; empty where one cannot be read."""
+    try:
+        return sha256_of(*maps)
+    except OSError:
+        return ""

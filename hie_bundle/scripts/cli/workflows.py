@@ -16,8 +16,18 @@ from typer.core import TyperCommand
 from ..runtime.errors import UserError
 from ..runtime.mixins import CONFIGS, RECIPES, mixins
 
-__all__ = ["EXTRA", "WORKFLOWS", "Value", "Workflow", "add_workflow", "explicit_values", "options_of", "run_workflow",
-           "values_in", "values_of"]  # fmt: skip
+__all__ = [
+    "EXTRA",
+    "WORKFLOWS",
+    "Value",
+    "Workflow",
+    "add_workflow",
+    "options_of",
+    "parsed",
+    "run_workflow",
+    "separated",
+    "values_of",
+]  # fmt: skip
 
 HERE = {"dataset_dir": "data", "output_dir": "eval", "ckpt_dir": "models"}
 
@@ -134,9 +144,8 @@ def add_workflow(app: typer.Typer, name: str, with_options: bool = True) -> None
     values = {re.sub(r"\W", "_", value.name): value for value in (options_of(name) if with_options else [])}
 
     def run(context: typer.Context, **given: str | None) -> None:
-        words, others = values_in(context.args)
-        named = [f"--{values[key].name}={text}" for key, text in given.items() if text is not None]
-        run_workflow(name, words, {**values_in(named)[1], **others})
+        named = {values[key].name: text for key, text in given.items() if text is not None}
+        run_workflow(name, context.args, {**parsed(named), **parsed(context.obj)})
 
     def option(key: str, value: Value) -> inspect.Parameter:
         shown = typer.Option(None, f"--{value.name}", help=value.comment, metavar=value.default or "TEXT")
@@ -156,7 +165,7 @@ def add_workflow(app: typer.Typer, name: str, with_options: bool = True) -> None
         "with folders relative to where you are. Values of the configs' sections are options, too: "
         "--train#dataset#cache_rate 0.5",
         options_metavar=f"{f'{workflow.words.upper()} … ' if workflow.words else ''}[--NAME VALUE …]",
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "max_content_width": 120},
+        context_settings={"allow_extra_args": True},
     )(run)
 
 
@@ -202,37 +211,34 @@ def run_workflow(name: str, words: Sequence[str], options: Mapping[str, Any]) ->
     running.finalize()
 
 
-def explicit_values(words: Sequence[str]) -> list[str]:
-    """A command line whose options all have a value: ``--overwrite`` alone is ``--overwrite=True``; ``-o`` in full."""
-    short = "--output_file" if words[0] in ("adc", "brain", "zscore", "dicom_seg") else "--output_dir"
-    full = [short if word == "-o" else word for word in words]
-    following = [*full[1:], "--"]
-    return [
-        f"{word}=True"
-        if _is_name(word) and "=" not in word and word not in ("--help", "--") and _is_name(after)
-        else word
-        for word, after in zip(full, following, strict=True)
-    ]
+def separated(words: Sequence[str], command: Any) -> tuple[list[str], dict[str, str]]:
+    """A command line without the options that its command does not declare, and these: any value of a config.
 
-
-def values_in(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Words without a name, and options with their values, of a command line.
-
-    Texts and paths are taken as they are; other values are parsed: numbers, lists, true and false.
+    An option of a workflow without a value is true: ``--overwrite``. ``-`` in a name is ``_``.
     """
-    rest, plain, found = iter(words), [], {}
-    for word in rest:
-        if not _is_name(word):
-            plain.append(word)
+    switches = {option: bool(one.is_flag) for one in getattr(command, "params", []) if hasattr(one, "is_flag")
+                for option in (*one.opts, "--help")}  # fmt: skip
+    short = {"-o": "--output_file" if {"adc", "brain", "zscore", "dicom_seg"} & {*words[:1]} else "--output_dir"}
+    rest, known, others = [short.get(w, w) if "-o" not in switches else w for w in words], [], {}
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        name = f"--{name[2:].replace('-', '_')}" if word.startswith("--") else word
+        if not switches or not word.startswith("--") or (switches.get(name) and not equals):
+            known.append(word)
             continue
-        name, equals, text = word[2:].partition("=")
-        value = text if equals else next(rest, "True")
-        found[name.replace("-", "_")] = _parsed(name.replace("-", "_"), value)
-    return plain, found
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "True"
+        if name in switches:
+            known.append(f"{name}={value}")
+        else:
+            others[name[2:]] = value
+    return known, others
 
 
-def _is_name(word: str) -> bool:
-    return word.startswith("--")
+def parsed(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Options as they are meant: texts and paths as typed; numbers, lists, true and false by Python's rules."""
+    return {name: _parsed(name, text) for name, text in texts.items()}
 
 
 def _parsed(name: str, text: str) -> Any:

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..io.curves import curves_in, keep_curves_until
 from ..io.files import clean, sha256_of, take_lock, try_writing, write_json
 from ..io.weights import as_paths, read_state, require_there
 from ..runtime import environment
+from ..runtime.conditions import differences, listed
 from ..runtime.cores import available_cores
 from ..runtime.distributed import gather_interleaved, is_first
 from ..runtime.errors import UserError, causes, first_cause, user_error
@@ -44,10 +45,9 @@ RECORD, STATE, LOCK = "run.json", "resume_state.pt", ".lock"
 FIT = "baselines.json"  # evaluations use each other's, as long as it is of the same cases
 # what a run may go on with otherwise: where things are, how fast they go, how long it trains
 MAY_DIFFER = re.compile(
-    r"(\w+_(dir|path|root)|anonymise_ids|device|progress|verbose|resume|overwrite|cache_rate|num_workers|cudnn_benchmark|epochs|steps"
-    r"|patience|timeout_minutes|loading_timeout_s|rank|world_size|workflow|imports|initialize|finalize|run)(#.*)?"
+    r"^(\w+_(dir|path|root)|anonymise_ids|device|progress|verbose|resume|overwrite|cache_rate|num_workers|cudnn_benchmark|epochs|steps"
+    r"|patience|timeout_minutes|loading_timeout_s|rank|world_size|workflow|imports|initialize|finalize|run)(#.*)?$"
 )
-SHOWN = 8  # differences in a message
 _held: dict[Path, IO[str]] = {}
 
 
@@ -314,11 +314,8 @@ class RunFolder:
 
 
 def _refuse_other_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    old, new = (dict(_flat(config)) for config in (before, now))
     changed = [
-        f"  {name}: {json.dumps(old.get(name))} in the run, {json.dumps(new.get(name))} here"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name) and not MAY_DIFFER.fullmatch(name)
+        f"  {name}: {old} in the run, {new} here" for name, (old, new) in differences(before, now, MAY_DIFFER).items()
     ]
     if before and changed:
         _refuse_going_on(folder, "other settings", changed)
@@ -336,21 +333,10 @@ def _refuse_other_cases(folder: Path, before: Mapping[str, Any], now: Mapping[st
 
 
 def _refuse_going_on(folder: Path, what: str, changed: Sequence[str]) -> None:
-    shown = [*changed[:SHOWN], *([f"  and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else [])]
     raise UserError(
-        f"The training in {folder} was started with {what}:\n" + "\n".join(shown) + "\n"
+        f"The training in {folder} was started with {what}:\n" + listed(changed) + "\n"
         "Resume with what it was started with, or choose another --ckpt_dir; if you mean it, --resume force."
     )
-
-
-def _flat(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values by id; lists of numbers in one piece."""
-    parts = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    if not isinstance(content, dict) and not any(isinstance(value, dict | list) for _, value in parts):
-        yield name, content
-        return
-    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-        yield from _flat(value, f"{name}#{key}".lstrip("#"))
 
 
 def _lock(folder: Path) -> None:

@@ -352,7 +352,7 @@ def _wrong_values(parser: ConfigParser) -> Iterator[str]:
         except ValueError:
             yield f"  --{name} {given}: {allowed}"
             continue
-        if type(value) is not type(given) or value != given:
+        if value != given or type(value) not in (type(given), float):
             _set(parser, name, literal(value))
     losses, loss = config.get("losses"), plain(config.get("loss_name"))
     if isinstance(losses, Mapping) and loss == config.get("loss_name") and loss not in losses:

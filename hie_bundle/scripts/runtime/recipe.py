@@ -9,6 +9,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from .conditions import differences
 from .errors import UserError
 from .workflow import running_workflow
 
@@ -64,13 +65,10 @@ def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str,
     if trained is None or here is None or same_recipe(trained, here):
         return
     named = all(isinstance(stage, Mapping) for one in (trained, here) for stage in one.get("transforms", {}).values())
-    before, now = (dict(_flat(recipe if named else _without_names(recipe))) for recipe in (trained, here))
-    differences = [
-        f"  {name}: {_shown(before, name)} in the training, {_shown(now, name)} here"
-        for name in dict.fromkeys([*before, *now])
-        if before.get(name) != now.get(name)
-    ]
-    raise UserError(f"{whose} was trained with another recipe:\n" + "\n".join(differences) + f"\n{remedy}")
+    before, now = (recipe if named else _without_names(recipe) for recipe in (trained, here))
+    lines = [f"  {name}: {old} in the training, {new} here"
+             for name, (old, new) in differences(before, now, _IRRELEVANT).items()]  # fmt: skip
+    raise UserError(f"{whose} was trained with another recipe:\n" + "\n".join(lines) + f"\n{remedy}")
 
 
 def same_recipe(one: Recipe, other: Recipe) -> bool:
@@ -128,20 +126,3 @@ def _class_name(target: Any) -> Any:
     """A class without its module: classes of the bundle may move, recipes stay the same."""
     own = isinstance(target, str) and target.startswith("scripts.")
     return target.rpartition(".")[2] if own else target
-
-
-def _flat(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values by id, as on a command line; lists of numbers in one piece."""
-    if name and _IRRELEVANT.search(name):
-        return
-    pairs = content.items() if isinstance(content, Mapping) else enumerate(content) if isinstance(content, list) else ()
-    nested = isinstance(content, Mapping) or any(isinstance(value, dict | list) for _, value in pairs)
-    if not nested or not content:
-        yield name, content
-        return
-    for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
-        yield from _flat(value, f"{name}#{key}".lstrip("#"))
-
-
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    return json.dumps(values[name]) if name in values else "absent"

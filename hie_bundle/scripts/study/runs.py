@@ -19,6 +19,7 @@ from ..data.checks import Limits, item_files
 from ..data.gate import require_usable
 from ..data.listfiles import as_native
 from ..io.files import sha256_of, write_atomically, write_json
+from ..runtime.conditions import differences, flat
 from ..runtime.errors import UserError
 from ..runtime.literals import literal
 from .variants import Variant
@@ -203,7 +204,7 @@ def refuse_other_conditions(
     conditions = {
         "version": version,
         "data": dict(cohort.fingerprint),
-        "settings": {name: _flat(_relevant(_settled(run, parser, common))) for name, parser in configs.items()},
+        "settings": {name: flat(_relevant(_settled(run, parser, common))) for name, parser in configs.items()},
     }
     conditions = json.loads(json.dumps(conditions))
     path = run.folder / "conditions.json"
@@ -218,10 +219,8 @@ def refuse_other_conditions(
         data = before["data"]
         changed: dict[str, str] = {}
         for name in configs:
-            old, new = before["settings"][name], conditions["settings"][name]
-            for key in {**old, **new}:
-                if old.get(key) != new.get(key):
-                    changed.setdefault(key, f"{key} was {old.get(key)!r}, is {new.get(key)!r}")
+            for key, (old, new) in differences(before["settings"][name], conditions["settings"][name]).items():
+                changed.setdefault(key, f"{key} was {old}, is {new}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as the conditions of a run ({error!r}). {advice}") from error
     if data != conditions["data"]:
@@ -273,14 +272,6 @@ def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value for key, value in config.items() if key not in _IRRELEVANT and not key.endswith(_IRRELEVANT_ENDS)
     }
-
-
-def _flat(content: Any, name: str = "") -> dict[str, Any]:
-    """Nested values by id, as on a command line."""
-    if not isinstance(content, dict | list) or not content:
-        return {name: content}
-    pairs = content.items() if isinstance(content, dict) else enumerate(content)
-    return {key: one for part, value in pairs for key, one in _flat(value, f"{name}#{part}".lstrip("#")).items()}
 
 
 def _joined(digests: Iterable[str]) -> str:

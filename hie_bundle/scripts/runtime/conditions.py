@@ -1,0 +1,53 @@
+"""Comparison of the conditions of two runs: weights and their use, a training that is resumed, a study, shares."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["differences", "flat", "listed"]
+
+_ABSENT = object()
+SHOWN = 8  # differences in a message
+
+
+def flat(content: Any, name: str = "") -> dict[str, Any]:
+    """Nested values by id, as on a command line; lists of plain values in one piece."""
+    pairs = list(content.items() if isinstance(content, Mapping) else enumerate(content)) if _nested(content) else []
+    if not pairs:
+        return {name: content}
+    return {key: one for part, value in pairs for key, one in flat(value, f"{name}#{part}".lstrip("#")).items()}
+
+
+def _nested(content: Any) -> bool:
+    in_list = isinstance(content, list) and any(isinstance(value, Mapping | list) for value in content)
+    return in_list or isinstance(content, Mapping)
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], ignored: re.Pattern[str] | None = None
+) -> dict[str, tuple[str, str]]:
+    """Values that differ, by id: as JSON, or ``absent``.
+
+    Args:
+        before: conditions of the earlier run, nested.
+        now: of this one.
+        ignored: ids that may differ, found by ``search``.
+    """
+    old, new = flat(before), flat(now)
+    return {
+        name: (_shown(old.get(name, _ABSENT)), _shown(new.get(name, _ABSENT)))
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name, _ABSENT) != new.get(name, _ABSENT) and not (ignored and ignored.search(name))
+    }
+
+
+def listed(lines: Sequence[str]) -> str:
+    """Lines of a message, the first of many."""
+    return "\n".join([*lines[:SHOWN], *([f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])])
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value, default=str)
