@@ -32,7 +32,7 @@ import monai.bundle
 
 import hie_bundle
 
-main = hie_bundle.scripts_module("command").main
+main = hie_bundle.scripts_module("cli").main
 
 failed = {}
 for name, kind, content in json.loads(Path("commands.json").read_text()):
@@ -46,8 +46,9 @@ for name, kind, content in json.loads(Path("commands.json").read_text()):
         else:
             fire.Fire({"run": monai.bundle.run}, command=content)
     except (Exception, SystemExit) as error:
-        traceback.print_exc()
-        failed[name] = repr(error)
+        if getattr(error, "code", 1) not in (0, None):  # Typer ends a command that succeeded with 0
+            traceback.print_exc()
+            failed[name] = repr(error)
 Path("failed.json").write_text(json.dumps(failed))
 """
 
