@@ -8,7 +8,7 @@
 ``transforms``  loading two maps, resampling, derived channels, augmentation, masks on disk
 ``networks``    the study's U-Net; ``losses``: Hausdorff distance loss, its logarithm, compounds
 ``training``    handlers of MONAI's trainer: penalty, clipping, checkpoints, stopping, resuming, logs
-``inference``   how a network sees a volume; the voxelwise network; OpenVINO; segmentation from Python
+``inference``   how a network sees a volume; evidence of ZADC; OpenVINO; segmentation from Python
 ``evaluation``  metrics, calibration, statistics, baselines
 ``report``      tables, pictures, plots and the page of one evaluation
 ``study``       several variants trained, evaluated and compared

@@ -35,7 +35,6 @@ MOVED = {
     "openvino_backend": ("inference.openvino_backend",),
     "options": ("runtime.options",),
     "preparation": ("data.preparation",),
-    "prompted": ("inference.prompted",),
     "provenance": ("data.run_folder",),
     "recipe": ("runtime.recipe",),
     "scanner.adc_command": ("scanner.adc",),
@@ -48,7 +47,8 @@ MOVED = {
     "statistics": ("evaluation.statistics",),
     "surfaces": ("geometry.surfaces",),
     "tracking": ("training.tracking",),
-    "voxelwise": ("inference.voxelwise", "transforms.voxel_features"),
+    "prompted": (),
+    "voxelwise": ("transforms.voxel_features",),
     "weights": ("io.weights",),
 }
 RENAMED = {
@@ -60,6 +60,10 @@ RENAMED = {
     "bare": ("runtime.distributed", "unwrap_ddp"),
     "require_usable": ("data.gate", "require_usable_on_all_ranks"),
 }
+# removed after 0.9.1, with what to do instead
+_VOXELWISE = "the voxelwise network is gone; scripts.inference.z_evidence.AddZEvidenced took its place"
+_MEDSAM2 = "it is in integrations/medsam2 now"
+REMOVED = {"VoxelwiseFit": _VOXELWISE, "AddVoxelwised": _VOXELWISE, "BoxPrompted": _MEDSAM2, "sam2_predictor": _MEDSAM2}
 
 # module: its classes of 0.9.1 that bore the name of their parent in MONAI or TorchIO
 SUBCLASSES = {
@@ -128,7 +132,8 @@ def lookup(old: str, name: str) -> Any:
     if name in RENAMED:
         module, now = RENAMED[name]
         return getattr(import_module(f"scripts.{module}"), now)
-    raise AttributeError(f"module 'scripts.{old}' has no attribute {name!r}")
+    why = f": {REMOVED[name]}" if name in REMOVED else ""
+    raise AttributeError(f"module 'scripts.{old}' has no attribute {name!r}{why}")
 
 
 def install() -> None:

@@ -9,6 +9,8 @@ from pydoc import locate
 
 import pytest
 
+from scripts.moved import REMOVED, lookup
+
 SCRIPTS = Path(__file__).parents[2] / "hie_bundle" / "scripts"
 
 # what a package may import besides itself; a package's modules may import each other, without circles
@@ -96,4 +98,9 @@ def test_no_two_modules_have_one_name() -> None:
 def test_configs_of_0_9_1_find_what_they_name(config: str) -> None:
     text = (Path(__file__).parent / "configs_0_9_1" / config).read_text()
     for target in set(re.findall(r"scripts\.[\w.]+", text)):
-        assert locate(target) is not None, target
+        module, _, name = target.rpartition(".")
+        if name in REMOVED:
+            with pytest.raises(AttributeError, match=r"gone|integrations"):
+                lookup(module.removeprefix("scripts."), name)
+        else:
+            assert locate(target) is not None, target

@@ -169,7 +169,6 @@ def test_the_recipe_is_the_same_in_training_and_inference() -> None:
         (["strong", "strong_cpu", "fine_tune"], "training"),
         (["evaluate", "strong", "strong_cpu"], "evaluating"),
         (["study", "strong", "strong_cpu"], "loss_study"),
-        (["evaluate", "medsam2"], "evaluating"),
     ],
 )
 def test_plain_run_does_what_the_files_name_says(mixins: list[str], runs: str) -> None:

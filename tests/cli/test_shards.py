@@ -123,9 +123,9 @@ def test_done_is_what_the_record_says_of_these_maps_and_these_files(
 
 
 def test_masks_made_at_another_level_are_refused(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
-    """Whatever changes masks with the same weights: the voxelwise network's part, mirrorings."""
+    """Whatever changes masks with the same weights: evidence of ZADC, peaks, flips."""
     assert run("segment", cohort, "-o", tmp_path, "--shard", "1/3", *options)[0] == 0
-    for name, value, before in (("voxelwise_level", 0.4, 0.5), ("voxelwise_weight", 0.5, 0), ("flips", "[0]", "[]")):
+    for name, value, before in (("z_evidence_level", 0.4, 0.33), ("z_evidence_weight", 0.5, 0), ("flips", "[0]", "[]")):
         status, _, err = run("segment", cohort, "-o", tmp_path, "--shard", "1/3", *options, f"--{name}={value}")
         assert status == 1
         assert f"with {name} {before}, not {value}" in err

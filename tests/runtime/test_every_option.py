@@ -45,8 +45,8 @@ CHANGED: dict[str, Any] = {
     "overwrite": True, "patch_size": [24, 24, 16], "patience": 1, "patient_pattern": "(.+)-VISIT", "prior": None,
     "progress": False, "rank": 0, "resume": True, "sampler": "$torch.utils.data.SequentialSampler(@train#dataset)",
     "seed": 5, "smallest_lesion_mm3": 30, "spatial_size": [16, 32, 8], "threshold": 0.3,
-    "training_precision": "bfloat16", "val_interval": 2, "verbose": True, "voxelwise_level": 0.4,
-    "voxelwise_weight": 0.5, "weight_decay": 0.01,
+    "training_precision": "bfloat16", "val_interval": 2, "verbose": True, "z_evidence_level": 0.4,
+    "z_evidence_weight": 0.5, "lesion_peak": 0.6, "weight_decay": 0.01,
 }  # fmt: skip
 NOT_OPTIONS = {"imports", "run", "loaded"}  # how the config is read and run
 TOGETHER = [("fold", "num_folds"), ("epochs", "val_interval")]

@@ -196,7 +196,7 @@ def test_training_starts_from_given_weights(trained: Path, tiny_cohort: Path, tm
     if not (BUNDLE / "models" / "simulated" / "model.pt").is_file():
         with pytest.raises(RuntimeError) as caught:
             tune(init_weights="simulated")
-        assert "No weights have come with this copy" in str(user_error(caught.value))
+        assert "This copy of the bundle has no weights" in str(user_error(caught.value))
 
 
 def test_a_training_takes_as_many_steps_whatever_the_number_of_cases(tiny_cohort: Path) -> None:
@@ -230,7 +230,7 @@ def test_resuming_another_recipe_is_refused(trained: Path, tiny_cohort: Path, tm
 def test_a_file_beside_other_weights_is_refused(trained: Path, tmp_path: Path) -> None:
     write_bare(trained / "model.pt", tmp_path / "model.pt")
     torch.save({"w": torch.zeros(1)}, tmp_path / "model.pt")
-    with pytest.raises(UserError, match="tells of other weights"):
+    with pytest.raises(UserError, match="describes other weights"):
         read_record(tmp_path / "model.pt")
 
 

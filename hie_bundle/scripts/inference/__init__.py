@@ -1,1 +1,1 @@
-"""From weights to a mask: inferers, voxelwise network, OpenVINO, promptable models, the Python API."""
+"""From weights to a mask: inferers, ZADC evidence, plausibility, OpenVINO, the Python API."""

@@ -40,7 +40,10 @@ ALONE = (
     "shipped weights stands in models/simulated/README.md"
 )
 # what may be another with the same weights, and changes masks
-DECIDING = ("flips", "voxelwise_weight", "voxelwise_level", "threshold", "smallest_lesion_mm3", "limit_to_brain")
+DECIDING = (
+    "flips", "z_evidence_weight", "z_evidence_level", "threshold", "lesion_peak", "smallest_lesion_mm3",
+    "limit_to_brain",
+)  # fmt: skip
 SHIPPED = "strong_cpu"  # that of the weights in models/simulated
 
 Image = TypeVar("Image")

@@ -31,6 +31,11 @@ DEPRECATED: dict[str, str] = {}
 REMOVED = {
     "augmentation": "the fast form is the only one; a config file may name TorchIO's classes instead",
 }
+# removed options that would change masks, and what to write instead: they are refused
+REFUSED = dict.fromkeys(
+    ("voxelwise_weight", "voxelwise_level"),
+    "the voxelwise network is gone; soft thresholds on ZADC replace it (z_evidence_weight, docs/recipes.md)",
+)
 
 
 def _number(value: Any) -> Any:
@@ -193,13 +198,13 @@ OPTIONS: dict[str, Option] = {
     **_options(
         _COUNT,
         *("epochs", "steps", "batch_size", "val_interval", "patience", "steps_per_epoch", "validations", "in_channels"),
-        *("parallel", "tries", "least_cases", "feature_size", "max_archive_bytes", "sam2_image_size"),
+        *("parallel", "tries", "least_cases", "feature_size", "max_archive_bytes"),
     ),
     **_options(_COUNT | None, "threads"),
     **_options(
         _FROM_0,
         *("seed", "num_train", "num_val", "num_test", "num_healthy", "num_cases", "first_case", "rounds"),
-        *("train_seed", "val_seed", "prompt_margin"),
+        *("train_seed", "val_seed"),
     ),
     **_options(_FROM_0 | None, "fold"),
     **_options(_whole(ge=0, le=0), "rank"),  # of several processes each computes its own
@@ -208,17 +213,17 @@ OPTIONS: dict[str, Option] = {
     **_options(_whole(ge=2) | Literal["auto"] | None, "inner_folds"),
     **_options(
         _SHARE,
-        *("cache_rate", "threshold", "voxelwise_weight", "augmentation_probability", "lesion_overlap"),
+        *("cache_rate", "threshold", "z_evidence_weight", "lesion_peak", "augmentation_probability", "lesion_overlap"),
         *("artefact_probability", "lesion_share", "flip_probability", "zadc_dropout"),
     ),
     **_options(_real(gt=0, le=10), "learning_rate"),
     **_options(_real(ge=0, le=10), "weight_decay", "l1_weight"),
     **_options(_real(gt=0, le=1), "lr_gamma"),
     **_options(_real(gt=0, lt=1) | None, "prior"),
-    **_options(_real(ge=0.01, le=0.99), "voxelwise_level"),
+    **_options(_real(ge=0.01, le=0.99), "z_evidence_level"),
     **_options(_real(ge=0, le=0.9), "scaling", "intensity_factor"),
     **_options(_real(gt=0, le=86400), "loading_timeout_s"),
-    **_options(_real(), "baseline_threshold", "prompt_below"),
+    **_options(_real(), "baseline_threshold"),
     **_options(
         _ABOVE, "clip_norm", "timeout_minutes", "timeout_s", "fine_mm", "atlas_step_mm", "step_mm", "least_std", "clip"
     ),
@@ -226,7 +231,7 @@ OPTIONS: dict[str, Option] = {
     **_options(
         _NOT_NEGATIVE,
         *("tolerance_mm", "pause_s", "registration_mm", "mirror_sigma_mm", "lr_power", "region_weight"),
-        *("boundary_weight", "smallest_lesion_mm3", "prompt_smallest_mm3", "noise_floor", "smoothing_mm"),
+        *("boundary_weight", "smallest_lesion_mm3", "noise_floor", "smoothing_mm"),
         "intensity_shift",
     ),
     **_options(_NOT_NEGATIVE | None, "noise"),
@@ -242,7 +247,7 @@ OPTIONS: dict[str, Option] = {
     **_options(_list(_NOT_NEGATIVE, 3), "rotation"),
     **_options(_list(_real(ge=0, lt=1)), "dropout"),
     **_options(_list(_whole(ge=0, le=2), distinct=True), "flips"),
-    **_options(_list(_real(), 2, distinct=True), "adc_window", "zadc_window", "prompt_window"),
+    **_options(_list(_real(), 2, distinct=True), "adc_window", "zadc_window"),
 }
 
 # lists of parts that may be empty: a network that gives probabilities, no resampling, nothing to keep of the brain
@@ -276,6 +281,8 @@ def refuse_unknown(workflow: ConfigWorkflow | None = None) -> None:
         logger.warning("--%s is ignored: %s.", name, REMOVED[name])
         del parser.get()[name]
     config: Mapping[str, Any] = parser.get()
+    if gone := [f"  --{name}: {reason}." for name, reason in REFUSED.items() if name in config]:
+        raise UserError("There are options that this version no longer has; nothing was started.\n" + "\n".join(gone))
     shipped: dict[str, list[Any]] = {}  # what the bundle's configs have under each id
     for file in workflow.config_root_path.glob("*.yaml"):
         for name, value in _ids(yaml.load(file.read_text(encoding="utf-8"), _YAML)):

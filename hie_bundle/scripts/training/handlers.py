@@ -26,7 +26,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..inference.voxelwise import VoxelwiseFit
 from ..io.weights import as_paths, check_recipe, read_state, read_weights, save_atomically, save_weights, weights_files
 from ..moved import renamed
 from ..runtime.distributed import from_first, is_first, unwrap_ddp
@@ -250,7 +249,6 @@ class BestModelSaver:
         validator: the evaluator whose key metric chooses.
         recipe: the config's, see :func:`scripts.runtime.recipe.describe`; written beside the weights.
         training: what else is to be known of the weights (loss, seed); the epoch and its key metric are added.
-        voxelwise: fits the voxelwise network that belongs to them, when the trainer starts; None if there is none.
     """
 
     def __init__(
@@ -260,19 +258,15 @@ class BestModelSaver:
         validator: Evaluator,
         recipe: Recipe | None = None,
         training: Mapping[str, Any] | None = None,
-        voxelwise: VoxelwiseFit | None = None,
     ) -> None:
         self.network = network
         self.path = Path(path).resolve()
         self.validator = validator
         self.recipe = recipe
         self.training = training or {}
-        self.voxelwise = voxelwise
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Act after each epoch of the trainer, and at its end."""
-        if self.voxelwise is not None:
-            self.voxelwise.attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
@@ -290,8 +284,7 @@ class BestModelSaver:
         if not is_first():
             return
         training = {**self.training, "epoch": epoch, self.validator.state.key_metric_name or "validation": validation}
-        beside = self.voxelwise.network if self.voxelwise else None
-        save_weights(self.network, self.path, self.recipe, training, beside)
+        save_weights(self.network, self.path, self.recipe, training)
         logger.debug("Saved %s", self.path)
 
 

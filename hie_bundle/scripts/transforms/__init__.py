@@ -6,7 +6,7 @@ from .loading import KeepNatived, LoadMapsd, ToNatived
 from .pipeline import FinestScaled, pipeline
 from .resample import ResizeToSpacingd
 from .scores import BrainDepthd, ScanScored
-from .small_lesions import RemoveSmallLesionsd
+from .small_lesions import RemoveSmallLesionsd, ThresholdLesionsd
 from .symmetry import MirrorDifferenced
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "RemoveSmallLesionsd",
     "ResizeToSpacingd",
     "ScanScored",
+    "ThresholdLesionsd",
     "ToNatived",
     "pipeline",
 ]

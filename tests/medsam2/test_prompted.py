@@ -1,8 +1,8 @@
 """A promptable model in the network's place: by a stand-in whose masks are known, and by ``sam2`` with random weights.
 
-The package ``sam2`` has an environment of its own (docs/prompts.md); these tests run there, too:
+The package ``sam2`` has an environment of its own (integrations/medsam2/README.md); these tests run there, too:
 
-    python -m pytest tests/inference/test_prompted.py
+    python -m pytest tests/medsam2
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import pytest
 import SimpleITK as sitk
 import torch
 from bonbid_cases import write_case
-from conftest import BUNDLE
+from conftest import BUNDLE, ROOT
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
+from prompted import NO_LESION, BoxPrompted, Prompt, prompts, sam2_predictor, write_slices
 from prompted_cases import FillsItsBox, filled
 
 from hie_bundle import Segmenter
-from scripts.inference.prompted import NO_LESION, BoxPrompted, Prompt, prompts, sam2_predictor, write_slices
 from scripts.runtime.errors import UserError, user_error
 
 CONFIGS = BUNDLE / "configs"
-STAND_IN = {"network_def#predictor": {"_target_": "prompted_cases.FillsItsBox"}}
+MEDSAM2 = ROOT / "integrations" / "medsam2" / "medsam2.yaml"
+STAND_IN = {"network_def#predictor#_target_": "prompted_cases.FillsItsBox"}
 
 
 def _run(names: list[str], predictor: torch.nn.Module, folder: Path, **options: Any) -> Path:
@@ -35,8 +36,8 @@ def _run(names: list[str], predictor: torch.nn.Module, folder: Path, **options: 
     path = folder / "weights.pt"
     torch.save({"model": predictor.state_dict()}, path)
     workflow = ConfigWorkflow(
-        [str(CONFIGS / f"{name}.yaml") for name in names], workflow_type="infer", logging_file=False, device="cpu",
-        num_workers=0, ckpt_path=str(path), output_dir=str(folder / "out"), **options,
+        [*(str(CONFIGS / f"{name}.yaml") for name in names), str(MEDSAM2)], workflow_type="infer", logging_file=False,
+        device="cpu", num_workers=0, ckpt_path=str(path), output_dir=str(folder / "out"), **options,
     )  # fmt: skip
     workflow.initialize()
     workflow.run()
@@ -86,7 +87,7 @@ def test_it_is_not_trained() -> None:
 
 def test_evaluation_measures_what_fills_its_boxes(tiny_cohort: Path, tmp_path: Path) -> None:
     options = {"dataset_dir": str(tiny_cohort), "split": "test", "prompt_smallest_mm3": 700, "prompt_margin": 1}
-    out = _run(["train", "evaluate", "medsam2"], FillsItsBox(), tmp_path, **options, **STAND_IN)
+    out = _run(["train", "evaluate"], FillsItsBox(), tmp_path, **options, **STAND_IN)
     rows = {row["case"]: row for row in csv.DictReader((out / "metrics.csv").open())}
     assert len(rows) == 3
     folder = tiny_cohort / "BONBID2023_Test"
@@ -107,7 +108,7 @@ def test_evaluation_measures_what_fills_its_boxes(tiny_cohort: Path, tmp_path: P
 def test_masks_of_oblique_and_flipped_files_lie_where_the_boxes_are(tmp_path: Path) -> None:
     files = write_case(tmp_path / "data", split=None)
     adc, zadc = _arrays(files["adc"], files["zadc"])
-    out = _run(["inference", "medsam2"], FillsItsBox(), tmp_path, dataset_dir=str(tmp_path / "data"), prompt_margin=0,
+    out = _run(["inference"], FillsItsBox(), tmp_path, dataset_dir=str(tmp_path / "data"), prompt_margin=0,
                prompt_smallest_mm3=0, prompt_below=-5, **STAND_IN)  # fmt: skip
     (file,) = out.glob("*_lesion.nii.gz")
     expected = filled((adc > 0) & (zadc < -5), 0, 0)
@@ -117,7 +118,7 @@ def test_masks_of_oblique_and_flipped_files_lie_where_the_boxes_are(tmp_path: Pa
 
 def test_a_training_is_refused(tiny_cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011  # what MONAI wraps around it
-        _run(["train", "medsam2"], FillsItsBox(), tmp_path, dataset_dir=str(tiny_cohort), **STAND_IN)
+        _run(["train"], FillsItsBox(), tmp_path, dataset_dir=str(tiny_cohort), **STAND_IN)
     assert "not trained" in str(user_error(caught.value))
 
 
@@ -136,9 +137,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def small() -> torch.nn.Module:
-    pytest.importorskip(
-        "sam2", reason="the package sam2 is not installed: docs/prompts.md says how, and how to run this"
-    )
+    pytest.importorskip("sam2", reason="the package sam2 is not installed: integrations/medsam2/README.md")
     torch.manual_seed(0)
     predictor: Any = sam2_predictor("configs/sam2.1/sam2.1_hiera_t.yaml", SMALL)
     torch.nn.init.constant_(predictor.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 9)  # always an object
@@ -147,8 +146,8 @@ def small() -> torch.nn.Module:
 
 def test_sam2_evaluates_and_segments_alike(small: torch.nn.Module, tiny_cohort: Path, tmp_path: Path) -> None:
     options = {"dataset_dir": str(tiny_cohort), "split": "val", "sam2_overrides": SMALL, "prompt_smallest_mm3": 3000}
-    evaluated = _run(["train", "evaluate", "medsam2"], small, tmp_path / "a", **options)
-    inferred = _run(["inference", "medsam2"], small, tmp_path / "b", **options)
+    evaluated = _run(["train", "evaluate"], small, tmp_path / "a", **options)
+    inferred = _run(["inference"], small, tmp_path / "b", **options)
     files = sorted((evaluated / "masks").glob("*_lesion.nii.gz"))
     assert len(files) == 2
     masks = [_arrays(file, inferred / file.name) for file in files]
@@ -187,7 +186,7 @@ def test_weights_of_the_package_load_into_a_segmenter(
 ) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"model": small.state_dict()}, path)
-    segmenter = Segmenter(path, recipe="medsam2", sam2_overrides=SMALL, device="cpu", **{"limits#brain_ml_range": None})
+    segmenter = Segmenter(path, recipe=[MEDSAM2], sam2_overrides=SMALL, device="cpu", **{"limits#brain_ml_range": None})
     adc = next((tiny_cohort / "BONBID2023_Test").rglob("*-ADC_ss*"))
     zadc = next((tiny_cohort / "BONBID2023_Test").rglob(f"Zmap_{adc.name.split('-ADC_ss')[0]}*"))
     assert segmenter(str(adc), str(zadc)).shape == _arrays(adc)[0].shape
@@ -195,5 +194,5 @@ def test_weights_of_the_package_load_into_a_segmenter(
 
 def test_without_the_package_the_message_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sam2", None)
-    with pytest.raises(UserError, match=r"needs the package sam2.*docs/prompts\.md"):
+    with pytest.raises(UserError, match=r"needs the package sam2.*integrations/medsam2/README\.md"):
         sam2_predictor("configs/sam2.1/sam2.1_hiera_t.yaml")

@@ -1,4 +1,4 @@
-"""A promptable model in a network's place: boxes around regions of negative ZADC, slices as a video (medsam2.yaml)."""
+"""A promptable model in place of the network: boxes around regions of low ZADC, slices as a video (medsam2.yaml)."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from PIL import Image
 from scipy import ndimage
 from torch import nn
 
-from ..geometry.brain import brain_of
-from ..geometry.components import components, without_small
-from ..geometry.spacing import spacing_of
-from ..runtime.errors import UserError
+from scripts.geometry.brain import brain_of
+from scripts.geometry.components import components, without_small
+from scripts.geometry.spacing import spacing_of
+from scripts.runtime.errors import UserError
 
 __all__ = ["BoxPrompted", "Prompt", "prompts", "sam2_predictor"]
 
-NO_LESION = -1024.0  # the logit outside of what the model was asked for; SAM 2's own where there is no object
+NO_LESION = -1024.0  # logit outside the prompted regions; SAM 2's own value for "no object"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One region as a promptable model is asked for it; voxel indices, the last ones included.
+    """The prompt for one region; voxel indices, inclusive.
 
     Attributes:
-        box: first column, first row, last column, last row: along X, Y, X, Y.
-        key: the slice that the box is in.
-        first: the first slice of the region.
-        last: the last one.
+        box: first column, first row, last column, last row (X, Y, X, Y).
+        key: slice of the box.
+        first: first slice of the region.
+        last: last slice of the region.
     """
 
     box: tuple[int, int, int, int]
@@ -44,11 +44,11 @@ class Prompt:
 
 
 def prompts(mask: NDArray[np.bool_], margin: int = 0) -> list[Prompt]:
-    """The connected regions of a mask (26 neighbours), each with its box in the slice where it is largest.
+    """One prompt per connected component (26-neighbourhood): its box in the slice where it is largest.
 
     Args:
         mask: bool, shape (X, Y, Z); slices are along Z.
-        margin: voxels that a box is wider on each side, within the image.
+        margin: voxels added on each side of a box, within the image.
     """
     labels, _ = components(mask)
     found = []
@@ -68,21 +68,19 @@ def prompts(mask: NDArray[np.bool_], margin: int = 0) -> list[Prompt]:
 
 
 class BoxPrompted(nn.Module):
-    """A video predictor of SAM 2's kind as a network: two maps in, the lesion's logit out.
+    """A SAM 2 video predictor as a network: two maps to the lesion logit.
 
-    Each region of low ZADC is an object. Its box in the slice where it is largest is the prompt, and the predictor
-    follows it from there through the slices that the region spans. What it sees is ADC as grey values. Where several
-    objects meet, the highest logit counts; where nothing was asked, there is no lesion.
-
-    Its weights are the predictor's, by the names that they are published under. It is not trained here.
+    Each region of low ZADC is an object. Its box in its largest slice is the prompt. The predictor propagates it
+    through the slices of the region. It sees ADC as grey values. Where objects overlap, the highest logit counts.
+    Outside the prompted regions there is no lesion. State dict: the predictor's. Inference only.
 
     Args:
-        predictor: ``SAM2VideoPredictor``, or what has its ``init_state``, ``reset_state``, ``add_new_points_or_box``
-            and ``propagate_in_video``.
-        z_threshold: a region is where ZADC is below this, in the brain.
-        smallest_mm3: smaller regions are not asked for.
-        margin: voxels that a box is wider on each side.
-        window: ADC shown as black and as white, 1e-6 mm²/s.
+        predictor: ``SAM2VideoPredictor``, or an object with its ``init_state``, ``reset_state``,
+            ``add_new_points_or_box`` and ``propagate_in_video``.
+        z_threshold: regions are brain voxels with ZADC below this.
+        smallest_mm3: smallest region that is prompted.
+        margin: voxels added on each side of a box.
+        window: ADC of black and white, 1e-6 mm²/s.
     """
 
     def __init__(
@@ -103,54 +101,53 @@ class BoxPrompted(nn.Module):
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            maps: a MetaTensor: ADC in 1e-6 mm²/s and ZADC, as they are in the files; shape (B, 2, X, Y, Z), X from
-                right to left, Y from front to back, so that slices are upright.
+            maps: a MetaTensor, ADC in 1e-6 mm²/s and ZADC in the files' units; shape (B, 2, X, Y, Z), axes LPS.
 
         Returns:
             Logits, float32, shape (B, 1, X, Y, Z).
 
         Raises:
-            UserError: in training.
+            UserError: in training mode.
         """
         if self.training:
-            raise UserError("A prompted model is not trained here: it evaluates and segments, with weights of yours.")
+            raise UserError("A prompted model is not trained here; use it for evaluation or segmentation.")
         cases = maps.detach().cpu().numpy()
-        found = [self._case(case, float(np.prod(spacing_of(maps, item)))) for item, case in enumerate(cases)]
-        return torch.stack(found).to(maps.device)
+        logits = [self._case(case, float(np.prod(spacing_of(maps, item)))) for item, case in enumerate(cases)]
+        return torch.stack(logits).to(maps.device)
 
     def _case(self, maps: NDArray[np.float32], voxel_mm3: float) -> torch.Tensor:
         adc, zadc = maps
         below = brain_of(adc) & (zadc < self.z_threshold)
-        asked = prompts(without_small(below, self.smallest_mm3 / voxel_mm3), self.margin)
+        found = prompts(without_small(below, self.smallest_mm3 / voxel_mm3), self.margin)
         logits = torch.full((1, *adc.shape), NO_LESION)
-        if not asked:
+        if not found:
             return logits
-        with TemporaryDirectory() as folder:  # it takes a video as files only
+        with TemporaryDirectory() as folder:  # it reads videos from files only
             write_slices(adc, self.window, Path(folder))
             state = self.predictor.init_state(folder)
-        for prompt in asked:
+        for prompt in found:
             self.predictor.reset_state(state)
             self.predictor.add_new_points_or_box(state, frame_idx=prompt.key, obj_id=1, box=np.array(prompt.box))
             for reverse, steps in ((False, prompt.last - prompt.key), (True, prompt.key - prompt.first)):
-                followed = self.predictor.propagate_in_video(
+                propagated = self.predictor.propagate_in_video(
                     state, start_frame_idx=prompt.key, max_frame_num_to_track=steps, reverse=reverse
                 )
-                for index, _, scores in followed:  # (1, 1, rows, columns), on the slices' own grid
+                for index, _, scores in propagated:  # (1, 1, rows, columns), on the slices' own grid
                     one = logits[0, :, :, index]
                     one.copy_(torch.maximum(one, scores[0, 0].float().cpu().T))
         return logits
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
-        """The predictor's."""
+        """See the predictor."""
         return self.predictor.state_dict(*args, **options)
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
-        """The predictor's."""
+        """See the predictor."""
         return self.predictor.load_state_dict(*args, **options)
 
 
 def write_slices(adc: NDArray[np.float32], window: Sequence[float], folder: Path) -> None:
-    """The slices of a volume as grey JPEG files, ``00000.jpg`` …, with little loss; columns along X, rows along Y."""
+    """Write a volume's slices as grey JPEG files ``00000.jpg`` …; columns along X, rows along Y."""
     black, white = window
     grey = np.clip((adc - black) / (white - black), 0, 1) * 255
     for index in range(adc.shape[2]):
@@ -161,8 +158,8 @@ def sam2_predictor(config: str, overrides: Sequence[str] = ()) -> nn.Module:
     """The video predictor of the package ``sam2``, with random weights, on the CPU.
 
     Args:
-        config: one of the package's: ``configs/sam2.1/sam2.1_hiera_t.yaml`` …
-        overrides: of values in it, as Hydra writes them: ``++model.image_size=512`` …
+        config: of the package: ``configs/sam2.1/sam2.1_hiera_t.yaml`` …
+        overrides: Hydra overrides: ``++model.image_size=512`` …
 
     Raises:
         UserError: when the package is not installed.
@@ -171,11 +168,9 @@ def sam2_predictor(config: str, overrides: Sequence[str] = ()) -> nn.Module:
         from sam2 import build_sam, sam2_video_predictor
         from sam2.utils import misc
     except ImportError as error:
-        raise UserError(
-            f"MedSAM-2 needs the package sam2 ({error}): docs/prompts.md says how it is installed."
-        ) from error
+        raise UserError(f"MedSAM-2 needs the package sam2 ({error}); see integrations/medsam2/README.md.") from error
     for module in (sam2_video_predictor, misc):
-        module.tqdm = partial(module.tqdm, disable=True)  # a bar for each region
+        module.tqdm = partial(module.tqdm, disable=True)  # one bar per region
     predictor: Any = build_sam.build_sam2_video_predictor(config, device="cpu", hydra_overrides_extra=list(overrides))
-    predictor.fill_hole_area = 0  # filling holes of a few pixels takes a CUDA extension that may not have been built
+    predictor.fill_hole_area = 0  # needs a CUDA extension that may not be built
     return predictor

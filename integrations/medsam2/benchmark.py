@@ -1,11 +1,10 @@
-"""What boxes around regions of negative ZADC can give, whatever model they prompt:
+"""Upper and lower bounds of a model that is prompted by boxes around regions of low ZADC:
 
-    python tests/benchmarks/prompts.py DATASET_DIR [--below -2] [--smallest_mm3 60] [--margin 1]
+    python integrations/medsam2/benchmark.py DATASET_DIR [--below -2] [--smallest_mm3 60] [--margin 1]
 
-Mean Dice on the files' grid, for all cases of the test split, of four masks: the threshold itself; the boxes, filled
-(what ``test_prompted.py`` holds to be the workflow's masks with a predictor that fills its box); the truth inside
-the boxes, which a model that makes no mistake would give, and says so where there is no lesion; and the same, but with
-the region that was asked for where there is none, as of a model that always finds something.
+Mean native Dice of the test split for four masks: the threshold; filled boxes (what ``tests/medsam2`` shows the
+workflow to give with a predictor that fills its box); the truth inside the boxes (a model without errors); the same,
+with the prompted region where the box holds no lesion (a model that always finds an object).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from prompted import prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "hie_bundle"))
@@ -24,7 +24,6 @@ from scripts.data.layout import find_cases  # noqa: E402
 from scripts.evaluation.metrics import dice  # noqa: E402
 from scripts.geometry.brain import brain_of  # noqa: E402
 from scripts.geometry.components import without_small  # noqa: E402
-from scripts.inference.prompted import prompts  # noqa: E402
 from scripts.io.volumes import read_volume  # noqa: E402
 
 

@@ -17,7 +17,7 @@ from torch import nn
 class FillsItsBox(nn.Module):
     """The four methods of ``SAM2VideoPredictor`` that are used, with its arguments and results."""
 
-    def __init__(self) -> None:
+    def __init__(self, **_: Any) -> None:
         super().__init__()
         self.logit = nn.Parameter(torch.tensor(8.0))
         self.seen: list[dict[str, Any]] = []
