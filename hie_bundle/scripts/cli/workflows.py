@@ -216,8 +216,10 @@ def separated(words: Sequence[str], command: Any) -> tuple[list[str], dict[str, 
 
     An option of a workflow without a value is true: ``--overwrite``. ``-`` in a name is ``_``.
     """
-    switches = {option: bool(one.is_flag) for one in getattr(command, "params", []) if hasattr(one, "is_flag")
-                for option in (*one.opts, "--help")}  # fmt: skip
+    options = [one for one in getattr(command, "params", []) if hasattr(one, "is_flag")]
+    switches = {name: bool(one.is_flag) for one in options for name in one.opts}
+    if command:
+        switches["--help"] = True
     short = {"-o": "--output_file" if {"adc", "brain", "zscore", "dicom_seg"} & {*words[:1]} else "--output_dir"}
     rest, known, others = [short.get(w, w) if "-o" not in switches else w for w in words], [], {}
     while rest:
