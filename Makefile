@@ -20,10 +20,11 @@ PACKED = --prefix=hie_bundle/models/ --add-file=dist/models/model.pt --add-file=
 WITH_TORCH = $(abspath $(firstword $(wildcard $(VENV)/bin/python) $(shell command -v $(PYTHON))))
 LABEL_VENV := .venv-monailabel
 SBOM_VENV := .venv-sbom
+PANOPTICA_VENV := .venv-panoptica
 # in processes of their own: with OpenVINO in one process, ITK and TorchIO have crashed it (about every second time)
 WITH_OPENVINO := tests/inference/test_inferers.py tests/bundle/test_zoo.py
 
-.PHONY: help install demo study test test-all test-slow test-monailabel test-tracking lint bench bench-peers docs changelog package wheel release \
+.PHONY: help install demo study test test-all test-slow test-monailabel test-tracking test-panoptica lint bench bench-peers docs changelog package wheel release \
 	large_files clean
 
 help:
@@ -35,6 +36,7 @@ help:
 	@echo "make test-all          both"
 	@echo "make test-monailabel   tests with a real MONAI Label server; an environment of several GB"
 	@echo "make test-tracking     tests with MLflow and Weights & Biases; installs both"
+	@echo "make test-panoptica    the matching of lesions against panoptica's, in an environment of its own"
 	@echo "make lint              ruff, mypy and the words of the pages"
 	@echo "make bench             each part against its stock counterpart; an hour or more on an idle machine"
 	@echo "make bench-peers       nnU-Net on the same cases: NNUNET=PYTHON DATASET_DIR=DIR [MINUTES=30]"
@@ -114,6 +116,11 @@ test-tracking: install
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --editable '.[tracking]'
 	$(VENV)/bin/python -m pytest tests/training/test_tracking.py
 
+test-panoptica: install
+	$(PYTHON) -m venv $(PANOPTICA_VENV)
+	$(PANOPTICA_VENV)/bin/python -m pip install --quiet panoptica==2.1.7
+	PANOPTICA_PYTHON=$(abspath $(PANOPTICA_VENV)/bin/python) $(VENV)/bin/python -m pytest tests/evaluation/test_lesions.py
+
 $(LABEL_VENV)/.installed: tests/monailabel/requirements.txt
 	$(PYTHON) -m venv $(LABEL_VENV)
 	$(LABEL_VENV)/bin/python -m pip install --quiet -r tests/monailabel/requirements.txt
@@ -189,4 +196,4 @@ large_files: $(if $(WEIGHTS),dist/models/model.pt)
 	@cat hie_bundle/large_files.yml
 
 clean:
-	rm -rf $(DEMO) $(VENV) $(LABEL_VENV) $(SBOM_VENV) dist
+	rm -rf $(DEMO) $(VENV) $(LABEL_VENV) $(SBOM_VENV) $(PANOPTICA_VENV) dist

@@ -30,9 +30,8 @@ from scipy import stats
 
 from scripts import data
 from scripts.runtime.errors import UserError
-from scripts.study.cluster import submit_jobs
-from scripts.study.command import _configs, loss_study
-from scripts.study.processes import Job, exclusive, run_jobs
+from scripts.study.command import _configs, _fitting, loss_study
+from scripts.study.jobs import Cluster, Job, Processes, exclusive, run_jobs
 from scripts.study.results import collect
 from scripts.study.runs import Run, find_cases, whole_numbers, write_configs
 from scripts.study.study_page import write_study
@@ -265,7 +264,7 @@ def _python(code: str) -> list[str]:
 def _jobs(folder: Path, *codes: str, done: list[str] | None = None) -> list[Job]:
     done = [] if done is None else done
     return [
-        Job(f"job {i}", folder / f"{i}.txt", [("one", _python(code)), ("two", _python("print('second')"))],
+        Job(f"job {i}", f"job {i}", folder / f"{i}.txt", [("one", _python(code)), ("two", _python("print('second')"))],
             lambda i=i: done.append(f"job {i}"))
         for i, code in enumerate(codes)
     ]  # fmt: skip
@@ -276,22 +275,24 @@ def test_jobs_run_in_turn_each_with_its_log_and_device(tmp_path: Path) -> None:
     jobs = _jobs(tmp_path, "print('first 0')", "print('first 1')", "print('first 2')", done=done)
     jobs[2].commands = [("device", [*_python("import sys; print(sys.argv[1])"), "{device}"])]
     with exclusive(tmp_path) as lock:
-        run_jobs(jobs, 2, ["cpu", "meta"], dict(os.environ), lock)
+        assert run_jobs(jobs, Processes(2, ["cpu", "meta"], dict(os.environ), lock)) == {}
     assert sorted(done) == ["job 0", "job 1", "job 2"]
     log = (tmp_path / "0.txt").read_text()
     assert log.index("first 0") < log.index("second")
     assert (tmp_path / "2.txt").read_text().split()[-1] in ("cpu", "meta")
 
 
-def test_the_first_failure_stops_what_has_not_begun(tmp_path: Path) -> None:
+def test_a_failure_ends_its_group_and_no_other(tmp_path: Path) -> None:
     done: list[str] = []
     codes = ["import time; time.sleep(1)", "print('reading'); raise SystemExit('no such loss')", "pass", "pass"]
-    with exclusive(tmp_path) as lock, pytest.raises(UserError) as caught:
-        run_jobs(_jobs(tmp_path, *codes, done=done), 2, ["cpu"], dict(os.environ), lock)
-    assert done == ["job 0"]  # brought to its end
+    jobs = _jobs(tmp_path, *codes, done=done)
+    jobs[2].group = jobs[1].group
+    with exclusive(tmp_path) as lock:
+        failures = run_jobs(jobs, Processes(1, ["cpu"], dict(os.environ), lock))
+    assert done == ["job 0", "job 3"]
     assert not (tmp_path / "2.txt").exists()
-    message = str(caught.value)
-    assert "job 1 failed with exit status 1; 2 not yet started were left out" in message
+    (message,) = failures.values()
+    assert message.startswith("job 1 failed with exit status 1.")
     assert str(tmp_path / "1.txt") in message
     assert "  reading" in message
     assert "  no such loss" in message
@@ -302,11 +303,12 @@ def test_a_signal_ends_the_children_too(number: signal.Signals, tmp_path: Path) 
     code = f"""
 import os, sys; from pathlib import Path
 sys.path.insert(0, {str(BUNDLE)!r})
-from scripts.study.processes import Job, exclusive, run_jobs
+from scripts.study.jobs import Cluster, Job, Processes, exclusive, run_jobs
 folder = Path({str(tmp_path)!r})
 child = [sys.executable, "-c", f"import os, time; open('{{folder}}/pid', 'w').write(str(os.getpid())); time.sleep(60)"]
 with exclusive(folder) as lock:
-    run_jobs([Job("job", folder / "log.txt", [("one", child)], lambda: None)], 1, ["cpu"], dict(os.environ), lock)
+    job = Job("job", "job", folder / "log.txt", [("one", child)], lambda: None)
+    run_jobs([job], Processes(1, ["cpu"], dict(os.environ), lock))
 """
     process = subprocess.Popen(_python(code), stderr=subprocess.PIPE, text=True)
     _wait(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), process)
@@ -576,6 +578,21 @@ def _wait(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize(("free_gb", "at_once"), [(1.0, 1), (2.5, 2), (5.0, 4), (80.0, 4)])
+def test_auto_runs_as_many_trainings_as_fit_on_a_gpu(
+    free_gb: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device of that much memory; a training of the tiny network takes little more than a CUDA context."""
+    variants = select(_shipped(TRAIN, STUDY), "dice,tversky")
+    configs = _configs(_config(TRAIN, STUDY, **SETTINGS), variants, EVALUATE)
+    monkeypatch.setattr("scripts.study.command.available_memory", lambda _: free_gb * 1e9)
+    monkeypatch.setattr("scripts.study.command.available_cores", lambda: 16)
+    assert _fitting(configs, ["cuda:0"]) == at_once
+    assert _fitting(configs, ["cpu"]) == 1
+    monkeypatch.setattr("scripts.study.command.available_cores", lambda: 2)
+    assert _fitting(configs, ["cuda:0"]) == 1
+
+
 @pytest.fixture(scope="module")
 def studied(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of two losses that nobody stopped, both at a time."""
@@ -611,6 +628,27 @@ def test_the_command_leaves_tables_page_figure_and_every_runs_report(studied: Pa
     # the folder's config repeats the training by itself
     parser = ConfigParser.load_config_file(studied / "tversky_hausdorff" / "seed_0" / "train.yaml")
     assert (parser["loss_name"], parser["seed"], parser["epochs"]) == ("tversky_hausdorff", 0, 2)
+
+
+def test_a_failed_variant_is_named_on_the_page_of_the_others(
+    studied: Path, tiny_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "study"
+    subprocess.run(["cp", "-r", studied, folder], check=True)
+    for loss in LOSSES:
+        (folder / loss / "seed_0" / "conditions.json").unlink()  # of the folder that was copied
+    (folder / "tversky_hausdorff" / "seed_0" / "done.json").unlink()
+    monkeypatch.setattr("scripts.study.command._job", lambda run, *_: Job(
+        str(run), run.variant.name, run.folder / "log.txt", [("training", _python("raise SystemExit('disk full')"))],
+        lambda: None))  # fmt: skip
+    with pytest.raises(UserError, match=r"(?s)tversky_hausdorff, seed 0 failed .*disk full.*goes on where"):
+        _again(tiny_cohort, folder)
+    lines = list(csv.DictReader((folder / "study.csv").open()))
+    assert {line["variant"] for line in lines} == {"dice"}
+    assert (folder / "study.md").read_text().startswith("Failed, not in the tables: Tversky-HausdorffDT.")
+    page = (folder / "study.html").read_text()
+    assert "Tversky-HausdorffDT failed and is not in the tables." in page
+    assert "disk full" in page
 
 
 def test_what_is_done_is_not_run_again(studied: Path, tiny_cohort: Path) -> None:
@@ -665,11 +703,10 @@ def test_bad_input_is_one_message_before_anything_starts(tiny_cohort: Path, tmp_
 
 
 def test_a_typing_error_on_the_command_line_ends_with_its_message(tiny_cohort: Path, tmp_path: Path) -> None:
-    output = _finish(_start(tiny_cohort, tmp_path / "out", losses="dcie"), status=1)  # --compare's older name
+    output = _finish(_start(tiny_cohort, tmp_path / "out", compare="dcie"), status=1)
     assert "error: --compare: there is no variant 'dcie'; did you mean dice?" in output.splitlines()[-1]
     output = _finish(_start(tiny_cohort, tmp_path / "out", epohcs=3), status=1)
     assert "--epohcs: no config has such a value; did you mean --epochs?" in output.splitlines()[-1]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["loss_study.log"]  # the warning of the older name
 
 
 def _kill_at(condition: Callable[[Path], bool], cohort: Path, folder: Path) -> None:
@@ -729,7 +766,7 @@ def test_folds_and_seeds_hold_out_every_case_once(tiny_cohort: Path, tmp_path: P
 
 def _shell_job(folder: Path, name: str, *lines: str, done: list[str]) -> Job:
     commands = [(f"step {i}", [sys.executable, "-S", "-c", line]) for i, line in enumerate(lines)]
-    return Job(name, folder / name / "log.txt", commands, lambda: done.append(name))
+    return Job(name, name, folder / name / "log.txt", commands, lambda: done.append(name))
 
 
 def test_submitted_jobs_run_in_turn_and_failures_are_named(tmp_path: Path) -> None:
@@ -741,8 +778,9 @@ def test_submitted_jobs_run_in_turn_and_failures_are_named(tmp_path: Path) -> No
         _shell_job(tmp_path, "last", "print(3)", done=done),
     ]
     environment = {**os.environ, "MARK": "seen"}
-    with pytest.raises(UserError, match=r"(?s)bad failed as job .*no data here.*goes on where this one stopped"):
-        submit_jobs(jobs, "local", {"timeout_min": 1}, 2, tmp_path / "jobs", environment)
+    failures = run_jobs(jobs, Cluster("local", {"timeout_min": 1}, 2, tmp_path / "jobs", environment))
+    assert list(failures) == ["bad"]
+    assert re.match(r"(?s)bad failed\. .*no data here", failures["bad"])
     assert sorted(done) == ["good", "last"]
     lines = (tmp_path / "good" / "log.txt").read_text().splitlines()
     assert [line for line in lines if line and not line.startswith("---")] == ["it's one", "seen"]
@@ -752,6 +790,6 @@ def test_submitted_jobs_run_in_turn_and_failures_are_named(tmp_path: Path) -> No
 def test_unknown_executors_and_options_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     with pytest.raises(UserError, match="executor 'pbs' is unknown; choose one of: slurm, local"):
-        submit_jobs([], "pbs", {}, 1, tmp_path, {})
+        Cluster("pbs", {}, 1, tmp_path, {})
     with pytest.raises(UserError, match="--executor local"):
-        submit_jobs([], "local", {"minutes": 1}, 1, tmp_path, {})
+        Cluster("local", {"minutes": 1}, 1, tmp_path, {})

@@ -3,7 +3,7 @@
 from .page import provenance, render_page, write_report
 from .pictures import PRED_COLOUR, TRUTH_COLOUR, SliceView, case_views, render_case
 from .plots import read_curves
-from .tables import comparison_table, read_rows, summarise, verdict, volume_agreement, write_results
+from .tables import comparison_table, read_rows, summarise, verdict, volume_agreement, write_csv, write_results
 
 __all__ = [
     "PRED_COLOUR",
@@ -19,6 +19,7 @@ __all__ = [
     "summarise",
     "verdict",
     "volume_agreement",
+    "write_csv",
     "write_report",
     "write_results",
 ]

@@ -18,6 +18,7 @@ from .. import data, report
 from ..evaluation import metrics
 from ..evaluation.baselines import Baselines, FittedBaselines
 from ..evaluation.calibration import CaseProbabilities, read_threshold, write_thresholds
+from ..evaluation.lesions import LESION_COLUMNS, case_lesions, detection
 from ..geometry.brain import brain_of
 from ..geometry.slices import upright
 from ..geometry.spacing import spacing_of
@@ -47,16 +48,17 @@ class CaseEvaluation:
     no baseline and no picture, and the volumes are those of the network's grid.
 
     Args:
-        output_dir: where ``metrics.csv`` (one row a case), ``metrics.json`` (the summary), ``comparison.txt`` (the
-            prediction against the baselines), ``report.html``, ``overlays/`` (a picture of each case) and, of
-            probabilities, ``thresholds.json`` (the mean Dice at each threshold, and the best one) go. The report
-            shows the training curves of ``tensorboard/`` in this folder, if there are any.
+        output_dir: folder for ``metrics.csv`` (one row a case), ``lesions.csv`` (one row a lesion), ``metrics.json``
+            (the summary), ``comparison.txt`` (the prediction against the baselines), ``report.html``, ``overlays/`` (a
+            picture of each case) and, of probabilities, ``thresholds.json`` (the mean Dice at each threshold, and the
+            best one). The report shows the training curves of ``tensorboard/`` in this folder, if there are any.
         info: what the results are of (data, split, settings …); repeated in the summary and the report.
         checkpoints: file or files with the weights that predicted; named with their SHA-256 and what they say of their
             training.
         tolerance_mm: tolerance of the normalised surface Dice.
         lesion_overlap: share of a lesion that must be met for it to count as detected, see
             :func:`scripts.evaluation.metrics.lesion_metrics`.
+        lesion_iou: IoU from which a predicted component matches a lesion, see :func:`.case_lesions`.
         baselines: methods without a deep network; None takes those that need no training split.
         threshold_from: the ``thresholds.json`` of an evaluation of other cases: what its best threshold gives here.
         overlays: whether to draw a picture of each case to ``overlays/<case>.png``, and its slices in the report.
@@ -66,6 +68,7 @@ class CaseEvaluation:
     Attributes:
         rows: what was measured, one a case, in plain numbers and words.
         views: the slices of each case for the report.
+        lesions: the rows of ``lesions.csv`` of each case.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class CaseEvaluation:
         checkpoints: str | Sequence[str] = (),
         tolerance_mm: float = 2.0,
         lesion_overlap: float = 0.0,
+        lesion_iou: float = 0.1,
         baselines: Baselines | None = None,
         threshold_from: str | None = None,
         overlays: bool = True,
@@ -86,6 +90,7 @@ class CaseEvaluation:
         self.checkpoints = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
         self.tolerance_mm = tolerance_mm
         self.lesion_overlap = lesion_overlap
+        self.lesion_iou = lesion_iou
         self.baselines = baselines or Baselines()
         self.fitted: FittedBaselines | None = None
         self.threshold_from = threshold_from
@@ -96,13 +101,14 @@ class CaseEvaluation:
         self.rows: list[dict[str, Any]] = []
         self.views: dict[str, list[report.SliceView]] = {}
         self.probabilities: list[CaseProbabilities] = []
+        self.lesions: list[list[dict[str, Any]]] = []
 
     def of(self, info: Mapping[str, Any], checkpoints: str | Sequence[str] = ()) -> CaseEvaluation:
         """The same for other predictions: with more ``info``, and the weights that they come from."""
         other = copy(self)
         other.info = {**self.info, **self._with_near_paths(info)}
         other.checkpoints = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
-        other.rows, other.views, other.probabilities = [], {}, []
+        other.rows, other.views, other.probabilities, other.lesions = [], {}, [], []
         return other
 
     def _with_near_paths(self, info: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +132,7 @@ class CaseEvaluation:
         self.rows.clear()
         self.views.clear()
         self.probabilities.clear()
+        self.lesions.clear()
         if self.threshold_from is not None:
             self.chosen = read_threshold(self.threshold_from)
             where = seen_from(self.threshold_from, self.output_dir)
@@ -171,8 +178,12 @@ class CaseEvaluation:
             alone = np.isnan(zadc).all()  # no ZADC map: nothing to compare with
             masks = self._fitted.masks(adc, zadc, grids["native"][2])
             row |= {name: math.nan if alone else metrics.dice(mask, truth) for name, mask in masks.items()}
+            maps = {"adc": adc} | ({} if alone else {"z": zadc})
             if "native_probability" in item:
-                row |= self._probabilities(item["native_probability"].cpu().numpy()[0], truth, brain_of(adc))
+                maps["probability"] = item["native_probability"].cpu().numpy()[0]
+                row |= self._probabilities(maps["probability"], truth, brain_of(adc))
+            affine = item["native_image"].affine.cpu().numpy()
+            self.lesions.append(case_lesions(item["case"], grids["native"][0], truth, affine, maps, self.lesion_iou))
             for number, member in enumerate(item.get("native_members", ()), start=1):
                 row[f"member_{number}_dice"] = metrics.dice(_mask(member[None]), truth)
         return row
@@ -198,10 +209,10 @@ class CaseEvaluation:
     def completed(self, _: SupervisedEvaluator | None = None) -> None:
         """Write the tables and the report, and log the comparison with the baselines."""
         rows, views = gather_interleaved(self.rows), gather_interleaved(list(self.views.items()))
-        probabilities = gather_interleaved(self.probabilities)
-        if rows is None or views is None or probabilities is None:
+        probabilities, lesions = gather_interleaved(self.probabilities), gather_interleaved(self.lesions)
+        if rows is None or views is None or probabilities is None or lesions is None:
             return
-        self.rows, self.views, self.probabilities = rows, dict(views), probabilities
+        self.rows, self.views, self.probabilities, self.lesions = rows, dict(views), probabilities, lesions
         info = {**self.info, **report.provenance(self.checkpoints, self.output_dir)}
         if self.checkpoints:
             trainings = [read_record(Path(path)).get("training") for path in self.checkpoints]
@@ -210,7 +221,11 @@ class CaseEvaluation:
             answers = [data.held_out(training, *where) for training in trainings]
             # of several weights the one that knew most decides
             info["held_out"] = None if None in answers else min(map(str, answers))
-        summary = report.write_results(self.rows, self.output_dir, info)
+        single = [row for case in self.lesions for row in case]
+        found = detection(single, len(self.rows), self.lesion_iou) if self.lesions else None
+        summary = report.write_results(self.rows, self.output_dir, info, {"lesions": found} if found else {})
+        if self.lesions:
+            report.write_csv(self.output_dir / "lesions.csv", single, LESION_COLUMNS)
         labels, note = self._fitted.labels, f"Baselines {self._fitted.describe()}. {report.verdict(self.rows)}".strip()
         table = f"{report.comparison_table(self.rows, labels)}\n{note}"
         write_atomically(self.output_dir / "comparison.txt", table + "\n")
@@ -224,6 +239,7 @@ class CaseEvaluation:
             report.read_curves(self.output_dir / "tensorboard"),
             {"ADC (10⁻⁶ mm²/s)": self.adc_window, "ZADC": self.zadc_window},
             self.probabilities,
+            single,
         )
         logger.info("\n%s", table)
         logger.info("Wrote report.html, metrics.csv, metrics.json and comparison.txt to %s", self.output_dir)

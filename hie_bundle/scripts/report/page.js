@@ -1,3 +1,35 @@
+// Sorting of every table of class "sortable"; `moved` is called for each row, in the new order.
+const sortable = (table, moved = () => {}) => {
+  const body = table.tBodies[0];
+  const sort = (column, header) => {
+    const descending = header.getAttribute("aria-sort") === "ascending";
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    header.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+    const number = (text) => (text === "inf" ? Infinity : text === "-inf" ? -Infinity : Number(text));
+    const rows = [...body.rows];
+    rows.sort((a, b) => {
+      const [x, y] = [key(a), key(b)];
+      if (x === "" || y === "") return (x === "") - (y === ""); // undefined values are last, whatever the order
+      const text = column === 0 || Number.isNaN(number(x)) || Number.isNaN(number(y));
+      const order = text ? x.localeCompare(y, undefined, { numeric: true }) : number(x) === number(y) ? 0 : number(x) - number(y);
+      return descending ? -order : order;
+    });
+    for (const row of rows) {
+      body.append(row);
+      moved(row);
+    }
+  };
+  [...table.tHead.rows[0].cells].forEach((header, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...header.childNodes);
+    header.append(button);
+    button.addEventListener("click", () => sort(column, header));
+  });
+};
+document.querySelectorAll("table.sortable").forEach((table) => sortable(table));
+
 // Sorting and filtering of the table of cases; the pictures below follow it. Without it the page shows everything.
 (() => {
   const table = document.getElementById("case-table");
@@ -23,32 +55,9 @@
     shown.textContent = `${count} of ${body.rows.length} cases`;
   };
 
-  const sort = (column, header) => {
-    const descending = header.getAttribute("aria-sort") === "ascending";
-    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-    header.setAttribute("aria-sort", descending ? "descending" : "ascending");
-    const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-    const number = (text) => (text === "inf" ? Infinity : text === "-inf" ? -Infinity : Number(text));
-    const rows = [...body.rows];
-    rows.sort((a, b) => {
-      const [x, y] = [key(a), key(b)];
-      if (x === "" || y === "") return (x === "") - (y === ""); // undefined values stand last, whatever the order
-      const order = column === 0 ? x.localeCompare(y, undefined, { numeric: true }) : number(x) === number(y) ? 0 : number(x) - number(y);
-      return descending ? -order : order;
-    });
-    for (const row of rows) {
-      body.append(row);
-      const picture = pictureOf(row);
-      if (picture) pictures.append(picture);
-    }
-  };
-
-  [...table.tHead.rows[0].cells].forEach((header, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...header.childNodes);
-    header.append(button);
-    button.addEventListener("click", () => sort(column, header));
+  sortable(table, (row) => {
+    const picture = pictureOf(row);
+    if (picture) pictures.append(picture);
   });
   search.addEventListener("input", filter);
   size.addEventListener("change", filter);

@@ -24,6 +24,7 @@ from .tables import BASELINES, best_baseline, gain_over, verdict
 __all__ = ["provenance", "render_page", "write_report"]
 
 HERE = Path(__file__).parent
+MOST_LESIONS = 500  # rows of the page's table; lesions.csv has all
 
 
 def provenance(checkpoints: Sequence[str | Path] = (), folder: str | Path = ".") -> dict[str, Any]:
@@ -52,6 +53,7 @@ def write_report(
     curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
     windows: Mapping[str, Sequence[float]] | None = None,
     probabilities: Sequence[CaseProbabilities] = (),
+    lesions: tables.Rows = (),
 ) -> None:
     """Write ``report.html``.
 
@@ -63,6 +65,7 @@ def write_report(
         curves: of the training, as :func:`scripts.report.plots.read_curves` returns them.
         windows: what is black and what is white in the slices, by map, for the legend.
         probabilities: of the cases, where there are any.
+        lesions: rows of ``lesions.csv``.
     """
     order = tables.worst_first(rows)
     views = views or {}
@@ -80,6 +83,9 @@ def write_report(
         probability_plots=[plots.reliability(probabilities), plots.dice_by_threshold(probabilities)]
         if probabilities
         else [],
+        lesion_plots=[plots.lesion_recall(lesions), plots.lesion_f1(lesions, len(rows))] if lesions else [],
+        lesions=[_lesion(row) for row in sorted(lesions, key=lambda row: -row["volume_ml"])[:MOST_LESIONS]],
+        lesion_count=len(lesions),
         training_plots=plots.training_curves(curves or {}),
         ensemble_plot=plots.ensemble_gain(rows),
         case_columns=case_columns(rows[0]),
@@ -211,6 +217,23 @@ def _case(number: int, row: Mapping[str, Any], views: Sequence[SliceView]) -> di
         "facts": facts,
         "views": views,
     }
+
+
+def _lesion(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Text and sort key of each cell of the table of lesions."""
+
+    def cell(name: str, digits: int) -> tuple[str, Any]:
+        value = row.get(name)
+        return ("–", "") if value is None else (f"{value:.{digits}f}".replace("-", "−"), value)
+
+    match = f"{row['match']}" if row["matched"] else f"({row['match']})" if row["match"] else "–"
+    return [
+        (str(row["case"]), str(row["case"])), (row["mask"], row["mask"]), (str(row["lesion"]), row["lesion"]),
+        cell("volume_ml", 2), (", ".join(cell(f"{axis}_mm", 0)[0] for axis in "xyz"), row["z_mm"]),
+        (f"{row['first_slice']}–{row['last_slice']}", row["first_slice"]), cell("mean_adc", 0), cell("lowest_adc", 0),
+        cell("mean_z", 1), cell("lowest_z", 1), cell("mean_probability", 2), (match, row["match"] or ""),
+        cell("dice", 2) if row["match"] else ("–", ""),
+    ]  # fmt: skip
 
 
 def _with_unit(name: str, value: float) -> str:

@@ -1,4 +1,4 @@
-"""The report's plots, as SVG: metrics by lesion size, volumes, training curves, the gain of an ensemble."""
+"""The report's plots: metrics by lesion size, volumes, probabilities, lesions, ensembles, training curves."""
 
 from __future__ import annotations
 
@@ -13,221 +13,206 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation import calibration
+from ..evaluation import calibration, lesions
 from ..evaluation.calibration import CaseProbabilities
 from ..evaluation.measures import Measure, column
 from ..evaluation.statistics import describe
-from .drawing import BLUE, GREY, ORANGE, Plot, house_style, new_figure, svg_of
+from .drawing import BLUE, GREY, ORANGE, Plot, legend, plot, set_height
 from .tables import Rows, by_size_class, lead_grid, volume_agreement
 
 __all__ = [
-    "bland_altman",
-    "dice_by_threshold",
-    "dice_by_volume",
-    "ensemble_gain",
-    "metric_by_size",
-    "read_curves",
-    "reliability",
-    "training_curves",
-    "volumes",
-]
+    "bland_altman", "dice_by_threshold", "dice_by_volume", "ensemble_gain", "lesion_f1", "lesion_recall",
+    "metric_by_size", "read_curves", "reliability", "training_curves", "volumes",
+]  # fmt: skip
 
 SMALLEST_ML = 0.1  # below it, volume axes are linear, so that 0 has a place
+DOTS: dict[str, Any] = {"s": 22, "color": BLUE, "alpha": 0.8}
 
 
-def metric_by_size(rows: Rows, name: str) -> Plot:
-    """Every case's value of one metric, with a box a class of lesion size (five cases or more).
-
-    Args:
-        rows: one a case.
-        name: the column.
-    """
+@plot
+def metric_by_size(axes: Axes, rows: Rows, name: str) -> tuple[str, str, str]:
+    """Values of one column, a point a case, with a box for each class of lesion size of five cases or more."""
     known = column(name)
-    classes = {**by_size_class(rows), "all": list(rows)}
     rng = np.random.default_rng(0)  # of the jitter
-    labels, told = [], []
-    with house_style():
-        figure, axes = new_figure()
-        for place, (label, members) in enumerate(classes.items()):
-            values = np.array([row[name] for row in members], dtype=float)
-            finite = values[np.isfinite(values)]
-            colour = GREY if label == "all" else BLUE
-            if len(finite) >= 5:
-                axes.boxplot(
-                    [finite], positions=[place], widths=0.6, showfliers=False, manage_ticks=False,
-                    medianprops={"color": ORANGE, "linewidth": 1.8}, boxprops={"color": GREY},
-                    whiskerprops={"color": GREY}, capprops={"color": GREY},
-                )  # fmt: skip
-            elif len(finite):
-                axes.hlines(np.median(finite), place - 0.3, place + 0.3, color=ORANGE, linewidth=1.8)
-            jitter = rng.uniform(-0.18, 0.18, len(finite)) if len(finite) > 1 else np.zeros(len(finite))
-            axes.scatter(place + jitter, finite, s=14, color=colour, alpha=0.65, linewidths=0, zorder=3)
-            lines = [label, f"n = {len(values)}"]
-            for sign, where in (("undef.", np.isnan(values)), ("× ∞", np.isinf(values))):
-                lines += [f"{where.sum()} {sign}"] if where.any() else []
-            labels.append("\n".join(lines))
-            if len(finite):
-                told.append(f"{label}: {known.text(float(np.median(finite)))} ({len(finite)} cases)")
-        axes.set_xticks(range(len(labels)), labels)
-        axes.set_xlim(-0.6, len(labels) - 0.4)
-        axes.tick_params(axis="x", length=0)
-        _limits(axes, known, [row[name] for row in rows])
-        image = svg_of(figure)
-    told_all = f"{known.heading} by lesion size, one point a case. Medians: {'; '.join(told)}."
-    return Plot(known.heading + {"higher": " ↑", "lower": " ↓"}.get(known.better, ""), image, "", told_all)
+    labels, medians = [], []
+    for place, (label, members) in enumerate({**by_size_class(rows), "all": list(rows)}.items()):
+        values = np.array([row[name] for row in members], dtype=float)
+        finite = values[np.isfinite(values)]
+        if len(finite) >= 5:
+            grey = {"color": GREY}
+            axes.boxplot(
+                [finite], positions=[place], widths=0.6, showfliers=False, manage_ticks=False, boxprops=grey,
+                whiskerprops=grey, capprops=grey, medianprops={"color": ORANGE, "linewidth": 1.8},
+            )  # fmt: skip
+        elif len(finite):
+            axes.hlines(np.median(finite), place - 0.3, place + 0.3, color=ORANGE, linewidth=1.8)
+        jitter = rng.uniform(-0.18, 0.18, len(finite)) if len(finite) > 1 else np.zeros(len(finite))
+        colour = GREY if label == "all" else BLUE
+        axes.scatter(place + jitter, finite, s=14, color=colour, alpha=0.65, linewidths=0, zorder=3)
+        lines = [label, f"n = {len(values)}"]
+        for sign, where in (("undef.", np.isnan(values)), ("× ∞", np.isinf(values))):
+            lines += [f"{where.sum()} {sign}"] if where.any() else []
+        labels.append("\n".join(lines))
+        if len(finite):
+            medians.append(f"{label}: {known.text(float(np.median(finite)))} ({len(finite)} cases)")
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+    axes.tick_params(axis="x", length=0)
+    _limits(axes, known, [row[name] for row in rows])
+    alt = f"{known.heading} by lesion size, one point a case. Medians: {'; '.join(medians)}."
+    return known.heading + {"higher": " ↑", "lower": " ↓"}.get(known.better, ""), "", alt
 
 
-def dice_by_volume(rows: Rows) -> Plot:
-    """Dice of the prediction and of the threshold against the lesion's volume."""
+@plot
+def dice_by_volume(axes: Axes, rows: Rows) -> tuple[str, str, str]:
+    """Dice of the prediction and of the challenge's threshold against lesion volume."""
     volume = np.array([row["lesion_ml"] for row in rows])
     grid = lead_grid(rows)
-    with house_style():
-        figure, axes = new_figure()
-        if "baseline_dice" in rows[0]:
-            axes.scatter(
-                volume, [row["baseline_dice"] for row in rows], s=22, marker="s", facecolors="none", edgecolors=GREY,
-                linewidths=1, label="ZADC threshold",
-            )  # fmt: skip
-        axes.scatter(volume, [row[f"{grid}_dice"] for row in rows], s=22, color=BLUE, alpha=0.8, label="prediction")
-        _volume_axis(axes, "x", volume)
-        axes.set_xlabel("Lesion volume (ml)")
-        axes.set_ylabel("Dice")
-        axes.set_ylim(-0.04, 1.04)
-        _legend(axes)
-        image = svg_of(figure)
-    return Plot(
-        "Dice against lesion volume",
-        image,
-        f"{grid.capitalize()} grid. The axis is linear below {SMALLEST_ML} ml, so that empty labels stand at 0.",
-        f"Dice against lesion volume of {len(rows)} cases.",
-    )
+    if "baseline_dice" in rows[0]:
+        axes.scatter(
+            volume, [row["baseline_dice"] for row in rows], s=22, marker="s", facecolors="none", edgecolors=GREY,
+            linewidths=1, label="challenge’s threshold",
+        )  # fmt: skip
+    axes.scatter(volume, [row[f"{grid}_dice"] for row in rows], label="prediction", **DOTS)
+    _volume_axis(axes, "x", volume)
+    _labels(axes, "Lesion volume (ml)", "Dice", shares=True)
+    caption = f"{grid.capitalize()} grid. The axis is linear below {SMALLEST_ML} ml, so that empty labels are at 0."
+    return "Dice against lesion volume", caption, f"Dice against lesion volume of {len(rows)} cases."
 
 
-def volumes(rows: Rows) -> Plot:
+@plot
+def volumes(axes: Axes, rows: Rows) -> tuple[str, str, str]:
     """Predicted against true volume."""
     truth, pred = (np.array([row[name] for row in rows]) for name in ("lesion_ml", "predicted_ml"))
-    with house_style():
-        figure, axes = new_figure()
-        largest = max(float(truth.max()), float(pred.max()), 2 * SMALLEST_ML)
-        axes.plot([0, largest], [0, largest], color=GREY, linewidth=1, linestyle="--", label="equal volumes")
-        axes.scatter(truth, pred, s=22, color=BLUE, alpha=0.8, label="case")
-        both = np.array([0, largest])
-        _volume_axis(axes, "x", both)
-        _volume_axis(axes, "y", both)
-        axes.set_xlabel("Lesion volume, truth (ml)")
-        axes.set_ylabel("Lesion volume, predicted (ml)")
-        _legend(axes)
-        image = svg_of(figure)
-    over = int((pred > truth).sum())
-    caption = f"{over} of {len(rows)} volumes are predicted too large, {int((pred < truth).sum())} too small."
-    return Plot("Predicted against true volume", image, caption, f"Predicted against true volume. {caption}")
+    both = np.array([0, max(float(truth.max()), float(pred.max()), 2 * SMALLEST_ML)])
+    axes.plot(both, both, color=GREY, linewidth=1, linestyle="--", label="equal volumes")
+    axes.scatter(truth, pred, label="case", **DOTS)
+    _volume_axis(axes, "x", both)
+    _volume_axis(axes, "y", both)
+    _labels(axes, "Lesion volume, truth (ml)", "Lesion volume, predicted (ml)")
+    over, under = int((pred > truth).sum()), int((pred < truth).sum())
+    caption = f"{over} of {len(rows)} volumes are predicted too large, {under} too small."
+    return "Predicted against true volume", caption, f"Predicted against true volume. {caption}"
 
 
-def bland_altman(rows: Rows) -> Plot:
+@plot
+def bland_altman(axes: Axes, rows: Rows) -> tuple[str, str, str]:
     """Difference of predicted and true volume against their mean, with the limits of agreement."""
     truth, pred = (np.array([row[name] for row in rows]) for name in ("lesion_ml", "predicted_ml"))
     limits = volume_agreement(rows)
-    with house_style():
-        figure, axes = new_figure()
-        axes.axhline(0, color="#bbbbbb", linewidth=0.8)
-        names = {"high": "+1.96 SD", "bias": "mean", "low": "−1.96 SD"}
-        drawn = [(name, value) for name in names if (value := limits[name]) is not None]
-        for name, value in drawn:
-            axes.axhline(value, color=ORANGE, linewidth=1.2, linestyle="-" if name == "bias" else "--")
-        axes.scatter((truth + pred) / 2, pred - truth, s=22, color=BLUE, alpha=0.8, zorder=3)
-        _volume_axis(axes, "x", (truth + pred) / 2)
-        axes.set_xlabel("Mean of predicted and true volume (ml)")
-        axes.set_ylabel("Predicted − true (ml)")
-        bottom, top = axes.get_ylim()
-        places = np.array([(value - bottom) / (top - bottom) for _, value in drawn])
-        gap = 0.15  # of the axis, that two labels of two lines need
-        if len(places) > 1:
-            places = places[1] + np.array([1, 0, -1]) * np.maximum(np.abs(places - places[1]), gap)
-        for place, (name, value) in zip(places, drawn, strict=True):
-            label = f"{names[name]}\n{_ml(value)}"
-            axes.text(1.02, place, label, color=ORANGE, fontsize=9, va="center", transform=axes.transAxes)
-        image = svg_of(figure)
+    axes.axhline(0, color="#bbbbbb", linewidth=0.8)
+    names = {"high": "+1.96 SD", "bias": "mean", "low": "−1.96 SD"}
+    drawn = [(name, value) for name in names if (value := limits[name]) is not None]
+    for name, value in drawn:
+        axes.axhline(value, color=ORANGE, linewidth=1.2, linestyle="-" if name == "bias" else "--")
+    axes.scatter((truth + pred) / 2, pred - truth, zorder=3, **DOTS)
+    _volume_axis(axes, "x", (truth + pred) / 2)
+    _labels(axes, "Mean of predicted and true volume (ml)", "Predicted − true (ml)")
+    bottom, top = axes.get_ylim()
+    places = np.array([(value - bottom) / (top - bottom) for _, value in drawn])
+    gap = 0.15  # of the axis, that two labels of two lines need
+    if len(places) > 1:
+        places = places[1] + np.array([1, 0, -1]) * np.maximum(np.abs(places - places[1]), gap)
+    for place, (name, value) in zip(places, drawn, strict=True):
+        label = f"{names[name]}\n{_ml(value)}"
+        axes.text(1.02, place, label, color=ORANGE, fontsize=9, va="center", transform=axes.transAxes)
     caption = f"Mean difference {_ml(limits['bias'])} ml"
     if limits["low"] is not None:
         caption += f", limits of agreement {_ml(limits['low'])} to {_ml(limits['high'])} ml (mean ∓ 1.96 SD)"
-    return Plot("Bland–Altman: agreement of volumes", image, f"{caption}.", f"Bland–Altman plot of volumes. {caption}.")
+    return "Bland–Altman: agreement of volumes", f"{caption}.", f"Bland–Altman plot of volumes. {caption}."
 
 
-def reliability(cases: Sequence[CaseProbabilities]) -> Plot:
-    """Share of lesion against the probability that was given, over all cases' brain voxels."""
-    given, found = calibration.reliability(cases)
+@plot
+def reliability(axes: Axes, cases: Sequence[CaseProbabilities]) -> tuple[str, str, str]:
+    """Share of lesion against predicted probability, over the brain voxels of all cases."""
+    predicted, observed = calibration.reliability(cases)
     voxels = np.sum([case.voxels for case in cases], axis=0)
-    with house_style():
-        figure, axes = new_figure()
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="as said")
-        axes.plot(given, found, color=BLUE, linewidth=1.4, marker="o", markersize=4, label="found")
-        axes.set_xlabel("Lesion probability, mean of a bin")
-        axes.set_ylabel("Share of lesion")
-        axes.set_xlim(-0.03, 1.03)
-        axes.set_ylim(-0.03, 1.03)
-        _legend(axes)
-        image = svg_of(figure)
-    unsure = 1 - float(voxels[0] + voxels[-1]) / float(voxels.sum())
-    outer = f"{100 * unsure:.1f} % of the brain’s voxels are in none of the outermost two"
-    caption = f"{calibration.BINS} bins of equal width; {outer}."
-    told = ", ".join(f"{p:.2f}: {share:.2f}" for p, share in zip(given, found, strict=True))
-    return Plot("Reliability of the probabilities", image, caption, f"Share of lesion by probability. {told}.")
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="calibrated")
+    axes.plot(predicted, observed, color=BLUE, linewidth=1.4, marker="o", markersize=4, label="observed")
+    axes.set_xlim(-0.03, 1.03)
+    _labels(axes, "Lesion probability, mean of a bin", "Share of lesion", shares=True)
+    inner = 1 - float(voxels[0] + voxels[-1]) / float(voxels.sum())
+    caption = (
+        f"{calibration.BINS} bins of equal width; {100 * inner:.1f} % of the brain’s voxels are in the inner ones."
+    )
+    shares = ", ".join(f"{p:.2f}: {share:.2f}" for p, share in zip(predicted, observed, strict=True))
+    return "Reliability of the probabilities", caption, f"Share of lesion by probability. {shares}."
 
 
-def dice_by_threshold(cases: Sequence[CaseProbabilities]) -> Plot:
+@plot
+def dice_by_threshold(axes: Axes, cases: Sequence[CaseProbabilities]) -> tuple[str, str, str]:
     """Mean Dice of the cases at each threshold."""
     means = np.mean([case.dice for case in cases], axis=0)
     threshold, best = calibration.best_threshold(cases)
-    with house_style():
-        figure, axes = new_figure()
-        axes.plot(calibration.THRESHOLDS, means, color=BLUE, linewidth=1.6)
-        axes.plot(threshold, best, "*", color=ORANGE, markersize=11, label="best")
-        axes.set_xlabel("Threshold of the probability")
-        axes.set_ylabel("Mean Dice, native grid")
-        axes.set_xlim(0, 1)
-        axes.set_ylim(-0.04, 1.04)
-        _legend(axes)
-        image = svg_of(figure)
+    axes.plot(calibration.THRESHOLDS, means, color=BLUE, linewidth=1.6)
+    axes.plot(threshold, best, "*", color=ORANGE, markersize=11, label="best")
+    axes.set_xlim(0, 1)
+    _labels(axes, "Threshold of the probability", "Mean Dice, native grid", shares=True)
     caption = (
-        f"Best {best:.3f} at {threshold:.2f}, {means[49]:.3f} at 0.50. Found on these cases, it says too much of them: "
-        "take it to others by --threshold_from."
+        f"Best {best:.3f} at {threshold:.2f}, {means[49]:.3f} at 0.50. Chosen on these cases, the best is optimistic: "
+        "take it to other cases by --threshold_from."
     )
-    return Plot("Dice against threshold", image, caption, f"Mean Dice by threshold. {caption}")
+    return "Dice against threshold", caption, f"Mean Dice by threshold. {caption}"
+
+
+@plot
+def lesion_recall(axes: Axes, rows: Rows) -> tuple[str, str, str]:
+    """Share of lesions that are matched, by their volume."""
+    bins = lesions.recall_by_volume(rows)
+    places = np.arange(len(bins))
+    axes.plot(places, [found / count for _, count, found in bins], color=BLUE, linewidth=1.4, marker="o", markersize=4)
+    axes.set_xticks(places, [f"{label}\nn = {count}" for label, count, _ in bins], fontsize=8)
+    axes.set_xlim(-0.5, max(len(bins), 1) - 0.5)
+    _labels(axes, "Lesion volume (ml)", "Recall", shares=True)
+    alt = "; ".join(f"{label} ml: {found} of {count}" for label, count, found in bins)
+    return "Lesions found, by volume", "", f"Recall of lesions by volume. {alt}."
+
+
+@plot
+def lesion_f1(axes: Axes, rows: Rows, cases: int) -> tuple[str, str, str]:
+    """F1 of lesions against the IoU from which on a pair counts as a match."""
+    found = [lesions.detection(rows, cases, iou) for iou in lesions.IOU_THRESHOLDS]
+    for name, colour in (("f1", BLUE), ("recall", ORANGE), ("precision", GREY)):
+        label = name.upper() if name == "f1" else name
+        values = np.array([one[name] for one in found], dtype=float)  # None becomes NaN
+        axes.plot(lesions.IOU_THRESHOLDS, values, color=colour, linewidth=1.5, label=label)
+    axes.set_xlim(0, 1)
+    _labels(axes, "IoU of a match, at least", "All lesions together", shares=True)
+    alt = ", ".join(f"{iou:.2f}: {one['f1'] or 0:.2f}" for iou, one in zip(lesions.IOU_THRESHOLDS, found, strict=True))
+    return "Detection against overlap", "", f"F1 of lesions by IoU threshold. {alt}."
 
 
 def ensemble_gain(rows: Rows) -> Plot | None:
-    """Mean Dice of the ensemble (or of the mean over flips) and of each model alone; None without such columns.
-
-    Args:
-        rows: with the columns ``member_1_dice``, ``member_2_dice``, …
-    """
+    """Mean Dice of the ensemble (or of the mean over flips) and of each model alone; None without ``member_*_dice``."""
     members = [name for name in rows[0] if re.fullmatch(r"member_\d+_dice", name)]
-    if not members:
-        return None
+    return _ensemble_gain(rows, members) if members else None
+
+
+@plot
+def _ensemble_gain(axes: Axes, rows: Rows, members: Sequence[str]) -> tuple[str, str, str]:
     alone = [np.array([row[name] for row in rows]) for name in members]
     together = np.array([row["native_dice"] for row in rows])
-    names = [f"model {i}" for i in range(1, len(members) + 1)] if len(members) > 1 else ["without flips"]
-    names.append("ensemble" if len(members) > 1 else "with flips")
-    told = []
-    with house_style():
-        figure, axes = new_figure(height=1.2 + 0.35 * len(names))
-        for place, (label, values) in enumerate(zip(names, [*alone, together], strict=True)):
-            figures = describe(list(values))
-            colour = ORANGE if values is together else BLUE
-            if figures["low"] is not None:
-                axes.hlines(place, figures["low"], figures["high"], color=colour, linewidth=2)
-            axes.scatter([figures["mean"]], [place], s=40, color=colour, zorder=3)
-            told.append(f"{label} {figures['mean']:.3f}")
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlabel("Mean Dice with 95 % confidence interval")
-        image = svg_of(figure)
+    several = len(members) > 1
+    names = [f"model {i}" for i in range(1, len(members) + 1)] if several else ["without flips"]
+    names.append("ensemble" if several else "with flips")
+    means = []
+    for place, (label, values) in enumerate(zip(names, [*alone, together], strict=True)):
+        figures = describe(list(values))
+        colour = ORANGE if values is together else BLUE
+        if figures["low"] is not None:
+            axes.hlines(place, figures["low"], figures["high"], color=colour, linewidth=2)
+        axes.scatter([figures["mean"]], [place], s=40, color=colour, zorder=3)
+        means.append(f"{label} {figures['mean']:.3f}")
+    set_height(axes, 1.2 + 0.35 * len(names))
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel("Mean Dice with 95 % confidence interval")
     gain = describe(list(together - np.mean(alone, axis=0)))
-    caption = f"Native grid. Gain over {'the mean of the models' if len(members) > 1 else 'the same model'}"
-    caption += f"{', each alone and' if len(members) > 1 else ''} without flips: {gain['mean']:+.3f} Dice"
+    caption = f"Native grid. Gain over {'the mean of the models' if several else 'the same model'}"
+    caption += f"{', each alone and' if several else ''} without flips: {gain['mean']:+.3f} Dice"
     caption += f" (95 % CI {gain['low']:+.3f} to {gain['high']:+.3f})." if gain["low"] is not None else "."
-    title = "Ensemble and its models" if len(members) > 1 else "Flips at test time"
-    return Plot(title, image, caption.replace("-", "−"), f"Mean Dice: {', '.join(told)}.")
+    title = "Ensemble and its models" if several else "Flips at test time"
+    return title, caption.replace("-", "−"), f"Mean Dice: {', '.join(means)}."
 
 
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -261,47 +246,48 @@ def training_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> list[P
     Args:
         curves: as from :func:`read_curves`, with the tags ``loss``, ``train_mean_dice`` and ``val_mean_dice``.
     """
-    plots = []
-    if curves.get("loss"):
-        steps, values = np.array(curves["loss"], dtype=float).T
-        window = max(1, len(values) // 30)
-        with house_style():
-            figure, axes = new_figure()
-            axes.plot(steps, values, color=BLUE, linewidth=0.6, alpha=0.45, label="each batch")
-            if window > 1:
-                smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-                axes.plot(steps[window - 1 :], smooth, color=BLUE, linewidth=1.8, label=f"mean of {window} batches")
-                _legend(axes)
-            axes.set_xlabel("Iteration")
-            axes.set_ylabel("Loss")
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            image = svg_of(figure)
-        plots.append(
-            Plot(
-                "Training loss", image, "", f"Loss over {len(values)} iterations: {values[0]:.3g} to {values[-1]:.3g}."
-            )
-        )
     dice = {tag: curves[f"{tag}_mean_dice"] for tag in ("train", "val") if curves.get(f"{tag}_mean_dice")}
-    if dice:
-        caption = ""
-        with house_style():
-            figure, axes = new_figure()
-            looks = {"train": ("training", BLUE, "-"), "val": ("validation", ORANGE, "-")}
-            for tag, points in dice.items():
-                epochs, values = np.array(points, dtype=float).T
-                label, colour, line = looks[tag]
-                axes.plot(epochs, values, line, color=colour, linewidth=1.6, marker="o", markersize=2.5, label=label)
-                if tag == "val":
-                    best = int(np.nanargmax(values)) if np.isfinite(values).any() else 0
-                    axes.plot(epochs[best], values[best], "*", color=ORANGE, markersize=11, label="best")
-                    caption = f"Best validation Dice {values[best]:.3f} after epoch {int(epochs[best])}."
-            axes.set_xlabel("Epoch")
-            axes.set_ylabel("Mean Dice, resampled grid")
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            _legend(axes)
-            image = svg_of(figure)
-        plots.append(Plot("Dice during training", image, caption, f"Mean Dice by epoch. {caption}"))
-    return plots
+    return [_loss(points) for points in [curves.get("loss")] if points] + ([_dice_by_epoch(dice)] if dice else [])
+
+
+@plot
+def _loss(axes: Axes, points: Sequence[tuple[int, float]]) -> tuple[str, str, str]:
+    steps, values = np.array(points, dtype=float).T
+    window = max(1, len(values) // 30)
+    axes.plot(steps, values, color=BLUE, linewidth=0.6, alpha=0.45, label="each batch")
+    if window > 1:
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+        axes.plot(steps[window - 1 :], smooth, color=BLUE, linewidth=1.8, label=f"mean of {window} batches")
+    _labels(axes, "Iteration", "Loss", whole=True)
+    return "Training loss", "", f"Loss over {len(values)} iterations: {values[0]:.3g} to {values[-1]:.3g}."
+
+
+@plot
+def _dice_by_epoch(axes: Axes, dice: Mapping[str, Sequence[tuple[int, float]]]) -> tuple[str, str, str]:
+    caption = ""
+    for tag, label, colour in (("train", "training", BLUE), ("val", "validation", ORANGE)):
+        if tag not in dice:
+            continue
+        epochs, values = np.array(dice[tag], dtype=float).T
+        axes.plot(epochs, values, "-", color=colour, linewidth=1.6, marker="o", markersize=2.5, label=label)
+        if tag == "val":
+            best = int(np.nanargmax(values)) if np.isfinite(values).any() else 0
+            axes.plot(epochs[best], values[best], "*", color=ORANGE, markersize=11, label="best")
+            caption = f"Best validation Dice {values[best]:.3f} after epoch {int(epochs[best])}."
+    _labels(axes, "Epoch", "Mean Dice, resampled grid", whole=True)
+    return "Dice during training", caption, f"Mean Dice by epoch. {caption}"
+
+
+def _labels(axes: Axes, x: str, y: str, shares: bool = False, whole: bool = False) -> None:
+    """Labels and the legend; ``shares``: y from 0 to 1; ``whole``: whole numbers along x."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if shares:
+        axes.set_ylim(-0.04, 1.04)
+    if whole:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if axes.get_legend_handles_labels()[1]:
+        legend(axes)
 
 
 def _volume_axis(axes: Axes, which: str, values: Any) -> None:
@@ -324,10 +310,6 @@ def _limits(axes: Axes, known: Measure, values: Sequence[float]) -> None:
         top = 1.0
     axes.set_ylim(-0.04 * (top or 1), 1.04 * (top or 1))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=known.digits == 1))
-
-
-def _legend(axes: Axes) -> None:
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, handletextpad=0.4)
 
 
 def _ml(value: float | None) -> str:

@@ -18,8 +18,8 @@ from ..io.files import write_atomically
 from .columns import NO_NUMBERS
 
 __all__ = [
-    "BASELINES", "best_baseline", "comparison_table", "gain_over", "read_rows", "summarise", "verdict",
-    "volume_agreement", "write_results",
+    "BASELINES", "best_baseline", "comparison_table", "csv_text", "gain_over", "read_rows", "summarise", "verdict",
+    "volume_agreement", "write_csv", "write_results",
 ]  # fmt: skip
 
 # methods without a deep network, by the column of their Dice
@@ -33,13 +33,36 @@ BASELINES = {
 Rows = Sequence[Mapping[str, Any]]
 
 
-def write_results(rows: Rows, output_dir: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+def csv_text(rows: Rows, columns: Sequence[str] | None = None) -> str:
+    """Rows as CSV with a header; values of absent columns are empty.
+
+    Args:
+        rows: one a line.
+        columns: in their order; those of the first row by default.
+    """
+    table = io.StringIO()
+    if names := columns or (list(rows[0]) if rows else []):
+        writer = csv.DictWriter(table, names, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return table.getvalue()
+
+
+def write_csv(path: Path, rows: Rows, columns: Sequence[str] | None = None) -> None:
+    """Write rows as a CSV file; see :func:`csv_text`."""
+    write_atomically(path, csv_text(rows, columns))
+
+
+def write_results(
+    rows: Rows, output_dir: Path, info: Mapping[str, Any], more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Write ``metrics.csv``, one row a case in the given order, and ``metrics.json``, their summary.
 
     Args:
         rows: equal keys in each; numbers may be NaN (undefined) or infinite.
         output_dir: created if needed; each file is complete or as it was before.
         info: what the results are of; goes into the summary as it is.
+        more: what else goes into the summary.
 
     Returns:
         The summary, as written.
@@ -49,12 +72,8 @@ def write_results(rows: Rows, output_dir: Path, info: Mapping[str, Any]) -> dict
     """
     if not rows:
         raise ValueError("there are no results to write.")
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(output_dir / "metrics.csv", table.getvalue())
-    summary = {"info": dict(info), **summarise(rows)}
+    write_csv(output_dir / "metrics.csv", rows)
+    summary = {"info": dict(info), **summarise(rows), **(more or {})}
     write_atomically(output_dir / "metrics.json", json.dumps(summary, indent=2, allow_nan=False, default=str) + "\n")
     return summary
 

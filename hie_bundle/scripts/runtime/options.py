@@ -198,7 +198,7 @@ OPTIONS: dict[str, Option] = {
     **_options(
         _COUNT,
         *("epochs", "steps", "batch_size", "val_interval", "patience", "steps_per_epoch", "validations", "in_channels"),
-        *("parallel", "tries", "least_cases", "feature_size", "max_archive_bytes"),
+        *("tries", "least_cases", "feature_size", "max_archive_bytes"),
     ),
     **_options(_COUNT | None, "threads"),
     **_options(
@@ -210,10 +210,19 @@ OPTIONS: dict[str, Option] = {
     **_options(_whole(ge=0, le=0), "rank"),  # of several processes each computes its own
     **_options(_whole(ge=0, le=256) | None, "num_workers"),
     **_options(_whole(ge=2) | None, "num_folds"),
+    **_options(_whole(ge=1) | Literal["auto"], "parallel"),
     **_options(_whole(ge=2) | Literal["auto"] | None, "inner_folds"),
     **_options(
         _SHARE,
-        *("cache_rate", "threshold", "z_evidence_weight", "lesion_peak", "augmentation_probability", "lesion_overlap"),
+        *(
+            "cache_rate",
+            "threshold",
+            "z_evidence_weight",
+            "lesion_peak",
+            "augmentation_probability",
+            "lesion_overlap",
+            "lesion_iou",
+        ),
         *("artefact_probability", "lesion_share", "flip_probability", "zadc_dropout"),
     ),
     **_options(_real(gt=0, le=10), "learning_rate"),

@@ -20,9 +20,9 @@ from ..data.listfiles import as_native
 from ..io.files import write_json
 from ..runtime.cores import available_cores
 from ..runtime.errors import UserError, choose
+from ..runtime.machine import available_memory, network_memory
 from ..runtime.workflow import running_workflow
-from .cluster import submit_jobs
-from .processes import Job, exclusive, run_jobs
+from .jobs import Cluster, Executor, Job, Processes, exclusive, run_jobs
 from .results import collect
 from .runs import (
     EVALUATION,
@@ -40,6 +40,12 @@ from .variants import Variant, read_variants, rehearse, select, variant_configs
 __all__ = ["loss_study"]
 
 logger = logging.getLogger(__name__)
+# of --parallel auto
+MEMORY_SHARE = 0.9
+MOST_A_DEVICE = 4  # more share a GPU's time without a gain
+CORES_A_RUN = 2
+CONTEXT_BYTES = 800_000_000  # CUDA context and cuDNN's workspaces
+STEP_MARGIN = 1.5  # the allocator's fragments, and what lies below PyTorch
 
 
 def loss_study(
@@ -56,7 +62,7 @@ def loss_study(
     anonymise_ids: str | None = None,
     inner_folds: Any = "auto",
     limits: Limits | None = None,
-    parallel: int = 1,
+    parallel: Any = 1,
     devices: Any = None,
     threads: int | None = None,
     executor: str | None = None,
@@ -88,7 +94,7 @@ def loss_study(
             None: the split ``val`` chooses them; ``auto``: 5 where the evaluated cases would choose them otherwise, and
             at least 40 cases train in every fold.
         limits: what a usable case looks like.
-        parallel: how many runs at a time.
+        parallel: how many runs at a time; ``auto``: on a GPU as many as fit into its memory, at most four.
         devices: such as ``cuda:0,cuda:1``, given to the runs in turn; None leaves the config's ``device``.
         threads: CPU threads of each run; None divides the cores, unless OMP_NUM_THREADS is set.
         executor: what runs them: None, processes of this command; ``slurm`` or ``local``, jobs that submitit submits.
@@ -99,24 +105,23 @@ def loss_study(
 
     Raises:
         UserError: before anything starts: unknown variants or keys, bad numbers, unusable data, a folder with results
-            of other conditions. Later: when a run fails.
+            of other conditions. At the end: when runs failed, after the page of the other variants was written.
     """
     workflow = workflow or running_workflow()
     assert workflow is not None
     config = {key: value for key, value in workflow.parser.get().items() if key != "_meta_"}
-    if not isinstance(config["losses"], Mapping):  # the option's name before 0.3
-        logger.warning("--losses is --compare now; the losses are those of train.yaml.")
-        compare = config["losses"]
-        config["losses"] = ConfigParser.load_config_file(str(Path(bundle_root) / "configs" / "train.yaml"))["losses"]
     chosen = select(read_variants(config.get("variants")), compare)
     if fold is not None:
         raise UserError("The study runs every fold; leave out --fold.")
     choose(dict.fromkeys(SPLITS), split, "split")
     all_seeds = whole_numbers(seeds, "--seeds", 0)
-    (at_once,) = whole_numbers(parallel, "--parallel", 1)
+    if parallel != "auto":
+        (parallel,) = whole_numbers(parallel, "--parallel", 1)
     places = _devices(devices)
     if executor is not None and devices is not None:
         raise UserError("--devices are of this machine; with --executor a job has its own: leave them out.")
+    configs = _configs(config, chosen, evaluation_config)
+    at_once = _fitting(configs, places) if parallel == "auto" else parallel
     environment = _environment(threads, at_once)
     cohorts, inner = find_cases(Path(dataset_dir), split, all_seeds, num_folds, cases, limits, inner_folds)
     folder = Path(output_dir).resolve()
@@ -130,7 +135,6 @@ def loss_study(
         "inner_folds": inner,
         "split": split,
     }
-    configs = _configs(config, chosen, evaluation_config)
     runs = [
         Run(variant, seed, one, folder / variant.name / f"seed_{seed}" / ("" if one is None else f"fold_{one}"))
         for seed, one in cohorts
@@ -146,27 +150,65 @@ def loss_study(
         }
         left = [run for run in runs if not run.done]
         logger.info(
-            "%d variants, %d runs, %d of them done, %d at a time",
-            len(chosen),
-            len(runs),
-            len(runs) - len(left),
-            at_once,
+            "%d variants, %d runs, %d done, %d at a time", len(chosen), len(runs), len(runs) - len(left), at_once
         )
         for run in left:
             write_json(run.folder / "conditions.json", conditions[run.folder], indent=1)
             write_configs(run, configs[run.variant.name], common)
         started = time.monotonic()
         jobs = [_job(run, root, devices is not None) for run in left]
-        if executor is None:
-            run_jobs(jobs, at_once, places, environment, lock)
-        else:
-            submit_jobs(jobs, executor, executor_options or {}, at_once, folder / "jobs", environment)
+        runner: Executor = (
+            Processes(at_once, places, environment, lock)
+            if executor is None
+            else Cluster(executor, executor_options or {}, at_once, folder / "jobs", environment)
+        )
+        failures = run_jobs(jobs, runner)
         if left:
             logger.info("%d runs took %.1f min", len(left), (time.monotonic() - started) / 60)
-        results = collect(chosen, runs)
+        finished = [variant for variant in chosen if variant.name not in failures]
+        if not finished:
+            raise UserError(_failed(failures))
+        results = collect(finished, [run for run in runs if run.variant in finished])
+        info = {**common, "seeds": all_seeds, "version": version}
+        info["failed"] = {variant.label: failures[variant.name] for variant in chosen if variant.name in failures}
         evaluated = {item["case"]: as_native(item) for cohort in cohorts.values() for item in cohort.items["evaluated"]}
-        write_study(results, evaluated, folder, {**common, "seeds": all_seeds, "version": version}, adc_window)
+        write_study(results, evaluated, folder, info, adc_window)
     logger.info("Wrote study.html, study.csv and study.md to %s", folder)
+    if failures:
+        raise UserError(_failed(failures))
+
+
+def _failed(failures: Mapping[str, str]) -> str:
+    again = "The same command, started again, goes on where this one stopped."
+    return "\n".join([*failures.values(), again])
+
+
+def _fitting(configs: Mapping[str, Mapping[str, ConfigParser]], devices: Sequence[str]) -> int:
+    """How many trainings fit side by side: on a GPU by the memory of the largest variant, on a CPU one.
+
+    Most networks here leave most of a GPU idle. Where a network cannot be measured, each device gets one.
+    """
+    training = [ConfigParser({**config[TRAINING].get()}) for config in configs.values()]
+    names = devices if devices != [""] else [training[0].get_parsed_content("device")]
+    places = [torch.device(name) for name in names]
+    if any(place.type != "cuda" for place in places):
+        return len(places)
+    try:
+        needed = max(_training_memory(parser) for parser in training)
+    except (NotImplementedError, RuntimeError) as error:
+        logger.warning("--parallel auto: the memory of a training cannot be estimated (%s); one a device", error)
+        return len(places)
+    fit = min(int(MEMORY_SHARE * available_memory(place) / needed) for place in places)
+    cores = max(1, available_cores() // CORES_A_RUN)
+    return max(len(places), min(len(places) * min(fit, MOST_A_DEVICE), cores))
+
+
+def _training_memory(parser: ConfigParser) -> int:
+    """Bytes on the device of one training: the context, and the largest step."""
+    network, channels, size, batch = (
+        parser.get_parsed_content(name) for name in ("network_def", "in_channels", "input_size", "batch_size")
+    )
+    return CONTEXT_BYTES + int(STEP_MARGIN * network_memory(network, (batch, channels, *size), training=True))
 
 
 def _configs(
@@ -191,7 +233,7 @@ def _job(run: Run, bundle_root: Path, with_device: bool) -> Job:
         return [*words, "--device", "{device}"] if with_device else words
 
     commands = [("training", command("training", TRAINING)), ("evaluating", command("evaluating", EVALUATION))]
-    return Job(str(run), run.folder / "log.txt", commands, lambda: record_done(run))
+    return Job(str(run), run.variant.name, run.folder / "log.txt", commands, lambda: record_done(run))
 
 
 def _devices(devices: Any) -> list[str]:

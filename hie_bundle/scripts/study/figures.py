@@ -21,7 +21,7 @@ from ..evaluation.measures import column
 from ..geometry.brain import brain_of
 from ..geometry.slices import axial, shown_box, upright
 from ..io.volumes import read_volume
-from ..report.drawing import BLUE, GREY, ORANGE, Plot, house_style, new_figure, svg_of
+from ..report.drawing import BLUE, GREY, ORANGE, Plot, plot, set_height
 from ..report.pictures import PRED_COLOUR, TRUTH_COLOUR
 from ..report.plots import read_curves
 from ..report.tables import read_rows
@@ -144,58 +144,52 @@ def figure_2(shown: Sequence[Strip]) -> bytes:
     return file.getvalue()
 
 
-def mean_plot(results: Results, measure: str) -> Plot:
+@plot
+def mean_plot(axes: Axes, results: Results, measure: str) -> tuple[str, str, str]:
     """Mean of one measure with its interval for each variant, best first, over the single cases."""
     known = column(measure)
     order = results.by_rank(measure)
     rng = np.random.default_rng(0)  # of the jitter
-    told = []
-    with house_style():
-        figure, axes = new_figure(height=1.1 + 0.36 * len(order))
-        for place, variant in enumerate(order):
-            values = np.array([row[measure] for row in results.cases[variant.name]], dtype=float)
-            finite = values[np.isfinite(values)]
-            axes.scatter(
-                finite, place + rng.uniform(-0.16, 0.16, len(finite)), s=9, color=GREY, alpha=0.5, linewidths=0
-            )
-            figures = results.summary[variant.name]["all"][measure]
-            if figures["mean"] is None:
-                continue
-            if figures["low"] is not None:
-                axes.hlines(place, figures["low"], figures["high"], color=BLUE, linewidth=2.4)
-            axes.scatter([figures["mean"]], [place], s=42, color=BLUE, zorder=3)
-            told.append(f"{variant.label} {known.text(figures['mean'])}")
-        _variant_axis(axes, [variant.label for variant in order])
-        axes.set_xlabel(known.heading)
-        image = svg_of(figure)
+    means = []
+    for place, variant in enumerate(order):
+        values = np.array([row[measure] for row in results.cases[variant.name]], dtype=float)
+        finite = values[np.isfinite(values)]
+        jitter = rng.uniform(-0.16, 0.16, len(finite))
+        axes.scatter(finite, place + jitter, s=9, color=GREY, alpha=0.5, linewidths=0)
+        figures = results.summary[variant.name]["all"][measure]
+        if figures["mean"] is None:
+            continue
+        if figures["low"] is not None:
+            axes.hlines(place, figures["low"], figures["high"], color=BLUE, linewidth=2.4)
+        axes.scatter([figures["mean"]], [place], s=42, color=BLUE, zorder=3)
+        means.append(f"{variant.label} {known.text(figures['mean'])}")
+    _variant_axis(axes, [variant.label for variant in order])
+    axes.set_xlabel(known.heading)
     title = f"{describe_measure(known)}{' ↑' if known.better == 'higher' else ' ↓'}"
-    return Plot(title, image, "", f"Means of {title}: {'; '.join(told)}.")
+    return title, "", f"Means of {title}: {'; '.join(means)}."
 
 
-def rank_plot(results: Results, measure: str) -> Plot:
-    """Each variant's rank and how far it moves when the cases are drawn anew."""
-    known = column(measure)
+@plot
+def rank_plot(axes: Axes, results: Results, measure: str) -> tuple[str, str, str]:
+    """Each variant's rank, and its interval when the cases are drawn again."""
     order = results.by_rank(measure)
-    told = []
-    with house_style():
-        figure, axes = new_figure(height=1.1 + 0.36 * len(order))
-        for place, variant in enumerate(order):
-            rank = results.ranks[measure][variant.name]
-            if np.isnan(rank["rank"]):
-                continue
-            axes.hlines(place, rank["low"], rank["high"], color=ORANGE, linewidth=2.4)
-            axes.scatter([rank["rank"]], [place], s=42, color=ORANGE, zorder=3)
-            share = f"{100 * rank['share_of_draws_first']:.0f} %"
-            axes.text(1.02, place, share, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-            told.append(f"{variant.label} rank {rank['rank']:g}, best in {share}")
-        axes.text(1.02, -0.75, "best in", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-        _variant_axis(axes, [variant.label for variant in order])
-        axes.set_xlim(0.6, len(order) + 0.4)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel("Rank (1 is best)")
-        image = svg_of(figure)
-    title = f"Rank by {describe_measure(known)}"
-    return Plot(title, image, "", f"{title}: {'; '.join(told)}.")
+    ranks = []
+    for place, variant in enumerate(order):
+        rank = results.ranks[measure][variant.name]
+        if np.isnan(rank["rank"]):
+            continue
+        axes.hlines(place, rank["low"], rank["high"], color=ORANGE, linewidth=2.4)
+        axes.scatter([rank["rank"]], [place], s=42, color=ORANGE, zorder=3)
+        share = f"{100 * rank['share_of_draws_first']:.0f} %"
+        axes.text(1.02, place, share, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+        ranks.append(f"{variant.label} rank {rank['rank']:g}, best in {share}")
+    axes.text(1.02, -0.75, "best in", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+    _variant_axis(axes, [variant.label for variant in order])
+    axes.set_xlim(0.6, len(order) + 0.4)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("Rank (1 is best)")
+    title = f"Rank by {describe_measure(column(measure))}"
+    return title, "", f"{title}: {'; '.join(ranks)}."
 
 
 def curve_plots(results: Results) -> list[Plot]:
@@ -203,39 +197,38 @@ def curve_plots(results: Results) -> list[Plot]:
     curves = {
         name: [read_curves(run.folder / "tensorboard") for run in members] for name, members in results.runs.items()
     }
-    drawn = []
-    for tag, what in (("val_mean_dice", "Validation Dice"), ("train_mean_dice", "Training Dice")):
-        told = []
-        with house_style():
-            figure, axes = new_figure(height=3.0 + 0.2 * ((len(results.variants) + 1) // 2))
-            for place, variant in enumerate(results.variants):
-                runs = [dict(curve[tag]) for curve in curves[variant.name] if curve.get(tag)]
-                if not runs:
-                    continue
-                look: dict[str, Any] = {
-                    "color": COLOURS[place % len(COLOURS)],
-                    "linestyle": LINES[(place // len(COLOURS) + place) % len(LINES)],
-                }
-                epochs = sorted(set().union(*runs))
-                mean = [float(np.mean([run[epoch] for run in runs if epoch in run])) for epoch in epochs]
-                axes.plot(epochs, mean, linewidth=1.7, label=variant.label, **look)
-                for run in runs if len(runs) > 1 else []:
-                    axes.plot(list(run), list(run.values()), linewidth=0.5, alpha=0.4, **look)
-                told.append(f"{variant.label} up to {max(mean):.3f}")
-            axes.set_xlabel("Epoch")
-            axes.set_ylabel("Mean Dice, resampled grid")
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            if told:
-                axes.legend(
-                    frameon=False, loc="lower left", bbox_to_anchor=(-0.1, 1), ncols=2, borderaxespad=0, fontsize=8.5
-                )
-            image = svg_of(figure)
-        if told:
-            drawn.append(Plot(what, image, "", f"{what} by epoch: {'; '.join(told)}."))
-    return drawn
+    found = []
+    for tag, title in (("val_mean_dice", "Validation Dice"), ("train_mean_dice", "Training Dice")):
+        runs = {v.label: [dict(one[tag]) for one in curves[v.name] if one.get(tag)] for v in results.variants}
+        if any(runs.values()):
+            found.append(_curves(title, runs))
+    return found
+
+
+@plot
+def _curves(axes: Axes, title: str, curves: Mapping[str, Sequence[Mapping[int, float]]]) -> tuple[str, str, str]:
+    best = []
+    for place, (label, runs) in enumerate(curves.items()):
+        if not runs:
+            continue
+        line = LINES[(place // len(COLOURS) + place) % len(LINES)]
+        look: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linestyle": line}
+        epochs = sorted(set().union(*runs))
+        mean = [float(np.mean([run[epoch] for run in runs if epoch in run])) for epoch in epochs]
+        axes.plot(epochs, mean, linewidth=1.7, label=label, **look)
+        for run in runs if len(runs) > 1 else []:
+            axes.plot(list(run), list(run.values()), linewidth=0.5, alpha=0.4, **look)
+        best.append(f"{label} up to {max(mean):.3f}")
+    set_height(axes, 3.0 + 0.2 * ((len(curves) + 1) // 2))
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel("Mean Dice, resampled grid")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.1, 1), ncols=2, borderaxespad=0, fontsize=8.5)
+    return title, "", f"{title} by epoch: {'; '.join(best)}."
 
 
 def _variant_axis(axes: Axes, labels: Sequence[str]) -> None:
+    set_height(axes, 1.1 + 0.36 * len(labels))
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -1.1 if len(labels) > 1 else -0.5)
     axes.tick_params(axis="y", length=0)

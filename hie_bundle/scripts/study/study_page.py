@@ -42,7 +42,7 @@ def write_study(
     write_atomically(folder / "study_cases.csv", cases_csv(results))
     write_atomically(folder / "study_tests.csv", tests_csv(results))
     write_atomically(folder / "study.csv", study_csv(results))
-    write_atomically(folder / "study.md", markdown(results))
+    write_atomically(folder / "study.md", markdown(results, info.get("failed") or {}))
     shown = [strip for strip in strips(results, items, adc_window) if strip.masks]
     if shown:
         write_atomically(folder / "figure_2.png", figure_2(shown))
@@ -55,6 +55,7 @@ def write_study(
         runs=sum(len(members) for members in results.runs.values()),
         leader=_leader(results, lead),
         verdict=results.verdict(),
+        failed=info.get("failed") or {},
         gains={baseline: [gained(of[v.name]) for v in results.variants] for baseline, of in results.gains.items()},
         gained=GAINED,
         tables=[_table_1(results, group, measures) for group, measures in results_groups(results)],

@@ -52,9 +52,10 @@ def tests_csv(results: Results) -> str:
     return _csv([{"measure": measure, **row} for measure, rows in results.tests.items() for row in rows])
 
 
-def markdown(results: Results) -> str:
-    """Whether the baselines are beaten, Table 1, the ranking by Dice and the tests of Dice as Markdown."""
-    text = [verdict, ""] if (verdict := results.verdict()) else []
+def markdown(results: Results, failed: Mapping[str, str] | None = None) -> str:
+    """Failed variants, the verdict, Table 1, the ranking by Dice and the tests of Dice as Markdown."""
+    text = [f"Failed, not in the tables: {', '.join(failed)}.", ""] if failed else []
+    text += [verdict, ""] if (verdict := results.verdict()) else []
     for group, measures in results_groups(results):
         text += [f"## {group.title}", "", group.explanation, ""]
         names = [column(measure) for measure in measures]

@@ -1,0 +1,159 @@
+"""Lesion by lesion: a row for each connected component of truth and prediction, and how the two are matched.
+
+Lesions are connected components (26 neighbours). A lesion and a predicted component that overlap are a candidate pair;
+pairs are taken in the order of their intersection over union (IoU), each component once, and a pair counts as a match
+from a given IoU on. This is panoptica's ``NaiveThresholdMatching`` with ``Metric.IOU``, which ``make test-panoptica``
+compares with. panoptica 2.1 is not a dependency, since it needs NumPy below 2.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ..geometry.components import components
+
+__all__ = [
+    "IOU_THRESHOLDS", "LESION_COLUMNS", "VOLUME_BINS_ML", "case_lesions", "detection", "match", "recall_by_volume",
+]  # fmt: skip
+
+IOU_THRESHOLDS = np.arange(1, 20) / 20
+VOLUME_BINS_ML = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
+LESION_COLUMNS = (
+    "case", "mask", "lesion", "volume_ml", "x_mm", "y_mm", "z_mm", "first_slice", "last_slice", "mean_adc",
+    "lowest_adc", "mean_z", "lowest_z", "mean_probability", "touches", "match", "iou", "dice", "matched", "min_iou",
+)  # fmt: skip
+Mask = NDArray[np.bool_]
+Labels = NDArray[np.unsignedinteger[Any]]
+Rows = Sequence[Mapping[str, Any]]
+
+
+def match(truth: Labels, pred: Labels) -> list[tuple[int, int, float]]:
+    """Pairs of a lesion and a predicted component with their IoU, each component at most once, the best pair first.
+
+    Args:
+        truth: number of each voxel's lesion, 0 outside.
+        pred: number of each voxel's predicted component, 0 outside.
+    """
+    sizes = [np.bincount(labels.ravel()) for labels in (truth, pred)]
+    both = (truth > 0) & (pred > 0)
+    pairs, common = np.unique(np.stack([truth[both], pred[both]]), axis=1, return_counts=True)
+    iou = common / (sizes[0][pairs[0]] + sizes[1][pairs[1]] - common)
+    matched: list[tuple[int, int, float]] = []
+    used: tuple[set[int], set[int]] = set(), set()
+    for place in np.argsort(-iou, kind="stable"):
+        lesion, component = map(int, pairs[:, place])
+        if lesion not in used[0] and component not in used[1]:
+            matched.append((lesion, component, float(iou[place])))
+            used[0].add(lesion)
+            used[1].add(component)
+    return matched
+
+
+def case_lesions(
+    case: str,
+    pred: Mask,
+    truth: Mask,
+    affine: NDArray[np.float64],
+    maps: Mapping[str, NDArray[Any]],
+    min_iou: float = 0.1,
+) -> list[dict[str, Any]]:
+    """The rows of a case for ``lesions.csv``: the lesions of the truth, then the predicted components.
+
+    Args:
+        case: its id.
+        pred: predicted mask, shape (X, Y, Z).
+        truth: annotated mask, same shape.
+        affine: (4, 4) from voxel indices to scanner coordinates in mm, RAS+.
+        maps: ``adc``, and perhaps ``z`` and ``probability``, same shape.
+        min_iou: IoU from which on a pair counts as a match.
+
+    Returns:
+        For each ``mask`` (truth or prediction) and ``lesion`` (its number): ``volume_ml``; the centre ``x_mm``,
+        ``y_mm``, ``z_mm``; ``first_slice`` and ``last_slice`` from 1 at the feet; mean and lowest ADC and Z; the mean
+        probability; ``touches``, whether it has a voxel in common with the other mask; ``match``, the number of its
+        partner in the other mask (0 without), with ``iou`` and ``dice``; ``matched``, whether the IoU reaches
+        ``min_iou``, which is named in each row.
+    """
+    labels = {name: components(mask) for name, mask in (("truth", truth), ("prediction", pred))}
+    partners: dict[str, dict[int, tuple[int, float]]] = {"truth": {}, "prediction": {}}
+    for lesion, component, iou in match(labels["truth"][0], labels["prediction"][0]):
+        partners["truth"][lesion], partners["prediction"][component] = (component, iou), (lesion, iou)
+    orientation = io_orientation(affine)
+    axis = int(np.flatnonzero(orientation[:, 0] == 2)[0])
+    slices, upwards = truth.shape[axis], orientation[axis, 1] > 0
+    voxel_ml = float(np.prod(voxel_sizes(affine))) / 1000
+    rows = []
+    for name, other in (("truth", pred), ("prediction", truth)):
+        numbers, count = labels[name]
+        boxes = ndimage.find_objects(numbers.astype(np.int32))
+        for number in range(1, count + 1):
+            box = boxes[number - 1]
+            inside = numbers[box] == number
+            indices = np.argwhere(inside) + [side.start for side in box]
+            x, y, z = apply_affine(affine, indices.mean(axis=0))
+            first, last = indices[:, axis].min(), indices[:, axis].max()
+            ends = (first + 1, last + 1) if upwards else (slices - last, slices - first)
+            values = {part: volume[box][inside] for part, volume in maps.items()}
+            partner, iou = partners[name].get(number, (0, 0.0))
+            rows.append(
+                {
+                    "case": case, "mask": name, "lesion": number, "volume_ml": len(indices) * voxel_ml,
+                    "x_mm": float(x), "y_mm": float(y), "z_mm": float(z),
+                    "first_slice": int(ends[0]), "last_slice": int(ends[1]),
+                    **{f"mean_{part}": float(of.mean()) for part, of in values.items()},
+                    **{f"lowest_{part}": float(of.min()) for part, of in values.items() if part != "probability"},
+                    "touches": bool(other[box][inside].any()), "match": partner, "iou": iou,
+                    "dice": 2 * iou / (1 + iou), "matched": partner > 0 and iou >= min_iou, "min_iou": min_iou,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def detection(rows: Rows, cases: int, min_iou: float) -> dict[str, float | None]:
+    """Detection over all lesions of all cases at one IoU threshold.
+
+    Args:
+        rows: of :func:`case_lesions`, of all cases.
+        cases: number of cases.
+        min_iou: IoU from which on a pair counts as a match.
+
+    Returns:
+        ``lesions``, ``predicted`` and ``matched``, counts; ``recall``, ``precision`` and ``f1`` (None where nothing
+        can be counted); ``false_positives_a_case``; ``min_iou``.
+    """
+    counts = {name: sum(row["mask"] == name for row in rows) for name in ("truth", "prediction")}
+    matched = sum(row["mask"] == "truth" and row["match"] > 0 and row["iou"] >= min_iou for row in rows)
+
+    def share(part: int, whole: int) -> float | None:
+        return part / whole if whole else None
+
+    return {
+        "lesions": counts["truth"],
+        "predicted": counts["prediction"],
+        "matched": matched,
+        "recall": share(matched, counts["truth"]),
+        "precision": share(matched, counts["prediction"]),
+        "f1": share(2 * matched, counts["truth"] + counts["prediction"]),
+        "false_positives_a_case": share(counts["prediction"] - matched, cases),
+        "min_iou": min_iou,
+    }
+
+
+def recall_by_volume(rows: Rows) -> list[tuple[str, int, int]]:
+    """Of each bin of lesion volume its label, the number of lesions and how many of them are matched; empty bins left
+    out."""
+    found = []
+    for low, high in pairwise(VOLUME_BINS_ML):
+        inside = [row["matched"] for row in rows if row["mask"] == "truth" and low <= row["volume_ml"] < high]
+        label = f"≥ {low:g}" if np.isinf(high) else f"{low:g}–{high:g}"
+        if inside:
+            found.append((label, len(inside), sum(inside)))
+    return found
