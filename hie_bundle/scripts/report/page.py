@@ -17,8 +17,9 @@ from ..evaluation.measures import Measure, column
 from ..io.files import seen_from, sha256_of, write_atomically
 from ..runtime.environment import versions
 from . import plots, tables
-from .columns import GROUPS, case_columns, grouped
+from .columns import GROUPS, Group, case_columns, grouped
 from .pictures import PRED_COLOUR, TRUTH_COLOUR, SliceView
+from .table import Cell, Table, figures_cell, heading_cell
 from .tables import BASELINES, best_baseline, gain_over, verdict
 
 __all__ = ["provenance", "render_page", "write_report"]
@@ -76,7 +77,7 @@ def write_report(
         headline=_headline(summary, rows),
         lead_grid=tables.lead_grid(rows),
         facts=_facts(summary["info"]),
-        tables=[(group, [_line(known, summary) for known in members]) for group, members in grouped(rows[0])],
+        tables=[_summary_table(group, members, summary) for group, members in grouped(rows[0])],
         classes={name: part["cases"] for name, part in summary["by_size_class"].items()},
         metric_plots=_metric_plots(rows),
         volume_plots=[plots.dice_by_volume(rows), plots.volumes(rows), plots.bland_altman(rows)],
@@ -156,21 +157,25 @@ def _headline(summary: Mapping[str, Any], rows: tables.Rows) -> list[dict[str, s
     return tiles
 
 
-def _line(known: Measure, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of a summary table."""
-    overall = summary["metrics"][known.name]
-    parts = [(overall, summary["cases"])]
-    parts += [(part["metrics"][known.name], part["cases"]) for part in summary["by_size_class"].values()]
-    return {
-        "column": known,
-        "cells": [
-            {"mean": known.text(f["mean"]), "interval": known.interval(f), "note": _share(f, cases)}
-            for f, cases in parts
-        ],
-        "median": known.text(overall["median"]),
-        "printed": overall["mean_as_printed"],
-        "counts": " / ".join(str(overall[name]) for name in ("defined", "undefined", "infinite")),
-    }
+def _summary_table(group: Group, members: Sequence[Measure], summary: Mapping[str, Any]) -> Table:
+    """Means of a group of measures, over all cases and by lesion size."""
+    parts = {"All": summary, **summary["by_size_class"]}
+    header = [Cell("Measure"), *(Cell(size, [_count(part["cases"])]) for size, part in parts.items())]
+    header += [Cell("Median"), Cell("As printed"), Cell("Defined", ["/ undefined / ∞"])]
+    rows = []
+    for known in members:
+        overall = summary["metrics"][known.name]
+        row = [heading_cell(known), figures_cell(known, overall, style="overall")]
+        for part in summary["by_size_class"].values():
+            figures = part["metrics"][known.name]
+            row.append(figures_cell(known, figures, _share(figures, part["cases"])))
+        counts = " / ".join(str(overall[name]) for name in ("defined", "undefined", "infinite"))
+        rows.append([*row, Cell(known.text(overall["median"])), Cell(overall["mean_as_printed"]), Cell(counts)])
+    return Table(group.title, header, rows, group.explanation, group.folded)
+
+
+def _count(cases: int) -> str:
+    return f"{cases} case{'s' * (cases != 1)}"
 
 
 def _share(figures: Mapping[str, Any], cases: int) -> str:

@@ -1,30 +1,159 @@
-"""The study's figures as files: CSV for other programs, Markdown for people."""
+"""The study's tables, shown on the page and in Markdown, and its CSV files."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.measures import Measure, column
 from ..evaluation.statistics import smallest_p
+from ..report.table import Cell, Table, figures_cell, heading_cell
+from ..report.tables import csv_text
 from .results import Group, Results, describe_measure, lead_measure, results_groups
-from .variants import PUBLISHED, Variant
+from .variants import PUBLISHED
 
-__all__ = ["GAINED", "cases_csv", "gained", "markdown", "printed", "study_csv", "tests_csv"]
+__all__ = [
+    "cases_csv", "gains_table", "markdown", "ranking_table", "size_table", "study_csv", "table_1", "tests_csv",
+    "tests_table",
+]  # fmt: skip
 
-GAINED = "Mean difference of Dice on the native grid, case by case, with its 95 % confidence interval."
+MANY = 8  # variants, above which only the tests against the first one are shown
+GAIN = Measure("gain", "gain", "")
+
+
+def table_1(results: Results, group: Group, measures: Sequence[str]) -> Table:
+    """Means of a group of measures by variant, with published figures beside them, and the epochs."""
+    published = {measure: key for measure in measures if (key := group.figure(measure))}
+    beside = bool(published) and any(variant.published for variant in results.variants)
+    best = {measure: results.best(measure) for measure in measures}
+    best_published = {measure: _best_published(results, measure, key) for measure, key in published.items()}
+    header = [Cell("Variant")]
+    for measure in measures:
+        header.append(heading_cell(column(measure)))
+        if beside:
+            left_open = PUBLISHED.get(published.get(measure, ""), "")
+            lines = (column(measure).label, *([f"({left_open})"] if left_open else []))
+            header.append(Cell("Paper’s", lines, style="paper"))
+    header += [Cell("Epochs"), *([Cell("Paper’s", ("epochs",), style="paper")] if beside else [])]
+    rows = []
+    for variant in results.variants:
+        row = [Cell(variant.label)]
+        for measure in measures:
+            figures = results.summary[variant.name]["all"][measure]
+            notes = _undefined(figures, results.classes["all"])
+            row.append(figures_cell(column(measure), figures, *notes, bold=variant.name in best[measure]))
+            if beside:
+                value = variant.published.get(published.get(measure, ""))
+                row.append(_paper(value, ".4f", variant.name in best_published.get(measure, ())))
+        trained, chosen = results.epochs[variant.name]
+        row.append(Cell(f"{trained:.4g}", [f"best: {chosen:.4g}"]))
+        rows.append([*row, *([_paper(variant.published.get("epochs"), "g")] if beside else [])])
+    note = group.explanation if beside or not published else ""
+    return Table(group.title, header, rows, note)
+
+
+def gains_table(results: Results) -> Table:
+    """Dice gained over each baseline."""
+    header = [Cell("Variant"), *(Cell(f"over {baseline}") for baseline in results.gains)]
+    rows = []
+    for variant in results.variants:
+        gains = [of[variant.name] for of in results.gains.values()]
+        cells = [Cell(("+" if one["mean"] > 0 else "") + GAIN.text(one["mean"]), _some(GAIN.interval(one)))
+                 for one in gains]  # fmt: skip
+        rows.append([Cell(variant.label), *cells])
+    note = "Mean difference of Dice on the native grid, case by case, with its 95 % confidence interval."
+    return Table("Against methods without a deep network", header, rows, note)
+
+
+def size_table(results: Results, measure: str) -> Table:
+    """Means of one measure by class of lesion size."""
+    known = column(measure)
+    header = [Cell("Variant")]
+    header += [Cell(size, [f"{count} case{'s' * (count != 1)}"]) for size, count in results.classes.items()]
+    best = {size: results.best(measure, size) for size in results.classes}
+    rows = [
+        [Cell(variant.label)]
+        + [
+            figures_cell(known, results.summary[variant.name][size][measure], bold=variant.name in best[size])
+            for size in results.classes
+        ]
+        for variant in results.variants
+    ]
+    return Table(f"{describe_measure(known)} by lesion size", header, rows)
+
+
+def ranking_table(results: Results, measures: Sequence[str]) -> Table:
+    """Ranks by each measure, with their interval and the share of the draws that a variant wins."""
+    header = [Cell("Variant")]
+    for measure in measures:
+        used = [results.compared[measure][variant.name] for variant in results.variants]
+        count = sum(all(map(math.isfinite, values)) for values in zip(*used, strict=True))
+        known = column(measure)
+        grid = describe_measure(known).removeprefix(f"{known.label} ")
+        header.append(Cell(known.label, [grid, f"{count} of {results.classes['all']} cases"]))
+    rows = []
+    for variant in results.variants:
+        row = [Cell(variant.label)]
+        for measure in measures:
+            rank = results.ranks[measure][variant.name]
+            lines = [f"{rank['low']:g} to {rank['high']:g}", f"first in {100 * rank['share_of_draws_first']:.0f} %"]
+            row.append(Cell("–") if math.isnan(rank["rank"]) else Cell(f"{rank['rank']:g}", lines))
+        rows.append(row)
+    return Table("Ranking", header, rows)
+
+
+def tests_table(results: Results, measure: str) -> Table:
+    """Paired tests of one measure; of many variants those of the first one."""
+    known = column(measure)
+    labels = {variant.name: variant.label for variant in results.variants}
+    leader = results.by_rank(lead_measure(results))[0].name
+    unit = f" ({known.unit})" if known.unit else ""
+    header = [Cell("A"), Cell("B", style="left")]
+    header += map(Cell, ("Cases", f"Median of A − B{unit}", "p", "p (Holm)", "Effect size"))
+    rows = []
+    for row in results.tests[measure]:
+        if len(labels) <= MANY or leader in (row["a"], row["b"]):
+            effect = "–" if math.isnan(row["effect_size"]) else f"{row['effect_size']:+.2f}".replace("-", "−")
+            rows.append(
+                [
+                    Cell(labels[row["a"]]), Cell(labels[row["b"]], style="left"), Cell(str(row["cases"])),
+                    Cell(known.text(row["median_difference"])), Cell(_p(row["p"])),
+                    Cell(_p(row["p_holm"]), bold=row["p_holm"] < 0.05), Cell(effect),
+                ]
+            )  # fmt: skip
+    return Table(describe_measure(known), header, rows)
+
+
+def markdown(results: Results, failed: Mapping[str, str] | None = None) -> str:
+    """Failed variants, the verdict, Table 1, the ranking by Dice and the tests of Dice as Markdown."""
+    text = [f"Failed, not in the tables: {', '.join(failed)}.", ""] if failed else []
+    text += [verdict, ""] if (verdict := results.verdict()) else []
+    tables = [table_1(results, group, measures) for group, measures in results_groups(results)]
+    if results.gains:
+        tables.append(gains_table(results))
+    for table in tables:
+        text += [f"## {table.title}", "", *_some(table.note, ""), *table.markdown, ""]
+    if results.measures:
+        measure = lead_measure(results)
+        what = describe_measure(column(measure))
+        text += [f"## Ranking by {what}", "", *ranking_table(results, [measure]).markdown, ""]
+        text += [f"## Paired tests of {what}", ""]
+        least = smallest_p(results.classes["all"], len(results.tests[measure]))
+        if least > 0.05:
+            text += [f"With so few cases the smallest p after Holm's correction is {least:.2g}.", ""]
+        text += tests_table(results, measure).markdown
+    return "\n".join(text) + "\n"
 
 
 def study_csv(results: Results) -> str:
     """Table 1 as CSV: a row for each variant and class of lesion size, ``all`` first.
 
     Of each measure its mean over the finite values, the ends of the 95 % confidence interval (``_low``, ``_high``),
-    the mean as the paper would print it and the number of finite values; ``published_*`` are the figures that others
-    printed for the variant.
+    the mean as the paper would print it and the number of finite values; ``published_*`` are published figures of the
+    variant, which has none by size.
     """
+    keys = [key for key in PUBLISHED if any(key in variant.published for variant in results.variants)]
     lines = []
     for variant in results.variants:
         for size, count in results.classes.items():
@@ -34,132 +163,50 @@ def study_csv(results: Results) -> str:
             for measure in results.measures:
                 figures = results.summary[variant.name][size][measure]
                 line[measure] = figures["mean"]
-                for end in ("low", "high", "mean_as_printed", "defined"):
-                    line[f"{measure}_{end}"] = figures[end]
-            whole = size == "all"  # the paper has no figures by size
-            line |= {f"published_{key}": variant.published.get(key) if whole else None for key in _published(results)}
+                line |= {f"{measure}_{end}": figures[end] for end in ("low", "high", "mean_as_printed", "defined")}
+            line |= {f"published_{key}": variant.published.get(key) if size == "all" else None for key in keys}
             lines.append(line)
-    return _csv(lines)
+    return csv_text(lines)
 
 
 def cases_csv(results: Results) -> str:
     """Every variant's values in every case as CSV: what all statistics are computed from."""
-    return _csv([{"variant": name, **row} for name, rows in results.cases.items() for row in rows])
+    return csv_text([{"variant": name, **row} for name, rows in results.cases.items() for row in rows])
 
 
 def tests_csv(results: Results) -> str:
     """The paired tests of all measures as CSV."""
-    return _csv([{"measure": measure, **row} for measure, rows in results.tests.items() for row in rows])
+    return csv_text([{"measure": measure, **row} for measure, rows in results.tests.items() for row in rows])
 
 
-def markdown(results: Results, failed: Mapping[str, str] | None = None) -> str:
-    """Failed variants, the verdict, Table 1, the ranking by Dice and the tests of Dice as Markdown."""
-    text = [f"Failed, not in the tables: {', '.join(failed)}.", ""] if failed else []
-    text += [verdict, ""] if (verdict := results.verdict()) else []
-    for group, measures in results_groups(results):
-        text += [f"## {group.title}", "", group.explanation, ""]
-        names = [column(measure) for measure in measures]
-        header = ["Variant", *(_heading(known, group.figure(known.name)) for known in names), "Epochs"]
-        lines = []
-        for variant in results.variants:
-            cells = [_cell(results, variant, measure, group.figure(measure)) for measure in measures]
-            lines.append([variant.label, *cells, _epochs_cell(results, variant, group)])
-        text += [*_table(header, lines), ""]
-    if gains := results.gains:
-        text += ["## Against methods without a deep network", "", GAINED, ""]
-        lines = [[v.label, *(gained(of[v.name]) for of in gains.values())] for v in results.variants]
-        text += [*_table(["Variant", *(f"Dice gained over {baseline}" for baseline in gains)], lines), ""]
-    if results.measures:
-        measure = lead_measure(results)
-        known = column(measure)
-        text += [f"## Ranking by {describe_measure(known)}", ""]
-        lines = []
-        for variant in results.by_rank(measure):
-            rank = results.ranks[measure][variant.name]
-            lines.append(
-                [
-                    variant.label,
-                    f"{rank['rank']:g}",
-                    f"{rank['low']:g} to {rank['high']:g}",
-                    f"{rank['share_of_draws_first']:.2f}",
-                ]
-            )
-        text += [*_table(["Variant", "Rank", "95 % interval", "Share of draws first"], lines), ""]
-        text += [f"## Paired tests of {describe_measure(known)}", ""]
-        least = smallest_p(results.classes["all"], len(results.tests[measure]))
-        if least > 0.05:
-            text += [
-                f"With so few cases the smallest p that could come out after Holm's correction is {least:.2g}.",
-                "",
-            ]
-        labels = {variant.name: variant.label for variant in results.variants}
-        lines = [
-            [
-                labels[row["a"]], labels[row["b"]], str(row["cases"]), known.text(row["median_difference"]),
-                f"{row['p']:.3g}", f"{row['p_holm']:.3g}", f"{row['effect_size']:+.2f}",
-            ]
-            for row in results.tests[measure]
-        ]  # fmt: skip
-        text += _table(["A", "B", "Cases", "Median of A − B", "p", "p (Holm)", "Effect size"], lines)
-    return "\n".join(text) + "\n"
+def _best_published(results: Results, measure: str, key: str) -> set[str]:
+    values = {v.name: v.published[key] for v in results.variants if key in v.published}
+    if len(values) < 2:
+        return set()
+    end = max(values.values()) if column(measure).better == "higher" else min(values.values())
+    return {name for name, value in values.items() if value == end}
 
 
-def _published(results: Results) -> list[str]:
-    return [key for key in PUBLISHED if any(key in v.published for v in results.variants)]
-
-
-def _heading(known: Measure, published: str) -> str:
-    left_open = PUBLISHED.get(published)
-    return f"{known.heading} {'↑' if known.better == 'higher' else '↓'}{f'; paper: {left_open}' if left_open else ''}"
-
-
-def _cell(results: Results, variant: Variant, measure: str, published: str) -> str:
-    figures = results.summary[variant.name]["all"][measure]
-    known = column(measure)
-    text = known.text(figures["mean"])
-    if variant.name in results.best(measure):
-        text = f"**{text}**"
-    if figures["low"] is not None:
-        text += f" [{known.text(figures['low'])}, {known.text(figures['high'])}]"
+def _undefined(figures: Mapping[str, Any], cases: int) -> list[str]:
+    notes = []
     if figures["mean_as_printed"] == "Inf":
-        text += f"; as printed: Inf ({figures['infinite']} of {results.classes['all']} infinite)"
+        notes.append(f"as printed: Inf ({figures['infinite']} of {cases} infinite)")
     if figures["undefined"]:
-        text += f"; undefined in {figures['undefined']}"
-    if published in variant.published:
-        text += f"; paper: {printed(variant.published[published])}"
-    return text
+        notes.append(f"{figures['undefined']} of {cases} undefined")
+    return notes
 
 
-def _epochs_cell(results: Results, variant: Variant, group: Group) -> str:
-    text = f"{results.epochs[variant.name][0]:g}"
-    if group.published and "epochs" in variant.published:
-        text += f"; paper: {variant.published['epochs']:g}"
-    return text
+def _paper(value: float | None, form: str, bold: bool = False) -> Cell:
+    """A figure as the paper prints it."""
+    text = "–" if value is None else "Inf" if math.isinf(value) else f"{value:{form}}"
+    return Cell(text, bold=bold, style="paper")
 
 
-def gained(gain: Mapping[str, Any]) -> str:
-    """A difference of Dice with its interval."""
-    signed = Measure("gain", "gain", "")
-    text = ("+" if gain["mean"] > 0 else "") + signed.text(gain["mean"])
-    return text if gain["low"] is None else f"{text} [{signed.interval(gain).replace(' to ', ', ')}]"
+def _some(text: str, *more: str) -> list[str]:
+    return [text, *more] if text else []
 
 
-def printed(value: float) -> str:
-    """A figure as the paper's Table 1 prints it."""
-    return "Inf" if math.isinf(value) else f"{value:.4f}"
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(header), line("---" for _ in header), *map(line, lines)]
-
-
-def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    table = io.StringIO()
-    if lines:
-        writer = csv.DictWriter(table, list(lines[0]), lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(lines)
-    return table.getvalue()
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
