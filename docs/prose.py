@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from proselint.checks import __register__
 from proselint.registry import CheckRegistry
-from proselint.registry.checks import Check, types
+from proselint.registry.checks import Check, CheckFlags, types
 from proselint.tools import LintFile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,8 @@ def vocabulary() -> Check:
     """The vocabulary as one of proselint's checks."""
     words = yaml.safe_load(VOCABULARY.read_text(encoding="utf-8"))
     items = {f"(?:{pattern.replace(' ', chr(92) + 's+')})": instead for pattern, instead in words.items()}
-    return Check(types.PreferredForms(items), path="vocabulary", message="'{1}': write {0}.")
+    flags = CheckFlags(allow_quotes=True)  # a docstring is one quotation to proselint
+    return Check(types.PreferredForms(items), path="vocabulary", message="'{1}': write {0}.", flags=flags)
 
 
 def _blank(text: str, sign: str = " ") -> str:
@@ -68,8 +69,7 @@ def findings(path: Path, prose: Callable[[str], str]) -> list[str]:
     config = {"max_errors": 1000, "checks": dict.fromkeys(CHECKS, True)}
     results = LintFile(str(path), text).lint(config) if text.strip() else []  # type: ignore[arg-type]
     return [
-        f"{path.relative_to(ROOT)}:{found.pos[0] - 1}: {' '.join(found.check_result.message.split())}"
-        for found in results
+        f"{path.relative_to(ROOT)}:{found.pos[0]}: {' '.join(found.check_result.message.split())}" for found in results
     ]
 
 
