@@ -36,7 +36,8 @@ TINY: dict[str, Any] = {
 CHANGED: dict[str, Any] = {
     "amp": False, "anonymise_ids": "FOLDER/key", "augmentation_probability": 1.0,
     "batch_size": 6, "bundle_root": str(BUNDLE), "cache_rate": 0.5, "ckpt_dir": "FOLDER/weights", "clip_norm": 0.5,
-    "cudnn_benchmark": False, "datalist": "FOLDER/list.json", "dataset_dir": "FOLDER/data", "device": "cpu",
+    "cudnn_benchmark": False, "data_on": "host", "datalist": "FOLDER/list.json",
+    "dataset_dir": "FOLDER/data", "device": "cpu",
     "dropout": [0, 0, 0, 0.5], "epochs": 2, "features": [2, 4, 4, 6], "fold": 0, "num_folds": 2, "in_channels": 2,
     "init_weights": "FOLDER/start.pt", "inner_folds": 2, "input_size": [24, 24, 16], "l1_weight": 0.01,
     "label_mode": "trilinear", "learning_rate": 0.01, "limit_to_brain": True, "loading_timeout_s": 90,

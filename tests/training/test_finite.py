@@ -34,6 +34,7 @@ def _network() -> nn.Module:
 def _trainer(
     network: nn.Module, on_nonfinite: str = "skip", spoil: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
     bad_cases: dict[int, float] | None = None, clip_norm: float = 1.0, learning_rate: float = 1e-2, cases: int = 8,
+    read_every: int = 1,
 ) -> SupervisedTrainer:  # fmt: skip
     """Eight steps of one case each; some of the cases, or of the losses, are spoiled."""
     generator = torch.Generator().manual_seed(0)
@@ -60,7 +61,7 @@ def _trainer(
         device="cpu", max_epochs=1, train_data_loader=DataLoader(Dataset(data), batch_size=1), network=network,
         optimizer=torch.optim.AdamW(network.parameters(), lr=learning_rate), loss_function=Loss(),
         train_handlers=[L1Penalty(network, 1e-4), GradientClipping(network, clip_norm),
-                        FiniteSteps(network, on_nonfinite)],
+                        FiniteSteps(network, on_nonfinite, read_every)],
     )  # fmt: skip
 
 
@@ -89,6 +90,34 @@ def test_skipping_leaves_the_other_steps_as_they_are() -> None:
     _trainer(first, bad_cases={7: float("nan")}).run()
     _trainer(second, cases=7).run()
     assert all(torch.equal(a, b) for a, b in zip(_state(first).values(), _state(second).values(), strict=True))
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_a_step_is_skipped_on_the_device_and_read_later(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    network, states = _network(), []
+    trainer = _trainer(network, bad_cases={3: value}, read_every=3)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: states.append(_state(network)))
+    with caplog.at_level(logging.WARNING, "scripts.training.finite_steps"):
+        trainer.run()
+    same = [all(torch.equal(a[n], b[n]) for n in a) for a, b in itertools.pairwise(states)]
+    assert same == [number == 3 for number in range(1, 8)]
+    (message,) = [record.getMessage() for record in caplog.records]
+    for part in ("Step 4 (epoch 1)", "cases case_3", "loss nan", "gradient norm nan"):
+        assert part in message
+    reference = _network()
+    _trainer(reference, bad_cases={3: value}).run()
+    for name, expected in _state(reference).items():
+        torch.testing.assert_close(_state(network)[name], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_training_ends_with_the_reading_that_finds_too_many_skipped_steps() -> None:
+    network = _network()
+    spoil = [2, 3, 4, 5]
+    trainer = _trainer(network, "skip", lambda step, loss: loss * float("inf") if step in spoil else loss, read_every=4)
+    with pytest.raises(UserError, match=r"(?s)Step 5 .*cases case_4; loss nan.*--learning_rate"):
+        trainer.run()
+    assert trainer.state.iteration == 8
+    assert not not_finite(network.state_dict())
 
 
 @pytest.mark.parametrize(

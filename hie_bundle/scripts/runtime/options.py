@@ -184,6 +184,7 @@ OPTIONS: dict[str, Option] = {
     **_options(_TEXT, "loss_name", "base_url", "dataset_name"),
     **_options(_PRECISION, "training_precision", "precision"),
     **_options(Literal["skip", "stop"], "on_nonfinite"),
+    **_options(Literal["auto", "device", "host"], "data_on"),
     **_options(Literal[".nii.gz", ".nii", ".mha"], "output_ext"),
     **_options(Literal["nearest-exact", "nearest", "trilinear", "area"], "label_mode"),
     **_options(

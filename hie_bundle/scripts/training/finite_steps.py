@@ -1,4 +1,4 @@
-"""Numbers that are none: noticed in the step in which they arise, never saved, never loaded, never made into a mask."""
+"""NaN and Inf in a training: the step in which they arise changes nothing and is logged with its cases."""
 
 from __future__ import annotations
 
@@ -12,54 +12,76 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 from torch import distributed, nn
+from torch.optim import Adam
 
 from ..runtime.errors import UserError, choose
 from ..runtime.finite import not_finite
 
-__all__ = [
-    "FiniteSteps",
-]
+__all__ = ["FiniteSteps"]
 
 logger = logging.getLogger(__name__)
 
-IN_A_ROW = 3  # steps that may be skipped one after the other
-# a GradScaler begins at 2^16 and halves at each overflow, which is how it finds its scale
+IN_A_ROW = 3  # consecutive steps that may be skipped
+# a GradScaler starts at 2^16 and halves at each overflow, which is how it finds its scale
 IN_A_ROW_SCALED = 20
 
 
 class FiniteSteps:
-    """Look at the loss, the gradient and the weights of each training step; a step that is not finite changes nothing.
+    """Skip a step whose loss or gradient is not finite, on all ranks together; end the training after several.
 
-    A step whose loss or gradient is not finite is skipped, the running statistics of normalisations included, and
-    logged with its cases, the parts of its loss and the gradient's norm. With mixed precision the GradScaler skips
-    steps whose gradient overflows, as it does to find its scale; more in a row than that takes end the training.
-    Several processes skip together.
+    A skipped step leaves weights, optimiser and running statistics as they were. Its log line names its cases, the
+    terms of its loss and the gradient norm. With mixed precision the GradScaler skips overflowing steps, which is
+    normal at the start. Ignite's ``TerminateOnNan`` ends the training at the first one and names nothing.
 
-    Stand it after what changes the loss and the gradients in the trainer's handlers.
+    Put it after the handlers that change loss and gradients.
 
     Args:
-        network: the network that is trained.
-        on_nonfinite: ``skip``, at most three steps in a row; or ``stop`` at the first one.
+        network: that is trained.
+        on_nonfinite: ``skip``, at most three consecutive steps; or ``stop``.
+        read_every: steps between readings. Above 1 no step waits for the device: a fused Adam skips the step there, and
+            the log line comes with the next reading.
 
     Raises:
-        UserError: when the training has to end; or when weights are not finite after a step, which no skipping mends.
+        UserError: when the training has to end, or weights are not finite after a step.
     """
 
-    def __init__(self, network: nn.Module, on_nonfinite: str = "skip") -> None:
+    def __init__(self, network: nn.Module, on_nonfinite: str = "skip", read_every: int = 1) -> None:
         self.network = network
         self.allowed = choose({"skip": IN_A_ROW, "stop": 0}, on_nonfinite, "on_nonfinite")
+        self.read_every = read_every
         self.in_a_row = 0
         self._buffers: list[torch.Tensor] = []
+        self._unread: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
     def attach(self, engine: SupervisedTrainer) -> None:
-        """Act at the beginning of a step, between its backward pass and the optimiser, and at its end."""
+        """Act at a step's start, between backward pass and optimiser, and at its end."""
+        if self.read_every > 1:
+            engine.add_event_handler(Events.STARTED, self.fuse)
+            engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.spread)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.read)
         engine.add_event_handler(Events.ITERATION_STARTED, self.started)
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.completed)
 
+    def fuse(self, engine: SupervisedTrainer) -> None:
+        """Have the optimiser skip steps on the device; only Adam and AdamW can."""
+        if not isinstance(engine.optimizer, Adam):
+            self.read_every = 1
+            return
+        for group in engine.optimizer.param_groups:
+            group |= {"fused": True, "foreach": False}
+        vars(engine.optimizer)["_step_supports_amp_scaling"] = True  # as its constructor does for fused=True
+
     def started(self, _: Engine) -> None:
         """Keep the buffers: the forward pass changes running statistics."""
         self._buffers = [buffer.clone() for buffer in self.network.buffers()]
+
+    def spread(self, engine: SupervisedTrainer) -> None:
+        """Make the gradient of a loss that is not finite NaN, by which the optimiser knows."""
+        if self.read_every == 1:
+            return
+        loss = engine.state.output[CommonKeys.LOSS]
+        engine.state.output[CommonKeys.LOSS] = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
 
     def __call__(self, engine: SupervisedTrainer) -> None:
         loss = engine.state.output[CommonKeys.LOSS].detach()
@@ -70,64 +92,98 @@ class FiniteSteps:
             together = fine.to(torch.int32)
             distributed.all_reduce(together, distributed.ReduceOp.MIN)
             fine = together > 0
-        if bool(fine):
-            self.in_a_row = 0
-            return
-        self.in_a_row += 1
         scaled = engine.amp and engine.scaler is not None
-        only_overflow = scaled and bool(torch.isfinite(loss).all())
-        told = f"Step {engine.state.iteration} (epoch {engine.state.epoch}) is not finite: {_told(engine, norm)}"
-        if self.in_a_row > (IN_A_ROW_SCALED if only_overflow else self.allowed):
-            raise UserError(
-                f"{told}.\nThe training has ended; weights and state that were saved before are as they were. A lower "
-                "--learning_rate, or --amp False, may help; cases that are named again and again are worth a look."
-            )
-        for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
-            buffer.copy_(before)
-        if scaled:  # which skips the step itself, and must see why
-            if not only_overflow:
-                logger.warning("%s. It is skipped.", told)
+        if self.read_every == 1:
+            if bool(fine):
+                self.in_a_row = 0
+                return
+            self._skip(_step(engine, norm), scaled and bool(torch.isfinite(loss).all()))
+            self._restore(fine)
+            if not scaled:  # a GradScaler skips the step itself, and must see why
+                for parameter in self.network.parameters():
+                    parameter.grad = None
             return
-        logger.warning("%s. It is skipped.", told)
-        for parameter in self.network.parameters():
-            parameter.grad = None
+        self._restore(fine)
+        if not scaled:
+            vars(engine.optimizer)["found_inf"] = (~fine).to(torch.float32)
+        self._unread.append((torch.stack([fine.float(), loss.float(), norm.float()]), _step(engine)))
+        if len(self._unread) >= self.read_every:
+            self.read(engine)
+
+    def read(self, engine: SupervisedTrainer) -> None:
+        """Read back what happened since the last reading."""
+        unread, self._unread = self._unread, []
+        values = torch.stack([one for one, _ in unread]).tolist() if unread else []
+        for (fine, loss, norm), (_, step) in zip(values, unread, strict=True):
+            if fine:
+                self.in_a_row = 0
+                continue
+            overflow = engine.amp and engine.scaler is not None and abs(loss) < float("inf")
+            self._skip({**step, "values": {"loss": loss, "gradient norm": norm}}, overflow)
+        if unread:
+            self._require_finite_weights(engine)
 
     def completed(self, engine: SupervisedTrainer) -> None:
-        """Refuse to go on with weights that are none."""
+        """Refuse to continue with weights that are not finite."""
+        if self.read_every == 1:
+            self._require_finite_weights(engine)
+
+    def _restore(self, fine: torch.Tensor) -> None:
+        for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
+            buffer.copy_(torch.where(fine, buffer, before))
+
+    def _skip(self, step: Mapping[str, Any], overflow: bool) -> None:
+        self.in_a_row += 1
+        text = f"Step {step['iteration']} (epoch {step['epoch']}) is not finite: {_shown(step)}"
+        if self.in_a_row > (IN_A_ROW_SCALED if overflow else self.allowed):
+            raise UserError(
+                f"{text}.\nThe training has ended; weights and state that were saved before are as they were. A lower "
+                "--learning_rate, or --amp False, may help. Look at cases that are named again and again."
+            )
+        if not overflow:
+            logger.warning("%s. It is skipped.", text)
+
+    def _require_finite_weights(self, engine: SupervisedTrainer) -> None:
         if bad := not_finite(self.network.state_dict()):
             raise UserError(
                 f"After step {engine.state.iteration} (epoch {engine.state.epoch}) weights are not finite: {bad}. "
-                f"{_told(engine)}. The training has ended; what was saved before is as it was. "
+                f"{_shown(_step(engine))}. The training has ended; what was saved before is as it was. "
                 "Is --learning_rate or --weight_decay too high?"
             )
 
 
-def _told(engine: SupervisedTrainer, norm: torch.Tensor | None = None) -> str:
-    """The step's cases, the parts of its loss and its gradient's norm, in words."""
+def _step(engine: SupervisedTrainer, norm: torch.Tensor | None = None) -> dict[str, Any]:
+    """A step's number, cases, loss terms and gradient norm."""
     output: Any = engine.state.output
     batch: Any = engine.state.batch
     cases = batch.get("case") if isinstance(batch, Mapping) else [one.get("case") for one in batch or []]
     values = {"loss": output[CommonKeys.LOSS]}
     if "l1_penalty" in output:
         values["l1_penalty"] = output["l1_penalty"]
-    values |= _parts(engine.loss_function, output)
+    if norm is not None:
+        values |= _terms(engine.loss_function, output)
     norm = output.get("grad_norm", norm)
     if norm is not None:
         values["gradient norm"] = norm
-    shown = ", ".join(f"{name} {float(value.detach().float().mean()):.6g}" for name, value in values.items())
-    return f"cases {', '.join(map(str, cases)) if cases else 'unknown'}; {shown}"
+    return {"iteration": engine.state.iteration, "epoch": engine.state.epoch, "cases": cases, "values": values}
 
 
-def _parts(loss_function: Any, output: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Each term of a compound loss by itself."""
+def _shown(step: Mapping[str, Any]) -> str:
+    values = {k: float(torch.as_tensor(v).detach().float().mean()) for k, v in step["values"].items()}
+    shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+    return f"cases {', '.join(map(str, step['cases'])) if step['cases'] else 'unknown'}; {shown}"
+
+
+def _terms(loss_function: Any, output: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Each term of a compound loss."""
     found: dict[str, torch.Tensor] = {}
     pred, label = output.get(CommonKeys.PRED), output.get(CommonKeys.LABEL)
     if not isinstance(loss_function, nn.Module) or not isinstance(pred, torch.Tensor):
         return found
-    for name, part in loss_function.named_children():
+    for name, term in loss_function.named_children():
         try:
             with torch.no_grad():
-                value = part(pred.detach(), label)
+                value = term(pred.detach(), label)
         except Exception:  # not every module in a loss is a loss; the values above stand without it
             continue
         if isinstance(value, torch.Tensor):

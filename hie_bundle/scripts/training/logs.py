@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, SupervisedTrainer
 from torch.optim import Optimizer
@@ -46,7 +47,8 @@ class EpochLine:
 
     def __init__(self, validator: Evaluator) -> None:
         self.validator = validator
-        self._loss, self._steps, self._started = 0.0, 0, 0.0
+        self._losses: list[torch.Tensor] = []
+        self._started = 0.0
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Act at the start of an epoch, after each step, and at the epoch's end."""
@@ -56,17 +58,18 @@ class EpochLine:
 
     def started(self, _: Engine) -> None:
         """Begin to count."""
-        self._loss, self._steps, self._started = 0.0, 0, time.monotonic()
+        self._losses, self._started = [], time.monotonic()
 
     def step(self, engine: Engine) -> None:
         """Add a step's loss."""
-        output = engine.state.output[0]  # type: ignore[index]
-        self._loss += float(output["loss"]) - float(output.get("l1_penalty", 0.0))
-        self._steps += 1
+        output: Any = engine.state.output
+        output = output[0] if isinstance(output, list) else output
+        self._losses.append(torch.as_tensor(output["loss"]).detach() - output.get("l1_penalty", 0.0))  # read at the end
 
     def __call__(self, engine: SupervisedTrainer) -> None:
         state, validated = engine.state, self.validator.state
-        parts = [f"loss {self._loss / max(1, self._steps):.4f}"]
+        loss = float(torch.stack(self._losses).cpu().double().mean()) if self._losses else 0.0
+        parts = [f"loss {loss:.4f}"]
         parts += [f"{name} {value:.4f}" for name, value in state.metrics.items()]
         if validated.epoch == state.epoch:
             parts += [f"{name} {value:.4f}" for name, value in validated.metrics.items()]

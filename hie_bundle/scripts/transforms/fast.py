@@ -9,7 +9,8 @@ Noise and gamma are not here: drawing the noise and raising to a power are all t
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -115,10 +116,8 @@ class SeparableElasticDeformation(torchio.ElasticDeformation):
         position = position.transpose(0, *(1 + lattice_axes))
         normalised = (2 * position + 1) / np.reshape(shape, (3, 1, 1, 1)) - 1
 
-        in_x, in_y, in_z = (torch.from_numpy(basis).float() for basis in bases)
-        control_points = torch.from_numpy(normalised[::-1].copy()).float()
-        slab = torch.einsum("ckmn,zn,ym->kyzc", control_points, in_z, in_y)
-        return (in_x @ slab.flatten(1)).view(*shape, 3)
+        control_points = torch.from_numpy(normalised[::-1].copy()).float().movedim(0, -1)
+        return spline_grid(control_points[None], [torch.from_numpy(basis).float() for basis in bases])[0]
 
 
 class FastAnisotropy(torchio.RandomAnisotropy):
@@ -193,6 +192,41 @@ class SeparableBlur(torchio.Blur):
             # One channel at a time: what is shifted stays in the cache.
             image.set_data(torch.stack([_gaussian_filter(channel, std_voxels) for channel in image.data]))
         return subject
+
+
+def spline_grid(control_points: torch.Tensor, bases: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Values of a cubic B-spline at every voxel.
+
+    Args:
+        control_points: (B, K, M, N, 3).
+        bases: of each axis, (X, K), (Y, M) and (Z, N).
+
+    Returns:
+        (B, X, Y, Z, 3).
+    """
+    in_x, in_y, in_z = bases
+    slab = torch.einsum("bkmnc,zn,ym->bkyzc", control_points, in_z, in_y)
+    shape = (len(in_x), *slab.shape[2:])
+    return torch.stack([(in_x @ one.flatten(1)).view(shape) for one in slab])
+
+
+@cache
+def lattice_bases(shape: tuple[int, int, int], control_points: tuple[int, int, int]) -> list[torch.Tensor]:
+    """The spline's basis along each axis for the lattice that ITK lays over a volume.
+
+    Args:
+        shape: of the volume.
+        control_points: of the lattice.
+    """
+    reference = sitk.Image(shape, sitk.sitkUInt8)
+    transform = sitk.BSplineTransformInitializer(reference, [count - 3 for count in control_points])
+    lattice = transform.GetCoefficientImages()[0]
+    return [
+        torch.from_numpy(_cubic_b_spline((np.arange(size)[:, None] - origin) / step - np.arange(count))).float()
+        for size, count, origin, step in zip(
+            shape, control_points, lattice.GetOrigin(), lattice.GetSpacing(), strict=True
+        )
+    ]
 
 
 def _sample(data: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:

@@ -1,0 +1,220 @@
+"""Training on cases that are resident on the network's device: no loading processes, no loop over items in a step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.metrics import Metric
+from monai.transforms import Activationsd
+from nibabel.affines import voxel_sizes
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
+
+from ..data.check_cache import case_of
+from ..data.loaders import CaseLoader
+from ..runtime.errors import UserError
+from ..runtime.machine import GB, available_memory, cache_memory
+from ..transforms.on_device import batched_form
+
+__all__ = ["BatchDice", "Placement", "ResidentLoader", "training_loader"]
+
+logger = logging.getLogger(__name__)
+
+SHARE = 0.4  # of the free memory that cases may take; the rest is for the network
+READ_EVERY = 10  # steps between readings of what is logged, which wait for the device
+
+
+class Placement:
+    """Where the training's cases are augmented: by loading processes on the host, or resident on the device.
+
+    Args:
+        data_on: ``auto``, ``device`` or ``host``. ``auto`` is the device on CUDA, where the recipe's augmentation has a
+            batched form and the cases fit.
+        device: that trains.
+        augment: the recipe's, by name.
+        prepare_batch: the recipe's.
+        activate: the recipe's; the training's Dice on the device needs one sigmoid.
+        cases: how many are cached.
+        all_cached: whether these are all.
+        volume_size: of a case.
+        in_channels: of a case.
+
+    Attributes:
+        on_device: the choice.
+        augment: what loading processes do; nothing on the device.
+        prepare_batch: what is done with a batch.
+        read_every: steps between readings of a step's values.
+
+    Raises:
+        UserError: for ``device``, when the augmentation has no batched form, or not all cases are cached.
+    """
+
+    def __init__(
+        self,
+        data_on: str,
+        device: str | torch.device,
+        augment: Mapping[str, Any],
+        prepare_batch: Any,
+        activate: Mapping[str, Any],
+        cases: float,
+        all_cached: bool,
+        volume_size: Any,
+        in_channels: int,
+    ) -> None:
+        batched = batched_form(augment, prepare_batch)
+        self.on_device = data_on == "device"
+        if data_on == "auto" and torch.device(device).type == "cuda" and batched and all_cached and cases:
+            needed, free = cache_memory(cases, volume_size, in_channels), available_memory(device)
+            self.on_device = needed < SHARE * free
+            logger.info(
+                "Cases take %.1f of %.1f GB on %s and are augmented on the %s.",
+                needed / GB, free / GB, device, "device" if self.on_device else "host",
+            )  # fmt: skip
+        if self.on_device and not (batched and all_cached):
+            why = "this recipe's augmentation has no batched form" if all_cached else "--cache_rate is below 1"
+            raise UserError(f"--data_on device: {why}. Choose --data_on host.")
+        self.augment = {} if self.on_device else augment
+        self.prepare_batch = batched if self.on_device else prepare_batch
+        self.read_every = READ_EVERY if self.on_device else 1
+        steps = list(activate.values()) if isinstance(activate, Mapping) else list(activate)
+        self._one_sigmoid = len(steps) == 1 and isinstance(steps[0], Activationsd)
+
+    def training_metric(self, host: Any, threshold: float) -> Any:
+        """The trainer's key metric: the host's, or the same figure from whole batches, or None."""
+        if not self.on_device:
+            return host
+        if not self._one_sigmoid:
+            return None
+        metric = BatchDice(threshold, output_transform=lambda output: (output["pred"], output["label"]))
+        return dict.fromkeys(host, metric)
+
+
+class BatchDice(Metric):
+    """Mean Dice of the items of whole batches, read back at the end of an epoch.
+
+    Equals ``monai.metrics.DiceMetric(ignore_empty=False)`` on the thresholded sigmoid of one logit.
+
+    Args:
+        threshold: of the probability.
+        options: of Ignite's ``Metric``.
+    """
+
+    def __init__(self, threshold: float = 0.5, **options: Any) -> None:
+        self.threshold = threshold
+        super().__init__(**options)
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._values: list[torch.Tensor] = []
+
+    def update(self, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """
+        Args:
+            output: logits and labels, (B, 1, X, Y, Z).
+        """
+        pred = (output[0].detach().float().sigmoid() > self.threshold).flatten(1).float()
+        truth = (output[1] > 0.5).flatten(1).float()
+        both, total = (pred * truth).sum(1), pred.sum(1) + truth.sum(1)
+        self._values.append(torch.where(total > 0, 2 * both / total.clamp_min(1), 1.0))
+
+    def compute(self) -> float:
+        """The mean; 0 before any batch."""
+        return float(torch.cat(self._values).mean()) if self._values else 0.0
+
+
+class ResidentLoader:
+    """Batches of cases that are on the device, padded at their ends to one size.
+
+    A batch has ``image`` (B, C, X, Y, Z), ``label`` (B, 1, X, Y, Z), ``size`` (B, 3): of each case without the padding,
+    ``spacing_mm`` (B, 3), ``lesion_voxel`` (B, 3): a random one of each case, ``has_lesion`` (B,), and ``case``: names.
+
+    Args:
+        dataset: cached; the cases are uploaded when the first epoch starts.
+        batch_size: of a step.
+        sampler: of an epoch's cases; None: each once, in random order or in its own.
+        shuffle: random order.
+        device: that trains.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        sampler: Sampler[int] | None = None,
+        shuffle: bool = False,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.sampler = sampler or (RandomSampler(dataset) if shuffle else SequentialSampler(dataset))  # type: ignore[arg-type]
+        self._cases: dict[str, torch.Tensor] = {}
+        self._names: list[str] = []
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if not self._cases:
+            self._upload()
+        indices = list(self.sampler)
+        for start in range(0, len(indices), self.batch_size):
+            yield self._batch(indices[start : start + self.batch_size])
+
+    def _upload(self) -> None:
+        items = [self.dataset[index] for index in range(len(self.dataset))]  # type: ignore[arg-type]
+        sizes = torch.tensor([item["image"].shape[1:] for item in items])
+        largest = sizes.amax(dim=0).tolist()
+
+        def padded(key: str) -> torch.Tensor:
+            shape = (len(items), len(items[0][key]), *largest)
+            stack = torch.zeros(shape, device=self.device)
+            for index, item in enumerate(items):
+                volume = item[key].as_subclass(torch.Tensor).float()
+                missing = [n - m for n, m in zip(largest, volume.shape[1:], strict=True)]
+                stack[index] = functional.pad(volume, [n for one in reversed(missing) for n in (0, one)])
+            return stack
+
+        voxels = [torch.nonzero(item["label"].as_subclass(torch.Tensor)[0] > 0.5) for item in items]
+        counts = torch.tensor([len(one) for one in voxels])
+        spacing = [voxel_sizes(item["image"].affine.cpu().numpy()) for item in items]
+        self._names = [case_of(item) for item in items]
+        self._cases = {
+            "image": padded("image"),
+            "label": padded("label"),
+            "size": sizes.to(self.device),
+            "spacing_mm": torch.from_numpy(np.array(spacing)).float().to(self.device),
+            "has_lesion": (counts > 0).to(self.device),
+            "_count": counts.to(self.device),
+            "_first": (counts.cumsum(0) - counts).to(self.device),
+            "_voxels": torch.cat([*voxels, torch.zeros(1, 3, dtype=torch.int64)]).to(self.device),
+        }
+
+    def _batch(self, indices: list[int]) -> dict[str, Any]:
+        chosen = torch.tensor(indices).to(self.device, non_blocking=True)
+        batch: dict[str, Any] = {k: v[chosen] for k, v in self._cases.items() if k[0] != "_"}
+        drawn = (torch.rand(len(indices), device=self.device) * self._cases["_count"][chosen]).long()
+        batch["lesion_voxel"] = self._cases["_voxels"][self._cases["_first"][chosen] + drawn]
+        batch["case"] = [self._names[index] for index in indices]
+        return batch
+
+
+def training_loader(
+    dataset: Dataset[Any], placement: Placement, device: str | torch.device, **options: Any
+) -> ResidentLoader | DataLoader[Any]:
+    """The loader of a placement.
+
+    Args:
+        dataset: see the loaders.
+        placement: which one.
+        device: that trains.
+        options: of :class:`scripts.data.loaders.CaseLoader`.
+    """
+    if not placement.on_device:
+        return CaseLoader(dataset, **options)
+    own = {name: options[name] for name in ("batch_size", "sampler", "shuffle") if name in options}
+    return ResidentLoader(dataset, device=device, **own)
