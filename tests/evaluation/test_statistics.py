@@ -68,6 +68,17 @@ def test_intervals_of_several_trainings_hold_for_others(seeds: int) -> None:
     assert 0.87 <= hits / 300 <= 0.98
 
 
+@pytest.mark.parametrize(
+    "values", [[0.0] * 5 + [1.0], [0.55] * 5 + [0.56], [1.0] * 9 + [0.2], [0.857142857] * 43 + [0.9]]
+)
+def test_one_case_unlike_all_others_gives_a_finite_interval_around_the_mean(values: list[float]) -> None:
+    """Resamples without it have no spread: rounding made the upper end millions, leaving them out made it the mean."""
+    found = statistics.describe(values)
+    assert [found["low"], found["high"]] == pytest.approx(
+        stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    )
+
+
 def test_a_variant_that_misses_most_lesions_does_not_win_by_its_easy_cases() -> None:
     found = [2.0, 3.0, 2.5, 4.0]
     missed = [1.0, math.nan, math.nan, math.nan]  # empty masks where there is a lesion

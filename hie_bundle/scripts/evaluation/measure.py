@@ -165,7 +165,7 @@ register(
     Measure(
         "baseline_dice", "Dice of the challenge’s threshold",
         "Dice of the challenge's baseline: lesion is where ZADC is below a fixed threshold (−2).",
-        better="higher", group="baseline", in_cases=True, compared=False,
+        better="higher", group="baseline", compared=False,
     ),
     Measure(
         "threshold_dice", "Dice of the tuned threshold",

@@ -80,6 +80,7 @@ def _studentised_interval(
     """Bootstrap-t: the quantiles of (resampled mean − mean) by the resample's own standard error, put around the mean.
 
     SciPy's bootstrap has no such interval; the percentile one covers 73 to 93 % at 4 to 16 values, this one 91 to 97 %.
+    Where so many values are equal that many resamples have no spread, Student's interval is taken.
     """
     count, mean = len(values), values.mean()
     error = values.std(ddof=1) / math.sqrt(count)
@@ -91,8 +92,11 @@ def _studentised_interval(
         weights = _weights(count, min(_CHUNK, resamples - chunk * _CHUNK), (seed, chunk))
         means = weights @ centred / count
         errors = np.sqrt((weights @ centred**2 / count - means**2).clip(0) / (count - 1))
-        spread = errors > 1e-9 * error  # one value drawn every time says nothing of the spread
+        spread = errors > 1e-6 * error  # one value drawn every time, up to rounding, has no spread
         ratios.append(means[spread] / errors[spread])
+    if sum(map(len, ratios)) < resamples * (1 + confidence) / 2:  # mostly ties, say one case unlike all others
+        low, high = stats.t.interval(confidence, count - 1, mean, error)
+        return float(low), float(high)
     low, high = np.quantile(np.concatenate(ratios), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(mean - high * error), float(mean - low * error)
 

@@ -231,11 +231,12 @@ def _lesion(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
         value = row.get(name)
         return ("–", "") if value is None else (f"{value:.{digits}f}".replace("-", "−"), value)
 
+    slices = "–".join(dict.fromkeys([str(row["first_slice"]), str(row["last_slice"])]))
     match = f"{row['match']}" if row["matched"] else f"({row['match']})" if row["match"] else "–"
     return [
         (str(row["case"]), str(row["case"])), (row["mask"], row["mask"]), (str(row["lesion"]), row["lesion"]),
         cell("volume_ml", 2), (", ".join(cell(f"{axis}_mm", 0)[0] for axis in "xyz"), row["z_mm"]),
-        (f"{row['first_slice']}–{row['last_slice']}", row["first_slice"]), cell("mean_adc", 0), cell("lowest_adc", 0),
+        (slices, row["first_slice"]), cell("mean_adc", 0), cell("lowest_adc", 0),
         cell("mean_z", 1), cell("lowest_z", 1), cell("mean_probability", 2), (match, row["match"] or ""),
         cell("dice", 2) if row["match"] else ("–", ""),
     ]  # fmt: skip
