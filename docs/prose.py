@@ -76,7 +76,10 @@ def findings(path: Path, prose: Callable[[str], str]) -> list[str]:
 def main() -> int:
     """Print the findings; 1 if a page has any."""
     CheckRegistry().register_many((*__register__, vocabulary()))
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "hie_bundle").rglob("*.md")]
+    pages = [
+        *ROOT.glob("*.md"),
+        *(p for part in ("docs", "hie_bundle", "integrations") for p in (ROOT / part).rglob("*.md")),
+    ]
     wrong = [line for page in sorted(pages) if page.name != "CHANGELOG.md" for line in findings(page, of_page)]
     code = [line for path in sorted((ROOT / "hie_bundle").rglob("*.py")) for line in findings(path, of_module)]
     code += [
