@@ -136,3 +136,21 @@ def test_what_cannot_be_segmented_is_in_the_table(run: Run, options: list[str], 
         assert run("segment", cohort, "-o", tmp_path / "out", "--shard", f"{number}/3", *options)[0] == (number == 3)
     rows = list(csv.DictReader((tmp_path / "out" / "manifest.csv").open()))
     assert [bool(row["error"]) for row in rows] == [False, False, True]
+
+
+def test_masks_that_are_removed_during_the_run_are_errors(
+    run: Run, options: list[str], cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = module._write, []
+
+    def removing(found: Any, job: Any, place: dict[str, Path], segmenter: Any) -> None:
+        for path in seen:
+            path.unlink(missing_ok=True)
+        real(found, job, place, segmenter)
+        seen.append(place["mask"])
+
+    monkeypatch.setattr(module, "_write", removing)
+    status, _, err = run("segment", cohort, "-o", tmp_path / "out", *options)
+    assert status == 1
+    assert "was removed during the run" in err
+    assert f"{len(seen) - 1} of {len(seen)} cases" in err

@@ -121,7 +121,8 @@ def write_scan(
             },
             indent=1,
         )
-    for line in (result.line, *result.notes, f"{output_dir}: lesion.dcm, lesion.nii.gz, lesion.png, brain.png"):
+    files = f"{output_dir}: lesion.dcm, lesion.nii.gz, lesion.png, brain.png"
+    for line in (result.line, result.plausibility.line, *result.notes, files):
         logger.info("%s", line)
     logger.info(CAUTION)
 

@@ -100,10 +100,15 @@ def segment(
             if share:
                 share.add({**row, **how}, job.maps, place)
             if found and not quiet and not json:
-                tqdm.write("\n  ".join([found.line, *found.notes, str(place["mask"])]), file=sys.stdout)
+                lines = [found.line, found.plausibility.line, *found.notes, str(place["mask"])]
+                tqdm.write("\n  ".join(lines), file=sys.stdout)
         manifest = share.gather({job.case: job.maps for job in jobs}) if share else None
     if manifest and not quiet and not json:
         print(manifest)
+    for row, (_, place) in zip(rows, todo, strict=True):
+        if gone := [str(path) for path in place.values() if "error" not in row and not path.is_file()]:
+            row["error"] = f"{', '.join(gone)} was removed during the run."
+            print(f"error: {row['error']}", file=sys.stderr)
     failed = sum("error" in row for row in rows)
     if json:
         checkpoints = [{"path": str(path), "sha256": sha256_of(path)} for path in segmenter.checkpoints]
@@ -250,7 +255,8 @@ def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Seg
         facts["Threshold of the probability"] = str(segmenter.threshold)
         facts["Smallest lesion"] = f"{segmenter.smallest_lesion_mm3:g} mm³"
         facts["Limited to the brain"] = "yes" if segmenter.limit_to_brain else "no"
-        write_case_page(place["report"], maps, found.mask, found.affine, found.case, tiles, found.notes, facts)
+        notes = [found.plausibility.line, *found.notes]
+        write_case_page(place["report"], maps, found.mask, found.affine, found.case, tiles, notes, facts)
 
 
 def _files(job: Job) -> dict[str, Any]:

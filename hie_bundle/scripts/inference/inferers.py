@@ -1,7 +1,7 @@
-"""How a trained network sees a volume, in layers that compose: backend, window, mirrored inputs, checkpoints.
+"""Inferers in layers: backend, window, test-time flips, checkpoints.
 
-A *backend* runs the network on one tensor; a *window* (a MONAI ``Inferer``, such as ``SlidingWindowInferer``) decides
-what it is run on; and :class:`EnsembleInferer` averages over mirrorings and checkpoints.
+A backend runs the network on one tensor. A window (a MONAI ``Inferer``, such as ``SlidingWindowInferer``) chooses the
+tensors. :class:`EnsembleInferer` averages over flips and checkpoints.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Backend = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 
 class TorchBackend:
-    """PyTorch runs the network, by default in float32, with bfloat16 under autocast.
+    """Run the network by PyTorch; bfloat16 under autocast.
 
     Args:
-        precision: ``float32`` or ``bfloat16``. On CPUs PyTorch's bfloat16 is faster only with instructions for it
-            (AMX, AVX512-BF16), and takes more memory; see docs/performance.md.
+        precision: ``float32`` or ``bfloat16``. On CPUs bfloat16 is faster only with AMX or AVX512-BF16, and needs more
+            memory; see docs/performance.md.
 
     Raises:
-        UserError: when there is no such precision.
+        UserError: for another precision.
     """
 
     def __init__(self, precision: str = "float32") -> None:
@@ -52,10 +52,9 @@ class TorchBackend:
 
 
 class PrecisionInferer(Inferer):
-    """The whole input through the network at a precision: what training runs it with.
+    """Run the network on the whole input at a precision, for training.
 
-    In bfloat16 a step is faster on a CPU that has instructions for it, forward and backward; the weights, the
-    loss and the optimiser stay float32. On CUDA the trainer's ``amp`` is for that.
+    Weights, loss and optimiser stay float32. On CUDA use the trainer's ``amp`` instead.
 
     Args:
         precision: see :class:`TorchBackend`.
@@ -74,29 +73,26 @@ class PrecisionInferer(Inferer):
 
 
 class EnsembleInferer(Inferer):
-    """Mean lesion probability over checkpoints of one network and over mirrored inputs, as a logit.
+    """Mean lesion probability over checkpoints and test-time flips, as a logit.
 
-    With one checkpoint and without mirroring the result is that of the one prediction. The engine's network must hold
-    the first checkpoint's weights already, as :class:`.WeightsLoader` puts them; those of the others
-    are read at the first call, into copies that stay in memory: as much as the network's weights for each.
-
-    A network has one logit, the lesion's, or two, background's and lesion's, whose softmax is averaged.
+    The network must hold the first checkpoint's weights; the others are read at the first call and kept in memory. Its
+    output is one logit (lesion) or two (background, lesion), whose softmax is averaged.
 
     Args:
-        checkpoints: file or files with weights, all for the same network.
-        flips: spatial axes, 0 to 2, that are mirrored: every combination of them is predicted and mirrored back, so n
-            axes take 2ⁿ predictions.
-        window: what the network is run on at once; the whole volume if None.
-        backend: what runs it; PyTorch in float32 if None.
+        checkpoints: one or several files with weights of the same network.
+        flips: spatial axes, 0 to 2; every combination is predicted, 2ⁿ predictions for n axes.
+        window: chooses the network's input; the whole volume if None.
+        backend: runs the network; PyTorch in float32 if None.
 
     Attributes:
-        members: after a call of several checkpoints or mirrorings, the lesion's logits of each checkpoint by itself,
-            not mirrored, shape (B, checkpoints, X, Y, Z); otherwise None.
+        members: per-member predictions (logits without flips), shape (B, checkpoints, X, Y, Z); None for a single
+            prediction.
+        agreement: of the masks (probability ≥ 0.5) of all predictions, volume of the intersection by that of the
+            union, 1 if all are empty; None for a single prediction.
 
     Raises:
-        UserError: when a checkpoint cannot be read or does not fit the network, naming the layers; when there are more
-            than two logits to average; when called, if the input has NaN, or what the network says is not finite,
-            naming the files.
+        UserError: when a checkpoint does not fit; when called, if the input has NaN, the output is not finite or has
+            more than two channels to average.
     """
 
     def __init__(
@@ -111,28 +107,29 @@ class EnsembleInferer(Inferer):
         self.window = window or SimpleInferer()
         self.backend = backend or TorchBackend()
         self.members: torch.Tensor | None = None
+        self.agreement: float | None = None
         self._first: nn.Module | None = None
         self._others: list[nn.Module] = []
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         assert isinstance(network, nn.Module)
         _refuse_nan(inputs)
-        self.members = None
+        self.members = self.agreement = None
         if len(self.checkpoints) == 1 and not self.flips:
             return self._predict(inputs, network)
-        networks = self._networks(network)
-        alone: list[torch.Tensor] = []
-        total: torch.Tensor | float = 0.0
-        for one in networks:
-            for axes in self._mirrorings():
+        members: list[torch.Tensor] = []
+        views: list[torch.Tensor] = []
+        for one in self._networks(network):
+            for axes in self._combinations():
                 logits = self._predict(inputs, one, axes).float()
+                views.append(torch.sigmoid(_lesion_logit(logits)))
                 if not axes:
-                    alone.append(_lesion_logit(logits))
-                total = total + torch.sigmoid(_lesion_logit(logits))
-        assert isinstance(total, torch.Tensor)
-        self.members = torch.cat(alone, dim=1)
-        # float32 rounding may carry a mean of ones above one
-        mean = (total / (len(networks) * 2 ** len(self.flips))).clamp(0, 1)
+                    members.append(_lesion_logit(logits))
+        self.members = torch.cat(members, dim=1)
+        stacked = torch.stack([view.as_subclass(torch.Tensor) for view in views])
+        union = int((stacked >= 0.5).any(dim=0).sum())
+        self.agreement = int((stacked >= 0.5).all(dim=0).sum()) / union if union else 1.0
+        mean = (sum(views) / len(views)).clamp(0, 1)  # type: ignore[union-attr]  # rounding can carry a mean above one
         if logits.shape[1] == 1:
             return torch.logit(mean)
         return torch.cat([1 - mean, mean], dim=1).log()
@@ -144,7 +141,7 @@ class EnsembleInferer(Inferer):
         require_finite_output(logits, inputs)
         return torch.flip(logits, spatial) if axes else logits
 
-    def _mirrorings(self) -> Iterator[tuple[int, ...]]:
+    def _combinations(self) -> Iterator[tuple[int, ...]]:
         for count in range(len(self.flips) + 1):
             yield from combinations(self.flips, count)
 
@@ -160,11 +157,11 @@ class EnsembleInferer(Inferer):
 
 
 class EnsembleMembers:
-    """Put what the members of an ensemble say by themselves beside its prediction, where post-processing sees it.
+    """Add the per-member predictions of an ensemble to the engine's output.
 
     Args:
-        inferer: the evaluator's.
-        key: under which the logits, shape (B, checkpoints, X, Y, Z), stand in the engine's output.
+        inferer: of the evaluator.
+        key: of the logits, shape (B, checkpoints, X, Y, Z).
     """
 
     def __init__(self, inferer: EnsembleInferer, key: str) -> None:
@@ -172,7 +169,7 @@ class EnsembleMembers:
         self.key = key
 
     def attach(self, engine: Engine) -> None:
-        """Act after the network has run."""
+        """Run after the network's forward pass."""
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -190,7 +187,7 @@ def _refuse_nan(inputs: torch.Tensor) -> None:
 
 
 def _lesion_logit(logits: torch.Tensor) -> torch.Tensor:
-    """The logit whose sigmoid is the lesion's probability, shape (B, 1, X, Y, Z)."""
+    """The logit of the lesion probability, shape (B, 1, X, Y, Z)."""
     if logits.shape[1] == 1:
         return logits
     if logits.shape[1] == 2:

@@ -1,4 +1,4 @@
-"""A trained network run by OpenVINO; a module of its own, since importing OpenVINO takes time that others need not."""
+"""OpenVINO as the network's backend; a module of its own because its import is slow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from ..runtime.errors import choose
 from .inferers import PRECISIONS, TorchBackend
 
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its import alone tells a server of it
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its import contacts a server
 try:
     import openvino
 except ImportError:
@@ -24,17 +24,16 @@ logger = logging.getLogger(__name__)
 
 
 class OpenVINOBackend:
-    """OpenVINO runs the network; both are on the CPU.
+    """Run the network by OpenVINO on the CPU.
 
-    A network is converted at its first call, and compiled once for each shape of input; it is taken to be in evaluation
-    mode with its final weights by then. Where OpenVINO is not installed, a log line says so and PyTorch does the work.
+    The network is converted at the first call and compiled once per input shape; its weights must be final by then.
+    Without the package, PyTorch runs the network, with a warning.
 
     Args:
-        precision: ``bfloat16``, for which the CPU needs instructions of its own: where it has none, a log line says so
-            and the precision is ``float32``.
+        precision: ``float32`` or ``bfloat16``; on CPUs without bfloat16 instructions float32, with a warning.
 
     Raises:
-        UserError: when there is no such precision.
+        UserError: for another precision.
     """
 
     def __init__(self, precision: str = "bfloat16") -> None:
@@ -55,14 +54,14 @@ class OpenVINOBackend:
         if openvino is None:
             return self.fallback(network, inputs)
         key = (network, inputs.shape)
-        # a MetaTensor would pass through its dispatcher at each operation
+        # a MetaTensor dispatches every operation
         plain = inputs.as_subclass(torch.Tensor).float().contiguous()
         if key not in self._compiled:
             self._compiled[key] = self._compile(network, plain)
         return torch.from_numpy(self._compiled[key](plain.numpy())[0])
 
     def _compile(self, network: nn.Module, example: torch.Tensor) -> Any:
-        with torch.no_grad():  # exported symbolically: nothing is computed
+        with torch.no_grad():  # symbolic export
             program = torch.export.export(network, (example,))
         properties = {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY"}
         return openvino.Core().compile_model(openvino.convert_model(program), "CPU", properties)

@@ -1,4 +1,4 @@
-"""Segmentation from Python: the parts of ``inference.yaml`` and a recipe, kept loaded for one case after another."""
+"""Segmentation from Python: ``inference.yaml`` and a recipe, loaded once for many cases."""
 
 from __future__ import annotations
 
@@ -31,37 +31,39 @@ from ..runtime.mixins import mixins as recipe_files
 from ..runtime.recipe import recipe_of, same_recipe
 from ..runtime.workflow import Workflow
 from ..transforms.pipeline import pipeline
+from .plausibility import Plausibility, plausibility_of
 
 __all__ = ["CAUTION", "Segmentation", "Segmenter", "segment", "trained_with"]
 
 CAUTION = "Research software, not a medical device: not for diagnosis or treatment. Look at every mask."
 ALONE = (
-    "no ZADC map: segmented by ADC alone. Masks are worse than with one, small lesions first; what was measured of the "
-    "shipped weights stands in models/simulated/README.md"
+    "no ZADC map: segmented by ADC alone. Masks are worse than with one, small lesions first; figures of the shipped "
+    "weights: models/simulated/README.md"
 )
-# what may be another with the same weights, and changes masks
+# settings that change the masks of the same weights
 DECIDING = (
     "flips", "z_evidence_weight", "z_evidence_level", "threshold", "lesion_peak", "smallest_lesion_mm3",
     "limit_to_brain",
 )  # fmt: skip
-SHIPPED = "strong_cpu"  # that of the weights in models/simulated
+SHIPPED = "strong_cpu"  # recipe of the weights in models/simulated
 
 Image = TypeVar("Image")
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What was found in one case, on the grid of its ADC map.
+    """The result of one case, on the grid of its ADC map.
 
     Attributes:
-        case: its name.
+        case: its id.
         mask: uint8, shape (X, Y, Z) as the ADC map is stored; 1 is lesion.
         probability: of lesion, float32 in [0, 1], same shape.
         affine: (4, 4) from voxel indices to millimetres, RAS+.
         lesion_ml: volume of the mask.
         brain_ml: volume of the brain, where ADC is above 0.
         lesions: connected components of the mask (26-neighbourhood).
-        notes: what is to be known of the input.
+        plausibility: comparison of the mask with the maps.
+        notes: remarks on the input.
     """
 
     case: str
@@ -71,45 +73,47 @@ class Segmentation:
     lesion_ml: float
     brain_ml: float
     lesions: int
+    plausibility: Plausibility
     notes: tuple[str, ...] = ()
 
     @property
     def lesion_fraction(self) -> float:
-        """Volume of the mask by that of the brain."""
+        """Share of the brain that is marked."""
         return self.lesion_ml / self.brain_ml
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What is recorded of the case, for JSON."""
+        """The record of the case, for JSON."""
         return {
             "lesion_ml": round(self.lesion_ml, 4),
             "lesion_fraction": round(self.lesion_fraction, 6),
             "lesions": self.lesions,
             "brain_ml": round(self.brain_ml, 2),
+            **self.plausibility.figures,
             "notes": list(self.notes),
         }
 
     @property
     def line(self) -> str:
-        """The same in words."""
+        """The volumes in one line."""
         lesions = "1 lesion" if self.lesions == 1 else f"{self.lesions} lesions"
         share = f"{100 * self.lesion_fraction:.2f} % of the brain ({self.brain_ml:.0f} ml)"
         return f"{self.case}: {self.lesion_ml:.2f} ml in {lesions}, {share}"
 
 
 class Segmenter:
-    """The network, loaded once; call it with one case after another.
+    """A network, loaded once and called with one case after another.
 
     Args:
-        weights: ``simulated``, those that come with the bundle, trained on simulated newborns alone; or a checkpoint of
-            one's own, or several, whose probabilities are averaged.
-        recipe: what the weights were trained with: ``paper``, ``strong`` or ``strong_cpu``, or config files that go
-            over ``inference.yaml``. None: that of these three which the weights say; another is refused.
-        openvino: let OpenVINO run the network, on the CPU, if it is installed.
-        options: any value at the top of ``inference.yaml`` and the recipe: ``device``, ``flips``, ``threshold`` …
+        weights: ``simulated`` (the bundle's, trained on simulated newborns only), or one or several checkpoints, whose
+            probabilities are averaged.
+        recipe: of the weights: ``paper``, ``strong``, ``strong_cpu``, or config files over ``inference.yaml``. None:
+            as recorded in the weights.
+        openvino: run the network by OpenVINO on the CPU, if installed.
+        options: values at the top of ``inference.yaml`` and the recipe: ``device``, ``flips``, ``threshold`` …
 
     Raises:
-        UserError: when there are no such weights, they were trained with another recipe, or an option is unknown.
+        UserError: when weights are missing or of another recipe, or an option is unknown.
 
     Example::
 
@@ -150,7 +154,7 @@ class Segmenter:
 
     @property
     def making(self) -> dict[str, Any]:
-        """What tells masks of one making from those of another."""
+        """Hash of the weights, and the settings that change masks."""
         return {"weights_sha256": sha256_of(*self.checkpoints), **self._deciding}
 
     @overload
@@ -163,21 +167,21 @@ class Segmenter:
     def __call__(
         self, adc: Any, zadc: Any = None, *, affine: ArrayLike | None = None, output: str | Path | None = None
     ) -> Any:
-        """The lesion mask of one case.
+        """Segment one case.
 
         Args:
             adc: skull-stripped ADC map, 1e-6 mm²/s; or both maps in one 4D file. A path (.nii, .nii.gz, .mha), an image
                 of nibabel, SimpleITK or ITK, a MetaTensor, or a tensor or array with ``affine``; shape (X, Y, Z).
-            zadc: Z-score map of the ADC, on the same grid; None: by ADC alone, if the recipe can.
+            zadc: Z-score map of the ADC, on the same grid; None: ADC alone, if the recipe allows it.
             affine: (4, 4) from voxel indices to millimetres, RAS+, of arrays and tensors without one.
-            output: where the mask is written, too; needs a path in ``adc``.
+            output: file for the mask; needs a path in ``adc``.
 
         Returns:
-            The mask, uint8, 1 being lesion, on the grid of the ADC map and as an image of its kind; of a path a
-            nibabel image, or ``output`` where it was written.
+            The mask, uint8, 1 is lesion, on the grid of the ADC map, as an image of the same type; for a path a nibabel
+            image, or ``output``.
 
         Raises:
-            UserError: when the maps are no usable case; the message says what is wrong with which.
+            UserError: when the maps are not a usable case; names each problem.
         """
         found = self.result(adc, zadc, affine=affine)
         if output is None:
@@ -201,7 +205,7 @@ class Segmenter:
             adc: see there.
             zadc: see there.
             affine: see there.
-            case: its name; None: from the file's.
+            case: its id; None: from the file's name.
         """
         name = case or (part_of(Path(adc))[1] or Path(adc).name if isinstance(adc, str | Path) else "case")
         report, maps = read_case(name, _parts(adc, zadc, affine), self.limits)
@@ -225,6 +229,12 @@ class Segmenter:
             lesion_ml=float(mask.sum()) * float(np.prod(report.spacing_mm)) / 1000,
             brain_ml=report.brain_ml,
             lesions=components(mask > 0)[1],
+            plausibility=plausibility_of(
+                mask,
+                maps["adc"],
+                maps["zadc"].array if "zadc" in maps else None,
+                getattr(self._evaluator.inferer, "agreement", None),  # a recipe may have another inferer
+            ),
             notes=tuple(ALONE if note == "no ZADC map" else note for note in report.notes),
         )
 
@@ -245,7 +255,7 @@ def segment(
     output: str | Path | None = None,
     **settings: Any,
 ) -> Any:
-    """The lesion mask of one case: a :class:`Segmenter`, made for it and called.
+    """Segment one case with a new :class:`Segmenter`.
 
     Args:
         adc: see :meth:`Segmenter.__call__`, also for the next three.
@@ -272,7 +282,7 @@ def segment(
 
 
 def trained_with(checkpoint: Path) -> list[Path]:
-    """The mixins of the known recipe that weights were trained with; those of the shipped weights where none fits."""
+    """The mixins of the recipe that weights were trained with; those of the shipped weights where none fits."""
     trained = read_record(checkpoint).get("recipe") or {}
     for name in sorted(RECIPES, key=lambda name: name != SHIPPED):
         parser = ConfigParser()
@@ -283,7 +293,7 @@ def trained_with(checkpoint: Path) -> list[Path]:
 
 
 def _parse(files: Sequence[Path], options: Mapping[str, Any]) -> ConfigParser:
-    """The parser of the workflow, whose hook and import path stay out of a process that is somebody else's."""
+    """The workflow's parser; excepthook and import path of this process stay as they are."""
     hook, path = sys.excepthook, list(sys.path)
     try:
         with _quiet("monai.bundle.workflows"):
@@ -308,7 +318,7 @@ def _parts(adc: Any, zadc: Any, affine: ArrayLike | None) -> dict[str, str | Vol
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Without the log lines below an error of these modules, which speak of what nobody here has asked for."""
+    """Suppress log lines below an error of these modules."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
