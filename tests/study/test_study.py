@@ -471,7 +471,7 @@ def test_the_first_line_says_which_variants_beat_what_needs_no_network(tmp_path:
         return markdown(results), (tmp_path / folder / "study.html").read_text()
 
     text, page = study("low", baseline_dice=0.1, regression_dice=0.45)
-    said = "1 of 2 variants beat the voxelwise regression, the best method without a deep network beyond chance: A."
+    said = "1 of 2 variants beat the voxelwise regression, the best method without a deep network, beyond chance: A."
     assert text.startswith(said)
     assert page.index(said) < page.index('class="tiles"')
     gain = f"{values[0, :, 3].mean() - 0.45:+.3f}"

@@ -196,7 +196,7 @@ def verdict(rows: Rows) -> str:
     elif gain["high"] < 0:
         sentence = f"The prediction is worse than {name} ({by})."
     else:
-        sentence = f"The prediction does not beat {name} beyond chance ({by})."
+        sentence = f"The prediction does not beat {name}, beyond chance ({by})."
     return sentence.replace("-", "−")
 
 

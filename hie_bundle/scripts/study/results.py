@@ -167,8 +167,8 @@ class Results:
             return f"Too few cases to say which variants beat {what}."
         winners = [v.label for v in self.variants if gains[v.name]["low"] > 0]
         if not winners:
-            return f"No variant beats {what} beyond chance."
-        return f"{len(winners)} of {len(self.variants)} variants beat {what} beyond chance: {', '.join(winners)}."
+            return f"No variant beats {what}, beyond chance."
+        return f"{len(winners)} of {len(self.variants)} variants beat {what}, beyond chance: {', '.join(winners)}."
 
     def by_rank(self, measure: str) -> list[Variant]:
         """The variants, best first."""

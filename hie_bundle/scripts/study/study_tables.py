@@ -55,14 +55,14 @@ def table_1(results: Results, group: Group, measures: Sequence[str]) -> Table:
 
 def gains_table(results: Results) -> Table:
     """Dice gained over each baseline."""
-    header = [Cell("Variant"), *(Cell(f"over {baseline}") for baseline in results.gains)]
+    header = [Cell("Variant"), *(Cell(baseline.removeprefix("the ")) for baseline in results.gains)]
     rows = []
     for variant in results.variants:
         gains = [of[variant.name] for of in results.gains.values()]
         cells = [Cell(("+" if one["mean"] > 0 else "") + GAIN.text(one["mean"]), _some(GAIN.interval(one)))
                  for one in gains]  # fmt: skip
         rows.append([Cell(variant.label), *cells])
-    note = "Mean difference of Dice on the native grid, case by case, with its 95 % confidence interval."
+    note = "Dice gained over each, native grid: mean difference, case by case, with its 95 % confidence interval."
     return Table("Against methods without a deep network", header, rows, note)
 
 
