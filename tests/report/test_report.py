@@ -127,6 +127,15 @@ def test_rows_come_back_as_written(tmp_path: Path) -> None:
         assert ours == pytest.approx({name: theirs[name] for name in ours}, rel=1e-15, nan_ok=True)
 
 
+@pytest.mark.parametrize("case", ["=HYPERLINK(1)", "@SUM(1+1)|cmd", "-1", "+1", "\t=1", "'=1", "it's", "A-1"])
+def test_an_id_is_no_formula_and_comes_back(case: str, tmp_path: Path) -> None:
+    report.write_results([ROWS[0] | {"case": case}], tmp_path, {})
+    with (tmp_path / "metrics.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["case"][0] not in "=+-@\t\r"
+    assert report.read_rows(tmp_path / "metrics.csv")[0]["case"] == case
+
+
 def test_a_column_without_defined_values_has_no_mean() -> None:
     statistics = report.summarise([ROWS[1]])["metrics"]["native_masd_mm"]
     assert statistics["mean"] is None

@@ -30,6 +30,8 @@ BASELINES = {
     "regression_dice": "the voxelwise regression",
 }
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # an apostrophe too, so that reading inverts writing
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -44,8 +46,18 @@ def csv_text(rows: Rows, columns: Sequence[str] | None = None) -> str:
     if names := columns or (list(rows[0]) if rows else []):
         writer = csv.DictWriter(table, names, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
     return table.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """A text that no spreadsheet runs as a formula: an apostrophe before the signs that begin one (OWASP)."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def _as_written(text: str) -> str:
+    """The inverse of :func:`_no_formula`."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
 
 
 def write_csv(path: Path, rows: Rows, columns: Sequence[str] | None = None) -> None:
@@ -82,7 +94,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``metrics.csv``, numbers as numbers."""
     with path.open(newline="", encoding="utf-8") as stream:
         return [
-            {name: value if name in NO_NUMBERS else float(value) for name, value in row.items()}
+            {name: _as_written(value) if name in NO_NUMBERS else float(value) for name, value in row.items()}
             for row in csv.DictReader(stream)
         ]
 
