@@ -25,9 +25,10 @@ def arrays(seed: int = 0, shape: tuple[int, int, int] = SHAPE, lesion_voxels: in
     brain = np.zeros(shape, bool)
     brain[1:-1, 1:-1, 1:-1] = True
     adc = np.where(brain, rng.normal(1350, 300, shape).clip(300, 3000), 0).astype(np.int16)
-    zadc = np.where(brain, rng.normal(0, 2, shape).clip(-10, 10), 0).astype(np.float32)
     label = np.zeros(shape, np.uint8)
     label.ravel()[np.flatnonzero(brain)[:lesion_voxels]] = 1
+    zadc = (adc - 1350) / 200 + rng.normal(0, 0.5, shape) - 5.0 * label
+    zadc = np.where(brain, zadc.clip(-10, 10), 0).astype(np.float32)
     return {"adc": adc, "zadc": zadc, "label": label}
 
 

@@ -94,5 +94,5 @@ def monai_bundle() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(autouse=True)
 def _no_ids_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a process has replaced ids by it replaces in all of its messages; a test is a process of its own in that."""
-    module = importlib.import_module("scripts.data.pseudonyms")  # a function has its name, too
+    module = importlib.import_module("scripts.runtime.redaction")  # a function has its name, too
     monkeypatch.setattr(module, "_replaced", {})

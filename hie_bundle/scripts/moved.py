@@ -57,6 +57,8 @@ RENAMED = {
     "cohort_stats": ("report.cohort_figures", "cohort_stats"),
     "CaseEvaluation": ("report.case_evaluation", "CaseEvaluation"),
     "VoxelRegression": ("evaluation.baselines", "Baselines"),
+    "own_name": ("data.privacy", "original_id"),
+    "on_any_disk": ("data.layout", "filesystem_key"),
     "bare": ("runtime.distributed", "unwrap_ddp"),
     "require_usable": ("data.gate", "require_usable_on_all_ranks"),
 }

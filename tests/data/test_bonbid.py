@@ -285,7 +285,7 @@ def test_limits_reach_the_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         seen.append(limits)
         return data.check_items(items, limits)
 
-    monkeypatch.setattr("scripts.data.check_cache.check_items", note)
+    monkeypatch.setattr("scripts.data.folds.check_items", note)
     limits = data.Limits(zadc_limit=50.0)
     data.datalist(tmp_path, "val", fold=0, num_folds=2, limits=limits)
     data.write_datalist(tmp_path, tmp_path / "list.json", num_folds=2, limits=limits)

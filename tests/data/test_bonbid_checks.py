@@ -20,10 +20,9 @@ from bonbid_cases import SHAPE, arrays, image, oblique, write_case, write_stacke
 from monai.transforms import LoadImage
 
 from scripts import data
-from scripts.data import check_cache
-from scripts.data.check_cache import check_items
+from scripts.data import gate
 from scripts.data.checks import CaseReport
-from scripts.data.gate import require_usable
+from scripts.data.gate import check_items, require_usable
 from scripts.io.volumes import VolumeError, read_volume
 from scripts.runtime.errors import DatasetError
 from scripts.transforms.loading import LoadMapsd
@@ -303,13 +302,13 @@ def test_nothing_found(tmp_path: Path) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The cases that are really read."""
     cases: list[str] = []
-    original = check_cache.check_case
+    original = gate.check_case
 
     def counting(case: str, *args: Any) -> CaseReport:
         cases.append(case)
         return original(case, *args)
 
-    monkeypatch.setattr(check_cache, "check_case", counting)
+    monkeypatch.setattr(gate, "check_case", counting)
     return cases
 
 

@@ -61,10 +61,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     grid = np.stack(np.meshgrid(*(np.linspace(-1.05, 1.05, n) for n in shape), indexing="ij"))
     brain = (grid**2).sum(0) < 1
     rng = np.random.default_rng(0)
-    arrays = {
-        "adc": np.where(brain, rng.normal(1300, 250, shape).clip(300, 3000), 0).astype(np.int16),
-        "zadc": np.where(brain, rng.normal(0, 2, shape).clip(-10, 10), 0).astype(np.float32),
-    }
+    adc = np.where(brain, rng.normal(1300, 250, shape).clip(300, 3000), 0).astype(np.int16)
+    zadc = np.where(brain, (adc - 1300) / 150 + rng.normal(0, 1, shape), 0).clip(-10, 10).astype(np.float32)
+    arrays = {"adc": adc, "zadc": zadc}
     paths = {}
     for name, array in arrays.items():
         paths[name] = folder / f"{name}.nii.gz"

@@ -21,10 +21,10 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.cli import main
 from scripts.data.datalists import write_datalist
+from scripts.data.folds import patient_of
 from scripts.data.layout import find_cases
-from scripts.data.patients import patient_of
 from scripts.data.preparation import preprocess
-from scripts.data.pseudonyms import own_name, pseudonymised, pseudonyms
+from scripts.data.privacy import original_id, pseudonymised, pseudonyms
 from scripts.data.survey import check
 from scripts.io.files import seen_from
 from scripts.runtime.errors import DatasetError, UserError
@@ -38,12 +38,12 @@ def test_an_id_is_a_keyed_hash(tmp_path: Path) -> None:
     items = [{"case": case, "image": case} for case in ("A", "b/1", "é")]
     renamed = pseudonymised(items, tmp_path / "key")
     for item in renamed:
-        digest = hmac.new(b"sixteen bytes or more", own_name(item).encode(), hashlib.sha256).hexdigest()
+        digest = hmac.new(b"sixteen bytes or more", original_id(item).encode(), hashlib.sha256).hexdigest()
         assert item["case"] == f"case-{digest[:12]}"
-        assert item["image"] == own_name(item)
+        assert item["image"] == original_id(item)
     assert [item["case"] for item in renamed] == sorted(item["case"] for item in renamed)
-    assert {own_name(item) for item in renamed} == {"A", "b/1", "é"}
-    assert own_name(items[0]) == "A"
+    assert {original_id(item) for item in renamed} == {"A", "b/1", "é"}
+    assert original_id(items[0]) == "A"
 
 
 def test_scans_of_a_patient_stay_known_as_such(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_nothing_that_is_written_names_a_case_or_a_folder(
     options = {**common, "output_dir": out / "scored", "predictions_dir": out / "masks", "split": "test"}
     result = monai_bundle("run", "scoring", config_file=files, check=False, **options)
     assert result.returncode != 0
-    by_id = {item["case"]: item["own_name"] for item in pseudonymised([{"case": i} for i in ids], key)}
+    by_id = {item["case"]: item["original_id"] for item in pseudonymised([{"case": i} for i in ids], key)}
     (tmp_path / "named").mkdir()
     for name in masks:
         shutil.copy(out / "masks" / f"{name}_lesion.nii.gz", tmp_path / "named" / f"{by_id[name]}_lesion.nii.gz")

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.errors import choose, user_error
+from ..runtime.text import printable
 from .workflows import WORKFLOWS, add_workflow, parsed, separated
 
 __all__ = ["main"]
@@ -150,5 +151,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         mistake = user_error(error)
         if mistake is None:
             raise
-        print(f"\nerror: {mistake}", file=sys.stderr)
+        print(f"\nerror: {printable(mistake)}", file=sys.stderr)
         sys.exit(1)

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..data.layout import find_cases, on_any_disk, part_of
-from ..data.pseudonyms import pseudonyms
+from ..data.layout import filesystem_key, find_cases, part_of
+from ..data.privacy import pseudonyms
 from ..inference.segmenter import CAUTION, Segmentation, Segmenter
 from ..io.files import sha256_of, try_writing
 from ..io.images import write
 from ..io.volumes import EXTENSIONS, extension_of, read_volume
 from ..runtime.errors import UserError, user_error
 from ..runtime.redaction import redacted
+from ..runtime.text import printable
 from .bids import describe, mask_place, sidecar_of, write_sidecar
 from .shards import Shard
 
@@ -101,7 +102,7 @@ def segment(
                 share.add({**row, **how}, job.maps, place)
             if found and not quiet and not json:
                 lines = [found.line, found.plausibility.line, *found.notes, str(place["mask"])]
-                tqdm.write("\n  ".join(lines), file=sys.stdout)
+                tqdm.write(printable("\n  ".join(lines)), file=sys.stdout)
         manifest = share.gather({job.case: job.maps for job in jobs}) if share else None
     if manifest and not quiet and not json:
         print(manifest)
@@ -132,7 +133,7 @@ def _segmented(job: Job, place: dict[str, Path], segmenter: Segmenter) -> tuple[
         mistake = user_error(error)
         if mistake is None:
             raise
-        tqdm.write(f"error: {mistake}", file=sys.stderr)
+        tqdm.write(f"error: {printable(mistake)}", file=sys.stderr)
         return {**_files(job), "error": redacted(str(mistake))}, None
     return {**_files(job), **{name: str(path) for name, path in place.items()}, **found.figures}, found
 
@@ -218,7 +219,7 @@ def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]]) 
         raise UserError(f"{min(both)} is one of the maps; write to another place.")
     first: dict[str, Path] = {}
     for path in outputs:
-        other = first.setdefault(on_any_disk(str(path)), path)
+        other = first.setdefault(filesystem_key(str(path)), path)
         if other is path:
             continue
         if other == path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -15,6 +13,7 @@ from typing import Any, TextIO, TypeVar
 from ..io.files import sha256_of, take_lock, write_atomically
 from ..runtime.conditions import differences
 from ..runtime.errors import UserError
+from ..runtime.text import csv_table
 
 __all__ = ["Shard"]
 
@@ -130,13 +129,10 @@ class Shard:
         if not maps.keys() <= rows.keys() or any(rows[case].get("maps_sha256") != _hash(maps[case]) for case in cases):
             return None
         names = [name for name in dict.fromkeys(name for case in cases for name in rows[case]) if name != "limits"]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(
+        joined = [
             {n: "; ".join(map(str, v)) if isinstance(v, list) else v for n, v in rows[case].items()} for case in cases
-        )
-        write_atomically(self.output / "manifest.csv", text.getvalue())
+        ]
+        write_atomically(self.output / "manifest.csv", csv_table(joined, names))
         return self.output / "manifest.csv"
 
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry.brain import are_normalised, brain_of
+from ..geometry.brain import are_normalised, brain_of, clear_background
 from ..io.volumes import Volume, VolumeError, read_volume
 from ..runtime.errors import DatasetError
-from .pairs import pair_problem
+from .plausibility import label_faults, map_faults
 
 __all__ = ["CaseReport", "Limits", "Problem", "check_case", "grid_difference", "require_numbers"]
 
@@ -37,6 +37,9 @@ class Limits:
         outside_fraction: largest share of a lesion's voxels outside the brain.
         max_bytes: largest size of one volume in memory.
         brain_ml_range: least and greatest volume of the brain; None: any.
+        map_agreement: least local correlation of ZADC and ADC in the brain (:mod:`scripts.data.plausibility`).
+        zadc_zero_fraction: largest share of the brain with a ZADC of exactly 0.
+        healthy_adc_range: least and greatest median of the ADC where ZADC is about 0, 1e-6 mm²/s.
         zadc: ``required``, or ``optional``: a case may have an ADC map alone, see
             :class:`scripts.transforms.loading.LoadMapsd`. For recipes that fill in what is missing.
 
@@ -52,6 +55,9 @@ class Limits:
     outside_fraction: float = 0.5
     max_bytes: int = 1 << 31
     brain_ml_range: tuple[float, float] | None = None
+    map_agreement: float = 0.1
+    zadc_zero_fraction: float = 0.1
+    healthy_adc_range: tuple[float, float] = (800.0, 2200.0)
     zadc: Literal["required", "optional"] = "required"
 
     def __post_init__(self) -> None:
@@ -141,23 +147,6 @@ class CaseReport:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CaseReport:
         return cls(**{**data, "problems": [Problem(**problem) for problem in data["problems"]]})
-
-
-def item_files(item: Mapping[str, Any]) -> dict[str, str]:
-    """The files of a MONAI data item by part: ``adc`` and ``zadc``, or ``stacked``; ``label`` if it has one.
-
-    A single image file is ``stacked``; that it is an ADC map alone is known once it is read.
-    """
-    image = item["image"]
-    if isinstance(image, (str, Path)):
-        files = {"stacked": str(image)}
-    elif len(image) == 1:
-        files = {"stacked": str(image[0])}
-    else:
-        files = dict(zip(("adc", "zadc"), map(str, image), strict=True))
-    if item.get("label"):
-        files["label"] = str(item["label"])
-    return files
 
 
 def check_case(case: str, files: Mapping[str, str | Volume], limits: Limits | None = None) -> CaseReport:
@@ -315,20 +304,21 @@ def grid_difference(first: Volume, second: Volume, tolerance_mm: float) -> str:
 def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits, judge: bool) -> None:
     """Measure the maps and, if asked to judge, say whether they can be what they are called."""
     adc = np.asarray(volumes["adc"].array, np.float64)
-    zadc = np.asarray(volumes["zadc"].array, np.float64) if "zadc" in volumes else None
+    zadc = np.array(volumes["zadc"].array, np.float64) if "zadc" in volumes else None
     report.adc_range = [float(adc.min()), float(adc.max())]
-    report.zadc_range = None if zadc is None else [float(zadc.min()), float(zadc.max())]
     report.normalised = are_normalised(adc, zadc)
     brain = brain_of(adc, report.normalised)
+    if zadc is not None:
+        clear_background(adc, zadc)
+        report.zadc_range = [float(zadc.min()), float(zadc.max())]
     voxel_ml = float(np.prod(volumes["adc"].spacing_mm)) / 1000
     report.brain_ml = float(brain.sum()) * voxel_ml
     if brain.any():
         report.adc_mean, report.adc_std = float(adc[brain].mean()), float(adc[brain].std())
     if not judge:
         return
-    if zadc is not None and (problem := pair_problem(adc, zadc, brain, report.normalised)):
-        report.problems.append(Problem(_file(report, "zadc"), problem))
     if report.normalised:
+        _add_map_faults(report, adc, zadc, brain, limits)
         return
 
     if zadc is not None and are_swapped(adc, zadc, limits):
@@ -355,6 +345,17 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
     if zadc is not None and not like_zadc(zadc, limits):
         message = f"is no Z map: its values go from {_span([zadc.min(), zadc.max()])}, beyond ±{limits.zadc_limit:g}"
         report.problems.append(Problem(_file(report, "zadc"), message))
+    if not report.problems:  # of a map in another unit it is known what is wrong
+        _add_map_faults(report, adc, zadc, brain, limits)
+
+
+def _add_map_faults(
+    report: CaseReport, adc: NDArray[Any], zadc: NDArray[Any] | None, brain: NDArray[np.bool_], limits: Limits
+) -> None:
+    assert report.spacing_mm is not None
+    faults, notes = map_faults(adc, zadc, brain, report.spacing_mm, report.normalised, limits)
+    report.problems += [Problem(_file(report, part), message) for part, message in faults]
+    report.notes += notes
 
 
 def like_adc(array: NDArray[Any], limits: Limits) -> bool:
@@ -377,6 +378,8 @@ def are_swapped(adc: NDArray[Any], zadc: NDArray[Any], limits: Limits) -> bool:
 
 def _check_label(report: CaseReport, volumes: dict[str, Volume], limits: Limits) -> None:
     label, file = volumes["label"].array, report.files["label"]
+    if label.dtype.kind == "f" and label.size and abs(float(label.max()) - 1) < 1e-6:  # 255 × 1/255
+        label = np.where(np.abs(label - 1) < 1e-6, 1, label)
     lesion = label == 1
     others = int(label.size - lesion.sum() - (label == 0).sum())
     if others:
@@ -398,6 +401,11 @@ def _check_label(report: CaseReport, volumes: dict[str, Volume], limits: Limits)
         report.problems.append(Problem(file, message))
     elif outside:
         report.notes.append(f"{outside} of {report.lesion_voxels} lesion voxels outside the brain")
+    if report.usable and not report.normalised:
+        zadc = volumes["zadc"].array if "zadc" in volumes else None
+        faults, notes = label_faults(lesion, zadc, brain, volumes["label"].affine)
+        report.problems += [Problem(file, message) for message in faults]
+        report.notes += notes
 
 
 def _sizes(shape: Sequence[int]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from ..io.files import try_writing, write_json
-from ..runtime.errors import DatasetError
-from .check_cache import check_items
+from ..runtime.errors import DatasetError, one_line
+from ..runtime.text import is_printable
 from .checks import Limits
-from .folds import fold_of_case, size_class
-from .gate import require_usable
-from .layout import MANIFEST, SPLITS, Case, find_cases
-from .listfiles import KEYS, entries_of, portable, with_natives
-from .patients import count_of_patients, patients_in_list, patients_of
-from .pseudonyms import pseudonymised
+from .folds import count_of_patients, fold_of_case, patients_in_list, patients_of, size_class
+from .gate import check_items, require_usable
+from .layout import MANIFEST, SPLITS, Case, as_native, case_of, find_cases, item_files
+from .privacy import pseudonymised
 
 __all__ = ["datalist", "held_out", "write_datalist"]
 
 logger = logging.getLogger(__name__)
+
+KEYS = dict(zip(SPLITS, ("training", "validation", "test"), strict=True))  # of the decathlon form
 
 
 def datalist(
@@ -53,7 +55,7 @@ def datalist(
             in ``patient`` whose case it is.
         limits: what a case may look like: whether it needs a ZADC map, and for the folds, which are divided by lesion
             size; the defaults if None.
-        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.patients.patients_of`.
+        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.folds.patients_of`.
         native: with the keys ``native_image`` and ``native_label`` where preprocessing changed the grid: the files that
             it read, as its data list says. Without them if none of these files can be found; a warning says so.
         inner_folds: an inner split: ``val`` is one of this many parts of the training cases, alike in their lesion
@@ -230,7 +232,7 @@ def write_datalist(
         seed: of the folds.
         labels: every case must have a label; otherwise the list is without them.
         limits: what a case may look like; the defaults if None.
-        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.patients.patients_of`.
+        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.folds.patients_of`.
         natives: the MONAI data items that preprocessing made the cases from, by case id, where it changed their grid.
         anonymise_ids: refused unless None.
 
@@ -285,3 +287,65 @@ def write_datalist(
             count = count_of_patients(len(members), len({item["patient"] for item in members}))
             print(f"{where}: {count} ({', '.join(f'{name}: {n}' for name, n in sorted(sizes.items()))})")
     print(f"data list: {output_file}")
+
+
+def entries_of(file: Path, key: str) -> list[dict[str, Any]]:
+    """One list of a file in the decathlon form, its paths absolute; empty if the file has no such list.
+
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+    from monai.data import load_decathlon_datalist
+
+    try:
+        if not json.loads(file.read_text(encoding="utf-8")).get(key):
+            return []
+        entries = load_decathlon_datalist(file, True, key, file.absolute().parent)
+        found = [{**entry, **_native_files(entry, file), "case": case_of(entry)} for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DatasetError(f"The data list {file} cannot be read ({one_line(error)}).") from error
+    for entry in found:
+        if not is_printable(entry["case"] + str(entry.get("patient", ""))):
+            raise DatasetError(
+                f"The data list {file} has a case {entry['case']!a}: an id without control characters is needed."
+            )
+    return found
+
+
+def _native_files(entry: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """MONAI makes the paths of ``image`` and ``label`` absolute, and no others."""
+
+    def absolute(paths: str | Sequence[str]) -> str | list[str]:
+        if isinstance(paths, str):
+            return os.path.normpath(file.absolute().parent / paths)
+        return [os.path.normpath(file.absolute().parent / path) for path in paths]
+
+    return {key: absolute(entry[key]) for key in ("native_image", "native_label") if entry.get(key)}
+
+
+def portable(paths: str | Sequence[str], folder: Path) -> str | list[str]:
+    """Paths for a file in a folder: relative to it where they lie in it or beside it, absolute otherwise."""
+    if not isinstance(paths, str):
+        return [str(portable(path, folder)) for path in paths]
+    near = Path(paths).is_relative_to(folder.parent)
+    return Path(os.path.relpath(paths, folder)).as_posix() if near else paths
+
+
+def with_natives(items: Sequence[Mapping[str, Any]], file: Path) -> list[dict[str, Any]]:
+    """Items with the keys ``native_image`` and ``native_label`` that a data list has for their cases.
+
+    If none of these files can be found the items stay as they are, and a warning says so. (One that is missing among
+    others is for ``require_usable`` to name.)
+    """
+    known = {entry["case"]: entry for key in KEYS.values() for entry in entries_of(file, key)}
+    natives = {
+        case: {key: entry[key] for key in ("native_image", "native_label") if key in entry}
+        for case, entry in known.items()
+    }
+    found = [{**item, **natives.get(str(item["case"]), {})} for item in items]
+    prepared = [as_native(item) for item in found if "native_image" in item]
+    if prepared and not any(Path(path).is_file() for item in prepared for path in item_files(item).values()):
+        first = next(iter(item_files(prepared[0]).values()))
+        logger.warning("The files that the cases of %s were made from are not there (%s …).", file, first)
+        return [dict(item) for item in items]
+    return found

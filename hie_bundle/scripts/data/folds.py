@@ -1,15 +1,29 @@
-"""Folds for cross-validation: stratified by lesion size, no patient on two sides."""
+"""Folds for cross-validation: stratified by lesion size, with all scans of a patient on one side.
+
+Which cases are scans of one patient follows from the usual ways of naming a visit, a pattern, or a data list.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .check_cache import case_of, check_items
+from ..runtime.errors import DatasetError
 from .checks import Limits
+from .gate import check_items
+from .layout import case_of
 
-__all__ = ["SIZE_CLASSES", "fold_of_case", "size_class"]
+__all__ = [
+    "SIZE_CLASSES",
+    "count_of_patients",
+    "fold_of_case",
+    "patient_of",
+    "patients_in_list",
+    "patients_of",
+    "size_class",
+]
 
 # Upper ends of the lesion-size classes, as fractions of the brain's volume; an empty label is a class of its own.
 SIZE_CLASSES = {"<1 %": 0.01, "1–5 %": 0.05, "5–20 %": 0.2, ">20 %": float("inf")}
@@ -61,3 +75,66 @@ def fold_of_case(
         order += members
     fold = {patient: place % num_folds for place, patient in enumerate(order)}
     return {case: fold[patients[case]] for case in map(case_of, items)}
+
+
+_BIDS = re.compile(r"(sub-[a-z0-9]+)(?:_|$)", re.IGNORECASE)
+# what may follow a patient's name, with a separator before it; plain numbers may not, they number patients as well
+_VISIT = re.compile(
+    r"(?P<patient>.+?)[-_. ]+(?:"
+    r"(?:visit|vis|session|ses|scan|exam|mri|timepoint|tp|follow[-_]?up|fu|day|week|month)[-_. ]?\d+"  # VISIT_01, ses-2
+    r"|ses-[a-z0-9]+"  # ses-acute
+    r"|[vtd]\d+(?![a-z0-9])"  # V1, T0, D3
+    r"|(?:acute|subacute|chronic|baseline|follow[-_]?up|fu|pre|post|early|late|initial|first|second|repeat|rescan)"
+    r"(?![a-z])"
+    r"|(?:19|20)\d\d[-_]?\d\d[-_]?\d\d(?!\d)"  # 2024-05-31
+    r")",
+    re.IGNORECASE,
+)
+
+
+def patient_of(case: str) -> str:
+    """The patient's id: the case id without its visit, if one is recognised.
+
+    ``MGHNICU_010-VISIT_01``, ``P1-V1``, ``P1_day3``, ``P1_followup`` and the like; of BIDS names (``sub-01_ses-acute``)
+    the subject. Plain numbers (``P1_2``) are not taken for visits.
+    """
+    match = _BIDS.match(case) or _VISIT.match(case)
+    return match[1] if match else case
+
+
+def patients_of(cases: Iterable[str], pattern: str | None = None) -> dict[str, str]:
+    """The patient of each case.
+
+    Args:
+        cases: their ids.
+        pattern: a regular expression to be found in each id; the patient's id is its group ``patient``, its first
+            group, or all that it matches. None recognises visits as :func:`patient_of` does.
+
+    Raises:
+        DatasetError: the pattern is none, or is not found in a case's id.
+    """
+    cases = list(cases)
+    if pattern is None:
+        return {case: patient_of(case) for case in cases}
+    try:
+        expression = re.compile(str(pattern))
+    except re.error as error:
+        raise DatasetError(f"--patient_pattern {pattern!r} is no regular expression: {error}.") from error
+    group: str | int = "patient" if "patient" in expression.groupindex else min(expression.groups, 1)
+    found = {case: match[group] for case in cases if (match := expression.search(case)) and match[group]}
+    if missing := [case for case in cases if case not in found]:
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise DatasetError(f"--patient_pattern {pattern!r} finds no patient in the names of these cases: {shown}.")
+    return found
+
+
+def patients_in_list(entries: Iterable[Mapping[str, Any]], pattern: str | None = None) -> dict[str, str]:
+    """The patient of each entry of a data list, by its case: its field ``patient``, or else by its case id."""
+    entries = list(entries)
+    said = {str(entry["case"]): str(entry["patient"]) for entry in entries if entry.get("patient") is not None}
+    return {**patients_of([case for e in entries if (case := str(e["case"])) not in said], pattern), **said}
+
+
+def count_of_patients(cases: int, patients: int) -> str:
+    """Both in words: ``40 cases of 34 patients``."""
+    return f"{cases} case{'s'[: cases != 1]} of {patients} patient{'s'[: patients != 1]}"

@@ -1,24 +1,36 @@
-"""The gate in front of training, evaluation and inference: nothing starts on cases that cannot be used."""
+"""The gate in front of training, evaluation and inference: cases are checked, each once, and unusable ones named."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import distributed
+import platformdirs
+from tqdm import tqdm
 
-from ..runtime.distributed import gather_interleaved
+from ..io.files import atomic_path
+from ..runtime.cores import available_cores
 from ..runtime.errors import DatasetError
-from .advice import command, list_problems, nothing_found
-from .check_cache import check_items
-from .checks import CaseReport, Limits, Problem, item_files
-from .layout import Case, find_cases, on_any_disk, part_of
-from .listfiles import as_native
+from .checks import CaseReport, Limits, Problem, check_case
+from .layout import Case, as_native, case_of, filesystem_key, find_cases, item_files, part_of
 
-__all__ = ["duplicate_problems", "require_usable", "require_usable_on_all_ranks"]
+__all__ = [
+    "check_items",
+    "command",
+    "duplicate_problems",
+    "list_problems",
+    "nothing_found",
+    "require_usable",
+    "require_usable_on_all_ranks",
+    "thread_count",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +38,105 @@ _NATIVES = (
     "Prepare the cases again with `run preprocessing`, whose datalist.json says where they came from, or name the "
     "folder of the acquired maps with --dataset_dir (preprocessing.json beside the prepared cases says which it was)."
 )
+CHECKS_VERSION = 4  # raised whenever the checks change, so that remembered results are not taken
+_PROGRESS_FROM = 8  # files; fewer are read before a bar could be seen
+
+
+def check_items(
+    items: Sequence[Mapping[str, Any]],
+    limits: Limits | None = None,
+    cache_file: str | Path | None = None,
+    num_workers: int | None = None,
+) -> list[CaseReport]:
+    """Check every item, reading only those whose files changed since they were last checked.
+
+    Args:
+        items: as for ``require_usable``.
+        limits: what a case may look like; the defaults if None.
+        cache_file: where results are remembered; the user's cache folder if None. If it cannot be written, nothing is
+            remembered.
+        num_workers: threads that read; one a core if None.
+
+    Returns:
+        One report per item, in their order.
+    """
+    limits = limits or Limits()
+    path = Path(cache_file) if cache_file else default_cache_file()
+    known = _load(path)
+    setting = json.dumps([CHECKS_VERSION, asdict(limits)])
+    jobs = []
+    reports: dict[str, CaseReport] = {}
+    for item in items:
+        files = item_files(item)
+        key, stamp = "|".join(files.values()), _stamp(files.values())
+        remembered = _recall(known.get(key), stamp, setting)
+        if remembered:
+            remembered.case = case_of(item)
+            reports[key] = remembered
+        else:
+            jobs.append((key, stamp, case_of(item), files))
+    if jobs:
+        with (
+            ThreadPoolExecutor(thread_count(num_workers)) as pool,
+            tqdm(total=len(jobs), desc="checking", unit="case", disable=len(jobs) < _PROGRESS_FROM or None) as bar,
+        ):
+            fresh = {}
+            for job, report in zip(jobs, pool.map(lambda job: check_case(job[2], job[3], limits), jobs), strict=True):
+                key, stamp = job[:2]
+                reports[key] = report
+                if stamp:
+                    fresh[key] = {"stamp": stamp, "setting": setting, "report": report.to_json()}
+                bar.update()
+        _remember(path, fresh)
+    return [reports["|".join(item_files(item).values())] for item in items]
+
+
+def thread_count(num_workers: int | None) -> int:
+    """That many threads, at least one; as many as there are cores for this process if None."""
+    if num_workers is None:
+        num_workers = available_cores()
+    return max(1, num_workers)
+
+
+def default_cache_file() -> Path:
+    """``checks.json`` in the user's cache folder for ``hie_bundle``."""
+    return Path(platformdirs.user_cache_dir("hie_bundle", appauthor=False)) / "checks.json"
+
+
+def _stamp(files: Iterable[str]) -> list[list[int]]:
+    """What changes with each file: size, times of the last change, inode; empty if one of them is not there."""
+    try:
+        statuses = [Path(file).stat() for file in files]
+    except OSError:
+        return []
+    return [[status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino] for status in statuses]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _recall(entry: Any, stamp: list[list[int]], setting: str) -> CaseReport | None:
+    """What is remembered of these files as they are now, if anything that can be understood."""
+    try:
+        if stamp and entry["stamp"] == stamp and entry["setting"] == setting:
+            return CaseReport.from_json(entry["report"])
+    except (KeyError, TypeError):
+        pass
+    return None
+
+
+def _remember(path: Path, fresh: Mapping[str, Any]) -> None:
+    """Add to the file what another process has not added meanwhile. A lost race costs a second check, no more."""
+    known = {**_load(path), **fresh}
+    known = {key: entry for key, entry in known.items() if key in fresh or Path(key.split("|")[0]).exists()}
+    with suppress(OSError), atomic_path(path) as temporary:
+        temporary.touch(0o600)  # it names files and says how large lesions are: its owner's alone
+        temporary.write_text(json.dumps(known, ensure_ascii=False) + "\n")
 
 
 def require_usable(
@@ -80,7 +191,7 @@ def _note_repeated(reports: Sequence[CaseReport]) -> None:
     first: dict[str, tuple[str, str]] = {}
     for report in reports:
         file = next(iter(report.files.values()))
-        name = on_any_disk(report.case)
+        name = filesystem_key(report.case)
         if name not in first:
             first[name] = report.case, file
             continue
@@ -152,9 +263,57 @@ def require_usable_on_all_ranks(items: Sequence[Mapping[str, Any]], *args: Any, 
     Raises:
         DatasetError: on the first process.
     """
+    from torch import distributed
+
+    from ..runtime.distributed import gather_interleaved
+
     everything = gather_interleaved(list(items))
     if everything is not None:
         once = {json.dumps(item, sort_keys=True, default=str): item for item in everything}
         require_usable(list(once.values()), *args, **kwargs)
     if distributed.is_initialized():
         distributed.barrier()
+
+
+def list_problems(reports: Iterable[CaseReport]) -> str:
+    """The problems as indented lines: the case, then each file with what is wrong."""
+    lines = []
+    for report in reports:
+        lines.append(f"  {report.case}")
+        lines += [f"    {problem.file} {problem.message}" for problem in report.problems]
+    return "\n".join(lines)
+
+
+def nothing_found(dataset_dir: Path, purpose: str) -> str:
+    """What to tell someone whose folder holds nothing for this purpose: which commands fill it."""
+    cases = find_cases(dataset_dir)
+    if cases:
+        counts: dict[str, int] = {}
+        for case in cases:
+            counts[case.split or "no split"] = counts.get(case.split or "no split", 0) + 1
+        there = ", ".join(f"{count} of {split}" for split, count in counts.items())
+        return (
+            f"{dataset_dir} holds no case for {purpose}, only others ({there}). Splits are folders named "
+            "BONBID2023_Train, BONBID2023_Val and BONBID2023_Test, or train, val and test; without them, use "
+            "--num_folds K --fold I, or a data list written by\n  "
+            f"{command('folds', dataset_dir=dataset_dir)}"
+        )
+    state = "holds no case" if dataset_dir.is_dir() else "is not a folder"
+    return (
+        f"The dataset folder {dataset_dir} {state}. Make a simulated cohort there:\n"
+        f"  {command('phantom', output_dir=dataset_dir)}\n"
+        "or fetch the real one, BONBID-HIE:\n"
+        f"  {command('download', dataset_dir=dataset_dir)}\n"
+        "Own cases need three files each, in any folder below it: X-ADC_ss.mha, "
+        "Zmap_X-ADC_smooth2mm_clipped10.mha and, with a label, X_lesion.mha (or .nii.gz), where X is the case's name."
+    )
+
+
+def command(run_id: str, **options: Any) -> str:
+    """A command of ``data.yaml`` as it can be typed in the current folder."""
+    config = Path(__file__).resolve().parents[2] / "configs" / "data.yaml"
+    if config.is_relative_to(Path.cwd()):
+        config = config.relative_to(Path.cwd())
+    words = [f"--{name} {value}" for name, value in options.items()]
+    program = Path(sys.executable).name if sys.executable else "python"
+    return " ".join([program, "-m monai.bundle run", run_id, f"--config_file {config}", *words])

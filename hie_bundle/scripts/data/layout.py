@@ -12,8 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import DatasetError
+from ..runtime.text import is_printable
 
-__all__ = ["MANIFEST", "SPLITS", "Case", "case_of_file_name", "file_name", "find_cases", "on_any_disk", "output_name"]
+__all__ = [
+    "MANIFEST",
+    "SPLITS",
+    "Case",
+    "as_native",
+    "case_of",
+    "case_of_file_name",
+    "file_name",
+    "filesystem_key",
+    "find_cases",
+    "item_files",
+    "output_name",
+    "part_of",
+]
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "preprocessing.json"  # in a folder that preprocessing wrote
@@ -28,7 +42,6 @@ _PATTERNS = {
 _SPLIT_FOLDER = re.compile(r"(?:BONBID\d*[-_])?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
 _BONBID_FOLDER = re.compile(r"BONBID\d*[-_](train|val|test)", re.IGNORECASE)
 _LABEL_FOLDERS = ("labels", "final", "labelsTr")  # a file here has its image's name; MONAI Label writes labels/final
-_UNSPEAKABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, what is no UTF-8, separators of lines and paragraphs
 _IGNORED_FOLDERS = ("__MACOSX", "original")  # archives made on a Mac; what MONAI Label predicted and nobody approved
 
 
@@ -112,7 +125,7 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
             folders.clear()
             continue
         visited.add(here.resolve())
-        _refuse_unspeakable(here.relative_to(root), files)
+        _refuse_unprintable(here.relative_to(root), files)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _IGNORED_FOLDERS)
         split = _split_of(here, root)
         for name in sorted(files):
@@ -130,14 +143,12 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
     return sorted(cases, key=lambda case: (order.index(case.split), case.case))
 
 
-def _refuse_unspeakable(folder: Path, files: Iterable[str]) -> None:
-    """A line break divides a message and a table; bytes that are no UTF-8 end ITK, and with it the program."""
+def _refuse_unprintable(folder: Path, files: Iterable[str]) -> None:
+    """A line break splits a message and a table; bytes that are not UTF-8 end ITK, and with it the program."""
     volumes = (name for name in files if re.search(rf"^[^.].*{_EXTENSION}$", name, re.IGNORECASE | re.DOTALL))
     for path in (str(folder / name) for name in volumes):
-        if any(unicodedata.category(character) in _UNSPEAKABLE for character in path):
-            raise DatasetError(
-                f"The name {path!a} holds a line break, another control character, or what is no UTF-8. Rename it."
-            )
+        if not is_printable(path):
+            raise DatasetError(f"The name {path!a} has a control character, or bytes that are not UTF-8. Rename it.")
 
 
 def part_of(path: Path) -> tuple[str | None, str]:
@@ -179,7 +190,7 @@ def case_of_file_name(name: str) -> str:
     return urllib.parse.unquote(name, errors="surrogateescape")
 
 
-def on_any_disk(name: str) -> str:
+def filesystem_key(name: str) -> str:
     """The same text for names that are one file on some disk.
 
     Those of Windows and of most Macs do not tell ``A`` from ``a``, and some not an ``ä`` of one character from one of
@@ -201,3 +212,34 @@ def output_name(metadata: Mapping[str, Any], saver: Any = None) -> dict[str, str
     path = Path(str(metadata.get("filename_or_obj", "case")))
     case = part_of(path)[1] or path.name.split(".")[0]
     return {"subject": case}
+
+
+def item_files(item: Mapping[str, Any]) -> dict[str, str]:
+    """The files of a MONAI data item by part: ``adc`` and ``zadc``, or ``stacked``; ``label`` if it has one.
+
+    A single image file is ``stacked``; that it is an ADC map alone is known once it is read.
+    """
+    image = item["image"]
+    if isinstance(image, (str, Path)):
+        files = {"stacked": str(image)}
+    elif len(image) == 1:
+        files = {"stacked": str(image[0])}
+    else:
+        files = dict(zip(("adc", "zadc"), map(str, image), strict=True))
+    if item.get("label"):
+        files["label"] = str(item["label"])
+    return files
+
+
+def case_of(item: Mapping[str, Any]) -> str:
+    """The item's case id; from its image's file name if it does not say."""
+    if "case" in item:
+        return str(item["case"])
+    return output_name({"filename_or_obj": next(iter(item_files(item).values()))})["subject"]
+
+
+def as_native(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The item of the files that preprocessing made this one's from; the item itself where there are none."""
+    if "native_image" not in item:
+        return dict(item)
+    return {key.removeprefix("native_"): value for key, value in item.items() if key not in ("image", "label")}

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, get_worker_info
 from ..moved import renamed
 from ..runtime.errors import UserError, causes, user_error
 from ..runtime.interruption import ignore, time_limit
-from .check_cache import case_of
+from .layout import case_of
 
 __all__ = ["CaseLoader", "end_processes", "in_words"]
 __getattr__ = partial(renamed, "data.loaders")

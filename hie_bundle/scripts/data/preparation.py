@@ -17,12 +17,11 @@ from tqdm import tqdm
 from ..io.files import atomic_path, try_writing, write_json
 from ..io.volumes import read_volume, write_volume
 from ..runtime.errors import DatasetError
-from .check_cache import thread_count
 from .checks import Limits
 from .datalists import write_datalist
-from .gate import require_usable
+from .gate import require_usable, thread_count
 from .layout import MANIFEST, Case, find_cases
-from .pseudonyms import pseudonyms
+from .privacy import pseudonyms
 
 __all__ = ["FORMATS", "preprocess"]
 
@@ -66,8 +65,8 @@ def preprocess(
         extension: of ``resampled`` and ``native_stack``: ``.nii.gz``, or ``.nii``, which is larger and loads faster.
         limits: what a case may look like; the defaults if None.
         num_workers: threads; one a core if None.
-        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.patients.patients_of`.
-        anonymise_ids: file with a key; the cases have other ids then (:func:`scripts.data.pseudonyms`), and
+        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.folds.patients_of`.
+        anonymise_ids: file with a key; the cases have other ids then (:func:`scripts.data.privacy`), and
             ``datalist.json`` does not say which files they were made from: evaluations of ``resampled`` have no native
             grid.
 

@@ -30,10 +30,7 @@ from ..runtime.options import OPTIONS
 from ..runtime.recipe import references
 from ..runtime.redaction import redacted
 from ..runtime.workflow import running_workflow
-from .check_cache import case_of
-from .checks import item_files
-from .layout import file_name
-from .listfiles import as_native
+from .layout import as_native, case_of, file_name, item_files
 from .loaders import end_processes, in_words
 
 __all__ = ["RunFolder"]
@@ -298,7 +295,7 @@ class RunFolder:
         parts = item_files(item)
         if "native_image" in item:
             parts |= {f"native_{part}": path for part, path in item_files(as_native(item)).items()}
-        return parts if "own_name" in item else {self._name(path): path for path in parts.values()}
+        return parts if "original_id" in item else {self._name(path): path for path in parts.values()}
 
     def _name(self, path: str) -> str:
         absolute = Path(path).absolute()

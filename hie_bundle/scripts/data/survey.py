@@ -12,14 +12,11 @@ import numpy as np
 from ..io.files import try_writing, write_json
 from ..runtime.errors import DatasetError
 from ..runtime.redaction import redacted
-from .advice import list_problems, nothing_found
-from .check_cache import check_items
-from .checks import CaseReport, Limits, Problem, item_files
-from .folds import size_class
-from .gate import duplicate_problems
-from .layout import Case, find_cases
-from .patients import count_of_patients, patients_of
-from .pseudonyms import pseudonyms
+from .checks import CaseReport, Limits, Problem
+from .folds import count_of_patients, patients_of, size_class
+from .gate import check_items, duplicate_problems, list_problems, nothing_found
+from .layout import Case, find_cases, item_files
+from .privacy import pseudonyms
 
 __all__ = ["check"]
 
@@ -58,8 +55,8 @@ def check(
         limits: what a case may look like; the defaults if None.
         cache_file: where results are remembered; the user's cache folder if None.
         num_workers: threads that read; one a core if None.
-        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.patients.patients_of`.
-        anonymise_ids: file with a key; table and report have other ids then (:func:`scripts.data.pseudonyms`), and
+        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.folds.patients_of`.
+        anonymise_ids: file with a key; table and report have other ids then (:func:`scripts.data.privacy`), and
             name parts instead of files. What is said of cases that cannot be used names the files all the same.
 
     Raises:

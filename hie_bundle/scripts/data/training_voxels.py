@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry.brain import are_normalised, brain_of
+from ..geometry.brain import are_normalised, brain_of, clear_background
 from ..io.volumes import Volume, VolumeError, read_volume
 from ..runtime.cores import available_cores
-from .checks import Limits, item_files
-from .listfiles import as_native
+from .checks import Limits
+from .layout import as_native, item_files
 
 __all__ = ["draw_training_voxels", "read_maps", "read_training_case"]
 
@@ -34,8 +34,10 @@ def read_maps(item: Mapping[str, Any], limits: Limits) -> tuple[NDArray[Any], Vo
         first = maps[0].array
         arrays = list(np.moveaxis(first, -1, 0)) if first.ndim == 4 else [first]
     if len(arrays) == 1:
-        arrays.append(np.full(arrays[0].shape, np.nan))
-    return np.stack(arrays), maps[0]
+        return np.stack([arrays[0], np.full(arrays[0].shape, np.nan)]), maps[0]
+    stacked = np.stack(arrays)
+    clear_background(*stacked)
+    return stacked, maps[0]
 
 
 def read_training_case(

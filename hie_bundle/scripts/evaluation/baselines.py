@@ -20,8 +20,8 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from ..data.checks import Limits, item_files
-from ..data.listfiles import as_native
+from ..data.checks import Limits
+from ..data.layout import as_native, item_files
 from ..data.training_voxels import draw_training_voxels, read_maps
 from ..geometry.brain import brain_of
 from ..io.files import write_atomically

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["are_normalised", "brain_of"]
+__all__ = ["are_normalised", "brain_of", "clear_background"]
 
 
 @overload
@@ -38,3 +38,14 @@ def are_normalised(adc: NDArray[Any], zadc: NDArray[Any] | None = None) -> bool:
     """
     maps = [adc] if zadc is None else [adc, zadc]
     return all(abs(values.mean()) < 0.01 and abs(values.std() - 1) < 0.01 for values in maps)
+
+
+def clear_background(adc: NDArray[Any], zadc: NDArray[Any]) -> None:
+    """Set ZADC outside the brain to 0, in place: some tools write a marker such as -99 there.
+
+    Args:
+        adc: any shape, 1e-6 mm²/s.
+        zadc: the same shape; left as it is where both maps are normalised.
+    """
+    if not are_normalised(adc, zadc):
+        zadc[~brain_of(adc)] = 0

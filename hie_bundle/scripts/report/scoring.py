@@ -12,9 +12,8 @@ import torch
 from monai.data import MetaTensor
 
 from ..data.checks import Limits, grid_difference
-from ..data.layout import case_of_file_name
-from ..data.listfiles import as_native
-from ..data.pseudonyms import own_name
+from ..data.layout import as_native, case_of_file_name
+from ..data.privacy import original_id
 from ..data.training_voxels import read_maps
 from ..io.volumes import Volume, VolumeError, extension_of, read_volume
 from ..report.case_evaluation import CaseEvaluation
@@ -49,11 +48,11 @@ def score(
     folder = Path(predictions_dir)
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder.absolute()} with masks.")
-    found = find_predictions(folder, [own_name(item) for item in items])
+    found = find_predictions(folder, [original_id(item) for item in items])
     problems = {}
     for item in items:
-        if problem := _problem(own_name(item), found[own_name(item)], str(item["label"]), limits):
-            problems[own_name(item)] = problem
+        if problem := _problem(original_id(item), found[original_id(item)], str(item["label"]), limits):
+            problems[original_id(item)] = problem
     if problems:
         lines = [f"  {case}: {problem}" for case, problem in problems.items()]
         raise UserError(
@@ -62,7 +61,7 @@ def score(
         )
     evaluation.started()
     for item in items:
-        (path,) = found[own_name(item)]
+        (path,) = found[original_id(item)]
         label = read_volume(item["label"], limits.max_bytes)
         maps, grid = read_maps(item, limits)
         evaluation.add(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,11 @@ import numpy as np
 from ..evaluation.measures import column
 from ..evaluation.statistics import describe
 from ..io.files import write_atomically
+from ..runtime.text import csv_table, csv_value
 from .columns import NO_NUMBERS
 
 __all__ = [
-    "BASELINES", "best_baseline", "comparison_table", "csv_text", "gain_over", "read_rows", "summarise", "verdict",
+    "BASELINES", "best_baseline", "comparison_table", "gain_over", "read_rows", "summarise", "verdict",
     "volume_agreement", "write_csv", "write_results",
 ]  # fmt: skip
 
@@ -30,39 +30,12 @@ BASELINES = {
     "regression_dice": "the voxelwise regression",
 }
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # an apostrophe too, so that reading inverts writing
-
 Rows = Sequence[Mapping[str, Any]]
 
 
-def csv_text(rows: Rows, columns: Sequence[str] | None = None) -> str:
-    """Rows as CSV with a header; values of absent columns are empty.
-
-    Args:
-        rows: one a line.
-        columns: in their order; those of the first row by default.
-    """
-    table = io.StringIO()
-    if names := columns or (list(rows[0]) if rows else []):
-        writer = csv.DictWriter(table, names, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
-    return table.getvalue()
-
-
-def _no_formula(value: Any) -> Any:
-    """A text that no spreadsheet runs as a formula: an apostrophe before the signs that begin one (OWASP)."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
-
-
-def _as_written(text: str) -> str:
-    """The inverse of :func:`_no_formula`."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
-
-
 def write_csv(path: Path, rows: Rows, columns: Sequence[str] | None = None) -> None:
-    """Write rows as a CSV file; see :func:`csv_text`."""
-    write_atomically(path, csv_text(rows, columns))
+    """Write rows as a CSV file; see :func:`scripts.runtime.text.csv_table`."""
+    write_atomically(path, csv_table(rows, columns))
 
 
 def write_results(
@@ -94,7 +67,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``metrics.csv``, numbers as numbers."""
     with path.open(newline="", encoding="utf-8") as stream:
         return [
-            {name: _as_written(value) if name in NO_NUMBERS else float(value) for name, value in row.items()}
+            {name: csv_value(value) if name in NO_NUMBERS else float(value) for name, value in row.items()}
             for row in csv.DictReader(stream)
         ]
 

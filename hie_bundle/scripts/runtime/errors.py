@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from .text import printable
+
 __all__ = [
     "DatasetError",
     "UserError",
@@ -74,7 +76,7 @@ def show_plainly() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if mistake := user_error(error):
-            print(f"\nerror: {mistake}", file=sys.stderr)
+            print(f"\nerror: {printable(mistake)}", file=sys.stderr)
             return
         if shortage := out_of_memory(error):
             print(f"\nerror: {shortage}", file=sys.stderr)

@@ -15,8 +15,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from ..data.checks import Limits
-from ..data.layout import SPLITS
-from ..data.listfiles import as_native
+from ..data.layout import SPLITS, as_native
 from ..io.files import write_json
 from ..runtime.cores import available_cores
 from ..runtime.errors import UserError, choose

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ..data.checks import item_files
+from ..data.layout import item_files
 from ..evaluation.measures import column
 from ..geometry.brain import brain_of
 from ..geometry.slices import axial, shown_box, upright

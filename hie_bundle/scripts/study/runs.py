@@ -15,9 +15,9 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from ..data.checks import Limits, item_files
+from ..data.checks import Limits
 from ..data.gate import require_usable
-from ..data.listfiles import as_native
+from ..data.layout import as_native, item_files
 from ..io.files import sha256_of, write_atomically, write_json
 from ..runtime.conditions import differences, flat
 from ..runtime.errors import UserError

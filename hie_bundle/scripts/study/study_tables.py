@@ -9,7 +9,7 @@ from typing import Any
 from ..evaluation.measures import Measure, column
 from ..evaluation.statistics import smallest_p
 from ..report.table import Cell, Table, figures_cell, heading_cell
-from ..report.tables import csv_text
+from ..runtime.text import csv_table
 from .results import Group, Results, describe_measure, lead_measure, results_groups
 from .variants import PUBLISHED
 
@@ -166,17 +166,17 @@ def study_csv(results: Results) -> str:
                 line |= {f"{measure}_{end}": figures[end] for end in ("low", "high", "mean_as_printed", "defined")}
             line |= {f"published_{key}": variant.published.get(key) if size == "all" else None for key in keys}
             lines.append(line)
-    return csv_text(lines)
+    return csv_table(lines)
 
 
 def cases_csv(results: Results) -> str:
     """Every variant's values in every case as CSV: what all statistics are computed from."""
-    return csv_text([{"variant": name, **row} for name, rows in results.cases.items() for row in rows])
+    return csv_table([{"variant": name, **row} for name, rows in results.cases.items() for row in rows])
 
 
 def tests_csv(results: Results) -> str:
     """The paired tests of all measures as CSV."""
-    return csv_text([{"measure": measure, **row} for measure, rows in results.tests.items() for row in rows])
+    return csv_table([{"measure": measure, **row} for measure, rows in results.tests.items() for row in rows])
 
 
 def _best_published(results: Results, measure: str, key: str) -> set[str]:

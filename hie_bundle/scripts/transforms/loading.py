@@ -27,7 +27,7 @@ from monai.utils import MetaKeys
 from numpy.typing import NDArray
 
 from ..data.checks import Limits, are_swapped, like_adc
-from ..geometry.brain import are_normalised, brain_of
+from ..geometry.brain import are_normalised, clear_background
 from ..io.images import metatensor_of
 from ..io.volumes import Volume, VolumeError, read_volume
 from ..runtime.errors import UserError
@@ -137,8 +137,7 @@ class LoadMapsd(LoadImaged):
         adc, zadc = maps.swapaxes(0, int(axis))
         if are_swapped(adc, zadc, self.limits):
             raise UserError(f"{name}: the channels are ZADC and ADC by their values; ADC must come first.")
-        if not are_normalised(adc, zadc):
-            zadc[~brain_of(adc)] = 0  # some tools write a marker such as -99 there
+        clear_background(adc, zadc)
         return image
 
     def _with_missing(self, name: str, adc: NDArray[Any], image: MetaTensor) -> MetaTensor:

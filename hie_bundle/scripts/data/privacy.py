@@ -1,0 +1,108 @@
+"""Pseudonyms of cases in everything that is written: a keyed hash, which nobody without the key can reverse."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..runtime.errors import DatasetError
+from ..runtime.redaction import replace_in_kept_messages
+from .folds import patient_of
+from .layout import item_files
+
+__all__ = ["original_id", "pseudonymised", "pseudonyms"]
+
+LEAST_KEY = 16  # bytes; ids of cases can be guessed, so the key must not be
+
+
+def pseudonyms(
+    cases: Iterable[str], key_file: str | Path, files: Iterable[str | Path] = (), output_dir: str | Path | None = None
+) -> dict[str, str]:
+    """A pseudonym of each case: ``case-`` and the first 12 hexadecimal digits of HMAC-SHA256 (RFC 2104) of its id.
+
+    Of a case whose id tells the patient from the visit (:func:`.patient_of`) they are the patient's, and ``_ses-`` with
+    8 digits of the case follows: scans of one patient stay together in folds.
+
+    Args:
+        cases: ids.
+        key_file: the secret, 16 bytes or more without white space at its ends; made for its owner alone if missing.
+        files: of the cases: their folders are removed from messages that are kept, as the ids are replaced.
+        output_dir: where results go, which are passed on: the key must not be there.
+
+    Raises:
+        DatasetError: the key cannot be read or made, is too short, readable for others, or among the results.
+    """
+    key = _key(key_file, output_dir)
+
+    def digits(name: str) -> str:
+        return hmac.new(key, name.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()
+
+    patients = {case: patient_of(case) for case in cases}
+    names = {
+        case: f"case-{digits(patient)[:12]}" + (f"_ses-{digits(case)[:8]}" if patient != case else "")
+        for case, patient in patients.items()
+    }
+    replace_in_kept_messages(names, files)
+    return names
+
+
+def pseudonymised(items: Sequence[Mapping[str, Any]], key_file: str | Path) -> list[dict[str, Any]]:
+    """The items with pseudonyms for case ids (:func:`pseudonyms`).
+
+    Args:
+        items: MONAI data items with ``case``.
+        key_file: see there.
+
+    Returns:
+        The items, sorted by pseudonym, so that their order tells nothing; the id is kept in ``original_id``.
+
+    Raises:
+        DatasetError: see there.
+    """
+    files = [file for item in items for file in item_files(item).values()]
+    names = pseudonyms([str(item["case"]) for item in items], key_file, files)
+    renamed = [{**item, "case": names[str(item["case"])], "original_id": str(item["case"])} for item in items]
+    return sorted(renamed, key=lambda item: item["case"])
+
+
+def original_id(item: Mapping[str, Any]) -> str:
+    """The id that a case has in its files."""
+    return str(item.get("original_id", item["case"]))
+
+
+def _key(key_file: Any, output_dir: str | Path | None) -> bytes:
+    if not isinstance(key_file, str | os.PathLike) or str(key_file).lower() in ("", "true", "false", "none"):
+        raise DatasetError(f"--anonymise_ids takes the file of a key, not {key_file!r}; it is made if it is missing.")
+    path = Path(key_file)
+    if output_dir is not None and Path(output_dir).resolve() in path.resolve().parents:
+        raise DatasetError(f"The key of --anonymise_ids, {path}, would be among the results in {output_dir}: move it.")
+    try:
+        if not path.exists():
+            _make(path)
+        key, mode = path.read_bytes().strip(), path.stat().st_mode
+    except OSError as error:
+        raise DatasetError(f"The key of --anonymise_ids, {path}: {error.strerror}.") from error
+    if os.name == "posix" and mode & 0o077:
+        raise DatasetError(f"The key of --anonymise_ids, {path}, can be read by others: chmod 600 {path}.")
+    if len(key) < LEAST_KEY:
+        raise DatasetError(f"The key of --anonymise_ids in {path} has {len(key)} bytes; {LEAST_KEY} are the least.")
+    return key
+
+
+def _make(path: Path) -> None:
+    """Make the key at once, for its owner alone; of several processes one succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+        file.write(secrets.token_hex(32).encode() + b"\n")
+    try:
+        with suppress(FileExistsError):
+            os.link(file.name, path)
+    finally:
+        Path(file.name).unlink()

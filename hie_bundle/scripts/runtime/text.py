@@ -1,0 +1,52 @@
+"""Texts of strangers (case ids, file names) in a terminal and in a spreadsheet: shown, never executed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["csv_table", "csv_value", "is_printable", "printable"]
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # an apostrophe too, so that reading inverts writing
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are not UTF-8, separators of lines and paragraphs
+_DIRECTION = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # reorder what follows
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text has no control character and none that changes the direction of writing."""
+    return not any(unicodedata.category(one) in _CONTROL or one in _DIRECTION for one in text)
+
+
+def printable(text: object) -> str:
+    """A message for a terminal: control characters but line breaks and tabs are written as ``\\x1b`` and the like."""
+    return "".join(
+        one if one in "\n\t" or is_printable(one) else one.encode("unicode_escape", "surrogatepass").decode()
+        for one in str(text)
+    )
+
+
+def csv_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> str:
+    """Rows as CSV whose texts no spreadsheet takes for formulas: such a text begins with an apostrophe.
+
+    Args:
+        rows: by column.
+        names: the columns; those of the first row if None. Others are omitted.
+    """
+    table = io.StringIO()
+    if columns := list(names or (rows[0] if rows else [])):
+        writer = csv.DictWriter(table, columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
+    return table.getvalue()
+
+
+def csv_value(cell: str) -> str:
+    """The text that :func:`csv_table` wrote as this cell."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
+
+
+def _csv_cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
