@@ -401,3 +401,45 @@ def test_a_list_of_ones_own(tmp_path: Path) -> None:
         file.write_text(content)
         with pytest.raises(DatasetError, match=r"list.json cannot be read"):
             data.datalist(tmp_path, "train", file=file)
+
+
+# --- the same maps twice ------------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_case_in_another_split_is_refused(tmp_path: Path) -> None:
+    files, other = write_case(tmp_path, "a", "Train"), write_case(tmp_path, "b", "Test", seed=1)
+    assert data.datalist(tmp_path, "train")
+    for part in ("adc", "zadc", "label"):
+        shutil.copy(files[part], other[part])
+    for split in ("train", "test"):
+        with pytest.raises(DatasetError, match=r"the same maps twice.*\n.*a-ADC_ss.* \(train\) and .*b-ADC_ss"):
+            data.datalist(tmp_path, split)
+    with pytest.raises(DatasetError, match="is a copy of"):
+        data.check(tmp_path, tmp_path / "report.json")
+
+
+def test_files_that_are_twice_in_a_data_list_are_refused(tmp_path: Path) -> None:
+    files = [write_case(tmp_path, case, seed=seed) for seed, case in enumerate("ab")]
+    entries = [{"image": [str(f["adc"]), str(f["zadc"])], "label": str(f["label"]), "case": c}
+               for f, c in zip(files, "ab", strict=True)]  # fmt: skip
+    file = tmp_path / "list.json"
+    for lists in (
+        {"training": entries, "test": [{**entries[0], "case": "c"}]},
+        {"training": [*entries, {**entries[1], "case": "c"}]},
+    ):
+        file.write_text(json.dumps(lists))
+        with pytest.raises(DatasetError, match="the same maps twice"):
+            data.datalist(tmp_path, "train", file=file)
+    file.write_text(json.dumps({"training": entries}))
+    assert len(data.datalist(tmp_path, "train", file=file)) == 2
+
+
+def test_labels_without_a_lesion_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_case(tmp_path, "a", "Train", lesion_voxels=0)
+    write_case(tmp_path, "b", "Val", seed=1, lesion_voxels=0)
+    train, val = (data.datalist(tmp_path, split) for split in ("train", "val"))
+    with pytest.raises(DatasetError, match="All 1 training labels are empty"):
+        data.require_usable(train + val, tmp_path, "training", validation=val)
+    write_case(tmp_path, "a", "Train")
+    data.require_usable(train + val, tmp_path, "training", validation=val)
+    assert "All 1 labels of the validation cases are empty" in caplog.text

@@ -231,3 +231,23 @@ def test_what_ends_a_run_is_kept_without_the_id(tiny_cohort: Path, tmp_path: Pat
     assert "is odd" in (tmp_path / "e" / "training.log").read_text()
     for path in _nothing_names({case.case}, tmp_path / "m") + _nothing_names({case.case}, tmp_path / "e"):
         assert path.is_file()
+
+
+def test_a_key_that_others_see_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DatasetError, match="would be among the results"):
+        pseudonyms(["A"], tmp_path / "out" / "key", output_dir=tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    pseudonyms(["A"], tmp_path / "key", output_dir=tmp_path / "out")
+    (tmp_path / "key").chmod(0o644)
+    with pytest.raises(DatasetError, match="can be read by others: chmod 600"):
+        pseudonyms(["A"], tmp_path / "key")
+    for value in (True, "True", "", None):
+        with pytest.raises(DatasetError, match="takes the file of a key"):
+            pseudonyms(["A"], value)  # type: ignore[arg-type]
+
+
+def test_folders_that_name_a_patient_leave_kept_messages(tmp_path: Path) -> None:
+    file = tmp_path / "Name^First_date" / "X-ADC_ss.mha"
+    names = pseudonymised([{"case": "X", "image": [str(file), str(file)]}], tmp_path / "key")
+    assert redacted(f"{file} is truncated") == f"{names[0]['case']}-ADC_ss.mha is truncated"

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ..data.layout import filesystem_key, find_cases, part_of
@@ -18,7 +17,7 @@ from ..data.privacy import pseudonyms
 from ..inference.segmenter import CAUTION, Segmentation, Segmenter
 from ..io.files import sha256_of, try_writing
 from ..io.images import write
-from ..io.volumes import EXTENSIONS, extension_of, read_volume
+from ..io.volumes import EXTENSIONS, extension_of
 from ..runtime.errors import UserError, user_error
 from ..runtime.redaction import redacted
 from ..runtime.text import printable
@@ -71,7 +70,9 @@ def segment(
         raise UserError(f"--extension is one of {', '.join(EXTENSIONS)}, not {extension}.")
     jobs = find_jobs(Path(adc), Path(zadc) if zadc else None)
     if anonymise_ids is not None:
-        names = pseudonyms([job.case for job in jobs], anonymise_ids)
+        files = [path for job in jobs for path in (job.adc, job.zadc) if path]
+        results = None if extension_of(output) else output
+        names = pseudonyms([job.case for job in jobs], anonymise_ids, files, results)
         renamed = [replace(job, case=names[job.case], hidden=True) for job in jobs]
         jobs = sorted(renamed, key=lambda job: job.case)
     if bids and (shard or extension_of(output)):
@@ -241,11 +242,8 @@ def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Seg
         return
     from ..report.segmented import write_case_page, write_case_picture
 
-    volumes = [read_volume(path).array for path in (job.adc, job.zadc) if path]
-    arrays = list(np.moveaxis(volumes[0], -1, 0)) if volumes[0].ndim == 4 else volumes
-    maps = {name: np.asarray(array, float) for name, array in zip(("ADC", "ZADC"), arrays, strict=False)}
     if "overlay" in place:
-        write_case_picture(place["overlay"], maps, found.mask, found.affine, found.line)
+        write_case_picture(place["overlay"], found.maps, found.mask, found.affine, found.line)
     if "report" in place:
         tiles = [("Lesion", f"{found.lesion_ml:.2f} ml"), ("Of the brain", f"{100 * found.lesion_fraction:.2f} %"),
                  ("Lesions", str(found.lesions)), ("Brain", f"{found.brain_ml:.0f} ml")]  # fmt: skip
@@ -257,7 +255,7 @@ def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Seg
         facts["Smallest lesion"] = f"{segmenter.smallest_lesion_mm3:g} mm³"
         facts["Limited to the brain"] = "yes" if segmenter.limit_to_brain else "no"
         notes = [found.plausibility.line, *found.notes]
-        write_case_page(place["report"], maps, found.mask, found.affine, found.case, tiles, notes, facts)
+        write_case_page(place["report"], found.maps, found.mask, found.affine, found.case, tiles, notes, facts)
 
 
 def _files(job: Job) -> dict[str, Any]:

@@ -7,11 +7,12 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from ..io.files import try_writing, write_json
+from ..io.files import sha256_of, try_writing, write_json
 from ..runtime.errors import DatasetError, one_line
 from ..runtime.text import is_printable
 from .checks import Limits
@@ -20,7 +21,7 @@ from .gate import check_items, require_usable
 from .layout import MANIFEST, SPLITS, Case, as_native, case_of, find_cases, item_files
 from .privacy import pseudonymised
 
-__all__ = ["datalist", "held_out", "write_datalist"]
+__all__ = ["copies", "datalist", "first_file", "held_out", "write_datalist"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,12 @@ def _from_folder(
     zadc = (limits or Limits()).zadc == "required"
     patients = patients_of([case.case for case in cases], patient_pattern)
     _refuse_shared_patients(cases, patients, split, folds=num_folds is not None)
+    if split is not None:
+        sides: dict[str, list[dict[str, Any]]] = {}
+        for case in cases:
+            side = "training" if num_folds is not None and case.split != "test" else str(case.split)
+            sides.setdefault(side, []).append(case.item(False, zadc))
+        _refuse_copies(sides, f"The dataset {dataset_dir}")
     if num_folds is not None and split != "test":
         pool = [case for case in cases if case.split != "test"]
         folds = fold_of_case([case.item(zadc=zadc) for case in pool], patients, num_folds, seed, limits)
@@ -155,6 +162,50 @@ def _refuse_shared_patients(cases: Sequence[Case], patients: Mapping[str, str], 
         )
 
 
+def copies(items: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Pairs of cases whose first map is the same file, or a byte copy of it.
+
+    Args:
+        items: MONAI data items or :class:`Case`; of files with one size the contents are compared.
+    """
+    groups: dict[Any, list[Any]] = {}
+    for item in items:
+        file = first_file(item)
+        with suppress(OSError):  # a missing file is named by require_usable
+            groups.setdefault(Path(file).stat().st_size, []).append((file, item))
+    found = []
+    for group in (group for group in groups.values() if len(group) > 1):
+        first: dict[str, Any] = {}
+        for file, item in group:
+            status = Path(file).stat()
+            other = first.setdefault(_digest(file, status.st_size, status.st_mtime_ns, status.st_ino), item)
+            if other is not item:
+                found.append((item, other))
+    return found
+
+
+@lru_cache(maxsize=10_000)
+def _digest(file: str, *_: int) -> str:
+    return sha256_of(file)
+
+
+def first_file(item: Case | Mapping[str, Any]) -> str:
+    """The ADC map, or the stacked file, of a case."""
+    return next(iter(item_files(item.item() if isinstance(item, Case) else item).values()))
+
+
+def _refuse_copies(sides: Mapping[str, Sequence[Mapping[str, Any]]], where: str) -> None:
+    """The same maps in two lists are measured on what was trained on; twice in one list they count twice."""
+    side_of = {id(item): name for name, items in sides.items() for item in items}
+    lines = []
+    for item, other in copies([item for items in sides.values() for item in items]):
+        names, files = (side_of[id(other)], side_of[id(item)]), (first_file(other), first_file(item))
+        if names[0] != names[1] or files[0] == files[1]:
+            lines.append(f"  {files[0]} ({names[0]}) and {files[1]} ({names[1]})")
+    if lines:
+        raise DatasetError(f"{where} has the same maps twice; remove one of each pair:\n" + "\n".join(lines))
+
+
 def _from_file(
     file: Path, split: str | None, labels: bool, fold: int | None, patient_pattern: str | None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -176,6 +227,7 @@ def _from_file(
             patient = patients[entry["case"]]
             if seen.setdefault(patient, name) != name:
                 raise DatasetError(f"Patient {patient} is in both {seen[patient]} and {name} of the data list {file}.")
+    _refuse_copies(sides, f"The data list {file}")
     items = [entry for name, entries in sides.items() if split in (None, name) for entry in entries]
     if fold is not None:
         _tell_patients(items, patients, f"{split or 'all'}, fold {fold} of {file.name}")

@@ -147,6 +147,7 @@ def require_usable(
     cache_file: str | Path | None = None,
     num_workers: int | None = None,
     native: Literal["", "wanted", "needed"] = "",
+    validation: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Stop before anything starts if any case is unusable.
 
@@ -161,9 +162,11 @@ def require_usable(
         native: the maps as they were acquired are ``needed``, or ``wanted``, since they are measured and not only shown
             to a network: of prepared cases those that the items name in ``native_image`` and ``native_label``. Where
             they are wanted and none can be had, a warning says which figures there will not be.
+        validation: of training: those of the items by which the best epoch is chosen.
 
     Raises:
-        DatasetError: there is no case, or some are unusable; names each with its files, and says what to do.
+        DatasetError: there is no case, all labels to train on are empty, or some are unusable; names each with its
+            files, and says what to do.
     """
     if not items:
         raise DatasetError(nothing_found(Path(dataset_dir), purpose))
@@ -172,6 +175,8 @@ def require_usable(
     _note_ambiguous(reports, dataset_dir)
     if native:
         reports += _check_natives(items, reports, limits, cache_file, num_workers, needed=native == "needed")
+    if purpose == "training":
+        _require_lesions(reports, validation)
     if lone := [report.case for report in reports if "zadc" not in report.files and "stacked" not in report.files]:
         logger.warning("Without a ZADC map, taken by ADC alone: %s", ", ".join(lone))
     bad = [report for report in reports if not report.usable]
@@ -183,6 +188,22 @@ def require_usable(
             f"{list_problems(bad)}\n"
             "Restore these files from where they came, or move every file of these cases out of the folder; then "
             f"start again. All figures:\n  {command('check', dataset_dir=dataset_dir)}"
+        )
+
+
+def _require_lesions(reports: Sequence[CaseReport], validation: Sequence[Mapping[str, Any]]) -> None:
+    """A network cannot learn from empty labels, and with empty labels alone the first epoch has a Dice of 1."""
+    chosen_by = {case_of(item) for item in validation}
+    for chooses in (False, True):
+        sizes = [report.lesion_voxels for report in reports if (report.case in chosen_by) == chooses]
+        if not sizes or any(size != 0 for size in sizes):
+            continue
+        if not chooses:
+            raise DatasetError(f"All {len(sizes)} training labels are empty: there is nothing to learn from.")
+        logger.warning(
+            "All %d labels of the validation cases are empty: an empty mask has a Dice of 1, so the first epoch may "
+            "be kept as the best. Move a case with a lesion into the validation split.",
+            len(sizes),
         )
 
 
@@ -256,7 +277,7 @@ def require_usable_on_all_ranks(items: Sequence[Mapping[str, Any]], *args: Any, 
     """:func:`.require_usable`; of several processes the first checks the cases of all, the others wait.
 
     Args:
-        items: of this process; which other ones have, too, counts once.
+        items: of this process; duplicates across ranks are counted once.
         args: see there.
         kwargs: see there.
 
@@ -268,6 +289,7 @@ def require_usable_on_all_ranks(items: Sequence[Mapping[str, Any]], *args: Any, 
     from ..runtime.distributed import gather_interleaved
 
     everything = gather_interleaved(list(items))
+    kwargs["validation"] = gather_interleaved(list(kwargs.get("validation", ()))) or ()
     if everything is not None:
         once = {json.dumps(item, sort_keys=True, default=str): item for item in everything}
         require_usable(list(once.values()), *args, **kwargs)

@@ -103,7 +103,7 @@ def preprocess(
             raise DatasetError(
                 "--patient_pattern finds no patient in the ids that --anonymise_ids gives; leave one out."
             )
-        names = pseudonyms([case.case for case in cases], anonymise_ids)
+        names = pseudonyms([case.case for case in cases], anonymise_ids, output_dir=root)
         cases = sorted((replace(case, case=names[case.case]) for case in cases), key=lambda case: case.case)
         settings["dataset_dir"] = source.name
     try:

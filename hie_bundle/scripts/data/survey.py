@@ -13,6 +13,7 @@ from ..io.files import try_writing, write_json
 from ..runtime.errors import DatasetError
 from ..runtime.redaction import redacted
 from .checks import CaseReport, Limits, Problem
+from .datalists import copies, first_file
 from .folds import count_of_patients, patients_of, size_class
 from .gate import check_items, duplicate_problems, list_problems, nothing_found
 from .layout import Case, find_cases, item_files
@@ -76,10 +77,15 @@ def check(
     reports = check_items(items, limits, cache_file, num_workers)
     for case, report in zip(cases, reports, strict=True):
         report.problems += duplicate_problems(case, labels) + _shared_patient(case, cases, patients)
+    for case, other in copies(cases):
+        if case.split != other.split:
+            report = reports[cases.index(case)]
+            report.problems.append(Problem(first_file(case), f"is a copy of {first_file(other)} in {other.split}"))
     summary = {"patients": len(set(patients.values())), **_summary(reports)}
     rows = [_row(case, report) for case, report in zip(cases, reports, strict=True)]
     if anonymise_ids is not None:
-        names = pseudonyms([*patients, *patients.values()], anonymise_ids)
+        files = [file for item in items for file in item_files(item).values()]
+        names = pseudonyms([*patients, *patients.values()], anonymise_ids, files)
         rows = sorted((names[row[0]], *row[1:]) for row in rows)
     print(_table([_COLUMNS, *rows]))
     print(_words(summary))
@@ -114,8 +120,7 @@ def _shared_patient(case: Case, cases: Sequence[Case], patients: Mapping[str, st
     patient = patients[case.case]
     others = {other.split for other in cases if patients[other.case] == patient} - {case.split}
     where = ", ".join(str(split) for split in sorted(others, key=str))
-    first = next(iter(item_files(case.item()).values()))
-    return [Problem(first, f"is of patient {patient}, who is also in {where}")] if others else []
+    return [Problem(first_file(case), f"is of patient {patient}, who is also in {where}")] if others else []
 
 
 def _row(case: Case, report: CaseReport) -> tuple[str, ...]:

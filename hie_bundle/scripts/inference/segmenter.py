@@ -63,6 +63,7 @@ class Segmentation:
         brain_ml: volume of the brain, where ADC is above 0.
         lesions: connected components of the mask (26-neighbourhood).
         plausibility: comparison of the mask with the maps.
+        maps: the maps that were segmented, ``ADC`` and ``ZADC``, as they are in the files.
         notes: remarks on the input.
     """
 
@@ -74,6 +75,7 @@ class Segmentation:
     brain_ml: float
     lesions: int
     plausibility: Plausibility
+    maps: Mapping[str, NDArray[Any]]
     notes: tuple[str, ...] = ()
 
     @property
@@ -235,6 +237,7 @@ class Segmenter:
                 maps["zadc"].array if "zadc" in maps else None,
                 getattr(self._evaluator.inferer, "agreement", None),  # a recipe may have another inferer
             ),
+            maps={part.upper(): np.asarray(volume.array, np.float32) for part, volume in maps.items()},
             notes=tuple(ALONE if note == "no ZADC map" else note for note in report.notes),
         )
 
