@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..geometry.brain import are_normalised, brain_of, clear_background
 from ..io.volumes import Volume, VolumeError, read_volume
 from ..runtime.errors import DatasetError
-from .plausibility import label_faults, map_faults
+from .relations import label_faults, map_faults
 
 __all__ = ["CaseReport", "Limits", "Problem", "check_case", "grid_difference", "require_numbers"]
 
@@ -37,7 +37,7 @@ class Limits:
         outside_fraction: largest share of a lesion's voxels outside the brain.
         max_bytes: largest size of one volume in memory.
         brain_ml_range: least and greatest volume of the brain; None: any.
-        map_agreement: least local correlation of ZADC and ADC in the brain (:mod:`scripts.data.plausibility`).
+        map_agreement: least local correlation of ZADC and ADC in the brain (:mod:`scripts.data.relations`).
         zadc_zero_fraction: largest share of the brain with a ZADC of exactly 0.
         healthy_adc_range: least and greatest median of the ADC where ZADC is about 0, 1e-6 mm²/s.
         zadc: ``required``, or ``optional``: a case may have an ADC map alone, see

@@ -1,4 +1,4 @@
-"""False alarms and misses of the checks of values: ``python tests/benchmarks/plausibility.py DATASET_DIR [EVERY]``.
+"""False alarms and misses of the checks of values: ``python tests/benchmarks/map_relations.py DATASET_DIR [EVERY]``.
 
 Each usable case of a dataset is checked as it is, and with one thing made wrong. The table has the share of cases that
 were refused, that got a note, and the quantiles of the local correlation of the two maps.
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "hie_bundle"))
 
 from scripts.data.checks import Limits, check_case
 from scripts.data.layout import find_cases
-from scripts.data.plausibility import agreement_of_maps
+from scripts.data.relations import agreement_of_maps
 from scripts.io.volumes import Volume, read_volume
 
 Maps = dict[str, np.ndarray]

@@ -2,7 +2,7 @@
 
 ZADC is (ADC - mean) / SD of healthy newborns, so three relations hold in every case. Within some millimetres ZADC
 rises with ADC. ZADC is exactly 0 nowhere in the brain. The ADC where ZADC is about 0 is that of a healthy newborn. And
-lesions have low ZADC. ``tests/benchmarks/plausibility.py`` measures false alarms and misses; the limits of refusal are
+lesions have low ZADC. ``tests/benchmarks/map_relations.py`` measures false alarms and misses; the limits of refusal are
 keys of ``limits``.
 """
 
