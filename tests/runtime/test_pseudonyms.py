@@ -35,6 +35,7 @@ CONFIGS = BUNDLE / "configs"
 
 def test_an_id_is_a_keyed_hash(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("sixteen bytes or more \n")
+    (tmp_path / "key").chmod(0o600)
     items = [{"case": case, "image": case} for case in ("A", "b/1", "é")]
     renamed = pseudonymised(items, tmp_path / "key")
     for item in renamed:
@@ -68,17 +69,20 @@ def test_what_is_kept_of_a_message_has_the_other_ids(tmp_path: Path) -> None:
 def test_the_key_is_made_once_and_for_its_owner(tmp_path: Path) -> None:
     file = tmp_path / "new" / "key"
     with ThreadPoolExecutor(8) as pool:
-        names = {found[0]["case"] for found in pool.map(lambda _: pseudonymised([{"case": "A"}], file), range(8))}
+        names = {
+            found[0]["case"]
+            for found in pool.map(lambda _: pseudonymised([{"case": "A", "image": "A.nii"}], file), range(8))
+        }
     assert len(names) == 1
     assert len(file.read_text().strip()) == 64
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(file.parent.iterdir()) == [file]
-    assert pseudonymised([{"case": "A"}], tmp_path / "other")[0]["case"] not in names
+    assert pseudonymised([{"case": "A", "image": "A.nii"}], tmp_path / "other")[0]["case"] not in names
     file.write_text("short\n")
     with pytest.raises(DatasetError, match=r"key has 5 bytes; 16 are the least"):
-        pseudonymised([{"case": "A"}], file)
+        pseudonymised([{"case": "A", "image": "A.nii"}], file)
     with pytest.raises(DatasetError, match="Is a directory"):
-        pseudonymised([{"case": "A"}], tmp_path)
+        pseudonymised([{"case": "A", "image": "A.nii"}], tmp_path)
 
 
 def test_paths_near_a_file_are_relative_and_others_are_names(tmp_path: Path) -> None:

@@ -305,6 +305,8 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
     """Measure the maps and, if asked to judge, say whether they can be what they are called."""
     adc = np.asarray(volumes["adc"].array, np.float64)
     zadc = np.array(volumes["zadc"].array, np.float64) if "zadc" in volumes else None
+    if zadc is not None and zadc.shape != adc.shape:  # of which a problem is known
+        zadc = None
     report.adc_range = [float(adc.min()), float(adc.max())]
     report.normalised = are_normalised(adc, zadc)
     brain = brain_of(adc, report.normalised)
@@ -396,6 +398,8 @@ def _check_label(report: CaseReport, volumes: dict[str, Volume], limits: Limits)
     brain = brain_of(volumes["adc"].array, report.normalised)
     report.lesion_fraction = report.lesion_voxels / int(brain.sum())
     outside = int((lesion & ~brain).sum())
+    if outside and not report.usable:  # the brain is found in maps that are wrong
+        return
     if outside > limits.outside_fraction * report.lesion_voxels:
         message = f"has {outside} of {report.lesion_voxels} lesion voxels outside the brain (ADC not above 0)"
         report.problems.append(Problem(file, message))

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..io.files import atomic_path, try_writing, write_json
-from ..io.volumes import read_volume, write_volume
+from ..io.files import try_writing, write_json
+from ..io.images import write
+from ..io.volumes import read_volume
 from ..runtime.errors import DatasetError
 from .checks import Limits
 from .datalists import write_datalist
@@ -172,18 +173,6 @@ def _run(writer: Writer, jobs: Sequence[tuple[Case, list[Path], Path]], num_work
             raise
 
 
-def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    """Write a NIfTI file whole or not at all, its position in both of the places where readers look.
-
-    Args:
-        path: ends in ``.nii`` or ``.nii.gz``.
-        array: (X, Y, Z) or (X, Y, Z, C).
-        affine: (4, 4) from voxel indices to millimetres, RAS+.
-    """
-    with atomic_path(path) as temporary:
-        write_volume(temporary, array, affine)
-
-
 def _maps(case: Case) -> tuple[list[NDArray[Any]], NDArray[np.float64]]:
     if case.stacked:
         volume = read_volume(case.stacked)
@@ -194,20 +183,20 @@ def _maps(case: Case) -> tuple[list[NDArray[Any]], NDArray[np.float64]]:
 
 def _write_stack(case: Case, images: Sequence[Path], label: Path) -> None:
     maps, affine = _maps(case)
-    write_nifti(images[0], np.stack([array.astype(np.float32) for array in maps], axis=-1), affine)
+    write(images[0], np.stack([array.astype(np.float32) for array in maps], axis=-1), affine)
     _write_label(case, label, affine)
 
 
 def _write_separately(case: Case, images: Sequence[Path], label: Path) -> None:
     maps, affine = _maps(case)
     for path, array in zip(images, maps, strict=True):
-        write_nifti(path, array, affine)
+        write(path, array, affine)
     _write_label(case, label, affine)
 
 
 def _write_label(case: Case, path: Path, affine: NDArray[np.float64]) -> None:
     if case.label:
-        write_nifti(path, (read_volume(case.label).array == 1).astype(np.uint8), affine)
+        write(path, (read_volume(case.label).array == 1).astype(np.uint8), affine)
 
 
 def _resampling_writer(
@@ -230,14 +219,14 @@ def _resampling_writer(
     named = (stages[name] for name in ("load", "grid", "values"))
     compose = Compose([t for stage in named for t in (stage.values() if isinstance(stage, Mapping) else stage)])
 
-    def write(case: Case, images: Sequence[Path], label: Path) -> None:
+    def write_resampled(case: Case, images: Sequence[Path], label: Path) -> None:
         data = compose(case.item(labels=case.label is not None))
         image = data["image"]
-        write_nifti(images[0], np.moveaxis(image.numpy(), 0, -1).astype(np.float32), image.affine.numpy())
+        write(images[0], np.moveaxis(image.numpy(), 0, -1).astype(np.float32), image.affine.numpy())
         if case.label:
-            write_nifti(label, data["label"][0].numpy().astype(np.uint8), data["label"].affine.numpy())
+            write(label, data["label"][0].numpy().astype(np.uint8), data["label"].affine.numpy())
 
-    return write, described
+    return write_resampled, described
 
 
 def _describe_for_nnunet(root: Path, file_ending: str = ".nii.gz") -> None:
