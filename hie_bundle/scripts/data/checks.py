@@ -1,4 +1,4 @@
-"""Is a case usable? Reads its files, measures them and lists everything wrong."""
+"""Check of one case: read its files, measure them and list everything wrong."""
 
 from __future__ import annotations
 

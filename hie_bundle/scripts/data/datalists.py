@@ -47,7 +47,7 @@ def datalist(
     Args:
         dataset_dir: folder with the cases; a missing or empty one gives an empty list.
         split: ``train``, ``val``, ``test``, or None for every case.
-        labels: with the key ``label``; cases without any map are left out otherwise.
+        labels: with the key ``label``; otherwise cases without any map are omitted.
         fold: with ``num_folds``: the fold that is ``val``, 0 to ``num_folds`` - 1; the others are ``train``.
         num_folds: cross-validate over the cases of train, val and no split with this many folds.
         seed: of the folds.
@@ -66,7 +66,7 @@ def datalist(
     Returns:
         ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}`` with absolute paths, sorted by case.
         Files that are missing are listed too, for ``require_usable`` to name them; but a ZADC map that ``limits`` do
-        not require is left out.
+        not require is omitted.
 
     Raises:
         DatasetError: an unknown split, a fold that does not exist, a data list that cannot be read, or a patient in
@@ -143,7 +143,7 @@ def _from_folder(
 
 
 def _tell_patients(items: Sequence[Mapping[str, Any]], patients: Mapping[str, str], which: str) -> None:
-    """Log how many there are: names that were misunderstood show here."""
+    """Log their number: misread names show here."""
     if items:
         logger.info("%s: %s", which, count_of_patients(len(items), len({patients[item["case"]] for item in items})))
 
@@ -239,7 +239,7 @@ def _from_file(
 def held_out(
     training: Mapping[str, Any] | None, split: str | None, fold: int | None, num_folds: int | None
 ) -> str | None:
-    """Whether evaluated cases had no part in the training of weights, in words; None where that is not known.
+    """Describe whether evaluated cases had no part in the training of weights; None where that is unknown.
 
     Args:
         training: what the weights say of it: ``fold``, ``num_folds`` and ``inner_folds`` as for :func:`datalist`.

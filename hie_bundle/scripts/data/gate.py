@@ -38,7 +38,7 @@ _NATIVES = (
     "Prepare the cases again with `run preprocessing`, whose datalist.json says where they came from, or name the "
     "folder of the acquired maps with --dataset_dir (preprocessing.json beside the prepared cases says which it was)."
 )
-CHECKS_VERSION = 4  # raised whenever the checks change, so that remembered results are not taken
+CHECKS_VERSION = 4  # raised whenever the checks change, so that cached results are not used
 _PROGRESS_FROM = 8  # files; fewer are read before a bar could be seen
 
 
@@ -53,8 +53,8 @@ def check_items(
     Args:
         items: as for ``require_usable``.
         limits: what a case may look like; the defaults if None.
-        cache_file: where results are remembered; the user's cache folder if None. If it cannot be written, nothing is
-            remembered.
+        cache_file: where results are cached; the user's cache folder if None. If it cannot be written, nothing is
+            cached.
         num_workers: threads that read; one a core if None.
 
     Returns:
@@ -121,7 +121,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _recall(entry: Any, stamp: list[list[int]], setting: str) -> CaseReport | None:
-    """What is remembered of these files as they are now, if anything that can be understood."""
+    """The cached report of these files as they are now, if it can be read."""
     try:
         if stamp and entry["stamp"] == stamp and entry["setting"] == setting:
             return CaseReport.from_json(entry["report"])
@@ -131,7 +131,7 @@ def _recall(entry: Any, stamp: list[list[int]], setting: str) -> CaseReport | No
 
 
 def _remember(path: Path, fresh: Mapping[str, Any]) -> None:
-    """Add to the file what another process has not added meanwhile. A lost race costs a second check, no more."""
+    """Add to the cache; a race with another process costs a second check."""
     known = {**_load(path), **fresh}
     known = {key: entry for key, entry in known.items() if key in fresh or Path(key.split("|")[0]).exists()}
     with suppress(OSError), atomic_path(path) as temporary:
@@ -155,9 +155,9 @@ def require_usable(
         items: MONAI data items, ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}``; label and
             case id may be absent.
         dataset_dir: where they come from, for the message.
-        purpose: what they are wanted for, e.g. ``training``, for the message.
+        purpose: e.g. ``training``, for the message.
         limits: what a case may look like; the defaults if None.
-        cache_file: where results are remembered; the user's cache folder if None.
+        cache_file: where results are cached; the user's cache folder if None.
         num_workers: threads that read; one a core if None.
         native: the maps as they were acquired are ``needed``, or ``wanted``, since they are measured and not only shown
             to a network: of prepared cases those that the items name in ``native_image`` and ``native_label``. Where
@@ -307,7 +307,7 @@ def list_problems(reports: Iterable[CaseReport]) -> str:
 
 
 def nothing_found(dataset_dir: Path, purpose: str) -> str:
-    """What to tell someone whose folder holds nothing for this purpose: which commands fill it."""
+    """The message for a folder without cases for a purpose, with the commands that fill it."""
     cases = find_cases(dataset_dir)
     if cases:
         counts: dict[str, int] = {}

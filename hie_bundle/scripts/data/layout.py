@@ -1,4 +1,4 @@
-"""Where the cases of a dataset lie: BONBID-HIE's folders and file names, stacked files, own cohorts."""
+"""Layout of a dataset: BONBID-HIE's folders and file names, stacked files, own cohorts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _IGNORED_FOLDERS = ("__MACOSX", "original")  # archives made on a Mac; what MONA
 
 @dataclass(frozen=True)
 class Case:
-    """One scan: its files, those that were not found being None.
+    """One scan: its files, None where not found.
 
     Attributes:
         case: the id, e.g. ``MGHNICU_010-VISIT_01``.
@@ -68,11 +68,11 @@ class Case:
     duplicates: tuple[Path, ...] = ()
 
     def item(self, labels: bool = True, zadc: bool = True) -> dict[str, Any]:
-        """The case as MONAI's data item. A missing file stands where it would be expected, so that it can be named.
+        """The case as MONAI's data item. A missing file is listed where it is expected, so that it can be named.
 
         Args:
             labels: with the key ``label``.
-            zadc: a ZADC map is expected; otherwise one that is missing is left out, and the image is the ADC map alone.
+            zadc: a ZADC map is expected; otherwise a missing one is omitted, and the image is the ADC map alone.
         """
         image: str | list[str]
         if self.stacked:
@@ -172,7 +172,7 @@ def _split_of(folder: Path, root: Path) -> str | None:
 
 
 def file_name(case: str) -> str:
-    """A case's id as the beginning of a file's name: another one for each id, whatever it holds.
+    """A case's id as the beginning of a file's name; different ids give different names.
 
     Letters, digits and ``_-+=,@~ ()[]`` stay, as do dots but the first character; every other character, and ``%``, is
     written as in URLs (``a/b`` gives ``a%2Fb``, ``.hidden`` gives ``%2Ehidden``).
@@ -191,10 +191,10 @@ def case_of_file_name(name: str) -> str:
 
 
 def filesystem_key(name: str) -> str:
-    """The same text for names that are one file on some disk.
+    """A key that is the same for names that are one file on some file system.
 
-    Those of Windows and of most Macs do not tell ``A`` from ``a``, and some not an ``ä`` of one character from one of
-    two (canonical caseless matching, Unicode 3.13).
+    Those of Windows and of most Macs do not distinguish ``A`` from ``a``, and some not an ``ä`` of one character from
+    one of two (canonical caseless matching, Unicode 3.13).
     """
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 

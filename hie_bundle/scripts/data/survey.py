@@ -1,4 +1,4 @@
-"""A look at a whole dataset: a table and a JSON report of its cases, and everything wrong with them."""
+"""The report on a dataset: a table and a JSON file of its cases, and everything wrong with them."""
 
 from __future__ import annotations
 

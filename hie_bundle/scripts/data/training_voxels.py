@@ -23,7 +23,7 @@ Floating = TypeVar("Floating", np.float32, np.float64)
 
 
 def read_maps(item: Mapping[str, Any], limits: Limits) -> tuple[NDArray[Any], Volume]:
-    """ADC and ZADC of an item of a data list, (2, X, Y, Z) as in its files, and the volume that they lie on.
+    """ADC and ZADC of an item of a data list, (2, X, Y, Z) as in its files, and the first volume, for the grid.
 
     A ZADC map that is missing is NaN.
     """
@@ -73,7 +73,7 @@ def draw_training_voxels(
     Args:
         items: of a data list; of prepared cases the files that they were made from are taken.
         limits: of the sizes of files.
-        describe: ADC, ZADC (X, Y, Z) and the volume that they lie on, to features of shape (voxels of the brain, N).
+        describe: ADC, ZADC (X, Y, Z) and the first volume, for the grid, to features of shape (voxels of the brain, N).
             Four cases at a time, or as many as there are cores, in threads: SciPy's filters let others work.
         voxels: how many of each case, at most.
         seed: of the draw.
