@@ -344,8 +344,8 @@ def test_scoring_the_written_masks_gives_what_evaluating_measured(tiny_cohort: P
         resampled = {name for name in a if name.startswith("resampled_")}
         assert {name for name in a if name not in b} == resampled | of_probabilities
     for folder, log in ((evaluated, "evaluating.log"), (scored, "scoring.log")):
-        assert {path.name for path in folder.iterdir()} - {"masks", "thresholds.json", "regression.json"} == {
-            "metrics.csv", "metrics.json", "comparison.txt", "report.html", "overlays", "run.json", log,
+        assert {path.name for path in folder.iterdir()} - {"masks", "thresholds.json", "baselines.json"} == {
+            "metrics.csv", "metrics.json", "lesions.csv", "comparison.txt", "report.html", "overlays", "run.json", log,
         }  # fmt: skip
     assert json.loads((evaluated / "metrics.json").read_text())["info"]["checkpoints"][0]["path"].endswith("model.pt")
     assert "../evaluated/masks" in (scored / "report.html").read_text()

@@ -140,7 +140,8 @@ def comparison_table(rows: Rows, labels: Mapping[str, str] | None = None) -> str
     grid = lead_grid(rows)
     columns = {f"{grid}_dice": "prediction"} | {name: (labels or {}).get(name) or BASELINES[name] for name in BASELINES}
     shown = {name: label for name, label in columns.items() if name in rows[0]}
-    lines = [f"{'lesion size':<12} {'cases':>5}   {' '.join(f'{label:<22}' for label in shown.values())} (mean Dice)"]
+    heading = " ".join(f"{label:<22}" for label in shown.values())
+    lines = [f"{'lesion size':<12} {'cases':>5}   {heading} (mean Dice, {grid} grid)"]
     for size, members in {**by_size_class(rows), "all": rows}.items():
         cells = [_interval(describe([row[name] for row in members], bounds=(0, 1))) for name in shown]
         lines.append(f"{size:<12} {len(members):>5}   {' '.join(f'{cell:<22}' for cell in cells)}".rstrip())
