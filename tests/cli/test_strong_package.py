@@ -37,7 +37,7 @@ def test_a_flat_config_says_what_its_files_say_together(base: str, recipe: str) 
     # comments come along: those of what was replaced with the mixin's, and the others'
     channels = next(line for line in mixins(recipe)[0].read_text().splitlines() if line.startswith("in_channels:"))
     assert f"\n{channels}\n" in text
-    assert "# how the network sees a volume: whole, or by SlidingWindowInferer" in text
+    assert "# the whole volume at once; or SlidingWindowInferer" in text
 
 
 def test_flat_configs_of_one_key(tmp_path: Path) -> None:

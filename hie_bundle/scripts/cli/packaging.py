@@ -1,15 +1,18 @@
-"""A bundle whose own configs are another recipe's: mixins written into the files that they go over, comments kept."""
+"""A bundle whose own configs are another recipe's: mixins merged into the configs that they go over, with comments."""
 
 from __future__ import annotations
 
+import io
 import json
-import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from monai.bundle import ConfigParser
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from ..inference.segmenter import trained_with
 from ..io.files import write_atomically, write_json
@@ -19,38 +22,32 @@ from ..runtime.recipe import recipe_of
 
 __all__ = ["flatten", "write_recipe"]
 
-END_OF_RECIPE = "# --- end of the recipe"
-
 
 def write_recipe(bundle: str | Path, weights: str | Path | Sequence[str | Path] = "simulated") -> None:
-    """Turn a copy of the bundle into that of given weights.
+    """Turn a copy of the bundle into the bundle of given weights, for MONAI Label and the Model Zoo.
 
-    ``train.yaml`` and ``inference.yaml`` become the weights' recipe, as MONAI Label and the Model Zoo read them: each
-    alone. The weights become ``models/model.pt`` (of an ensemble also ``model_1.pt`` …), bare, each with its ``.json``
-    beside; ``metadata.json`` says what the network takes. Training goes on from these weights, as gently as
-    ``fine_tune.yaml`` does. The recipe's mixins, what goes over them, and ``models/simulated`` go.
+    ``train.yaml`` and ``inference.yaml`` become the weights' recipe, readable alone. The weights become bare state
+    dicts in ``models`` (``model.pt``, of an ensemble also ``model_1.pt`` …) with their records beside them.
+    ``metadata.json`` describes the network's input. Training starts from these weights with the settings of
+    ``fine_tune.yaml``. The recipe's mixins, the mixins over them and ``models/simulated`` are removed.
 
     Args:
-        bundle: the copy's folder; changed.
+        bundle: folder of the copy; changed.
         weights: see :func:`scripts.io.weights.weights_files`.
 
     Raises:
-        UserError: when there are no weights, or their recipe is none of the bundle's.
+        UserError: when there are no weights, or their recipe is not one of the bundle's.
     """
     bundle = Path(bundle)
     configs, models = bundle / "configs", bundle / "models"
     files = weights_files(weights)
     mixins = trained_with(files[0])
     over = [CONFIGS / "fine_tune.yaml", CONFIGS / "pretrain.yaml"] if mixins else []  # they go over the recipe
-    train = flatten(configs / "train.yaml", [*mixins, *over[:1]])
-    if mixins:
-        own = "\"$@bundle_root + '/models/model.pt'\"  # what a training starts from; null: from random ones"
-        train = _with_value(train, "init_weights", own)
-    inference = flatten(configs / "inference.yaml", mixins)
-    if len(files) > 1:
-        names = [_name(number) for number in range(len(files))]
-        listed = f"\"$[@bundle_root + '/models/' + name for name in {names}]\"  # their mean"
-        inference = _with_value(inference, "ckpt_path", listed)
+    start = {"init_weights": "$@bundle_root + '/models/model.pt'"} if mixins else {}
+    names = [_name(number) for number in range(len(files))]
+    ensemble = {"ckpt_path": f"$[@bundle_root + '/models/' + name for name in {names}]"} if len(files) > 1 else {}
+    train = flatten(configs / "train.yaml", [*mixins, *over[:1]], start)
+    inference = flatten(configs / "inference.yaml", mixins, ensemble)
     write_atomically(configs / "train.yaml", train)
     write_atomically(configs / "inference.yaml", inference)
     parser = ConfigParser()
@@ -68,25 +65,54 @@ def write_recipe(bundle: str | Path, weights: str | Path | Sequence[str | Path] 
         (configs / mixin.name).unlink()
 
 
-def flatten(base: Path, mixins: Sequence[Path]) -> str:
-    """A config with mixins written into it: what they replace is replaced in its place, what is new stands at the end
-    of the recipe.
+def flatten(base: Path, mixins: Sequence[Path], values: Mapping[str, Any] | None = None) -> str:
+    """Merge mixins into a config: values are replaced in place, new keys follow the mixin's key before them.
+
+    Args:
+        base: the config.
+        mixins: over it, in this order.
+        values: of keys at the top of the result.
 
     Raises:
-        ValueError: when the result does not say the same as the files together; a mixin that extends a list
-            (``+name``) cannot be written into another.
+        ValueError: when the result differs from the files together; a mixin that extends a list (``+name``) cannot be
+            merged.
     """
-    lines = base.read_text(encoding="utf-8").splitlines()
-    names = ", ".join(path.name for path in (base, *mixins))
+    reader = YAML()
+    reader.preserve_quotes, reader.width = True, 120  # type: ignore[assignment]
+    reader.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
+    merged = reader.load(base)
     for mixin in mixins:
-        for key, block in _blocks(mixin.read_text(encoding="utf-8").splitlines()):
-            lines = _put(lines, key.split("#"), block)
-    text = "\n".join([f"# Written by `make package` from {names}.", "#", *lines, ""])
+        content, position = reader.load(mixin), len(merged)
+        for key, value in content.items():
+            *above, name = key.split("#")
+            place = merged
+            for level in above:
+                place = place[level]
+            if place is merged and name not in merged:
+                merged.insert(position, name, value)
+            else:
+                place[name] = value
+            _take_comment(content, key, place, name)
+            position = list(merged).index(above[0] if above else name) + 1
+    merged.update(values or {})
+    text = io.StringIO()
+    reader.dump(merged, text)
+    names = ", ".join(path.name for path in (base, *mixins))
     together = ConfigParser()
     together.read_config([str(path) for path in (base, *mixins)])
-    if {key: value for key, value in together.get().items() if key != "_meta_"} != yaml.safe_load(text):
+    expected = {key: value for key, value in together.get().items() if key != "_meta_"} | dict(values or {})
+    if expected != yaml.safe_load(text.getvalue()):
         raise ValueError(f"{names} cannot be written into one file.")
-    return text
+    return f"# Written by `make package` from {names}.\n#\n{text.getvalue()}"
+
+
+def _take_comment(source: CommentedMap, key: str, target: CommentedMap, name: str) -> None:
+    """Replace the comment at the end of a key's line; comments on the lines below stay."""
+    new, old = (items.ca.items.get(one, [None] * 4)[2] for items, one in ((source, key), (target, name)))
+    if new is not None:
+        below = old.value.partition("\n")[2] if old is not None else ""
+        new.value = new.value.partition("\n")[0] + "\n" + below
+        target.ca.items[name] = source.ca.items[key]
 
 
 def _name(number: int) -> str:
@@ -94,54 +120,8 @@ def _name(number: int) -> str:
     return f"model_{number}.pt" if number else "model.pt"
 
 
-def _with_value(text: str, key: str, value: str) -> str:
-    """A config with another value, and comment, of a key that is one line at its top."""
-    return re.sub(rf"^{key}:.*$", lambda _: f"{key}: {value}", text, count=1, flags=re.MULTILINE)
-
-
-def _blocks(lines: Sequence[str], indent: int = 0) -> list[tuple[str, list[str]]]:
-    """The keys at an indentation, each with its lines; comments and blank lines between them are left out."""
-    found: list[tuple[str, list[str]]] = []
-    for line in lines:
-        if entry := re.match(rf" {{{indent}}}([A-Za-z_+][\w#+]*):", line):
-            found.append((entry[1], [line]))
-        elif found and line.strip() and not line.startswith("#"):
-            found[-1][1].append(line)
-    return found
-
-
-def _put(lines: list[str], path: Sequence[str], block: Sequence[str], indent: int = 0) -> list[str]:
-    """Lines with the block in the place of the key, or at the end of what the key belongs to."""
-    start, end = _find(lines, path[0], indent)
-    if len(path) > 1 and start is not None:
-        inner = _put(lines[start + 1 : end], path[1:], block, indent + 2)
-        return [*lines[: start + 1], *inner, *lines[end:]]
-    shifted = [f"{' ' * indent}{line}" for line in block]
-    shifted[0] = f"{' ' * indent}{path[-1]}{block[0][block[0].index(':') :]}"
-    if start is not None:
-        _, mark, comment = lines[start].partition(" #")
-        if len(shifted) == 1 and mark and " #" not in shifted[0]:  # the value is another, its meaning is not
-            shifted[0] = f"{shifted[0]:<44} #{comment}"
-        return [*lines[:start], *shifted, *lines[end:]]
-    places = [number for number, line in enumerate(lines) if indent == 0 and line.startswith(END_OF_RECIPE)]
-    at = places[0] if places else len(lines)
-    return [*lines[:at], *shifted, *lines[at:]]
-
-
-def _find(lines: Sequence[str], key: str, indent: int) -> tuple[int | None, int]:
-    """Where a key's lines begin, and the first line that is no longer its own."""
-    start = next((n for n, line in enumerate(lines) if re.match(rf" {{{indent}}}{re.escape(key)}:", line)), None)
-    if start is None:
-        return None, len(lines)
-    for number in range(start + 1, len(lines)):
-        line = lines[number]
-        if not line.strip() or line.startswith("#") or re.match(rf" {{0,{indent}}}[A-Za-z_+][\w#+]*:", line):
-            return start, number
-    return start, len(lines)
-
-
 def _describe(file: Path, parser: ConfigParser) -> None:
-    """What the network takes, and nothing that was measured with another."""
+    """Describe the network's input; remove figures of other weights."""
     metadata = json.loads(file.read_text(encoding="utf-8"))
     image = metadata["network_data_format"]["inputs"]["image"]
     pred = metadata["network_data_format"]["outputs"]["pred"]
