@@ -28,8 +28,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bonbids_layout(tmp_path: Path) -> None:
     root = tmp_path / "data"
     train = write_case(root, "MGHNICU_010-VISIT_01", "Train")
-    nested = write_case(root / "BONBID2023_Val", "MGHNICU_011-VISIT_02", "Val")  # as the zip may unpack
-    test = write_case(root, "MGHNICU_009-VISIT_01", "Test", extension=".nii.gz")
+    nested = write_case(root / "BONBID2023_Val", "MGHNICU_011-VISIT_02", "Val", seed=1)  # as the zip may unpack
+    test = write_case(root, "MGHNICU_009-VISIT_01", "Test", seed=2, extension=".nii.gz")
     (root / "BONBID2023_Train" / "clinical.xlsx").write_bytes(b"")
     (root / "__MACOSX").mkdir()
     shutil.copy(train["adc"], root / "__MACOSX" / "MGHNICU_012-VISIT_01-ADC_ss.mha")
