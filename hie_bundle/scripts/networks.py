@@ -1,4 +1,4 @@
-"""The compact 3D U-Net of the study (paper, section 3.2.2 and Figure 1), and what other networks need beside it."""
+"""The study's 3D U-Net (paper, section 3.2.2 and Figure 1), and output biases for other networks."""
 
 from __future__ import annotations
 

@@ -113,8 +113,8 @@ def test_form_that_monai_label_reads() -> None:
     assert last == [
         "Activationsd",
         "Invertd",
-        "AddVoxelwised",
-        "AsDiscreted",
+        "AddZEvidenced",
+        "ThresholdLesionsd",
         "LimitToBraind",
         "RemoveSmallLesionsd",
         "CastToTyped",

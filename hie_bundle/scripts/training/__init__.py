@@ -1,1 +1,1 @@
-"""What training adds to MONAI's engine: handlers, finite steps, logs, tracking."""
+"""Handlers, finite steps, resident cases, logs and tracking for MONAI's engine."""

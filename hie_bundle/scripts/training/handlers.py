@@ -1,7 +1,4 @@
-"""Ignite handlers for what MONAI's trainer leaves to the user: L1 penalty, clipping, seeding, checkpoints, resume.
-
-They attach like MONAI's own (``handler.attach(engine)``) and stand in a config's handler list.
-"""
+"""Handlers of MONAI's trainer: L1 penalty, clipping, seeding, checkpoints, early stopping, resume."""
 
 from __future__ import annotations
 
@@ -51,7 +48,7 @@ logger = logging.getLogger(__name__)
 class L1Penalty:
     """Add ``weight`` · Σ|w| over the network's trainable parameters to the loss (paper: L1 regularisation, 1e-4).
 
-    The penalty alone is also put into the iteration's output as ``l1_penalty`` so that it can be logged on its own.
+    The step's output has it as ``l1_penalty``, for the log.
 
     Args:
         network: the network that is trained.
@@ -79,8 +76,8 @@ class L1Penalty:
 class GradientClipping:
     """Scale the gradients so that their joint 2-norm is at most ``max_norm`` (paper: max norm 1).
 
-    With mixed precision the gradients are unscaled first: clipping scaled ones would clip almost every step.
-    The norm before clipping is put into the iteration's output as ``grad_norm``.
+    With mixed precision the gradients are unscaled first; scaled ones would be clipped at almost every step. The step's
+    output has the norm before clipping as ``grad_norm``.
 
     Args:
         network: the network that is trained.
@@ -103,15 +100,14 @@ class GradientClipping:
 
 
 class EpochSeed:
-    """Seed everything random from (seed, epoch) at the start of every epoch of the trainer.
+    """Seed everything random from (seed, epoch) at the start of every epoch.
 
-    Shuffling, augmentation and dropout of an epoch then depend on nothing but these two numbers (and the number of
-    workers, which share the samples among them): variants that consume random numbers differently still see the same
-    data, and a resumed run goes on as if it had not stopped.
+    Shuffling, augmentation and dropout of an epoch depend on these two numbers and the number of workers alone.
+    Variants of a study see the same data, and a resumed training equals an uninterrupted one.
 
     Args:
         seed: the run's seed.
-        rank: added to the spawn key, so that distributed processes draw different augmentations and dropout.
+        rank: of this process; each draws its own augmentation and dropout.
     """
 
     def __init__(self, seed: int, rank: int = 0) -> None:
@@ -133,15 +129,13 @@ class EpochSeed:
 
 
 class WeightsLoader(StockCheckpointLoader):
-    """``monai.handlers.CheckpointLoader`` that says what is wrong with a checkpoint before anything runs on it.
-
-    ``load_path`` may be a list, of an ensemble: the first is loaded, all are looked at.
+    """``monai.handlers.CheckpointLoader`` that checks every checkpoint of an ensemble, and loads the first.
 
     Args:
         load_path: file or files with weights.
         load_dict: see the parent class.
         recipe: the config's, see :func:`scripts.runtime.recipe.describe`; None compares nothing.
-        other_recipe: use weights of another recipe all the same.
+        other_recipe: accept weights of another recipe.
         options: see the parent class.
 
     Raises:
@@ -173,13 +167,13 @@ class WeightsLoader(StockCheckpointLoader):
 
 
 class InitialWeights:
-    """Start a training from weights that exist: fine-tuning.
+    """Fine-tune: start from existing weights.
 
-    Stand it before :class:`Resume`, which overrides it when a run goes on.
+    Put it before :class:`Resume`, which overrides it when a training is resumed.
 
     Args:
         network: the network that is trained.
-        weights: ``simulated`` for those that come with the bundle (the first of an ensemble), or a checkpoint.
+        weights: ``simulated`` for the bundle's own (the first of an ensemble), or a checkpoint.
         recipe: the config's, see :func:`scripts.runtime.recipe.describe`; None compares nothing.
 
     Raises:
@@ -205,11 +199,11 @@ class InitialWeights:
 
 
 class LastValidation:
-    """Validate after the last epoch, too, where MONAI's ``ValidationHandler`` does not by its interval.
+    """Validate after the last epoch, where the interval of MONAI's ``ValidationHandler`` leaves it out.
 
-    Where the learning rate falls to 0, the last weights are the ones that a training is for.
+    Where the learning rate falls to 0, the last weights are usually the best.
 
-    Stand it after the ``ValidationHandler`` in the trainer's handlers.
+    Put it after the ``ValidationHandler`` in the trainer's handlers.
 
     Args:
         validator: the evaluator.
@@ -233,22 +227,20 @@ class LastValidation:
 
 
 class BestModelSaver:
-    """Write the weights, with what they were trained with, to ``path`` after every validation that was the best so far.
+    """Save the weights with their recipe after every validation that is the best so far.
 
-    When training ends without a validation result (no validation cases, say) the last weights are written, so that a
-    finished run always leaves a model. The file is written under another name and renamed: an interrupted run neither
-    leaves half a file nor loses the one before. What it holds: :mod:`scripts.io.weights`.
+    A training without a validation result (no validation cases, say) saves its last weights at the end. The write is
+    atomic. The first of several processes writes. :mod:`scripts.io.weights` has the format. MONAI's
+    ``CheckpointSaver`` saves state dicts without a recipe, and nothing where there is no validation.
 
-    Of several processes the first one writes.
-
-    Stand it after the ``ValidationHandler`` in the trainer's handlers.
+    Put it after the ``ValidationHandler`` in the trainer's handlers.
 
     Args:
         network: the network that is trained.
         path: where the weights go, e.g. ``ckpt_dir/model.pt``.
         validator: the evaluator whose key metric chooses.
         recipe: the config's, see :func:`scripts.runtime.recipe.describe`; written beside the weights.
-        training: what else is to be known of the weights (loss, seed); the epoch and its key metric are added.
+        training: facts kept with the weights (loss, seed); the epoch and its key metric are added.
     """
 
     def __init__(
@@ -289,12 +281,12 @@ class BestModelSaver:
 
 
 class PatienceHandler:
-    """Stop the trainer after ``patience`` epochs without a better key metric of the validator.
+    """Stop after ``patience`` epochs without a better key metric of the validator.
 
-    MONAI's ``EarlyStopHandler`` counts validations instead of epochs, and needs a reference from the validator's
-    handlers back to the trainer, which a config cannot express.
+    MONAI's ``EarlyStopHandler`` counts validations instead of epochs, loses its count when a training is
+    resumed, and needs a reference from the validator back to the trainer, which a config cannot express.
 
-    Stand it after the ``ValidationHandler`` in the trainer's handlers.
+    Put it after the ``ValidationHandler`` in the trainer's handlers.
 
     Args:
         validator: the evaluator whose key metric is watched.
@@ -319,25 +311,24 @@ class PatienceHandler:
 
 
 class Resume:
-    """Save the whole state of a run after every epoch; go on from it when the run is started again.
+    """Save the state of a training after every epoch, and resume from it.
 
-    With :class:`EpochSeed` a run that was stopped and resumed ends with the same weights as one that was not (same
-    machine, CPU). With more epochs it follows the learning rates of so many; one that had all does nothing. Of several
-    processes the first one writes and reads, and gives the others what it read: all go on from the same epoch, also
-    where they do not see the same files.
+    With :class:`EpochSeed` a resumed training ends with the weights of an uninterrupted one (same machine, CPU).
+    With more epochs than before it follows the learning rates of that many. The first of several processes
+    writes and reads, and sends the state to the others, which may not see the same files.
 
-    Stand it last in the trainer's handlers.
+    Put it last in the trainer's handlers.
 
     Args:
         path: where the state is kept.
-        objects: what has a ``state_dict``: network, optimiser, scheduler. The trainer's epoch, its gradient scaler and
-            the validator's best metric are added here.
+        objects: with a ``state_dict``: network, optimiser, scheduler. The trainer's epoch, its gradient scaler and the
+            validator's best metric are added.
         validator: the validator whose best metric is kept.
-        resume: whether to go on from ``path`` if it exists; otherwise the run starts afresh and overwrites it.
+        resume: continue from ``path`` if it exists; otherwise start anew and overwrite it.
         recipe: the config's, see :func:`scripts.runtime.recipe.describe`; kept, and compared when a run goes on.
 
     Raises:
-        UserError: when a run would go on with another recipe, or the state cannot be read or does not fit.
+        UserError: when the state has another recipe, cannot be read or does not fit.
     """
 
     def __init__(
@@ -360,7 +351,7 @@ class Resume:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def load(self, engine: SupervisedTrainer) -> None:
-        """Restore the state if asked to and if there is one."""
+        """Restore the state, if wanted and present."""
         if not self.resume:
             return
         state = None
@@ -417,7 +408,7 @@ class Resume:
 
 
 def _go_on_with_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Restore moments and learning rates, but not what the config says besides (weight decay), as PyTorch would."""
+    """Restore moments and learning rates; keep the config's other settings (weight decay), which PyTorch would not."""
     configured = [
         {name: value for name, value in group.items() if name not in ("params", "lr")}
         for group in optimizer.param_groups
@@ -428,10 +419,10 @@ def _go_on_with_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> Non
 
 
 def _go_on_with_schedule(scheduler: LRScheduler, state: Mapping[str, Any], path: Path) -> None:
-    """Restore where a schedule was, after its optimizer, but not what the config says of it, as PyTorch would.
+    """Restore the position of a schedule; keep the config's settings of it, which PyTorch would not.
 
-    A schedule of 40 epochs that is restored in a training of 80 would otherwise stay at its end. Its rate follows from
-    the rate before, so that a changed one is computed anew, in closed form.
+    A schedule of 40 epochs, restored in a training of 80, would otherwise stay at its end. Rates of changed
+    schedules are computed in closed form.
     """
     names = {"base_lrs", *inspect.signature(type(scheduler)).parameters} - {"optimizer", "last_epoch"}
     configured = {name: vars(scheduler)[name] for name in sorted(names & vars(scheduler).keys())}

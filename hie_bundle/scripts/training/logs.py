@@ -1,4 +1,4 @@
-"""What a run says of itself: one line an epoch, and a file of it beside the results."""
+"""Values of a step and the log line of an epoch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StepValues:
 class EpochLine:
     """Log each epoch of a training in one line: mean loss without the L1 term, metrics, learning rate, seconds.
 
-    Stand it after the ``ValidationHandler`` in the trainer's handlers.
+    Put it after the ``ValidationHandler`` in the trainer's handlers.
 
     Args:
         validator: whose metrics belong to an epoch in which it ran.

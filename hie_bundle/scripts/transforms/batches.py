@@ -20,14 +20,12 @@ warnings.filterwarnings("ignore", "Num foregrounds 0, Num backgrounds")
 
 
 class RandBatch(PrepareBatchDefault):
-    """Turn, scale and mirror the patches of a batch, change their intensities, and cut out what the network sees.
+    """Rotate, scale and flip the patches of a batch, change their intensities, and crop them to the network's input.
 
-    It is a trainer's ``prepare_batch``, and works on the network's device, so a GPU does it in a fraction of
-    the time that loading processes take, and they only read and crop. Everything is drawn anew for each patch, from
-    PyTorch's generators, which a seed at the start of an epoch makes repeatable.
+    A trainer's ``prepare_batch``, on the network's device. PyTorch's generators draw the parameters of each patch.
 
     Args:
-        spatial_size: voxels that are cut out of the middle; the rest is what can be turned into them.
+        spatial_size: of the output, from the middle of the input.
         spacing_mm: size of a voxel, so that a rotation is one.
         rotation: largest angle about each axis, radians.
         scaling: largest change of a patch's size along each axis, as a share.
@@ -35,11 +33,11 @@ class RandBatch(PrepareBatchDefault):
         intensity_factor: largest change of a channel's values, as a share of them.
         intensity_shift: largest change of a channel's values, added to them; not where a channel is 0.
         noise: largest standard deviation of the Gaussian noise that half of the patches get, where a channel is not 0.
-        dropout: probability that channels are 0 all over a patch, as if they were not known.
-        dropped: which channels these are.
+        dropout: probability that ``dropped`` channels of a patch are 0, as if the map did not exist.
+        dropped: indices of these channels.
 
     Raises:
-        UserError: when ``dropped`` are no channels' numbers.
+        UserError: when ``dropped`` is not a list of channel indices.
     """
 
     def __init__(
@@ -90,11 +88,11 @@ class RandBatch(PrepareBatchDefault):
         return self.change_intensities(image), label
 
     def draw_matrices(self, count: int, size: Sequence[int]) -> torch.Tensor:
-        """For each patch where its voxels come from, (count, 3, 4), as ``torch.nn.functional.affine_grid`` takes it.
+        """Affine from output to input of each patch, (count, 3, 4), for ``torch.nn.functional.affine_grid``.
 
         Args:
             count: of patches.
-            size: of what comes in.
+            size: of the input.
         """
         angles = self._uniform(count, 3) * self.rotation
         turned = torch.eye(3).repeat(count, 1, 1)
@@ -105,7 +103,7 @@ class RandBatch(PrepareBatchDefault):
             turned = turned @ turn
         zoom = 1 / (1 + self.scaling * self._uniform(count, 3))
         zoom[:, 0] *= torch.where(torch.rand(count) < self.flip_probability, -1.0, 1.0)
-        # from the middle of what goes out, in half its size, by way of millimetres, to that of what comes in
+        # normalised output coordinates, centred, to millimetres, to normalised input coordinates
         out_mm = torch.tensor(self.spatial_size) * self.spacing_mm / 2
         in_mm = torch.tensor(tuple(size)) * self.spacing_mm / 2
         matrices = turned @ torch.diag_embed(zoom) * out_mm / in_mm[:, None]
@@ -113,7 +111,7 @@ class RandBatch(PrepareBatchDefault):
         return torch.cat([matrices, torch.zeros(count, 3, 1)], dim=2)
 
     def change_intensities(self, image: torch.Tensor) -> torch.Tensor:
-        """Scale, shift, add noise to and leave out channels, shape (B, C, X, Y, Z); what is 0 stays so."""
+        """Scale, shift, add noise to and drop channels, shape (B, C, X, Y, Z); 0 stays 0."""
         shape = (*image.shape[:2], 1, 1, 1)
         factor = 1 + self.intensity_factor * self._uniform(*shape)
         shift = self.intensity_shift * self._uniform(*shape)
@@ -130,5 +128,5 @@ class RandBatch(PrepareBatchDefault):
 
 
 def _plain(tensor: Any) -> torch.Tensor:
-    """Without the metadata, which a patch that was turned no longer has, and which take time at every operation."""
+    """Without metadata, which do not describe a rotated patch and slow every operation."""
     return (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).float()

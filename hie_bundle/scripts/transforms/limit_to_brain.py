@@ -17,12 +17,12 @@ __all__ = ["KeepBraind", "LimitToBraind"]
 
 
 class KeepBraind(Transform):
-    """``brain``: where ADC is above 0, on the grid of the maps as they were acquired; for :class:`LimitToBraind`.
+    """Add ``brain``, the mask of ADC above 0 on the native grid, for :class:`LimitToBraind`.
 
-    Comes when the image has been loaded and not been changed yet. It is that of ``native_image`` where there is one.
+    Put it directly after loading. It is the brain of ``native_image`` where that exists.
 
     Args:
-        wanted: otherwise nothing is kept.
+        wanted: False adds nothing.
     """
 
     def __init__(self, wanted: bool = True) -> None:
@@ -38,7 +38,7 @@ class KeepBraind(Transform):
 
 
 class LimitToBraind(MapTransform):
-    """Take out of masks what lies outside of ``brain``, if the item has it (:class:`KeepBraind`).
+    """Remove mask voxels outside of ``brain``, if the item has it (:class:`KeepBraind`).
 
     Args:
         keys: masks of 0 and 1 with their affine, (C, X, Y, Z), on the brain's grid or any other.
