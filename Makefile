@@ -24,7 +24,7 @@ PANOPTICA_VENV := .venv-panoptica
 # in processes of their own: with OpenVINO in one process, ITK and TorchIO have crashed it (about every second time)
 WITH_OPENVINO := tests/inference/test_inferers.py tests/bundle/test_zoo.py
 
-.PHONY: help install demo study test test-all test-slow test-monailabel test-tracking test-panoptica lint bench bench-peers docs changelog package wheel release \
+.PHONY: help install demo study test test-all test-slow test-monailabel test-real test-tracking test-panoptica lint bench bench-peers docs changelog package wheel release \
 	large_files clean
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo "make test-all          both"
 	@echo "make test-monailabel   tests with a real MONAI Label server; an environment of several GB"
 	@echo "make test-tracking     tests with MLflow and Weights & Biases; installs both"
+	@echo "make test-real         reading and brain masks on files of real scanners: DIR=../shared/real"
 	@echo "make test-panoptica    the matching of lesions against panoptica's, in an environment of its own"
 	@echo "make lint              ruff, mypy and the words of the pages"
 	@echo "make bench             each part against its stock counterpart; an hour or more on an idle machine"
@@ -111,6 +112,10 @@ test-slow: install
 
 test-monailabel: $(LABEL_VENV)/.installed
 	$(LABEL_VENV)/bin/python -m pytest tests/monailabel
+
+# files of real scanners, which are not in the repository; `make test` runs them, too, where ../shared is there
+test-real: install
+	HIE_REAL=$(DIR) $(VENV)/bin/python -m pytest tests/scanner/test_scanner_real.py
 
 test-tracking: install
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --editable '.[tracking]'

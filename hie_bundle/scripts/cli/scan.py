@@ -21,7 +21,7 @@ from ..runtime.errors import UserError
 from ..runtime.mixins import bundle_version
 from ..scanner.adc import adc_from_dicom, b0_of
 from ..scanner.brain_mask import brain_mask, given_mask, show_and_judge, strip
-from ..scanner.dicom import Series, read_folder, require_highdicom
+from ..scanner.dicom import Series, listed, read_folder, require_highdicom
 from ..scanner.dicom_seg import capture_of, segmentation_of, source_images
 from ..scanner.inputs import GRID_TOLERANCE_MM, paths_of, read
 from ..scanner.zscore import FitLimits, write_zscore
@@ -44,6 +44,7 @@ def write_scan(
     zscore: dict[str, Any] | None = None,
     series: Sequence[int] = (),
     secondary_capture: bool = False,
+    list: str | Path | bool | None = None,
 ) -> None:
     """Segment a scan. All files appear at the end, or none; of a refused one the pictures.
 
@@ -63,11 +64,15 @@ def write_scan(
         adc: further arguments of :func:`scripts.scanner.adc.adc_from_dicom`.
         zscore: of :func:`scripts.scanner.zscore.write_zscore`.
         series: numbers of DICOM series to take; all if empty.
+        list: folder of DICOM, or True for ``images``; print its series and why one is left out, and do nothing else.
         secondary_capture: also write ``lesion_picture.dcm``, which is ``lesion.png`` as DICOM Secondary Capture.
 
     Raises:
         UserError: see each step.
     """
+    if list:
+        print(listed(read_folder(paths_of(images)[0] if list is True and images else str(list), series, strict=False)))
+        return
     start = time.monotonic()
     folders = paths_of(images)
     if len(folders) != 1 or not output_dir:

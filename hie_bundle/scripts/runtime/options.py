@@ -179,6 +179,7 @@ OPTIONS: dict[str, Option] = {
     ),
     **_options(_PATH | Annotated[list[_PATH], Field(min_length=1)], "ckpt_path", "weights"),
     **_options(_PATH | list[_PATH] | None, "images"),
+    **_options(_PATH | _FLAG | None, "list"),
     **_options(_TEXT | Annotated[list[_TEXT], Field(min_length=1)], "loaded"),
     **_options(_TEXT | None, "patient_pattern"),
     **_options(_TEXT, "loss_name", "base_url", "dataset_name"),

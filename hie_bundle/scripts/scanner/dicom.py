@@ -140,12 +140,13 @@ def require_highdicom() -> Any:
     return highdicom
 
 
-def read_folder(folder: str | Path, numbers: Sequence[int] = ()) -> list[Series]:
+def read_folder(folder: str | Path, numbers: Sequence[int] = (), strict: bool = True) -> list[Series]:
     """Read all MR series below a folder. Series that are not used have kind ``other`` and a reason.
 
     Args:
         folder: with DICOM files of any name.
         numbers: of the series to read; all if empty.
+        strict: raise for a series that is damaged; else leave it out with the reason.
 
     Raises:
         UserError: without an MR image; for images of more than one patient or study; naming a series that is damaged,
@@ -161,8 +162,14 @@ def read_folder(folder: str | Path, numbers: Sequence[int] = ()) -> list[Series]
         raise UserError(f"There is no series {sorted(unknown)[0]}; there are {', '.join(map(str, there))}.")
     found = [Series("other", number, reason=reason) for number, reason in others]
     for members in groups.values():
-        if not numbers or _number(members[0]) in numbers:
+        if numbers and _number(members[0]) not in numbers:
+            continue
+        try:
             found += _read(members)
+        except UserError as error:
+            if strict:
+                raise
+            found.append(Series("other", _number(members[0]), reason=str(error)))
     return sorted(found, key=lambda one: (one.number, one.kind))
 
 
