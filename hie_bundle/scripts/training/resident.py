@@ -14,7 +14,7 @@ from nibabel.affines import voxel_sizes
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
-from ..data.check_cache import case_of
+from ..data.layout import case_of
 from ..data.loaders import CaseLoader
 from ..runtime.errors import UserError
 from ..runtime.machine import GB, available_memory, cache_memory
