@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from conftest import BUNDLE
 from monai.data import Dataset
 from test_every_option import TINY
 from test_provenance import _record
@@ -128,36 +125,14 @@ def test_a_process_that_is_stopped_while_a_tensor_is_taken_from_it(monkeypatch: 
         return detach(answer)
 
     monkeypatch.setattr(DupFd, "detach", stopped)
-    with pytest.raises(UserError, match="did not give a batch within 2 s") as caught:
+    with pytest.raises(UserError, match="did not give a batch within 2 s"):
         next(batches)
-    assert "detach" in {entry.name for entry in caught.traceback}
     loading = multiprocessing.active_children()
     end_processes()
     for process in loading:
         process.join(5)
         assert not process.is_alive()
     assert time.monotonic() - begun < 10
-
-
-LIBRARY = """
-import hashlib, sys; sys.path.insert(0, sys.argv[1])
-from scripts.runtime.errors import UserError, show_plainly
-from scripts.runtime.interruption import Interruption, time_limit
-show_plainly()
-Interruption(lambda: "Go on so.", lambda: None).install()
-with time_limit(1, lambda: UserError("c5 takes too long.")):
-    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2**31 - 1)  # minutes in C
-"""
-
-
-def test_a_library_that_does_not_come_back_is_ended_with_the_process() -> None:
-    begun = time.monotonic()
-    result = subprocess.run(
-        [sys.executable, "-c", LIBRARY, str(BUNDLE)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert time.monotonic() - begun < 30
-    assert result.returncode == 128 + signal.SIGTERM
-    assert result.stderr.split("\n") == ["", "error: c5 takes too long.", "", "Stopped by SIGTERM. Go on so.", ""]
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -296,20 +296,30 @@ def test_curves_go_on_where_the_state_was_saved(tmp_path: Path) -> None:
         for step in range(6):
             writer.add_scalar("loss", step, step)
         writer.add_scalar("dice", 0.5, 1)
-        writer.flush()
-        time.sleep(0.02)
-        saved = time.time()
-        time.sleep(0.02)
         for step in range(6, 9):
             writer.add_scalar("loss", step, step)
         writer.add_scalar("dice", 0.6, 2)
     (file,) = (tmp_path / "tb").iterdir()
     file.write_bytes(file.read_bytes()[:-5])  # killed while it wrote
-    keep_curves_until(tmp_path / "tb", saved)
+    keep_curves_until(tmp_path / "tb", 1, 5)
     assert _points(tmp_path / "tb") == {"loss": [(n, float(n)) for n in range(6)], "dice": [(1, 0.5)]}
-    keep_curves_until(tmp_path / "absent", saved)
-    keep_curves_until(tmp_path / "tb", 0.0)
+    keep_curves_until(tmp_path / "absent", 1, 5)
+    keep_curves_until(tmp_path / "tb", -1, -1)
     assert list((tmp_path / "tb").iterdir()) == []
+
+
+def test_curves_keep_their_order_when_the_clock_is_set_back(tmp_path: Path) -> None:
+    """40 of 60 points were left: what was logged before counted as later."""
+    folder = tmp_path / "tb"
+    for suffix, count in (("", 30), (".epochs", 10)):
+        with SummaryWriter(str(folder), filename_suffix=suffix) as writer:
+            for step in range(1, count + 1):
+                clock = time.time() + (3600 if step < count // 2 else -3600)
+                writer.add_scalar("loss" if count == 30 else "dice", step, step, walltime=clock)
+    keep_curves_until(folder, 8, 24)
+    points = _points(folder)
+    assert [step for step, _ in points["loss"]] == list(range(1, 25))
+    assert [step for step, _ in points["dice"]] == list(range(1, 9))
 
 
 # --- through the configs ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Data loaders whose processes may die or hang: the run then ends in bounded time, and says with which case."""
+"""Data loaders whose processes may die or hang: the run ends in bounded time, and the error names the case."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -19,14 +20,16 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ..moved import renamed
 from ..runtime.errors import UserError, causes, user_error
-from ..runtime.interruption import ignore, time_limit
+from ..runtime.interruption import stop_if_asked
 from .layout import case_of
 
 __all__ = ["CaseLoader", "end_processes", "in_words"]
 __getattr__ = partial(renamed, "data.loaders")
 
 IDLE = -1
-SOON_S = 1.0  # between the end of a process's sockets and its own
+POLL_S = 0.2  # between two looks whether a signal asks for the end
+SOON_S = 1.0  # for a killed process to end
+_END = object()
 LATE = "--loading_timeout_s is the time that they have."
 DIED = "The system may have run out of memory; --num_workers 0 reads in the main process."
 _loaders: weakref.WeakSet[CaseLoader] = weakref.WeakSet()
@@ -41,24 +44,22 @@ class LoadingError(UserError):
 
 
 class CaseLoader(StockDataLoader):
-    """``monai.data.DataLoader`` that knows which case each of its processes is reading (:func:`in_words`).
+    """``monai.data.DataLoader`` with a time limit for each batch; its errors name the case (:func:`in_words`).
 
-    PyTorch's own time limit is for a batch that does not arrive. It has none while the main process takes a tensor that
-    has arrived from a process that is stopped just then, or reads by itself; the limit here is for these, too.
+    A thread takes the batches, one when it is asked for one, so that random numbers are drawn in the same order. The
+    main thread waits with a limit, also where it reads by itself (``num_workers=0``), and ends when a signal asks it.
 
     Args:
         dataset: with a length; of MONAI data items.
         num_workers: processes; with 0 the main one reads.
-        timeout_s: seconds without the next batch after which what reads counts as stuck; 0: no limit.
+        timeout_s: seconds for a batch, after which the reader counts as stuck; 0: no limit.
         options: see the parent class.
     """
 
     def __init__(self, dataset: Any, num_workers: int = 0, timeout_s: float = 0.0, **options: Any) -> None:
-        # of each process that reads its number and the item's
+        # of each reading process its number and the item's
         self.reading = torch.full((max(num_workers, 1), 2), IDLE).share_memory_()
         self.timeout_s = timeout_s
-        if num_workers:
-            options["timeout"] = timeout_s  # for threads other than the main one, too
         super().__init__(_Noted(dataset, self.reading), num_workers, **options)
         _loaders.add(self)
 
@@ -66,21 +67,42 @@ class CaseLoader(StockDataLoader):
         return self._in_time(super().__iter__())
 
     def _in_time(self, batches: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            with time_limit(self.timeout_s, self._late):
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-                except (ConnectionError, EOFError) as error:
-                    if not self.num_workers or str(error).startswith("Caught "):  # the dataset's own, told again
-                        raise
-                    time.sleep(SOON_S)  # a process that a tensor was taken from dies: PyTorch raises when it has ended
-                    raise _lost(f"died ({type(error).__name__})", DIED) from error
-            yield batch
+        requests: SimpleQueue[bool] = SimpleQueue()
+        answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
-    def _late(self) -> LoadingError:
-        return _lost(f"did not give a batch within {self.timeout_s:g} s", LATE)
+        def serve() -> None:
+            while requests.get():
+                try:
+                    answers.put((next(batches, _END), None))
+                except BaseException as error:
+                    answers.put((None, error))
+
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            while True:
+                requests.put(True)
+                batch, error = self._wait(answers)
+                own = not self.num_workers or str(error).startswith("Caught ")  # an error of the dataset
+                if isinstance(error, ConnectionError | EOFError) and not own:
+                    time.sleep(SOON_S)  # the process that a tensor was taken from ends soon
+                    raise _lost(f"died ({type(error).__name__})", DIED) from error
+                if error is not None:
+                    raise error
+                if batch is _END:
+                    return
+                yield batch
+        finally:
+            requests.put(False)
+
+    def _wait(self, answers: SimpleQueue[tuple[Any, BaseException | None]]) -> tuple[Any, BaseException | None]:
+        deadline = time.monotonic() + (self.timeout_s or float("inf"))
+        while True:
+            stop_if_asked()
+            try:
+                return answers.get(timeout=max(0.001, min(POLL_S, deadline - time.monotonic())))
+            except Empty:
+                if time.monotonic() >= deadline:
+                    raise _lost(f"did not give a batch within {self.timeout_s:g} s", LATE) from None
 
 
 class _Noted(Dataset[Any]):
@@ -138,7 +160,7 @@ def end_processes() -> None:
     """Kill what still loads; Python would wait at its end for a process that hangs."""
     is_main = threading.current_thread() is threading.main_thread()
     # PyTorch's handler raises, whatever is done, when they end; a later run in this program needs it again
-    before = ignore(signal.SIGCHLD) if is_main else None
+    before = signal.signal(signal.SIGCHLD, lambda *_: None) if is_main else None
     loading = [process for process in multiprocessing.active_children() if process.daemon]  # also one not yet reading
     for process in loading:
         process.kill()

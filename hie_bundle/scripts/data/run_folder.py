@@ -190,9 +190,9 @@ class RunFolder:
                 _refuse_other_cases(self.folder, self.before.get("data", {}), record["data"])
             part = {k: v for k, v in self.before.items() if k not in ("earlier", "data", "config")}
             record["earlier"] = [*self.before.get("earlier", []), part]
-        saved = read_state(self.folder / STATE).get("saved") if self._goes_on else -1.0
-        if self.curves and saved is not None:
-            keep_curves_until(self.curves, saved)  # what they have from later on is written again
+        if self.curves:
+            state = read_state(self.folder / STATE) if self._goes_on else {"epoch": -1, "iteration": -1}
+            keep_curves_until(self.curves, state["epoch"], state["iteration"])  # what follows is written again
         if self.purpose == TRAINING and not self._goes_on:
             (self.folder / STATE).unlink(missing_ok=True)
         self._record = record

@@ -1,8 +1,9 @@
-"""Curves for TensorBoard that a run which is killed and goes on leaves without gaps and without doubles."""
+"""Curves for TensorBoard without gaps and duplicates where a training was killed and resumed."""
 
 from __future__ import annotations
 
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +17,60 @@ __all__ = ["CurvesHandler", "curves_in", "keep_curves_until"]
 __getattr__ = partial(renamed, "io.curves")
 
 EVENTS = "events.out.tfevents.*"
+EPOCHS = ".epochs"  # end of the names of files whose steps are epochs; the others count iterations
 
 
 class CurvesHandler(StockTensorBoardStatsHandler):
-    """``monai.handlers.TensorBoardStatsHandler`` whose curves are on disk after each epoch, as the state of
-    :class:`.Resume` is: MONAI's are written every two minutes, and a run that is killed and goes on has
-    a gap."""
+    """``monai.handlers.TensorBoardStatsHandler`` whose curves are on disk after each epoch, as the training's state is.
+
+    MONAI's are written every two minutes, so a resumed run would have a gap.
+
+    Args:
+        log_dir: folder of the event files.
+        iteration_log: see the parent class; without it the file holds epochs only.
+        options: see the parent class.
+    """
+
+    def __init__(self, log_dir: str, iteration_log: Any = True, **options: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(log_dir, filename_suffix="" if iteration_log else EPOCHS)
+        super().__init__(summary_writer=writer, iteration_log=iteration_log, **options)
+        self.internal_writer = True  # it is closed with the run
 
     def epoch_completed(self, engine: Engine) -> None:
-        """Write the epoch's figures, and all that waits."""
+        """Write the epoch's figures and flush the file."""
         super().epoch_completed(engine)
         self._writer.flush()
 
 
-def keep_curves_until(folder: Path, moment: float) -> None:
-    """Take out of event files what was written later: a training that goes on writes it again.
+def keep_curves_until(folder: Path, epoch: int, iteration: int) -> None:
+    """Cut event files behind a saved state, since a resumed training writes what follows again.
 
-    TensorBoard's own ``purge_step`` knows one kind of step; these files count steps and epochs.
+    By steps, in the order in which they were written: clocks may be set back. TensorBoard's ``purge_step`` knows one
+    kind of step.
 
     Args:
         folder: with the files; need not exist.
-        moment: seconds since 1970.
+        epoch: the last one to keep; -1: none.
+        iteration: likewise.
     """
     for file, events in curves_in(folder).items():
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        first = [event for event in events if event.HasField("file_version")]
-        kept = [event for event in events if event.wall_time <= moment and event not in first]
+        # files of version 0.9 have no mark; one whose steps are that few counts epochs, or has nothing to cut
+        epochs_only = file.name.endswith(EPOCHS) or max(event.step for event in events) <= epoch + 1
+        last = epoch if epochs_only else iteration
+        kept = list(takewhile(lambda event, last=last: event.step <= last, events))  # type: ignore[misc]
+        if all(event.HasField("file_version") for event in kept):
+            kept = []
         if not kept:
             file.unlink()
-            continue
-        with atomic_path(file) as temporary, temporary.open("wb") as stream:
-            writer = RecordWriter(stream)
-            for event in first + kept:
-                writer.write(event.SerializeToString())
+        elif len(kept) < len(events):
+            with atomic_path(file) as temporary, temporary.open("wb") as stream:
+                writer = RecordWriter(stream)
+                for event in kept:
+                    writer.write(event.SerializeToString())
 
 
 def curves_in(folder: Path) -> dict[Path, list[Any]]:
