@@ -41,7 +41,7 @@ CHANGED: dict[str, Any] = {
     "dropout": [0, 0, 0, 0.5], "epochs": 2, "features": [2, 4, 4, 6], "fold": 0, "num_folds": 2, "in_channels": 2,
     "init_weights": "FOLDER/start.pt", "inner_folds": 2, "input_size": [24, 24, 16], "l1_weight": 0.01,
     "label_mode": "trilinear", "learning_rate": 0.01, "limit_to_brain": True, "loading_timeout_s": 90,
-    "loss_name": "tversky", "lr_gamma": 0.5,
+    "loss": "$@losses['tversky']", "loss_name": "tversky", "lr_gamma": 0.5,
     "network": "$@network_def.to(@device)", "num_workers": 1, "on_nonfinite": "stop", "output_dir": "FOLDER/elsewhere",
     "overwrite": True, "patch_size": [24, 24, 16], "patience": 1, "patient_pattern": "(.+)-VISIT", "prior": None,
     "progress": False, "rank": 0, "resume": True, "sampler": "$torch.utils.data.SequentialSampler(@train#dataset)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import select
@@ -30,17 +31,30 @@ def stop_if_asked() -> None:
         SystemExit: 130 after SIGINT, 143 after SIGTERM.
     """
     if _received is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, _wait)  # PyTorch raises here when a loading process ends
+        _kill_children()
+        atexit.register(_leave, 128 + _received)  # the teardown of PyTorch would take seconds
         raise SystemExit(128 + _received)
 
 
 def end_process(status: int) -> None:
     """End this process and its children at once, whatever its threads do."""
+    _kill_children()
+    os._exit(status)
+
+
+def _leave(status: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    end_process(status)
+
+
+def _kill_children() -> None:
     children = psutil.Process().children(recursive=True)
     for child in children:
         with suppress(psutil.NoSuchProcess):
             child.kill()
     psutil.wait_procs(children, timeout=1)
-    os._exit(status)
 
 
 def _in_child() -> None:
@@ -116,8 +130,7 @@ class Interruption:
             threading.Timer(LAST_S, end_process, (128 + number,)).start()
             try:
                 self.last()
-                logging.shutdown()
-                sys.stdout.flush()
+                _leave(128 + number)
             finally:
                 end_process(128 + number)
         os.close(pipe)
