@@ -224,3 +224,43 @@ def test_the_message_of_an_unsafe_checkpoint_does_not_advise_to_load_it(tmp_path
 def test_compound_losses_have_parts_to_tell() -> None:
     loss = CompoundLoss(nn.BCEWithLogitsLoss(), nn.MSELoss())
     assert [name for name, _ in loss.named_children()] == ["region", "boundary"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": [1.0]}, "holds a list as 'model', not the weights"),
+        ({"recipe": 3}, "does not say what bad.pt was trained with"),
+        ({"recipe": "[1]"}, "does not say what bad.pt was trained with"),
+        ({"recipe": "{", "training": "{}"}, "does not say what bad.pt was trained with"),
+    ],
+)
+def test_checkpoints_with_parts_of_another_type_are_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    network, path = _network(), tmp_path / "bad.pt"
+    torch.save({"model": network.state_dict(), "recipe": "{}", "training": "{}", **change}, path)
+    with pytest.raises(UserError, match=message):
+        weights.load_weights(network, [path], {"spatial_size": 1})
+
+
+def test_complex_weights_and_layers_that_are_no_tensors_are_refused(tmp_path: Path) -> None:
+    network, path = _network(), tmp_path / "bad.pt"
+    for name, value in (("3.weight", network[3].weight.detach().to(torch.complex64)), ("3.bias", 1.0)):
+        torch.save({"model": {**network.state_dict(), name: value}}, path)
+        with pytest.raises(UserError, match=rf"do not fit the network(?s:.*){name}: .*(complex64|float) in the file"):
+            weights.read_weights(path, network)
+
+
+def test_a_checkpoint_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, path, reads = _network(), tmp_path / "model.pt", []
+    real = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: reads.append(1) or real(*args, **options))
+    weights.save_weights(network, path, {"a": 1}, {"epoch": 3})
+    for _ in range(3):
+        weights.read_weights(path, network)
+        assert weights.read_record(path)["training"] == {"epoch": 3}
+    assert len(reads) == 1
+    weights.save_weights(network, path, {"a": 1}, {"epoch": 4})
+    assert weights.read_record(path)["training"] == {"epoch": 4}
+    assert len(reads) == 2
