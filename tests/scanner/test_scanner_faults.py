@@ -90,7 +90,7 @@ def test_a_scanners_average_is_no_direction(tmp_path: Path) -> None:
         path.rename(path.with_name(f"b0_{path.name}"))
     for header in study.series(3, signal(ADC, S0, 1000) * 16, AFFINE, b_value=1000, uid=uid):
         header.add_new((0x2001, 0x1004), "CS", "I")
-        header.save_as(tmp_path / "in" / f"iso_{header.InstanceNumber}.dcm")
+        header.save_as(tmp_path / "in" / f"iso_{header.InstanceNumber}.dcm", enforce_file_format=True)
     for path in (tmp_path / "in").glob("003*.dcm"):
         path.unlink()
     assert sorted(one.kind for one in read_folder(tmp_path / "in")) == ["dwi", "trace"]
