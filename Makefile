@@ -36,7 +36,7 @@ help:
 	@echo "make test-all          both"
 	@echo "make test-monailabel   tests with a real MONAI Label server; an environment of several GB"
 	@echo "make test-tracking     tests with MLflow and Weights & Biases; installs both"
-	@echo "make test-real         reading and brain masks on files of real scanners: DIR=../shared/real"
+	@echo "make test-real         reading files of real scanners: DIR=../shared/real"
 	@echo "make test-panoptica    the matching of lesions against panoptica's, in an environment of its own"
 	@echo "make lint              ruff, mypy and the words of the pages"
 	@echo "make bench             each part against its stock counterpart; an hour or more on an idle machine"

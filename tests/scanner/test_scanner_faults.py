@@ -78,25 +78,6 @@ def test_a_description_alone_decides_nothing(words: str, tmp_path: Path) -> None
     assert fitted(tmp_path / "in") < 5
 
 
-def test_a_scanners_average_is_no_direction(tmp_path: Path) -> None:
-    """Philips: the isotropic volume in the series of the directions; here it has twice their signal."""
-    study = Study(tmp_path / "in", "Philips Medical Systems")
-    uid = study.series(3, signal(ADC, S0, 0) * 8, AFFINE, b_value=0)[0].SeriesInstanceUID
-    study.series(3, signal(ADC, S0, 1000) * 8, AFFINE, b_value=1000, uid=uid)
-    for path in (tmp_path / "in").glob("*.dcm"):  # the second has overwritten the first
-        path.rename(path.with_name(f"b1000_{path.name}"))
-    study.series(3, signal(ADC, S0, 0) * 8, AFFINE, b_value=0, uid=uid)
-    for path in (tmp_path / "in").glob("003*.dcm"):
-        path.rename(path.with_name(f"b0_{path.name}"))
-    for header in study.series(3, signal(ADC, S0, 1000) * 16, AFFINE, b_value=1000, uid=uid):
-        header.add_new((0x2001, 0x1004), "CS", "I")
-        header.save_as(tmp_path / "in" / f"iso_{header.InstanceNumber}.dcm", enforce_file_format=True)
-    for path in (tmp_path / "in").glob("003*.dcm"):
-        path.unlink()
-    assert sorted(one.kind for one in read_folder(tmp_path / "in")) == ["dwi", "trace"]
-    assert fitted(tmp_path / "in") < 5
-
-
 def test_philips_private_scale_is_not_of_an_adc_map(tmp_path: Path) -> None:
     study = Study(tmp_path / "in", "Philips Medical Systems")
     study.series(7, ADC, AFFINE, ("DERIVED", "PRIMARY", "ADC_SE", "ADC", "SE"), slope=0.5, scale=0.013)
