@@ -27,7 +27,7 @@ def write_recipe(bundle: str | Path, weights: str | Path | Sequence[str | Path] 
     """Turn a copy of the bundle into the bundle of given weights, for MONAI Label and the Model Zoo.
 
     ``train.yaml`` and ``inference.yaml`` become the weights' recipe, readable alone. The weights become bare state
-    dicts in ``models`` (``model.pt``, of an ensemble also ``model_1.pt`` …) with their records beside them.
+    dicts in ``models`` (``model.pt``, of an ensemble also ``model_1.pt`` …) with their records.
     ``metadata.json`` describes the network's input. Training starts from these weights with the settings of
     ``fine_tune.yaml``. The recipe's mixins, the mixins over them and ``models/simulated`` are removed.
 

@@ -29,7 +29,7 @@ __all__ = ["find_jobs", "segment"]
 
 @dataclass(frozen=True)
 class Job:
-    """One case and its files; ``hidden``: nothing that is written names them."""
+    """One case and its files; ``hidden``: outputs do not name them."""
 
     case: str
     adc: Path
@@ -63,7 +63,7 @@ def segment(
     """Segment files or folders; arguments as `hie-bundle segment --help` says.
 
     Raises:
-        UserError: when there is no case, or nowhere to write.
+        UserError: when no case is found, or the output cannot be written.
         SystemExit: 1 when a case could not be segmented.
     """
     if extension not in EXTENSIONS:
@@ -126,7 +126,7 @@ def segment(
 
 
 def _segmented(job: Job, place: dict[str, Path], segmenter: Segmenter) -> tuple[dict[str, Any], Segmentation | None]:
-    """What is recorded of a case, once its files are there; with its ``error`` if it could not be segmented."""
+    """Segment a case and write its files; return its record, with ``error`` if that failed."""
     try:
         found = segmenter.result(job.adc, job.zadc, case=job.case)
         _write(found, job, place, segmenter)
@@ -140,7 +140,7 @@ def _segmented(job: Job, place: dict[str, Path], segmenter: Segmenter) -> tuple[
 
 
 def find_jobs(adc: Path, zadc: Path | None) -> list[Job]:
-    """The cases that two files, two folders, or one folder hold.
+    """Find the cases of two files, two folders or one folder.
 
     Raises:
         UserError: when there is none, or a file and a folder are given together.
@@ -178,7 +178,7 @@ def _case_of(path: Path) -> str:
 
 
 def _ending(path: Path) -> str:
-    """The extension as it is written, ``.nii.gz`` being one."""
+    """The extension as written; ``.nii.gz`` is one."""
     return extension_of(path) or path.suffix
 
 
@@ -186,7 +186,7 @@ def _places(
     job: Job, single: bool, output: str, overlay: str | None, report: str | None, probabilities: bool, extension: str,
     bids: bool,
 ) -> dict[str, Path]:  # fmt: skip
-    """Where each thing of a case is written."""
+    """The output files of a case, by kind."""
 
     def place(target: str, endings: Sequence[str], name: str) -> Path:
         if not target.lower().endswith(tuple(endings)):
@@ -226,8 +226,8 @@ def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]]) 
         if other == path:
             raise UserError(f"Two cases would be written to {path}: their files have the same name.")
         raise UserError(
-            f"{other} and {path} are one file on disks that do not tell capitals, or forms of a letter, apart; rename "
-            "one of the two cases."
+            f"{other} and {path} are the same file on disks that ignore case or Unicode form; rename one of the two "
+            "cases."
         )
 
 

@@ -2,7 +2,7 @@
 
 A training writes ``{"model": state_dict, "recipe": JSON, "training": JSON}``, which ``torch.load(weights_only=True)``,
 MONAI's ``CheckpointLoader`` and MONAI Label read. For tools that need a bare state dict (the Model Zoo's
-``ckpt_export`` without a key), :func:`write_bare` writes one, with the rest beside it: ``model.json`` for ``model.pt``.
+``ckpt_export`` without a key), :func:`write_bare` writes one, with its record as ``model.json`` next to ``model.pt``.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """A checkpoint's ``recipe`` and ``training``, or nothing.
 
     Raises:
-        UserError: when the checkpoint or its record cannot be read, or the file beside it belongs to other weights.
+        UserError: when the checkpoint or its record cannot be read, or the JSON file belongs to other weights.
     """
     content, beside = _read(path), path.with_suffix(".json")
     try:
@@ -190,7 +190,7 @@ def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: M
 
 
 def write_bare(path: str | Path, target: str | Path) -> None:
-    """Write a checkpoint as a bare state dict, with its record beside it as ``.json``."""
+    """Write a checkpoint as a bare state dict, with its record next to it as ``.json``."""
     path, target = Path(path), Path(target)
     save_atomically(_state_dict(path, _read(path)), target)
     write_json(target.with_suffix(".json"), {**read_record(path), "sha256": sha256_of(target)}, indent=1)
