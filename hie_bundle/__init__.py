@@ -28,7 +28,7 @@ _ROOT = Path(__file__).resolve().parent
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and PyTorch with it, at its first use."""
+    """Import a name, and PyTorch with it, at its first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(scripts_module("runtime.errors" if name == "UserError" else "inference.segmenter"), name)

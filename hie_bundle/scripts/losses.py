@@ -40,7 +40,7 @@ class HausdorffLoss(StockHausdorffDTLoss):
 
     Same arguments, values, gradients and errors as the parent, but all masks of a batch, predicted and true, in one
     call with one exact distance transform each, instead of two in turn. On CUDA everything is computed on the device
-    and nothing waits for it: that is why the parent's ``forward``, which indexes channels by lists, is not used. The
+    without synchronisation; the parent's ``forward``, which indexes channels by lists, would synchronise. The
     loss is computed in float32 also under autocast, since squared distances leave the range and precision of half.
 
     An empty prediction has no distance field of its own, so by MONAI's definition only the truth's counts: for a ball
@@ -85,7 +85,7 @@ class HausdorffLoss(StockHausdorffDTLoss):
 class LogHausdorffLoss(HausdorffLoss):
     """log(1 + HausdorffDTLoss): damps outlier distances (paper, section 2, the log term of Eq. 5 and 6).
 
-    MONAI's class of this name gives the same value. It is not the parent, since it stands on MONAI's slower
+    MONAI's class of this name gives the same value. It is not the parent, since it uses MONAI's slower
     HausdorffDTLoss, and since over several ranks the mean has to be taken before the logarithm.
 
     Eq. 4 as printed, 1 / (1 + HD), falls as the distance grows, so its log would reward bad masks; the study's own

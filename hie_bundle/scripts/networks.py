@@ -19,7 +19,7 @@ _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 class DoubleConvolution(nn.Sequential):
     """Two 3×3×3 convolutions, each followed by batch normalisation, LeakyReLU and dropout.
 
-    Batch normalisation, not instance normalisation: the absolute level of the ZADC map is what tells a lesion from
+    Batch normalisation, not instance normalisation: the absolute level of the ZADC map separates a lesion from
     healthy tissue, and a per-volume normalisation would remove it.
     """
 
@@ -34,7 +34,7 @@ class DoubleConvolution(nn.Sequential):
                     norm="BATCH",
                     act=("LEAKYRELU", {"negative_slope": negative_slope, "inplace": True}),
                     dropout=dropout,
-                    dropout_dim=3,  # whole feature maps: neighbouring voxels of one map say the same
+                    dropout_dim=3,  # whole feature maps: neighbouring voxels of one map are redundant
                     bias=False,  # the normalisation that follows has its own
                 )
                 for channels in (in_channels, out_channels)
@@ -129,7 +129,7 @@ class HIEUNet(nn.Module):
         skip2 = self.encoder2(self.pool(skip1))
         skip3 = self.encoder3(self.pool(skip2))
         x = self.bottleneck(self.pool(skip3))
-        # a quarter of a prediction's memory: what is joined is not needed by itself any more
+        # saves a quarter of a prediction's memory: the parts are not needed after the concatenation
         x = torch.cat([skip3, self.upsample3(x)], dim=1)
         del skip3
         x = torch.cat([skip2, self.upsample2(self.decoder3(x))], dim=1)

@@ -48,7 +48,7 @@ def write_scan(
 ) -> None:
     """Segment a scan. All files appear at the end, or none; of a refused one the pictures.
 
-    ``adc.nii.gz`` (stripped), ``brain.nii.gz``, ``zadc.nii.gz`` with what `run zscore` puts beside it if there is an
+    ``adc.nii.gz`` (stripped), ``brain.nii.gz``, ``zadc.nii.gz`` with the other files of `run zscore` if there is an
     atlas, ``lesion.nii.gz``, ``lesion.dcm`` (DICOM SEG on the series that ADC is of), ``brain.png``, ``lesion.png``,
     ``scan.json`` (figures, weights, seconds). Nothing in the JSON, the log or a picture tells who the patient is.
 
@@ -60,7 +60,7 @@ def write_scan(
         atlas_mean: with ``atlas_std`` for a Z map; without both ADC alone is segmented.
         atlas_std: see there.
         brain_file: brain mask; None to make one from the image with b = 0.
-        weights: see :class:`scripts.inference.segmenter.Segmenter`; what they were trained with is told from them.
+        weights: see :class:`scripts.inference.segmenter.Segmenter`; their recipe comes from the file.
         adc: further arguments of :func:`scripts.scanner.adc.adc_from_dicom`.
         zscore: of :func:`scripts.scanner.zscore.write_zscore`.
         series: numbers of DICOM series to take; all if empty.

@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 
 class Shard:
-    """One share of a folder's cases, and the records of what was done with them.
+    """One share of a folder's cases, and their records.
 
     Each worker appends a line a case to ``records/<shard>_of_<count>.jsonl`` in the output folder, after the case's
     files are there. A worker that is started again skips the cases that are done (:meth:`is_done`), whichever share
@@ -45,7 +45,7 @@ class Shard:
         self._file: TextIO | None = None
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Its share of what all workers see in the same order; each item is in one share."""
+        """This worker's share of the items, which all workers list in one order; each item is in one share."""
         return items[self.number - 1 :: self.count]
 
     @contextmanager

@@ -27,7 +27,7 @@ class ArchiveError(ValueError):
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip file into a folder that does not exist yet; the folder is there whole, or not at all.
 
-    A single top folder in the archive is left out. A manifest with every file's size and CRC-32 is written beside the
+    A single top folder in the archive is skipped. A manifest with every file's size and CRC-32 is written beside the
     files, for ``differences``.
 
     Args:
@@ -35,7 +35,7 @@ def unpack(archive: Path, folder: Path) -> None:
         folder: what to make.
 
     Raises:
-        ArchiveError: it is no zip file, is damaged, or holds anything but files and folders with names inside it.
+        ArchiveError: it is not a zip file, is damaged, or contains an entry outside its folder.
         OSError: writing failed.
     """
     temporary = folder.with_name(f".{folder.name}.unpacking")
@@ -70,7 +70,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _safe_members(file: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """The files to unpack, by their path; what a Mac adds is left out.
+    """The files to unpack, by their path, without those that macOS adds.
 
     The archive is the one that was published, its hash says so; what is refused would do harm even then.
     """

@@ -44,7 +44,7 @@ class Limits:
             :class:`scripts.transforms.loading.LoadMapsd`. For recipes that fill in what is missing.
 
     Raises:
-        DatasetError: when ``zadc`` is neither, or another value is no number, or no pair of them.
+        DatasetError: when ``zadc`` is neither, or another value is not a number or a pair of numbers.
     """
 
     grid_tolerance_mm: float = 0.1
@@ -67,10 +67,10 @@ class Limits:
 
 
 def require_numbers(limits: Any, id: str) -> None:
-    """Stop where a field of a dataclass of limits is no number, or, where its default is a pair, no least and greatest.
+    """Raise an error where a limit is not a number, or not a pair (least, greatest) where its default is one.
 
     Args:
-        limits: the dataclass; texts, and None where that is the default, are left out.
+        limits: the dataclass; texts, and None as a default, are skipped.
         id: that the config has for it, for the message.
 
     Raises:

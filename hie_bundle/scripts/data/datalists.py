@@ -289,7 +289,7 @@ def write_datalist(
         anonymise_ids: refused unless None.
 
     Raises:
-        DatasetError: there is no case, some are unusable, or the file cannot be written.
+        DatasetError: no case was found, some are unusable, or the file cannot be written.
     """
     if anonymise_ids is not None:
         raise DatasetError(

@@ -41,7 +41,7 @@ def download(
 ) -> None:
     """Fetch, verify and unpack the archives of some splits.
 
-    A broken download stays in ``dataset_dir`` as a hidden ``.part`` file, from which the next call goes on. A split's
+    A broken download stays in ``dataset_dir`` as a hidden ``.part`` file, from which the next call continues. A split's
     folder appears at once when everything in it is verified.
 
     Args:

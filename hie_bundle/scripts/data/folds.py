@@ -45,7 +45,7 @@ def fold_of_case(
     seed: int = 0,
     limits: Limits | None = None,
 ) -> dict[str, int]:
-    """Assign cases to folds that are alike in their lesion sizes.
+    """Assign cases to folds with similar lesion sizes.
 
     Patients are shuffled within each size class (that of their largest lesion) and dealt out to the folds in turn, so
     that two folds differ by at most one patient in total and at most one in each class. (scikit-learn's

@@ -236,7 +236,7 @@ def _note_ambiguous(reports: Sequence[CaseReport], dataset_dir: str | Path) -> N
 
 
 def duplicate_problems(case: Case, labels: bool) -> list[Problem]:
-    """A problem for each further file of a case; its labels are left out unless asked for."""
+    """A problem for each further file of a case; labels are excluded unless requested."""
     files = [path for path in case.duplicates if labels or part_of(path)[0] != "label"]
     return [Problem(str(path), "is there beside another file of the same case") for path in files]
 

@@ -202,7 +202,7 @@ def _write_label(case: Case, path: Path, affine: NDArray[np.float64]) -> None:
 def _resampling_writer(
     recipe_configs: Sequence[str | Path], overrides: Mapping[str, Any]
 ) -> tuple[Writer, Mapping[str, Any]]:
-    """The writer that applies a recipe's transforms, and the recipe in words."""
+    """The writer that applies a recipe's transforms, and the recipe's description."""
     from monai.bundle import ConfigParser
     from monai.transforms import Compose
 

@@ -384,7 +384,7 @@ def _release_all() -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The records there by purpose; none where it is no such file."""
+    """The records of ``run.json`` by purpose; empty where the file is another one."""
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

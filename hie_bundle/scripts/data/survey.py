@@ -58,10 +58,10 @@ def check(
         num_workers: threads that read; one a core if None.
         patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.folds.patients_of`.
         anonymise_ids: file with a key; table and report have other ids then (:func:`scripts.data.privacy`), and
-            name parts instead of files. What is said of cases that cannot be used names the files all the same.
+            name parts instead of files. Messages about unusable cases still name the files.
 
     Raises:
-        DatasetError: there is no case, or some are unusable (after the report was written).
+        DatasetError: no case was found, or some are unusable (after the report was written).
         UserError: the report cannot be written; where its folder cannot be written to, before anything is read.
     """
     cases = find_cases(dataset_dir)

@@ -43,10 +43,10 @@ def read_maps(item: Mapping[str, Any], limits: Limits) -> tuple[NDArray[Any], Vo
 def read_training_case(
     item: Mapping[str, Any], limits: Limits
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_], Volume]:
-    """ADC and ZADC (X, Y, Z) of a labelled case, the truth of its brain's voxels, and the volume that the maps lie on.
+    """ADC and ZADC (X, Y, Z) of a labelled case, the truth of its brain's voxels, and the volume of their grid.
 
     Raises:
-        ValueError: when the case cannot be learnt from.
+        ValueError: when the case cannot be used for training.
     """
     case = item.get("case", item["image"])
     if "label" not in item:
@@ -77,10 +77,10 @@ def draw_training_voxels(
             Four cases at a time, or as many as there are cores, in threads: SciPy's filters let others work.
         voxels: how many of each case, at most.
         seed: of the draw.
-        skip: told why a case cannot be learnt from, which is then left out; None: the error is raised.
+        skip: called with the error of an unusable case, which is then excluded; None: the error is raised.
 
     Raises:
-        ValueError: when a case cannot be learnt from.
+        ValueError: when a case cannot be used for training.
         VolumeError: when a file cannot be read.
         OSError: likewise.
     """

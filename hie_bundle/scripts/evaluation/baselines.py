@@ -69,7 +69,7 @@ class FittedBaselines:
 
     Attributes:
         cases: ids of the training cases; empty without a usable training split.
-        problem: why there is no usable training split; empty if there is one.
+        problem: why the training split cannot be used; empty if it can.
         threshold: of ZADC, with the best mean Dice of the training cases; None without any.
         smoothed: of ZADC smoothed by 2 mm within the brain; -2 without training cases.
         weights: of the four :func:`local_features` in the logistic regression; None without training cases.

@@ -32,7 +32,7 @@ class Measure:
         better: ``higher``, ``lower``, ``zero`` (closer to it) or empty.
         digits: decimals that are worth printing.
         group: one of :data:`GROUPS`; says in which tables it stands.
-        in_cases: whether it stands in the report's table of single cases.
+        in_cases: whether the report's table of cases shows it.
         compared: whether the study compares variants by it.
         grid: where it is measured alone: ``resampled``; empty: on both grids.
         published: which of the figures that a study's variant may bring it compares with, on the resampled grid.
@@ -92,7 +92,7 @@ class Family:
 
     Attributes:
         function: takes ``pred`` and ``truth`` and some of the options of :func:`.case_metrics`.
-        names: of what it gives.
+        names: of its results.
         grid: where it is measured alone; empty: on both.
     """
 

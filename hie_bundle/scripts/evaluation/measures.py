@@ -1,7 +1,7 @@
 """All measured figures: what tables, plots, pages and the study know of a column.
 
 Importing this module imports every module that registers a measure (:mod:`.measure` has the mechanism), so that
-:data:`MEASURES` is complete for whoever reads it here.
+:data:`MEASURES` is complete after this import.
 """
 
 from __future__ import annotations

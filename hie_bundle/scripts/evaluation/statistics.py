@@ -107,7 +107,7 @@ def _widened(
     """An interval over cases, made as much wider as the variance between trainings makes the mean's standard error.
 
     With the degrees of freedom of a sum of two variances (Satterthwaite 1946), since few trainings say little of their
-    spread; one says nothing of others, and the interval stays that of the cases.
+    spread; one seed says nothing about others, and the interval covers the cases only.
     """
     trained = np.asarray(repeats, dtype=float)
     trained = trained[np.isfinite(trained)]
@@ -211,7 +211,7 @@ def ranking(
 
     Args:
         values: for each variant one value a case, the cases in the same order. A case in which any variant is not
-            finite is left out, so that all are ranked on the same cases.
+            finite is excluded, so that all are ranked on the same cases.
         higher_is_better: whether the largest mean ranks first.
         resamples: bootstrap draws of the cases, the same for all variants.
         confidence: coverage of the interval of ranks.
@@ -220,7 +220,7 @@ def ranking(
     Returns:
         For each variant ``rank`` (1 is best; ties share the mean of their ranks), ``low`` and ``high``, the interval of
         its rank over the draws, and ``share_of_draws_first``: the share of the bootstrap draws that it wins (ties share
-        a draw), which is no probability of being the best. All NaN without a case to rank on.
+        a draw), which is not the probability of being the best. All NaN without a case to rank on.
 
     Raises:
         ValueError: when the variants have different numbers of cases.

@@ -90,7 +90,7 @@ class Volume:
     Attributes:
         array: (X, Y, Z), or (X, Y, Z, C) for a stacked file; as stored, rescaled by the file's slope and intercept.
         affine: (4, 4) from voxel indices to millimetres, in nibabel's RAS+ convention.
-        header_spacing_mm: voxel size along each axis as the file states it; None where there is no file.
+        header_spacing_mm: voxel size along each axis as the file states it; None for images in memory.
     """
 
     array: NDArray[Any]

@@ -30,7 +30,7 @@ from ..runtime.errors import UserError
 __all__ = ["CaseEvaluation"]
 
 logger = logging.getLogger(__name__)
-PATHS = ("dataset_dir", "datalist", "predictions_dir")  # of what is said in the results; not where they lie
+PATHS = ("dataset_dir", "datalist", "predictions_dir")  # names in the results, without their folders
 
 
 class CaseEvaluation:

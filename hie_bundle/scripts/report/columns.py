@@ -14,7 +14,7 @@ NO_NUMBERS = ("case", "size_class")
 
 @dataclass(frozen=True)
 class Group:
-    """Columns that stand in one table.
+    """Columns of one table.
 
     Attributes:
         title: its heading.
@@ -31,7 +31,7 @@ class Group:
     folded: bool = False
 
     def takes(self, known: Measure) -> bool:
-        """Whether a column stands in it."""
+        """Whether a column is in it."""
         grid = "resampled" if known.name.startswith("resampled_") else "native"
         return grid == self.grid and known.group in self.definitions
 
@@ -83,7 +83,7 @@ GROUPS = (
 
 
 def grouped(names: Iterable[str]) -> list[tuple[Group, list[Measure]]]:
-    """The columns of a table in the groups of the report, empty groups left out.
+    """The columns of a table in the groups of the report, without empty groups.
 
     Args:
         names: of the columns with numbers; each appears, in one group at least, except those that describe the cases.

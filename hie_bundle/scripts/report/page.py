@@ -126,7 +126,7 @@ def render_page(template: str | Path, **context: Any) -> str:
 
 
 def _headline(summary: Mapping[str, Any], rows: tables.Rows) -> list[dict[str, str]]:
-    """The few figures that a hurried reader takes away: label, value, and how sure it is."""
+    """The headline figures: label, value, interval."""
     tiles = []
     grid = tables.lead_grid(rows)
     for name in (f"{grid}_dice", f"{grid}_masd_mm", f"{grid}_nsd"):

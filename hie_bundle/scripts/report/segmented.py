@@ -1,4 +1,4 @@
-"""One segmented case without a truth: a picture of its slices, and a page with the figures beside them."""
+"""One segmented case without a truth: a picture of its slices, and a page with the figures."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def summarise(rows: Rows) -> dict[str, Any]:
 
 
 def lead_grid(rows: Rows) -> str:
-    """The grid whose figures are told first: ``native``, where cases were measured on it, or ``resampled``."""
+    """The grid whose figures come first: ``native``, where cases were measured on it, or ``resampled``."""
     return "native" if "native_dice" in rows[0] else "resampled"
 
 

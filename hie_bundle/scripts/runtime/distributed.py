@@ -53,7 +53,7 @@ def start(device: str | torch.device, timeout_minutes: float = 60, place: Sequen
         place: rank and number of processes, as the config has them; None: those of ``torchrun``.
 
     Raises:
-        UserError: when the process was not started by ``torchrun``, is told to have another rank, or has no CUDA device
+        UserError: when the process was not started by ``torchrun``, was given another rank, or has no CUDA device
             of its own.
     """
     if "LOCAL_RANK" not in os.environ:

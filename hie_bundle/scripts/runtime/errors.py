@@ -34,7 +34,7 @@ REFUSALS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE),
 }
-# in MONAI's words: a component that refused its arguments; and what is wrong with a config, whoever wrote it
+# in MONAI's words: a component that refused its arguments; and errors of a config, of the bundle's or a user's
 _COMPONENT = re.compile(r"(?:Failed to instantiate component '|applying transform <)([\w.]+)")
 _CONFIG = re.compile(
     r"the referring item `@.+` is not defined in the config content\."

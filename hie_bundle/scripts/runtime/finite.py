@@ -15,7 +15,7 @@ SHOWN = 4  # names in a message
 
 
 def not_finite(tensors: Mapping[str, Any]) -> str:
-    """Which tensors hold NaN or infinite values, in words; empty if none does."""
+    """Describe which tensors contain NaN or Inf; empty if none does."""
     floats = {n: t for n, t in tensors.items() if isinstance(t, torch.Tensor) and t.is_floating_point() and t.numel()}
     if not floats:
         return ""

@@ -18,7 +18,7 @@ __all__ = ["to_file"]
 def to_file(output_dir: str | Path, workflow: ConfigWorkflow | None = None) -> None:
     """Write what is logged to a file as well: ``output_dir/<run id>.log``, such as ``training.log``.
 
-    The file is made, and its folder, when the first line is logged; a run that goes on adds to it.
+    The file is made, and its folder, when the first line is logged; a resumed run appends to it.
 
     Args:
         output_dir: of the run.

@@ -117,7 +117,7 @@ def require_memory(
 
     Args:
         network: the network that will run, perhaps inside a ``DistributedDataParallel`` wrapper.
-        input_size: spatial size of what it sees at once.
+        input_size: spatial size of the network's input.
         in_channels: of the input.
         batch_size: how many at a time, in all processes together.
         device: where it runs.

@@ -27,7 +27,7 @@ def mixins(recipe: str | Sequence[str | Path]) -> list[Path]:
     """The config files of a recipe.
 
     Args:
-        recipe: one of :data:`RECIPES`; or names of the bundle's configs or files of one's own, as a list or with commas
+        recipe: one of :data:`RECIPES`; or names of the bundle's configs or your own files, as a list or with commas
             between them.
 
     Raises:

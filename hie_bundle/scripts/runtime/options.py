@@ -131,7 +131,7 @@ class Option:
 
 
 def _describe(schema: Mapping[str, Any]) -> str:
-    """A JSON schema in words."""
+    """Describe a JSON schema."""
     if "anyOf" in schema:
         return ", or ".join(map(_describe, schema["anyOf"]))
     if "const" in schema or "enum" in schema:
@@ -378,7 +378,7 @@ def _wrong_values(parser: ConfigParser) -> Iterator[str]:
 
 
 def _wrong_parts(config: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Sections, components and lists of them that are none any more, but below what is a config file's own."""
+    """Sections, components and lists that a value replaced, except below a config file's own keys."""
     foreign = {"variants"}
     for name, value in _ids(config):
         ours = shipped.get(name, [])

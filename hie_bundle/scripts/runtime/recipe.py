@@ -1,4 +1,4 @@
-"""What a network was trained with, in words that travel with its weights and are compared where they are used."""
+"""Describe a network's recipe: stored with its weights and compared where they are used."""
 
 from __future__ import annotations
 

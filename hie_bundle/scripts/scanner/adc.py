@@ -71,12 +71,12 @@ def fit_adc(
     Images of one b-value are averaged geometrically first, so that those of several directions give the mean
     diffusivity. Of the logarithm of a signal S with noise σ the variance is (σ/S)², so that with three b-values or more
     each counts with its squared signal (Salvador et al., Human Brain Mapping 24, 2005). Signals under the floor carry
-    the noise's own magnitude: they are left out of the fit where two b-values remain, else the floor stands for them.
+    the noise's own magnitude: they are excluded from the fit where two b-values remain, else the floor replaces them.
 
     Args:
         signals: images of one shape (X, Y, Z), not negative.
         b_values: s/mm², one for each.
-        noise: standard deviation of the noise; None to take it from the air, 0 for no floor.
+        noise: standard deviation of the noise; None to estimate it from the air, 0 for no floor.
         noise_floor: in standard deviations of the noise.
 
     Raises:
@@ -177,7 +177,7 @@ def write_adc(
     """Write an ADC map in 1e-6 mm²/s, float32; what was assumed goes to the log.
 
     Args:
-        images: several files with one image each; one 4D file with a ``.bval`` beside it or ``b_values``; a BIDS folder
+        images: several files with one image each; one 4D file with a ``.bval`` file or ``b_values``; a BIDS folder
             with one ``*_dwi`` file; a folder of DICOM images; or one 3D file, which is taken for a scanner's ADC map.
         output_file: ``.nii.gz``, ``.nii`` or ``.mha``.
         b_values: s/mm², one an image.

@@ -142,7 +142,7 @@ def _grid(case: Volume, step_mm: float) -> sitk.Image:
 def _from_mean_shape(transforms: Sequence[sitk.Transform], brain: sitk.Image) -> sitk.Transform:
     """Points of the mean shape to those of the template, given where the cases have the template's points.
 
-    The mean position of the cases is left out: heads lie anywhere in their scanners.
+    The mean position of the cases is removed: head positions are arbitrary.
     """
     coarse = sitk.Shrink(brain, [max(1, round(SHAPE_STEP_MM / size)) for size in brain.GetSpacing()])
     shift = np.mean(
@@ -188,12 +188,12 @@ def write_atlas(
     """Build an atlas: ``mean.nii.gz`` and ``std.nii.gz``, as `run zscore` takes them, ``atlas.json`` and ``atlas.png``.
 
     All files appear at the end, or none; of maps that do not fit the others, a picture of each. How many newborns of
-    which age the atlas is of stands in the JSON: NIfTI's header has 80 letters of free text, which most tools replace,
+    the JSON has the age range: NIfTI's header has 80 letters of free text, which most tools replace,
     and MetaImage's has none that they keep. It does not name the files.
 
     Args:
         images: folder with one skull-stripped ADC map a newborn (``.nii.gz``, ``.nii``, ``.mha``), or the files. Each
-            map's unit is told by its median.
+            map's unit follows from its median.
         output_dir: must not be there yet.
         limits: of a brain's volume and of its median ADC.
         fit_limits: of a map's fit to the mean of all.
@@ -265,7 +265,7 @@ def _usable(paths: Sequence[Path], limits: Limits, adc_scale: float | None) -> l
     """The maps in 1e-6 mm²/s.
 
     Raises:
-        UserError: naming every map that is none of a newborn's brain.
+        UserError: naming every map that is not of a newborn's brain.
     """
     cases: list[Volume] = []
     problems = []

@@ -180,7 +180,7 @@ def left_out(series: Sequence[Series]) -> str:
 
 
 def listed(series: Sequence[Series]) -> str:
-    """A table for people: number, kind, b-values, size, voxels, unit, and why a series is left out."""
+    """A table for people: number, kind, b-values, size, voxels, unit, and the reason for an unused series."""
     rows = [("series", "kind", "b-values (s/mm²)", "size", "voxel (mm)", "unit", "left out because")]
     for one in series:
         counts = Counter("unknown" if b is None else f"{b:g}" for b in one.b_values)
@@ -199,7 +199,7 @@ def listed(series: Sequence[Series]) -> str:
 
 
 def _headers(root: Path) -> tuple[list[Header], list[tuple[int, str]]]:
-    """Headers of the MR images without their pixels, each with its path as ``filename``; and what is left out."""
+    """Headers of the MR images without their pixels, each with its path as ``filename``; and the unused objects."""
     require_pydicom()
     if not root.is_dir():
         raise UserError(f"{root} is not a folder.")
@@ -272,7 +272,7 @@ def _header(path: Path) -> Header | None:
         try:
             values = header.get(keyword)
             numbers = [float(value) for value in ((values,) if isinstance(values, str | float | int) else values or ())]
-        except Exception as error:  # pydicom converts when a value is asked for
+        except Exception as error:  # pydicom converts a value at its first access
             raise UserError(f"{path} is damaged: its {keyword} is no number.") from error
         if not np.isfinite(numbers).all():
             raise UserError(f"{path} is damaged: its {keyword} holds NaN or Inf.")
@@ -353,7 +353,7 @@ def _group(header: Header) -> tuple[str, ...]:
 
 
 def _kind(members: Sequence[Header]) -> tuple[str, str]:
-    """Kind of a group, and why it is left out if that is ``other``; ``derived`` is to be judged by its values."""
+    """Kind of a group, and the reason if that is ``other``; ``derived`` is to be judged by its values."""
     header = members[0]
     words = _words(header)
     if found := words & OTHER_WORDS:
@@ -522,7 +522,7 @@ def _positions(members: Sequence[Header]) -> dict[float, list[Header]]:
 
 
 def _require_whole(members: Sequence[Header], name: str) -> None:
-    """Stop where single slices do not make up volumes: dcm2niix warns of it and goes on."""
+    """Raise an error where slices do not make up volumes; dcm2niix only warns."""
     geometry = np.array(
         [
             (*_numbers(h, "ImageOrientationPatient", 6), *_numbers(h, "PixelSpacing", 2), int(h.Rows), int(h.Columns))

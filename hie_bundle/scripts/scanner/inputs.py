@@ -1,4 +1,4 @@
-"""Volumes between files, SimpleITK and arrays; what is wrong with them is said in terms of what the user typed."""
+"""Volumes between files, SimpleITK and arrays; error messages name the user's input."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ B0_MAX = 50.0  # s/mm²; what scanners store as b = 0 is often b = 5 or 20
 HEAD_MEDIAN = (400.0, 2600.0)  # 1e-6 mm²/s; of a newborn's head, with and without skull
 # What an ADC of 1e-6 mm²/s is in files: scanners and converters differ by powers of ten.
 SCALES = {1.0: "1e-6 mm²/s", 10.0: "1e-5 mm²/s", 1e3: "1e-3 mm²/s", 1e6: "mm²/s", 1e12: "m²/s"}
-GRID_TOLERANCE_MM = 0.1  # between the corners of what is called one grid
+GRID_TOLERANCE_MM = 0.1  # largest distance between the corners of equal grids
 
 
 def on_grid(values: NDArray[np.float32], grid: sitk.Image) -> sitk.Image:

@@ -36,11 +36,11 @@ class Fit:
     """How well an atlas lies on a case.
 
     Attributes:
-        correlation: of ADC with the atlas' mean in the brain, damage and what is far beyond the atlas left out.
+        correlation: of ADC with the atlas' mean in the brain, without damage and voxels far outside the atlas.
         overlap: Dice of the two brains.
         scale: brain volume of the atlas by that of the case, as the affine transform has it.
-        median_z: of the brain, damage left out.
-        damage: share of the brain that was left out.
+        median_z: of the brain, without damage.
+        damage: excluded share of the brain.
         mean_shift_mm: mean displacement in the brain beyond the affine transform.
     """
 
@@ -153,7 +153,7 @@ def _grid(brain: sitk.Image) -> sitk.Image:
 
 
 def repeat_border(image: sitk.Image) -> sitk.Image:
-    """A map or an atlas whose border goes on outside its brain, so that interpolation there does not mix in zeros."""
+    """Extend a map beyond its brain, so that interpolation at the border does not mix in zeros."""
     values = sitk.GetArrayFromImage(image)
     nearest = tuple(ndimage.distance_transform_edt(values <= 0, return_distances=False, return_indices=True))
     return on_grid(values[nearest], image)
@@ -201,7 +201,7 @@ def _damage(
 def _demons(fixed: sitk.Image, moving: sitk.Image) -> sitk.Image:
     """Displacement field on the grid of ``fixed``; a difference of level (a cooled newborn, a scanner) does not act.
 
-    The atlas is held and the case moved, and the field inverted: so it is closer (docs/scanner.md).
+    The atlas is fixed, the case moves, and the field is inverted: the error is smaller (docs/scanner.md).
     """
     a, b = sitk.GetArrayViewFromImage(fixed), sitk.GetArrayViewFromImage(moving)
     both = (a > 0) & (b > 0)

@@ -41,7 +41,7 @@ class FitLimits:
         damage: greatest; what is left is too little to judge the rest by.
 
     Raises:
-        DatasetError: when one is no number, or ``scale`` no pair of them.
+        DatasetError: when one is not a number, or ``scale`` not a pair of numbers.
     """
 
     correlation: float = 0.4
@@ -74,7 +74,7 @@ class FitLimits:
 def read_atlas(mean_file: str | Path, std_file: str | Path) -> tuple[sitk.Image, sitk.Image]:
     """Mean and standard deviation of an atlas in 1e-6 mm²/s, 0 outside its brain.
 
-    Both are in one unit, which is told by the mean (:func:`scripts.scanner.adc.scale_of`).
+    Both are in one unit, which follows from the mean (:func:`scripts.scanner.adc.scale_of`).
 
     Raises:
         UserError: naming the file and what is wrong with it.
@@ -150,10 +150,10 @@ def write_zscore(
     adc_scale: float | None = None,
     name: str | None = None,
 ) -> Fit:
-    """Write a Z map; beside it the transform (``.tfm.h5``), a picture (``.png``) and the fit's figures (``.json``).
+    """Write a Z map, the transform (``.tfm.h5``), a picture (``.png``) and the fit's figures (``.json``).
 
     Args:
-        adc_file: skull-stripped ADC map; the unit is told from the values.
+        adc_file: skull-stripped ADC map; the unit follows from the values.
         atlas_mean: mean over healthy newborns, any grid.
         atlas_std: standard deviation.
         output_file: ``.nii.gz``, ``.nii`` or ``.mha``.

@@ -73,7 +73,7 @@ def loss_study(
     """Train and evaluate every variant of a config under the same conditions, then compare them.
 
     Each run (a variant with a seed on a fold) has its folder ``output_dir/<variant>/seed_<s>[/fold_<f>]`` with its
-    configs, log, weights and evaluation. A run that is done is not repeated; one that was interrupted goes on. At the
+    configs, log, weights and evaluation. A finished run is not repeated; an interrupted one resumes. At the
     end ``study.html``, ``study.csv``, ``study.md``, ``study_cases.csv``, ``study_tests.csv`` and ``figure_2.png`` are
     written.
 

@@ -59,7 +59,7 @@ class Strip:
         note: which slice, and how large the lesion is.
         adc: the slice, values in the window as 0 to 1, rows from anterior to posterior, the patient's right first.
         truth: annotated lesion in the slice.
-        masks: of each variant by label: its mask and what stands below it.
+        masks: of each variant by label: its mask and the text below it.
         aspect: height of a pixel by its width.
     """
 
@@ -110,7 +110,7 @@ def strips(results: Results, items: Mapping[str, Mapping[str, Any]], adc_window:
 
     Returns:
         Two strips, fewer where there are fewer lesions, none without figures on the native grid; variants without a
-        saved mask are left out.
+        saved mask are excluded.
     """
     rows = [row for row in next(iter(results.cases.values())) if row.get("lesion_fraction", 0) > 0]
     if not rows:

@@ -30,7 +30,7 @@ class Group:
         grid: ``native`` or ``resampled``.
         definitions: whose; see :data:`scripts.evaluation.measure.GROUPS`.
         explanation: what to know before comparing.
-        published: whether a variant's published figures stand beside them.
+        published: whether a variant's published figures are shown, too.
     """
 
     title: str
@@ -40,7 +40,7 @@ class Group:
     published: bool = False
 
     def columns(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Those of a table's columns that stand in this group."""
+        """The columns of a table in this group."""
         known = [column(name) for name in rows[0] if name.startswith(f"{self.grid}_")]
         return [one.name for one in known if one.compared and one.group in self.definitions]
 
@@ -119,7 +119,7 @@ class Results:
         return _class_sizes(next(iter(self.cases.values())))
 
     def best(self, measure: str, size_class: str = "all") -> set[str]:
-        """The variants with the best mean of what is compared, as printed; none where all are alike.
+        """The variants with the best printed mean; empty where all are equal.
 
         A variant that is undefined or infinite in some case, or a measure that is left without a common case, has no
         winner in bold.

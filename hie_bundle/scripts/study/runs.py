@@ -148,7 +148,7 @@ def find_cases(
             }
             if fold is not None and (not items["train"] or not items["val"]):
                 pool = {item["case"] for item in items["train"] + items["val"]}
-                if pool:  # none at all is told below
+                if pool:  # no run at all is reported below
                     raise UserError(
                         f"The {len(pool)} cases of {dataset_dir} are too few patients for {num_folds} folds; "
                         "use a smaller --num_folds."

@@ -23,7 +23,7 @@ GAIN = Measure("gain", "gain", "")
 
 
 def table_1(results: Results, group: Group, measures: Sequence[str]) -> Table:
-    """Means of a group of measures by variant, with published figures beside them, and the epochs."""
+    """Means of a group of measures by variant, with published figures and epochs."""
     published = {measure: key for measure in measures if (key := group.figure(measure))}
     beside = bool(published) and any(variant.published for variant in results.variants)
     best = {measure: results.best(measure) for measure in measures}

@@ -56,7 +56,7 @@ def read_variants(content: Any) -> list[Variant]:
         content: mappings with ``name``, perhaps ``label``, ``mixins``, ``overrides`` and ``published``.
 
     Raises:
-        UserError: when it is no such list, or a name cannot be that of a folder, or stands twice.
+        UserError: when it is another type, or a name is not a folder name or is repeated.
     """
     if not isinstance(content, list) or not content:
         raise UserError("variants must be a list of at least one mapping with a name and overrides.")
@@ -120,7 +120,7 @@ def variant_configs(
     Args:
         config: what all variants share: the merged config of the study, with the values of the command line.
         variant: what this one sets; its mixins' values go over those of the command line, its own over the mixins'.
-        evaluation_config: adds an evaluation to a training; what the config says already stays. Beside it lie the
+        evaluation_config: adds an evaluation to a training; existing values stay. The same folder has the
             mixins that are named without a folder.
 
     Raises:

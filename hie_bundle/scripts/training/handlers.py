@@ -325,7 +325,7 @@ class Resume:
             validator's best metric are added.
         validator: the validator whose best metric is kept.
         resume: continue from ``path`` if it exists; otherwise start anew and overwrite it.
-        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; kept, and compared when a run goes on.
+        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; kept, and compared in a resumed run.
 
     Raises:
         UserError: when the state has another recipe, cannot be read or does not fit.

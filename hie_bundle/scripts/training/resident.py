@@ -25,7 +25,7 @@ __all__ = ["BatchDice", "Placement", "ResidentLoader", "training_loader"]
 logger = logging.getLogger(__name__)
 
 SHARE = 0.4  # of the free memory that cases may take; the rest is for the network
-READ_EVERY = 10  # steps between readings of what is logged, which wait for the device
+READ_EVERY = 10  # steps between readings of logged values, which wait for the device
 
 
 class Placement:

@@ -1,7 +1,7 @@
 """TorchIO's augmentations, several times faster.
 
 Each class is a subclass of TorchIO's class of the same name, with the same arguments: it draws the same parameters
-from the same random state and applies them with less work, so it can stand in a ``torchio.Compose`` in its place.
+from the same random state and applies them with less work, so it can replace it in a ``torchio.Compose``.
 What an argument asks for that is not covered here (another interpolation than linear, say) goes to the parent.
 Noise and gamma are not here: drawing the noise and raising to a power are all that TorchIO's take their time for.
 """

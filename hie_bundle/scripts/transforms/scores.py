@@ -1,4 +1,4 @@
-"""What can be said of a voxel without an atlas: how its ADC compares with its own brain's, and how deep it lies."""
+"""Voxel scores without an atlas: ADC relative to the same brain, and depth below the surface."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ScanScored(MapTransform):
 
     Median and deviation are those of the brain's voxels, so they move neither with a small lesion nor with fluid, and
     they take out what multiplies all of a scan's ADC: the scanner's calibration, or a cooled newborn's temperature.
-    Unlike ZADC the score knows nothing of what is normal at a place. Outside of the brain it is 0.
+    Unlike ZADC, the score does not depend on the place. Outside the brain it is 0.
 
     Args:
         keys: images of shape (C, X, Y, Z) with ADC in 1e-6 mm²/s as the first channel, 0 outside of the brain.
@@ -45,7 +45,7 @@ class ScanScored(MapTransform):
 class BrainDepthd(MapTransform):
     """Append each voxel's distance to the brain's border, in mm; 0 outside of the brain.
 
-    Where the skull was stripped maps are unreliable, and cortex is told from white matter.
+    Maps are unreliable at the skull strip, and depth separates cortex from white matter.
 
     Args:
         keys: images of shape (C, X, Y, Z) with ADC as the first channel, 0 outside of the brain, with their affine.

@@ -31,10 +31,10 @@ def mid_sagittal_plane(
 ) -> Plane:
     """The plane in which the brain resembles its mirror image most.
 
-    A head lies in the scanner rotated and shifted, so the plane is not x = 0, nor that through the brain's centroid. It
-    is found on a coarse, smoothed copy of the ADC map: the outline of the brain and the bright fluid spaces are alike
-    on both sides, also where a lesion is not. The two angles that tilt a plane out of the sagittal one, and its offset
-    from the centroid, are searched from nine starting tilts.
+    A head is rotated and shifted in the scanner, so the plane is neither x = 0 nor the one through the centroid.
+    It is found on a coarse, smoothed copy of the ADC map: the outline of the brain and the bright fluid spaces are
+    similar on both sides, also where a lesion is on one side only. Two tilt angles and the offset from the centroid are
+    searched from nine starting tilts.
 
     Args:
         adc: skull-stripped ADC map, shape (X, Y, Z), 1e-6 mm²/s, 0 outside of the brain.
@@ -86,7 +86,7 @@ def mid_sagittal_plane(
 
 
 def mirrored(image: torch.Tensor, spacing_mm: NDArray[np.float64], plane: Plane) -> torch.Tensor:
-    """A volume seen in the plane's mirror, on the same grid; 0 where the mirror shows what lies outside.
+    """A volume seen in the plane's mirror, on the same grid; 0 where the mirror image is outside the volume.
 
     Args:
         image: shape (C, X, Y, Z).
@@ -150,7 +150,7 @@ class MirrorDifferenced(MapTransform):
         brain = brain_of(maps[:1]).float()
         seen = mirrored(torch.cat([brain, maps[self.channels] * brain]).cpu(), spacing, plane)
         share, *values = (ndimage.gaussian_filter(one.numpy(), self.sigma_mm / spacing) for one in seen)
-        # of what lies in the brain, not drawn towards the background's 0
+        # mean over brain voxels only, without the background's 0
         others = torch.as_tensor(np.stack(values) / np.maximum(share, 1e-3)).to(maps)
         inside = brain[0].bool() & torch.as_tensor(share > 0.25).to(brain.device)
         differences = torch.where(inside, maps[self.channels] - others, torch.zeros_like(others))
