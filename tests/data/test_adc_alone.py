@@ -127,7 +127,7 @@ def test_every_workflow_takes_it(cohort: Path, tiny_cohort: Path, tmp_path: Path
     for file, adc in zip(files, adcs, strict=True):
         assert nibabel.load(file).shape == SimpleITK.ReadImage(str(adc)).GetSize()
     # the mask is that of a network that never sees a ZADC map
-    blind = {"transforms#values#background#func": "$lambda image: torch.cat([image[:1], 0 * image[:1]])"}
+    blind = {"transforms#values#missing#func": "$lambda image: torch.cat([image[:1], 0 * image[:1]])"}
     _run("infer", tiny_cohort, tmp_path / "other", "inference", "adc_alone", ckpt_path=path, **blind)
     one, other = (np.asarray(nibabel.load(f / files[0].name).dataobj) for f in (folder / "masks", tmp_path / "other"))
     assert 0 < one.mean() < 1

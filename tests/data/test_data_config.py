@@ -76,7 +76,7 @@ def test_limits_stand_in_one_place() -> None:
     for name in ("data", "train", "inference"):
         parser = ConfigParser()
         parser.read_config(str(DATA.with_name(f"{name}.yaml")))
-        assert parser["limits"] == {"_target_": "scripts.data.checks.Limits"}
+        assert parser["limits"] == {"_target_": "scripts.data.Limits"}
         parser.update({"limits#grid_tolerance_mm": 0.5})
         assert parser.get_parsed_content("limits") == data.Limits(grid_tolerance_mm=0.5)
 
@@ -98,18 +98,18 @@ def test_from_anywhere(where: str, tmp_path: Path, monai_bundle: Run) -> None:
         "bundle": (BUNDLE, "configs/data.yaml"),
         "elsewhere": (tmp_path, str(DATA)),
     }[where]
-    data = tmp_path / "data"
+    folder = tmp_path / "data"
     if where == "root":
         monai_bundle(
-            "run", "phantom", cwd=cwd, config_file=config, output_dir=data, num_train=1, num_val=1, num_test=1,
+            "run", "phantom", cwd=cwd, config_file=config, output_dir=folder, num_train=1, num_val=1, num_test=1,
             matrix_sizes="[40]", slice_range="[10,12]", fine_mm=4.0, atlas_step_mm=4.0, num_healthy=4, num_workers=1,
         )  # fmt: skip
-        assert [case.split for case in data.find_cases(data)] == ["train", "val", "test"]
+        assert [case.split for case in data.find_cases(folder)] == ["train", "val", "test"]
     elif where == "bundle":
-        write_case(data, "good", "Train")
-        bad = write_case(data, "bad", "Train")["label"]
+        write_case(folder, "good", "Train")
+        bad = write_case(folder, "bad", "Train")["label"]
         bad.write_bytes(b"")
-        result = monai_bundle("run", "check", cwd=cwd, config_file=config, dataset_dir=data, check=False)
+        result = monai_bundle("run", "check", cwd=cwd, config_file=config, dataset_dir=folder, check=False)
         assert result.returncode == 1
         assert "2 cases of 2 patients, 1 unusable" in result.stdout
         message = result.stderr[result.stderr.rindex("error:") :]

@@ -161,9 +161,7 @@ MIXIN = """
 +imports:
 - $import time
 +augment:
-- _target_: Lambdad
-  keys: label
-  func: "$lambda label: time.sleep(600)"
+  hang: {_target_: Lambdad, keys: label, func: "$lambda label: time.sleep(600)"}
 """
 
 

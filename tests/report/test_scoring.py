@@ -232,11 +232,11 @@ def test_the_longest_id_in_a_name_counts(tmp_path: Path) -> None:
 
 
 def test_every_unusable_mask_is_named(cohort: tuple[Path, Path, list[dict[str, Any]]], tmp_path: Path) -> None:
-    data, masks, _ = cohort
+    folder, masks, _ = cohort
     for number in (3, 4, 5, 6, 7):
-        files = write_case(data, f"CASE_{number}", "Test", seed=number)
+        files = write_case(folder, f"CASE_{number}", "Test", seed=number)
         shutil.copy(files["label"], masks / f"CASE_{number}_lesion.mha")
-    items = data.datalist(data, "test")
+    items = data.datalist(folder, "test")
     (masks / "CASE_1_lesion.mha").unlink()
     image = sitk.ReadImage(str(masks / "CASE_2_lesion.mha"))
     sitk.WriteImage(image[1:], str(masks / "CASE_2_lesion.mha"))

@@ -76,6 +76,10 @@ def _relate(
     problems: Problems, notes: list[str],
 ) -> None:  # fmt: skip
     agreement = agreement_of_maps(adc, zadc, brain, spacing_mm)
+    if normalised:  # resampled to a network's grid as a rule, which may be coarser than what agrees
+        if agreement < -DOUBTFUL_AGREEMENT:
+            problems.append(("zadc", f"falls where ADC rises (local correlation in the brain {agreement:.2f})"))
+        return
     if agreement < max(limits.map_agreement, DOUBTFUL_AGREEMENT):
         text = f"local correlation with ADC in the brain is {agreement:.2f}, as a rule above 0.8"
         reason = mirroring_of_maps(adc, zadc, brain, spacing_mm, agreement)
@@ -84,8 +88,6 @@ def _relate(
             problems.append(("zadc", f"does not belong to the ADC map: {reason} ({text}; limits#map_agreement)"))
             return
         notes.append(f"ZADC: {text}")
-    if normalised:
-        return
     zero = float((zadc[brain] == 0).mean())
     text = f"{100 * zero:.0f} % of the brain has a ZADC of exactly 0"
     if zero > limits.zadc_zero_fraction:

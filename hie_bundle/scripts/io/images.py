@@ -72,6 +72,7 @@ def metatensor_of(volumes: Sequence[Volume], file: str = "") -> MetaTensor:
         MetaKeys.ORIGINAL_CHANNEL_DIM: channels,
         MetaKeys.SPATIAL_SHAPE: np.array(volumes[0].array.shape[:3]),
         MetaKeys.ORIGINAL_AFFINE: volumes[0].affine,
+        "spacing": volumes[0].spacing_mm,  # the header's own; the affine may say 1.2000000000000002
     }
     return MetaTensor(
         image, affine=torch.as_tensor(volumes[0].affine), meta=meta | ({"filename_or_obj": file} if file else {})
