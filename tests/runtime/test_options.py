@@ -176,7 +176,7 @@ def test_what_only_a_component_can_judge(
     [
         ({"train#datasett#cache_rate": 1}, "--train#datasett#cache_rate: no config has such a value; did you mean "
                                            "--train#dataset#cache_rate?"),
-        ({"trian::dataset": 1, "x#_target_": "y"}, "did you mean --train#dataset?\n  --x#_target_: no config has such"),
+        ({"trian::dataset": 1, "x#part": "y"}, "did you mean --train#dataset?\n  --x#part: no config has such"),
         ({"validate#handlers#99": 5}, "validate#handlers is a list, whose places are 0 to 1"),
         ({"validate#handlers#x": 5}, "validate#handlers is a list, whose places are 0 to 1"),
         ({"threshold#x": 5}, "--threshold#x: threshold has no parts"),

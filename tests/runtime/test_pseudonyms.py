@@ -117,7 +117,10 @@ def test_nothing_that_is_written_names_a_case_or_a_folder(
     options = {**common, "output_dir": out / "scored", "predictions_dir": out / "masks", "split": "test"}
     result = monai_bundle("run", "scoring", config_file=files, check=False, **options)
     assert result.returncode != 0
-    by_id = {item["case"]: item["original_id"] for item in pseudonymised([{"case": i} for i in ids], key)}
+    by_id = {
+        item["case"]: item["original_id"]
+        for item in pseudonymised([{"case": i, "image": f"{i}.mha"} for i in ids], key)
+    }
     (tmp_path / "named").mkdir()
     for name in masks:
         shutil.copy(out / "masks" / f"{name}_lesion.nii.gz", tmp_path / "named" / f"{by_id[name]}_lesion.nii.gz")
@@ -165,7 +168,7 @@ def test_a_checks_table_and_report(one_broken: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "out").mkdir()
     with pytest.raises(DatasetError) as caught:
         check(one_broken, tmp_path / "out" / "check.json", anonymise_ids=tmp_path / "key")
-    assert "-ADC_ss.mha declares" in str(caught.value)  # on the screen, for who has to mend it
+    assert "-ADC_ss.mha is truncated" in str(caught.value)  # on the screen, for who has to mend it
     printed = capsys.readouterr().out
     assert printed.count("\ncase-") == len(cases)
     assert not any(one in printed for one in ids)
@@ -203,7 +206,7 @@ def test_the_command_segments_under_other_ids(
         main(words)
     assert caught.value.code == 1
     printed = capsys.readouterr()
-    assert "-ADC_ss.mha declares" in printed.err
+    assert "-ADC_ss.mha is truncated" in printed.err
     assert not any(one in printed.out for one in ids)
     names = {path.name for path in _nothing_names(ids, out)}
     masks = [name for name in names if name.endswith("_lesion.nii.gz")]

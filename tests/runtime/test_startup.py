@@ -18,7 +18,7 @@ OWN = [
     "scripts.phantom",
     "scripts.report.case_evaluation",
     "scripts.evaluation.metrics",
-    "scripts.evaluation.scoring",
+    "scripts.report.scoring",
 ]
 
 PROGRAM = """
@@ -48,5 +48,5 @@ def test_a_workflow_imports_only_what_it_needs(
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     imported = set(result.stdout.split())
-    assert {f"scripts.{'handlers' if kind == 'train' else 'inferers'}", "torch", *needed} <= imported
+    assert {f"scripts.{'training.handlers' if kind == 'train' else 'inference.inferers'}", "torch", *needed} <= imported
     assert (imported & {*HEAVY, *OWN}) - needed == set()

@@ -161,7 +161,7 @@ def test_a_map_that_cannot_be_segmented_is_named_by_what_it_is(
 ) -> None:
     fine = Segmenter()
     fine.limits = replace(fine.limits, spacing_range_mm=(0.1, 0.2))
-    monkeypatch.setattr("scripts.inference.segmenter.Segmenter", lambda weights: fine)
+    monkeypatch.setattr("scripts.cli.scan.Segmenter", lambda weights: fine)
     with pytest.raises(UserError, match="the image has voxels of") as caught:
         write_scan(folder, tmp_path / "out", NEWBORN, FitLimits())
     assert str(tmp_path) not in str(caught.value)

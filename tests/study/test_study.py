@@ -209,7 +209,7 @@ def test_mistakes_in_a_variant_are_named_before_anything_runs() -> None:
 
 def test_a_value_reaches_every_workflow_and_evaluation_alone_takes_its_own() -> None:
     step = {"_target_": "ScaleIntensityd", "keys": "image", "factor": 0.5}
-    variant = Variant("v", "v", {"transforms#values": [step], "flips": [0]}, {})
+    variant = Variant("v", "v", {"transforms#values": [step], "flips": [0], "inner_folds": None}, {})
     training, evaluation = variant_configs(_config(TRAIN, STUDY, **SETTINGS), variant, EVALUATE)
     assert "flips" not in training
     assert evaluation["flips"] == [0]

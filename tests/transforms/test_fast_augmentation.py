@@ -143,7 +143,7 @@ def test_equal_control_points_translate() -> None:
     # Basis values sum to one: equal control points displace every voxel alike. Displacements are in mm along LPS.
     subject = make_subject((24, 20, 10), np.eye(3), (1.5, 2.0, 4.0))
     control_points = np.broadcast_to(np.array([3.0, -4.0, 8.0], dtype=np.float32), (6, 5, 7, 3)).copy()
-    moved = fast.ElasticDeformation(control_points, max_displacement=(8.0, 8.0, 8.0))(subject)
+    moved = fast.SeparableElasticDeformation(control_points, max_displacement=(8.0, 8.0, 8.0))(subject)
     # +3 mm left are 2 voxels down in x, 4 mm anterior are 2 voxels up in y, 8 mm superior 2 up in z
     expected = subject.image.data[:, :-2, 2:, 2:]
     torch.testing.assert_close(moved.image.data[:, 2:, :-2, :-2], expected, rtol=0, atol=1e-3)
@@ -154,7 +154,7 @@ def test_elastic_history_replays_and_inverts(oblique_subject: torchio.Subject) -
     torch.manual_seed(5)
     moved = fast.FastElasticDeformation()(oblique_subject)
     (applied,) = moved.history
-    assert isinstance(applied, fast.ElasticDeformation)
+    assert isinstance(applied, fast.SeparableElasticDeformation)
     assert torch.equal(applied(oblique_subject).image.data, moved.image.data)
     stock = torchio.ElasticDeformation(**applied._get_reproducing_arguments()).inverse()
     torch.testing.assert_close(

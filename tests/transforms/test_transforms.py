@@ -1,7 +1,5 @@
 """The TorchIO bridge: random for the cache, geometry kept, labels handled as labels, reproducible."""
 
-import time
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from conftest import BUNDLE
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, MetaTensor
 from monai.data.utils import set_rnd
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from scripts.runtime.errors import UserError
 from scripts.transforms.bridge import AugmentByTorchIOd
@@ -220,23 +218,3 @@ def test_how_far_labels_move_against_images(mode: str, shift_mm: float, within: 
         before = (torch.nonzero(ball)[:, 2] + 0.5).mean() * 2
         after = (torch.nonzero(moved[0])[:, 2] + 0.5).mean() * 4
         assert float(after - before) == pytest.approx(shift_mm, abs=within)
-
-
-def test_threads_read_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ITK's first use in several threads at once has crashed a training."""
-    reading, most = [], []
-
-    def load(self: LoadImage, name: str, reader: Any = None) -> MetaTensor:
-        reading.append(name)
-        most.append(len(reading))
-        time.sleep(0.01)
-        reading.remove(name)
-        adc = name.endswith("adc")
-        return MetaTensor(torch.full((4, 4, 4), 1300.0 if adc else 0.1), meta={"original_channel_dim": float("nan")})
-
-    monkeypatch.setattr(LoadImage, "__call__", load)
-    items = [{"image": [f"{case}_adc", f"{case}_zadc"], "label": f"{case}_label"} for case in range(6)]
-    with ThreadPool(3) as pool:
-        loaded = pool.map(LoadMapsd(["image", "label"]), items)
-    assert [one["image"].shape for one in loaded] == [(2, 4, 4, 4)] * 6
-    assert max(most) == 1

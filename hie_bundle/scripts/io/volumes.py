@@ -203,10 +203,12 @@ def _read(path: Path, meta_image: Any, nifti: Any, *arguments: Any) -> Any:
         str(path).encode()
     except UnicodeEncodeError as error:  # ITK, which reads what is written beside it, would end the program
         raise VolumeError("has a name that is not UTF-8; rename it") from error
+    if not path.exists():
+        raise FileNotFoundError(path)
     extension = extension_of(path).lower()
     if not extension:
         raise VolumeError("is not a .mha, .nii or .nii.gz file")
-    if path.exists() and not path.is_file():
+    if not path.is_file():
         raise VolumeError("is not a regular file")
     try:
         return (meta_image if extension == ".mha" else nifti)(path, *arguments)

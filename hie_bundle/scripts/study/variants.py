@@ -151,6 +151,12 @@ def rehearse(config: ConfigParser, variant: Variant) -> None:
         UserError: when that fails, with the first cause.
     """
     parser = ConfigParser(_copy(config.get()))
+    losses, name = parser.get("losses"), parser.get("loss_name")
+    if isinstance(losses, Mapping) and name not in losses:
+        raise UserError(
+            f"variant {variant.name}: its loss cannot be made: loss_name '{name}' is unknown; choose one of: "
+            f"{', '.join(losses)}."
+        )
     for part in ("loss", "network_def", "transforms", "augment"):
         try:
             parser.get_parsed_content(part)
