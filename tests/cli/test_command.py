@@ -277,7 +277,7 @@ def test_help_lists_every_value_with_its_default_and_comment(name: str, run: Run
             if last and type(value) in (int, float) and key not in folders:
                 line = next(line for line in page.splitlines() if line.startswith(f"  --{key} "))
                 assert yaml.safe_load(line.split()[1]) == value
-    assert all(f"  --{key} {where} " in page for key, where in folders.items())
+    assert all(f"  --{key} {where}" in page for key, where in folders.items())
     if name == "train":
         assert "  --epochs 100\n" in page
         assert "epochs without a better validation Dice" in " ".join(page.split())

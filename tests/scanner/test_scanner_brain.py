@@ -30,8 +30,8 @@ GRIDS = {"usual": (96, 28, 3.5), "thick slices": (96, 20, 5.0), "fine": (144, 40
 def simulated(grid: str) -> Head:
     matrix, slices, thickness = GRIDS[grid]
     settings = Settings(
-        (matrix,), (slices, slices), slice_thickness_range_mm=(thickness, thickness), fine_mm=3.0, atlas_step_mm=4.0,
-        num_healthy=2,
+        matrix_sizes=(matrix,), slice_range=(slices, slices), slice_thickness_range_mm=(thickness, thickness),
+        fine_mm=3.0, atlas_step_mm=4.0, num_healthy=2,
     )  # fmt: skip
     number = list(GRIDS).index(grid)
     return head_of(simulate_case(1, number, settings, counterfactual=True), seed=number)
@@ -198,8 +198,8 @@ def test_command(head: Head, tmp_path: Path, monai_bundle: Callable[..., subproc
 
 def test_heads_lie_where_their_brains_lay() -> None:
     """The test's own heads: the case's voxels keep their positions on the wider grid."""
-    case = simulate_case(1, 0, Settings((64,), (12, 12), fine_mm=4.0, atlas_step_mm=5.0, num_healthy=2),
-                         counterfactual=True)  # fmt: skip
+    settings = Settings(matrix_sizes=(64,), slice_range=(12, 12), fine_mm=4.0, atlas_step_mm=5.0, num_healthy=2)
+    case = simulate_case(1, 0, settings, counterfactual=True)
     head = head_of(case)
     old, new = np.argwhere(case.label > 0), np.argwhere(head.label > 0)
     where = [a[:, :3] @ affine[:3, :3].T + affine[:3, 3] for a, affine in ((old, affine_of(case)), (new, head.affine))]

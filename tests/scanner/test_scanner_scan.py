@@ -32,7 +32,9 @@ from scripts.runtime.errors import UserError
 from scripts.scanner.inputs import read
 from scripts.scanner.zscore import FitLimits
 
-SETTINGS = Settings((96,), (28, 28), fine_mm=2.5, atlas_step_mm=2.5, num_healthy=6, registration_mm=0.0)
+SETTINGS = Settings(
+    matrix_sizes=(96,), slice_range=(28, 28), fine_mm=2.5, atlas_step_mm=2.5, num_healthy=6, registration_mm=0.0
+)
 
 
 @pytest.fixture(scope="module")

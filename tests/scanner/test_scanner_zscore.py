@@ -24,7 +24,9 @@ from scripts.scanner.registration import register
 from scripts.scanner.zscore import FitLimits, read_atlas, write_zscore, zscore
 
 SEED, CASE = 0, 0  # a watershed injury of an eighth of the brain
-SETTINGS = Settings((96,), (24, 28), fine_mm=2.5, atlas_step_mm=2.5, num_healthy=6, registration_mm=0.0)
+SETTINGS = Settings(
+    matrix_sizes=(96,), slice_range=(24, 28), fine_mm=2.5, atlas_step_mm=2.5, num_healthy=6, registration_mm=0.0
+)
 
 
 def atlas_affine(atlas: Atlas) -> np.ndarray:

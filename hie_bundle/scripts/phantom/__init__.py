@@ -5,17 +5,15 @@ from functools import partial
 from ..moved import lookup
 from .case import Case, simulate_case
 from .cohort import write_cohort
-from .normative import Atlas, build_atlas
+from .normative import Atlas, build_atlas, print_regions
 from .settings import Settings
-from .variety import CaseSettings, draw_settings
 
 __all__ = [
     "Atlas",
     "Case",
-    "CaseSettings",
     "Settings",
     "build_atlas",
-    "draw_settings",
+    "print_regions",
     "simulate_case",
     "write_cohort",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +10,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from .anatomy import FloatArray, RandomField, Tissue
-from .variety import CaseSettings
+from .settings import Settings
 
 FloatVector = NDArray[np.float64]
 
@@ -44,23 +42,17 @@ class Pose:
         return (self.rotation @ ras) * self.scale[:, None]
 
 
-def draw_grid(
-    rng: np.random.Generator,
-    matrix_sizes: Sequence[int],
-    slice_range: Sequence[int],
-    spacing_range_mm: Sequence[float],
-    slice_thickness_range_mm: Sequence[float],
-) -> tuple[Grid, Pose]:
+def draw_grid(rng: np.random.Generator, settings: Settings) -> tuple[Grid, Pose]:
     """Draw a scan: matrix, spacing, direction, origin, and the head's pose and size in it.
 
     A matrix or slice count too small to cover the brain within the spacing ranges gets larger voxels instead.
     """
-    matrix = int(rng.choice(np.asarray(matrix_sizes)))
-    in_plane = float(np.clip(rng.uniform(165, 230) / matrix, spacing_range_mm[0], spacing_range_mm[1]))
+    matrix = int(rng.choice(np.asarray(settings.matrix_sizes)))
+    in_plane = float(np.clip(rng.uniform(165, 230) / matrix, *settings.spacing_range_mm))
     in_plane = max(in_plane, 140.0 / matrix)
-    low, high = slice_thickness_range_mm
+    low, high = settings.slice_thickness_range_mm
     thickness = low + (high - low) * rng.beta(1.2, 2.2)
-    slices = int(np.clip(round(rng.uniform(104, 125) / thickness), slice_range[0], slice_range[1]))
+    slices = int(np.clip(round(rng.uniform(104, 125) / thickness), *settings.slice_range))
     thickness = max(thickness, 104.0 / slices)
     spacing = np.round(np.array([in_plane, in_plane, thickness]), 4)
 
@@ -78,24 +70,6 @@ def draw_grid(
     return Grid(size, spacing, origin, direction), Pose(head.as_matrix(), centre, scale)
 
 
-def lay_grid(rng: np.random.Generator, look: CaseSettings) -> tuple[Grid, Pose]:
-    """The scan and pose of a case with settings of its own; ``rng`` draws directions only."""
-    matrix = 2 * math.ceil(max(look.field_of_view_mm, 138.0 * look.size) / look.in_plane_mm / 2)
-    covered_mm = 112.0 * look.size - abs(look.cut_off_mm)
-    size = (matrix, matrix, math.ceil(covered_mm / look.thickness_mm))
-    spacing = np.round(np.array([look.in_plane_mm, look.in_plane_mm, look.thickness_mm]), 4)
-    head = Rotation.from_euler("xyz", rng.normal(0, look.rotation_deg, 3), degrees=True)
-    tilt = Rotation.from_euler("xyz", rng.normal(0, look.tilt_deg, 3) * (1, 0.5, 0.5), degrees=True)
-    direction = tilt.as_matrix()
-    if look.mirrored > 0.5:
-        direction = direction * rng.choice([-1.0, 1.0], 3)
-    centre = rng.normal(0, (8, 15, 20))
-    # The canonical origin lies above the middle of the brain with its stem.
-    middle = centre + np.array([0.0, 0.0, -4.0 * look.size - look.cut_off_mm / 2])
-    origin = middle + rng.normal(0, 1.0, 3) - direction @ (spacing * (np.array(size) - 1) / 2)
-    return Grid(size, spacing, origin, direction), Pose(head.as_matrix(), centre, np.full(3, 1 / look.size))
-
-
 @dataclass(frozen=True)
 class FineGrid:
     """The voxels of a grid around the head, each split into ``factors`` sub-voxels."""
@@ -106,7 +80,6 @@ class FineGrid:
     index: NDArray[np.intp]  # flat position of the N sub-voxels in and near the head among all sub-voxels
     points_mm: FloatArray  # their canonical positions (3, N) before the subject's warp
     voxel_points_mm: FloatArray  # canonical positions (3, M) of all covered voxels before the subject's warp
-    slab: tuple[int, int]  # first sub-voxel along z that the slice measures, and one past the last; beyond is gap
 
     @property
     def fine_shape(self) -> tuple[int, ...]:
@@ -131,15 +104,12 @@ class FineGrid:
     def average(self, volume: FloatArray) -> FloatArray:
         """Mean over the sub-voxels of each voxel: ``fine_shape`` to ``shape``."""
         (nx, ny, nz), (fx, fy, fz) = self.shape, self.factors
-        return volume.reshape(nx, fx, ny, fy, nz, fz)[..., slice(*self.slab)].mean((1, 3, 5), dtype=np.float32)
+        return volume.reshape(nx, fx, ny, fy, nz, fz).mean((1, 3, 5), dtype=np.float32)
 
 
-def refine(grid: Grid, pose: Pose, fine_mm: float, gap: float = 0.0, reach: float = 1.0) -> FineGrid:
-    """Split the voxels around the head into sub-voxels of about ``fine_mm``.
-
-    ``gap`` is the share of a slice that is not measured, ``reach`` enlarges the surroundings that are simulated.
-    """
-    head_centre, head_radii_mm = np.array([0.0, -2.0, -4.0]), np.array([58.0, 68.0, 58.0]) * reach
+def refine(grid: Grid, pose: Pose, fine_mm: float) -> FineGrid:
+    """Split the voxels around the head into sub-voxels of about ``fine_mm``."""
+    head_centre, head_radii_mm = np.array([0.0, -2.0, -4.0]), np.array([58.0, 68.0, 58.0])
     index_to_lps = grid.direction * grid.spacing_mm
     canonical = pose.scale[:, None] * (pose.rotation @ (np.array([[-1.0], [-1.0], [1.0]]) * index_to_lps))
     offset = pose.canonical(grid.origin_mm[:, None])[:, 0]
@@ -163,10 +133,7 @@ def refine(grid: Grid, pose: Pose, fine_mm: float, gap: float = 0.0, reach: floa
     points = positions(factors)
     scaled = [(p - np.float32(c)) / np.float32(r) for p, c, r in zip(points, head_centre, head_radii_mm, strict=True)]
     index = np.flatnonzero(np.square(scaled).sum(0) < 1)
-    depth = (np.arange(factors[2]) + 0.5) / factors[2] - 0.5
-    measured = np.flatnonzero(np.abs(depth) <= max((1 - gap) / 2, float(np.abs(depth).min())))
     return FineGrid(
-        slab=(int(measured[0]), int(measured[-1]) + 1),
         start=tuple(start.tolist()),
         shape=tuple((stop - start).tolist()),
         factors=tuple(factors.tolist()),
@@ -188,11 +155,11 @@ class Scanner:
     motion_mm: float  # in-plane shift between the b = 0 and the diffusion-weighted images
     dropout: NDArray[np.int_]  # slices whose diffusion-weighted signal is partly lost
     bias_scale_mm: float = 30.0
-    slice_motion_mm: float = 0.0  # standard deviation of each slice's in-plane shift, the same in both images
 
 
-def draw_scanner(rng: np.random.Generator, slices: int, artefact_probability: float) -> Scanner:
+def draw_scanner(rng: np.random.Generator, slices: int, settings: Settings) -> Scanner:
     """Draw the scanner; motion, signal loss and a strong bias come with ``artefact_probability`` each."""
+    artefact_probability = settings.artefact_probability
     moves = rng.random() < artefact_probability
     loses = rng.random() < artefact_probability
     biased = rng.random() < artefact_probability
@@ -204,22 +171,7 @@ def draw_scanner(rng: np.random.Generator, slices: int, artefact_probability: fl
         bias=float(rng.uniform(0.03, 0.06)) if biased else 0.01,
         motion_mm=float(rng.uniform(1.0, 2.5)) if moves else 0.0,
         dropout=rng.choice(slices, max(1, slices // 12), replace=False) if loses else np.zeros(0, int),
-    )
-
-
-def varied_scanner(rng: np.random.Generator, slices: int, look: CaseSettings) -> Scanner:
-    """The scanner of a case with settings of its own."""
-    lost = math.ceil(look.lost_slices * slices)
-    return Scanner(
-        b_value=look.b_value,
-        noise=look.noise,
-        directions=round(look.directions),
-        blur_mm=look.blur_mm,
-        bias=look.bias,
-        motion_mm=look.motion_mm,
-        dropout=rng.choice(slices, lost, replace=False) if lost else np.zeros(0, int),
-        bias_scale_mm=look.bias_scale_mm,
-        slice_motion_mm=look.slice_motion_mm,
+        bias_scale_mm=settings.bias_scale_mm,
     )
 
 
@@ -250,13 +202,6 @@ def measure(
     for k in scanner.dropout - fine.start[2]:
         if 0 <= k < fine.shape[2]:
             weighted[:, :, k] *= np.float32(rng.uniform(0.75, 0.92))
-    if scanner.slice_motion_mm:
-        plain, weighted = plain.copy(), weighted.copy()
-        for k in range(fine.shape[2]):
-            shift = rng.normal(0, scanner.slice_motion_mm, 2) / spacing_mm[:2]
-            for image in (plain, weighted):
-                image[:, :, k] = ndimage.shift(image[:, :, k], shift, order=1, mode="nearest")
-
     return fit_adc(scanner, plain, weighted, rng) * (1 + np.float32(scanner.bias) * bias)
 
 

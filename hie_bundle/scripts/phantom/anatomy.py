@@ -7,6 +7,7 @@ point and resolution; a subject differs from the canonical one by a smooth warp,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,8 @@ FloatArray = NDArray[np.floating[Any]]  # float32 throughout
 # Half extent in mm of the box that holds the canonical brain with its cerebrospinal fluid, and the box's centre.
 BOX_CENTRE_MM = np.array([0.0, -1.0, 0.0], dtype=np.float32)
 BOX_HALF_MM = np.array([54.0, 66.0, 54.0], dtype=np.float32)
+FOLD_MM = 3.9  # scale of the folding field: gyri are about three times as wide
+WATER = 1.03  # ADC of patients' tissue, relative to the healthy
 
 
 class RandomField:
@@ -112,61 +115,65 @@ class Folding:
         return np.abs(sample(field / slope, self.common.index(points_mm)))
 
 
+# ADC of healthy term newborns by tissue (1e-6 mm²/s); docs/phantom.md has the published values beside them.
+ADC = {
+    "white": 1410, "cortex": 1050, "callosum": 1260, "optic_radiation": 1250, "caudate": 1180, "putamen": 1150,
+    "pallidum": 1080, "thalamus": 1080, "ventrolateral": 1010, "capsule": 1030, "anterior_capsule": 1120,
+    "hippocampus": 1180, "hypothalamus": 1180, "cerebellum": 1110, "dentate": 1130, "vermis": 960, "brainstem": 1020,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Subject:
-    """What distinguishes one newborn. ADC values in 1e-6 mm²/s, lengths in mm."""
+    """Anatomy of one newborn. ADC values in 1e-6 mm²/s, lengths in mm."""
 
     folding: Folding
     texture: RandomField
+    adc: Mapping[str, float]  # by tissue, as in ADC
     adc_gain: float
-    adc_white: float
-    adc_cortex: float
-    adc_deep: float
-    adc_cerebellum: float
     adc_csf: float
     extra_axial_mm: float
+    fissure_mm: float  # half width of the interhemispheric and Sylvian fissures
     sulcal_depth_mm: float
-    sulcal_width_mm: float
+    sulcal_width_mm: float  # half width
     ventricle_mm: float  # added to the ventricles' radius
     cavum_mm: float  # half width of the cavum septi pellucidi
     cortex_mm: float
-    tract: float = 0.9  # ADC of myelinating tracts, against deep grey matter
+    nuclei: float  # size of the deep nuclei
 
 
 def draw_subject(rng: np.random.Generator, common: RandomField, *, patient: bool) -> Subject:
-    """Draw a newborn; white matter ADC falls and folding deepens with maturity.
+    """Draw a newborn; ADC of white matter falls and folding deepens with maturity.
 
-    Patients vary more than the healthy newborns of an atlas: born from 35 weeks on, folded less alike, with wider
-    fluid spaces, and some cooled to 33.5 °C (ADC falls by about 2 % a degree). Their tissue is also more watery, from
-    oedema and from being scanned days rather than a week or two after birth; how much was chosen so that the mean of
-    ZADC is that of the real cohort.
+    Patients vary more than the healthy newborns of an atlas: born from 35 weeks on, with wider fluid spaces, and some
+    cooled to 33.5 °C (ADC falls by about 2 % a degree). Their tissue also has more water, from oedema and from an
+    earlier scan after birth; the amount was chosen for the mean of ZADC of the real cohort.
     """
-    spread = 1.5 if patient else 0.8
+    spread = 1.4 if patient else 0.9
     maturity = spread * rng.normal()
     fluid = abs(rng.normal()) if patient else 0.0
     temperature = -0.045 if patient and rng.random() < 0.25 else 0.0
-    water = 1.0 if patient else 0.928
+    water = WATER if patient else 1.0
 
-    def level(mean: float, fall: float, deviation: float) -> float:
-        return water * (mean - fall * maturity + spread * deviation * rng.normal())
+    def level(mean: float, fall: float) -> float:
+        return water * mean * (1 - fall * maturity + 0.014 * spread * rng.normal())
 
     return Subject(
         folding=Folding(
-            common, RandomField(rng, 3.0, band_pass=True), 0.35 if patient else 0.17, RandomField(rng, 9.0)
+            common, RandomField(rng, FOLD_MM, band_pass=True), 0.35 if patient else 0.3, RandomField(rng, 9.0)
         ),
         texture=RandomField(rng, 3.0, channels=2),
+        adc={tissue: level(mean, 0.02 if tissue == "white" else 0.012) for tissue, mean in ADC.items()},
         adc_gain=1 + 0.013 * spread * rng.normal() + temperature,
-        adc_white=level(1535, 30, 20),
-        adc_cortex=level(1020, 12, 15),
-        adc_deep=level(980, 12, 12),
-        adc_cerebellum=level(1040, 12, 12),
         adc_csf=2750 + 60 * rng.normal(),
-        extra_axial_mm=float(np.clip(rng.normal(0.9, 0.3) + 0.8 * fluid, 0.4, 4.0)),
-        sulcal_depth_mm=float(np.clip(13 + maturity + rng.normal(), 9, 17)),
-        sulcal_width_mm=float(np.clip(rng.normal(0.12, 0.06) + 0.12 * fluid, 0.0, 0.8)),
-        ventricle_mm=float(np.clip(rng.normal(-0.2, 0.4) + 1.0 * fluid, -1.2, 3.0)),
+        extra_axial_mm=float(np.clip(rng.normal(0.8, 0.3) + 0.7 * fluid, 0.4, 3.5)),
+        fissure_mm=float(np.clip(rng.normal(0.4, 0.2) + 0.35 * fluid, 0.1, 2.0)),
+        sulcal_depth_mm=float(np.clip(12 + maturity + rng.normal(), 8, 16)),
+        sulcal_width_mm=float(np.clip(rng.normal(0.14, 0.05) + 0.14 * fluid, 0.02, 0.7)),
+        ventricle_mm=float(np.clip(rng.normal(-0.1, 0.5) + 1.2 * fluid, -1.2, 3.5)),
         cavum_mm=float(np.clip(rng.normal(0.8, 0.8), 0, 3)),
-        cortex_mm=float(rng.normal(2.6, 0.1)),
+        cortex_mm=float(np.clip(rng.normal(2.3, 0.2), 1.8, 3.0)),
+        nuclei=float(np.clip(rng.normal(1.0, 0.06), 0.85, 1.15)),
     )
 
 
@@ -189,59 +196,68 @@ def evaluate(subject: Subject, points_mm: FloatArray, edge_mm: float = 1.0) -> T
         points_mm: canonical positions.
         edge_mm: width of tissue borders; about the sampling distance.
     """
-    x, y, z = points_mm
-    side = np.abs(x)
+    _, y, z = points_mm
+    side = np.abs(points_mm[0])
     mirrored = np.stack([side, y, z])
     cerebrum, cerebellum, stem, brain = lobes(points_mm, mirrored)
     brain = brain + np.float32(subject.extra_axial_mm)
     cistern = smooth_union(ellipsoid(points_mm, (0, 5, -19), (11, 9, 10)), stem + np.float32(0.8), 2.0)
     cistern -= 3 * np.maximum(z + 7, 0)
     cerebrum = np.minimum(cerebrum, -np.maximum(cerebellum + np.float32(1.2), cistern))
-    pial = np.minimum(cerebrum, clefts(subject, points_mm, side, cerebrum))
+    pial, fluid = clefts(subject, points_mm, side, cerebrum, edge_mm)
 
-    # White matter: watery in front and behind, denser around the central sulcus and in the tracts.
+    # White matter: ADC is higher in front and behind, lower around the central sulcus.
+    level = subject.adc
     ends = np.clip((np.abs(y + 6) - 20) / 25, -0.5, 1)
-    corona = np.exp(-(((y + 8) / 16) ** 2) - ((side - 20) / 10) ** 2)
-    adc = np.float32(subject.adc_white) * (1 + np.float32(0.07) * ends - np.float32(0.11) * corona)
+    corona = np.exp(-(((y + 8) / 15) ** 2) - ((side - 20) / 9) ** 2)
+    adc = np.float32(level["white"]) * (1 + np.float32(0.06) * ends - np.float32(0.13) * corona)
     white = np.ones_like(adc)
 
-    def paint(distance: FloatArray, value: FloatArray | float, soft_mm: float = 1.0) -> None:
+    def paint(distance: FloatArray, tissue: str, soft_mm: float = 1.0) -> None:
         weight = ramp(distance, edge_mm + soft_mm)
-        np.add(adc, weight * (np.float32(value) - adc), out=adc)
+        np.add(adc, weight * (np.float32(level[tissue]) - adc), out=adc)
         np.multiply(white, 1 - weight, out=white)
 
-    deep = subject.adc_deep
+    def nucleus(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> FloatArray:
+        a, b, c = (subject.nuclei * radius for radius in radii)
+        return ellipsoid(mirrored, centre, (a, b, c))
+
     arch = 15 - np.float32(0.009) * (y + 4) ** 2  # height of the corpus callosum along the midline
-    paint(2.2 - np.abs(z - arch) - 0.5 * np.maximum(side - 9, 0), 0.84 * subject.adc_white)
-    paint(tube(mirrored, ((24, -14, 4, 2.0), (26, -30, 3, 2.2), (14, -46, 2, 2.2))), 0.88 * subject.adc_white, 2.0)
-    paint(tube(mirrored, ((10, 20, 5, 4.5), (12, 10, 12, 4.5), (15, -6, 16, 2.5))), deep * 1.07)  # caudate
-    paint(ellipsoid(mirrored, (23, 4, 2), (5, 13, 9)), deep * 1.04)  # putamen
-    paint(ellipsoid(mirrored, (17, 2, 1), (4.5, 8, 6.5)), deep)  # pallidum
-    paint(ellipsoid(mirrored, (9.5, -11, 5), (8.5, 13, 9)), deep)  # thalamus
-    paint(ellipsoid(mirrored, (13, -9, 4), (4, 6, 6)), deep * 0.95, 3.0)  # its ventrolateral nuclei
-    paint(tube(mirrored, ((20, 0, -13, 5.0), (24, -14, -10, 4.0), (19, -28, -1, 3.0))), deep * 1.08)  # hippocampus
-    paint(ellipsoid(points_mm, (0, 3, -6), (12, 9, 4)), deep * 1.08, 2.0)  # hypothalamus
-    capsule = ((13, 2, 8, 1.0), (15.5, 0, 8, 1.4), (21, -12, 7, 1.6), (24, -10, 18, 1.5), (22, -8, 30, 1.5))
-    peduncle = ((19, -8, 6, 1.8), (16, -9, -4, 2.2), (9, -8, -14, 3.0), (5, -6, -26, 3.0))
-    paint(
-        np.maximum(tube(mirrored, capsule), tube(mirrored, peduncle)), deep * subject.tract
-    )  # posterior limb and on down
+    paint(2.2 - np.abs(z - arch) - 0.5 * np.maximum(side - 9, 0), "callosum")
+    paint(tube(mirrored, ((24, -14, 4, 2.0), (26, -30, 3, 2.2), (14, -46, 2, 2.2))), "optic_radiation", 2.0)
+    paint(tube(mirrored, ((10, 19, 5, 3.8), (12, 10, 12, 3.6), (15, -6, 16, 2.2))), "caudate")
+    paint(np.minimum(nucleus((22, 3, 2), (4.6, 11.5, 8)), side - np.float32(17.5)), "putamen")
+    paint(nucleus((17.5, 1, 0), (3.2, 7, 5.5)), "pallidum")
+    paint(nucleus((8.5, -11, 5), (7, 11, 7.5)), "thalamus")
+    paint(nucleus((12, -9, 4), (3.2, 5, 5)), "ventrolateral", 3.0)
+    paint(tube(mirrored, ((20, 0, -13, 4.0), (24, -14, -10, 3.2), (19, -28, -1, 2.6))), "hippocampus")
+    paint(ellipsoid(points_mm, (0, 3, -6), (11, 8, 4)), "hypothalamus", 2.0)
+    paint(tube(mirrored, ((13, 4, 6, 1.4), (16, 12, 7, 1.5), (18, 18, 8, 1.5))), "anterior_capsule")
+    # posterior limb of the internal capsule and on down, through the peduncles
+    capsule = ((13, 2, 8, 1.0), (15.5, -2, 8, 1.4), (20, -12, 7, 1.6), (24, -10, 18, 1.5), (22, -8, 30, 1.5))
+    peduncle = ((18, -8, 6, 1.8), (15, -9, -4, 2.2), (9, -8, -14, 3.0), (5, -6, -26, 3.0))
+    paint(np.maximum(tube(mirrored, capsule), tube(mirrored, peduncle)), "capsule")
+
+    # Cortex: lowest around the central and calcarine sulci and along the midline.
     cortex = 1 - ramp(pial - np.float32(subject.cortex_mm), edge_mm)
     primary = np.exp(-(((y + 6) / 10) ** 2)) + np.exp(-(((y + 50) / 10) ** 2) - ((z - 2) / 8) ** 2)
-    adc += cortex * (np.float32(subject.adc_cortex) * (1 - np.float32(0.06) * primary) - adc)
+    primary = primary + np.float32(0.5) * np.exp(-((side / 8) ** 2))
+    adc += cortex * (np.float32(level["cortex"]) * (1 - np.float32(0.05) * primary) - adc)
     white *= 1 - cortex
-    csf = np.maximum(1 - ramp(pial, edge_mm), ramp(ventricles(subject, points_mm, mirrored), edge_mm))
+    csf = np.maximum(fluid, ramp(ventricles(subject, points_mm, mirrored), edge_mm))
 
-    # Cerebellum with folia and brainstem lie outside the cerebrum, and are painted over its fluid.
+    # Cerebellum with folia, vermis and brainstem lie outside the cerebrum and are painted over its fluid.
     inside = np.maximum(ramp(cerebellum, edge_mm), ramp(stem, edge_mm) * ramp(-z, 6.0))
     folia = np.sin(np.float32(1.3) * np.sqrt((y + 18) ** 2 + (z + 16) ** 2) + np.float32(0.25) * side)
     rim = np.clip((7 - cerebellum) / 5, 0, 1)
-    cerebellar = np.float32(subject.adc_cerebellum) * (np.float32(0.9) + rim * (0.1 + 0.13 * np.clip(folia, -0.3, 1)))
-    behind = np.where(cerebellum > stem, cerebellar, np.float32(deep * 0.97))
+    middle = np.exp(-((side / 5) ** 2))
+    hemisphere = level["cerebellum"] + middle * np.float32(level["vermis"] - level["cerebellum"])
+    hemisphere = hemisphere * (1 + rim * np.float32(0.1) * np.clip(folia, -0.6, 1))
+    behind = np.where(cerebellum > stem, hemisphere, np.float32(level["brainstem"]))
     adc += inside * (behind - adc)
     csf *= 1 - inside
     white *= 1 - inside
-    paint(tube(mirrored, ((7, -12, -22, 2.5), (13, -25, -24, 3.0), (15, -33, -26, 3.0))), deep * 0.92)
+    paint(tube(mirrored, ((7, -12, -22, 2.5), (13, -25, -24, 3.0), (15, -33, -26, 3.0))), "dentate")
     csf = np.maximum(csf, ramp(ellipsoid(points_mm, (0, -22, -24), (4, 2.2, 7)), edge_mm))  # fourth ventricle
 
     fine, coarse = subject.texture(points_mm)[0], subject.texture(points_mm / 3)[1]
@@ -268,10 +284,14 @@ def lobes(points_mm: FloatArray, mirrored: FloatArray) -> tuple[FloatArray, Floa
     return cerebrum, cerebellum, stem, brain
 
 
-def clefts(subject: Subject, points_mm: FloatArray, side: FloatArray, cerebrum: FloatArray) -> FloatArray:
-    """Distance in mm to the nearest fluid-filled cleft: sulci, the fissures between hemispheres and lobes."""
+def clefts(
+    subject: Subject, points_mm: FloatArray, side: FloatArray, cerebrum: FloatArray, edge_mm: float
+) -> tuple[FloatArray, FloatArray]:
+    """Depth below the pia in mm, and the share of fluid between the gyri: sulci, fissures and the space around.
+
+    A cleft narrower than the sampling distance gets the share of the sample that it fills.
+    """
     x, y, z = points_mm
-    half_width = np.float32(subject.sulcal_width_mm)
 
     # Sulci run inwards, so the folding field is looked up at points drawn out towards the surface.
     radius = np.sqrt((x / 46) ** 2 + (y / 57) ** 2 + ((z - 2) / 38) ** 2)
@@ -280,7 +300,7 @@ def clefts(subject: Subject, points_mm: FloatArray, side: FloatArray, cerebrum: 
     meander = subject.folding.depth(drawn_out)[0]
     depth = np.float32(subject.sulcal_depth_mm) * (1 + np.float32(0.3) * meander)
     sheet = subject.folding.distance(drawn_out) * stretch
-    sulcus = np.sqrt(sheet**2 + np.maximum(cerebrum - depth, 0) ** 2) - half_width
+    sulcus = np.sqrt(sheet**2 + np.maximum(cerebrum - depth, 0) ** 2)
     # Around the deep nuclei the surface is smooth.
     sulcus = np.maximum(sulcus, ellipsoid(points_mm, (0, -4, 4), (31, 29, 17)))
 
@@ -288,19 +308,22 @@ def clefts(subject: Subject, points_mm: FloatArray, side: FloatArray, cerebrum: 
         return np.sqrt(offset**2 + sum(np.maximum(b, 0) ** 2 for b in beyond))
 
     roof = 17 - np.float32(0.009) * (y + 4) ** 2
-    midline = (
-        strip(x + np.float32(0.6) * meander, np.where(np.abs(y + 2) < 40, roof - z, np.float32(-1)))
-        - np.float32(0.4)
-        - half_width
-    )
-    cingulate = strip(z - roof - 11 + 4 * meander, side - 10, np.abs(y - 6) - 38) - half_width
-    calcarine = strip(z - 4 + np.float32(0.25) * (y + 50) + 4 * meander, side - 15, y + 36) - half_width
-    insula = strip(side - 34 + 2 * meander + np.float32(0.006) * (y - 2) ** 2, np.abs(y - 2) - 17, np.abs(z - 2) - 8)
+    midline = strip(x + np.float32(0.6) * meander, np.where(np.abs(y + 2) < 40, roof - z, np.float32(-1)))
+    cingulate = strip(z - roof - 11 + 4 * meander, side - 10, np.abs(y - 6) - 38)
+    calcarine = strip(z - 4 + np.float32(0.25) * (y + 50) + 4 * meander, side - 15, y + 36)
+    insula = strip(side - 34 + 3 * meander + np.float32(0.006) * (y - 2) ** 2, np.abs(y - 2) - 17, np.abs(z - 2) - 8)
     rise = -2 - np.float32(0.4) * (y - 4) + np.float32(0.5) * (side - 38)
-    sylvian = (
-        np.minimum(insula, strip(z - rise + 2 * meander, 33 - side, np.abs(y - 4) - 20)) - np.float32(0.5) - half_width
-    )
-    return np.minimum.reduce([sulcus, midline, cingulate, calcarine, sylvian])
+    sylvian = np.minimum(insula, strip(z - rise + 4 * meander, 33 - side, np.abs(y - 4) - 20))
+
+    narrow = np.float32(subject.sulcal_width_mm) * np.exp(np.float32(0.6) * meander)
+    wide = narrow + np.float32(subject.fissure_mm) * np.exp(np.float32(0.5) * meander)
+    pial, fluid = cerebrum, 1 - ramp(cerebrum, edge_mm)
+    sulcus = np.minimum.reduce([sulcus, cingulate, calcarine])
+    for distance, half_mm in ((sulcus, narrow), (midline, wide), (sylvian, (narrow + wide) / 2)):
+        pial = np.minimum(pial, distance - half_mm)
+        reach = [np.clip(distance + end, -half_mm, half_mm) for end in (-edge_mm / 2, edge_mm / 2)]
+        fluid = np.maximum(fluid, (reach[1] - reach[0]) / np.float32(edge_mm))
+    return pial, fluid
 
 
 def ventricles(subject: Subject, points_mm: FloatArray, mirrored: FloatArray) -> FloatArray:
@@ -312,3 +335,35 @@ def ventricles(subject: Subject, points_mm: FloatArray, mirrored: FloatArray) ->
     third = ellipsoid(points_mm, (0, -4, 0), (1.4, 12, 9)) + np.float32(0.5 * subject.ventricle_mm)
     cavum = ellipsoid(points_mm, (0, 12, 10), (subject.cavum_mm + 0.1, 9, 4))
     return np.maximum(np.maximum(lateral, horn) + np.float32(subject.ventricle_mm), np.maximum(third, cavum))
+
+
+class KnownStructures:
+    """Healthy structures of random shape and low ADC that the normative atlas contains, too, so that Z is normal there.
+
+    They stand for what this anatomy lacks. A network that sees them cannot take low ADC alone for injury.
+
+    Args:
+        rng: source of randomness.
+        mean_number: of structures.
+    """
+
+    def __init__(self, rng: np.random.Generator, mean_number: float) -> None:
+        self.number = int(rng.poisson(mean_number))
+        self.roughness = RandomField(rng, 4.0)
+        place = rng.uniform(-1, 1, (self.number, 3)) * (40, 52, 34)
+        self.centres_mm = (place + np.array([0, -4, 4])).astype(np.float32)
+        self.radii_mm = np.exp(rng.uniform(0.9, 2.6, (self.number, 1))) * rng.uniform(0.6, 1.5, (self.number, 3))
+        self.turns = [np.linalg.qr(rng.normal(size=(3, 3)))[0].astype(np.float32) for _ in range(self.number)]
+        self.levels = rng.uniform(0.62, 0.92, self.number)
+        self.border_mm = np.exp(rng.uniform(-0.7, 1.1, self.number))
+
+    def __call__(self, points_mm: FloatArray, csf: FloatArray) -> FloatArray:
+        """Factor on ADC at canonical ``points_mm`` (3, N), 1 in fluid of the share ``csf``."""
+        factor = np.ones(points_mm.shape[1], dtype=np.float32)
+        for centre, radii, turn, level, border_mm in zip(
+            self.centres_mm, self.radii_mm, self.turns, self.levels, self.border_mm, strict=True
+        ):
+            distance = ellipsoid(turn @ (points_mm - centre[:, None]), (0, 0, 0), tuple(radii))
+            distance += np.float32(0.2 * radii.mean()) * self.roughness(points_mm)[0]
+            np.minimum(factor, 1 - np.float32(1 - level) * ramp(distance, float(border_mm)) * (1 - csf), out=factor)
+        return factor

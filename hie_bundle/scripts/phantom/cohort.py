@@ -20,11 +20,10 @@ from ..io.files import write_json
 from ..runtime.cores import available_cores
 from ..runtime.errors import UserError, choose
 from .case import simulate_case
-from .settings import Settings
-from .variety import Rule, draw_settings
+from .settings import Settings, varied
 
 MANIFEST = "phantom.json"
-FORMAT = 3  # raised whenever the same seed gives different volumes
+FORMAT = 4  # raised whenever the same seed gives different volumes
 
 
 def case_paths(folder: Path, case_number: int) -> tuple[Path, Path, Path]:
@@ -45,7 +44,7 @@ def write_cohort(
     seed: int = 0,
     num_workers: int | None = None,
     variety: str = "none",
-    varieties: Mapping[str, Mapping[str, Rule]] | None = None,
+    varieties: Mapping[str, Mapping[str, Any]] | None = None,
     first_case: int = 0,
     progress: bool = True,
     **settings: Any,
@@ -63,8 +62,8 @@ def write_cohort(
         num_test: number of test cases.
         seed: of everything random.
         num_workers: processes; None for one a core, 0 or 1 for none beside this one.
-        variety: ``none``, or the family that each case draws settings of its own from.
-        varieties: families by name, each with ranges by setting.
+        variety: ``none``, or the name of other settings.
+        varieties: values by setting, by that name.
         first_case: number of the first case; cohorts that are used together need names that differ.
         progress: show a progress bar.
         settings: values of :class:`scripts.phantom.settings.Settings`.
@@ -78,15 +77,10 @@ def write_cohort(
             f"Nothing to simulate: num_train={num_train}, num_val={num_val}, num_test={num_test}, "
             f"first_case={first_case}."
         )
-    scanned = Settings(**settings)
-    families: dict[str, Mapping[str, Rule] | None] = {"none": None, **(varieties or {})}
-    family = choose(families, variety, "variety")
+    options = varied(settings, choose({"none": {}, **(varieties or {})}, variety, "variety"))
     root = Path(output_dir)
     counts = {"Train": int(num_train), "Val": int(num_val), "Test": int(num_test)}
-    manifest: dict[str, Any] = {"format": FORMAT, "seed": int(seed), "cases": counts, "options": scanned.as_json()}
-    if family is not None:
-        draw_settings(family, np.random.default_rng(0))  # a mistake in its rules is said before a folder is made
-        manifest |= {"variety": variety, "family": json.loads(json.dumps(family))}
+    manifest: dict[str, Any] = {"format": FORMAT, "seed": int(seed), "cases": counts, "options": options.as_json()}
     if first_case:
         manifest |= {"first_case": int(first_case)}
     claim(root, manifest)
@@ -101,7 +95,7 @@ def write_cohort(
                 jobs.append((folder, case_number))
         number += count
 
-    write = partial(write_case, seed=int(seed), settings=scanned, family=family)
+    write = partial(write_case, seed=int(seed), settings=options)
     if num_workers is None:
         num_workers = available_cores()
     num_workers = min(num_workers, len(jobs))
@@ -140,11 +134,9 @@ def claim(root: Path, manifest: dict[str, Any]) -> None:
     write_json(path, manifest, indent=2)
 
 
-def write_case(
-    folder: Path, case_number: int, *, seed: int, settings: Settings, family: Mapping[str, Rule] | None
-) -> None:
+def write_case(folder: Path, case_number: int, *, seed: int, settings: Settings) -> None:
     """Simulate one case and write its three files, each whole or not at all."""
-    case = simulate_case(seed, case_number, settings, family)
+    case = simulate_case(seed, case_number, settings)
 
     def save(values: NDArray[Any], path: Path) -> None:
         image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
-from .anatomy import FloatArray, RandomField, Tissue
+from .anatomy import FloatArray, RandomField, Tissue, tube
+from .settings import Settings
 
 
 @dataclass(frozen=True)
 class Disease:
     """One newborn's injury before it is laid into the anatomy."""
 
-    kind: str  # none, focal, multifocal, basal_ganglia_thalamus, watershed, territorial or near_total
+    kind: str  # none, or one of settings.KINDS
     fraction: float  # of the brain's volume, 0..1
     reduction: float  # relative fall of ADC in the core, 0..1
 
 
-def draw_disease(rng: np.random.Generator, rank: float) -> Disease:
+def draw_disease(rng: np.random.Generator, rank: float, kinds: Mapping[str, float] | None = None) -> Disease:
     """Draw the kind, extent and severity of the injury.
 
     Args:
         rng: source of randomness.
         rank: position of the case in the severity distribution, 0..1. Taking it from a low-discrepancy sequence
             over the case numbers keeps the mix right in every cohort, also a small one.
+        kinds: weight of each kind; None or empty: those that fit the severity.
     """
     if rank < 0.075:
         return Disease("none", 0.0, 0.0)
-    odds: dict[str, float]
+    odds: Mapping[str, float]
     if rank < 0.575:
         fraction = max(0.0085 * np.exp(-abs(rng.normal(0, 1.2))), 0.0002)
-        odds = {"focal": 0.35, "multifocal": 0.3, "basal_ganglia_thalamus": 0.2, "watershed": 0.15}
+        odds = {
+            "focal": 0.25, "multifocal": 0.2, "basal_ganglia_thalamus": 0.2, "watershed": 0.15, "cortical": 0.1,
+            "patches": 0.1,
+        }  # fmt: skip
     elif rank < 0.925:
         fraction = np.exp(rng.uniform(np.log(0.015), np.log(0.18)))
         if fraction < 0.06:
@@ -43,66 +50,106 @@ def draw_disease(rng: np.random.Generator, rank: float) -> Disease:
     else:
         fraction = rng.uniform(0.23, 0.75)
         odds = {"watershed": 0.3, "near_total": 0.7}
-    kind = str(rng.choice(list(odds), p=list(odds.values())))
+    odds = kinds or odds
+    weights = np.array(list(odds.values()))
+    kind = str(rng.choice(list(odds), p=weights / weights.sum()))
     reduction = 0.15 + 0.6 * rng.beta(2.2, 1.6)
     return Disease(kind, float(fraction), float(reduction))
 
 
-def susceptibility(kind: str, rng: np.random.Generator, points_mm: FloatArray, tissue: Tissue) -> FloatArray:
+def susceptibility(
+    kind: str, rng: np.random.Generator, points_mm: FloatArray, tissue: Tissue, volume_mm3: float
+) -> FloatArray:
     """Score of every point (N,), higher where injury of this kind comes first; -inf where it never comes.
 
     Args:
-        kind: of the injury, as in :class:`Disease`, but none.
+        kind: of the injury, one of settings.KINDS.
         rng: source of randomness.
         points_mm: canonical positions (3, N).
         tissue: anatomy at these points.
+        volume_mm3: of the injury; a small one is not divided into more parts than can be seen.
     """
-    side = np.abs(points_mm[0])
-    noise = RandomField(rng, 3.0)(points_mm)[0]
+    x, _, z = points_mm
+    side = np.abs(x)
+    mirrored = np.stack([side, points_mm[1], z])
     parenchyma = tissue.csf < 0.5
     cerebral = parenchyma & (tissue.cerebrum_depth_mm > 0.5)
-    mirrored = np.stack([side, points_mm[1], points_mm[2]])
+    candidates = np.flatnonzero(cerebral)
+    noise = RandomField(rng, 3.0)(points_mm)[0]
+    most_parts = max(1, int(volume_mm3 / 60))
 
     def blob(centre: ArrayLike, radii: ArrayLike, where: FloatArray = points_mm) -> FloatArray:
         offset = (where - np.asarray(centre, np.float32)[:, None]) / np.asarray(radii, np.float32)[:, None]
         return -np.sqrt((offset * offset).sum(0))
 
+    def places(count: int) -> NDArray[np.floating]:
+        return points_mm[:, rng.choice(candidates, count)].T
+
+    def distance_from(place: NDArray[np.floating]) -> FloatArray:
+        return -blob(place, np.ones(3))
+
+    allowed = cerebral
     if kind in ("focal", "multifocal"):
         # Periventricular and centrum semiovale white matter.
-        candidates = np.flatnonzero((tissue.white > 0.6) & (points_mm[2] > -5) & (tissue.cerebrum_depth_mm > 6))
-        count = int(rng.integers(1, 3) if kind == "focal" else rng.integers(4, 12))
+        candidates = np.flatnonzero((tissue.white > 0.6) & (z > -5) & (tissue.cerebrum_depth_mm > 6))
         score = np.full(side.shape, -np.inf, dtype=np.float32)
-        for seed in points_mm[:, rng.choice(candidates, count)].T:
+        for seed in places(int(rng.integers(1, 3) if kind == "focal" else rng.integers(4, 12))):
             size = rng.uniform(0.6, 1.4)
             score = np.maximum(score, blob(seed, size * rng.uniform(0.7, 1.4, 3) * 10))
         score += 0.08 * noise
         allowed = cerebral & (tissue.white > 0.25)
     elif kind == "basal_ganglia_thalamus":
-        balance = rng.normal(0, 0.15) * np.sign(points_mm[0])
+        balance = rng.normal(0, 0.15) * np.sign(x)
         putamen = blob((22, -2, 3), (5, 9, 8), mirrored) + rng.normal(0, 0.25)
         thalamus = blob((11, -11, 5), (7, 8, 7), mirrored) + rng.normal(0, 0.25)
         tract = blob((18, -9, 5), (3, 6, 10), mirrored) + rng.normal(-0.2, 0.25)
         score = np.maximum(np.maximum(putamen, thalamus), tract) + balance + 0.25 * noise
-        allowed = parenchyma & (points_mm[2] > -12)
+        allowed = parenchyma & (z > -12)
     elif kind == "watershed":
-        balance = rng.normal(0, 0.4) * np.sign(points_mm[0])
+        balance = rng.normal(0, 0.4) * np.sign(x)
         frontal = blob((20, 32, 26), (11, 16, 13), mirrored) + rng.normal(0, 0.3)
         parietal = blob((24, -34, 24), (12, 16, 14), mirrored) + rng.normal(0, 0.3)
         between = blob((17, 0, 36), (9, 25, 8), mirrored) + rng.normal(-0.6, 0.3)
         score = np.maximum(np.maximum(frontal, parietal), between) + balance + 0.3 * noise
         score = score - 0.02 * np.maximum(tissue.cerebrum_depth_mm - 8, 0)
-        allowed = cerebral
     elif kind == "territorial":
         hemisphere = rng.choice([-1.0, 1.0])
-        centre = (hemisphere * 36, rng.uniform(-18, 16), rng.uniform(0, 18))
-        score = blob(centre, (20, 22, 20)) + 0.15 * noise
-        score = score - 0.06 * np.maximum(14 - points_mm[0] * hemisphere, 0)
-        allowed = cerebral & (points_mm[0] * hemisphere > 1)
-    else:
+        score = blob((hemisphere * 36, rng.uniform(-18, 16), rng.uniform(0, 18)), (20, 22, 20)) + 0.15 * noise
+        score = score - 0.06 * np.maximum(14 - x * hemisphere, 0)
+        allowed = cerebral & (x * hemisphere > 1)
+    elif kind == "near_total":
         # Perinatal total asphyxia: the cerebrum first; cerebellum and brainstem are spared.
-        score = 0.5 * RandomField(rng, 14.0)(points_mm)[0] + 0.25 * noise + 0.015 * points_mm[2]
-        score = score + 0.25 * (np.sign(points_mm[0]) * rng.normal())
-        allowed = cerebral
+        score = 0.5 * RandomField(rng, 14.0)(points_mm)[0] + 0.25 * noise + 0.015 * z
+        score = score + 0.25 * (np.sign(x) * rng.normal())
+    elif kind == "patches":  # of a random field, around a focus
+        score = RandomField(rng, float(rng.uniform(5, 12)))(points_mm)[0] + np.float32(0.2) * noise
+        score = score - np.float32(rng.uniform(0.01, 0.05)) * distance_from(places(1)[0])
+    elif kind in ("cortical", "laminar"):  # some gyri; a thin layer below the surface
+        depth = np.float32(rng.uniform(1.5, 3.5) if kind == "cortical" else rng.uniform(4, 7))
+        layer = np.abs(tissue.cerebrum_depth_mm - depth) * np.float32(0.35 if kind == "cortical" else 0.8)
+        score = -layer - np.float32(0.06) * distance_from(places(1)[0]) + np.float32(0.4) * noise
+        if kind == "cortical":
+            score = score - np.float32(3) * tissue.white
+    elif kind == "satellites":  # one focus with small ones around it
+        centres = places(min(most_parts, int(rng.integers(2, 8))))
+        centres[1:] = centres[0] + rng.normal(0, 11, centres[1:].shape)
+        sizes = np.where(np.arange(len(centres)) == 0, 20, 10) * np.exp(rng.normal(0, 0.35, len(centres)))
+        parts = [blob(centre, size * rng.uniform(0.6, 1.6, 3)) for centre, size in zip(centres, sizes, strict=True)]
+        score = np.maximum.reduce(parts) + np.float32(0.06) * noise
+    elif kind == "cells":  # irregular polyhedra
+        seeds = places(int(rng.integers(150, 600))).astype(np.float32)
+        distance, cell = cKDTree(seeds).query(points_mm.T + 0.4 * noise[:, None], workers=1)
+        focus = places(min(most_parts, int(rng.integers(1, 5)))).astype(np.float32)
+        apart = np.sqrt(np.square(seeds[:, None] - focus[None]).sum(-1)).min(1) + rng.normal(0, 5, len(seeds))
+        score = (-apart[cell] - 0.05 * distance).astype(np.float32)
+    else:  # wanderers: crooked strands
+        score = np.full(side.shape, -np.inf, dtype=np.float32)
+        for start in places(min(most_parts, int(rng.integers(1, 5)))):
+            steps = np.cumsum(rng.normal(0, 1, (10, 3)), 0)
+            way = start + 5 * steps / np.maximum(np.linalg.norm(np.gradient(steps, axis=0), axis=1, keepdims=True), 0.5)
+            nodes = tuple((float(a), float(b), float(c), float(rng.uniform(0.5, 2.5))) for a, b, c in way)
+            np.maximum(score, tube(points_mm, nodes), out=score)
+        score = score + np.float32(0.4) * noise
     return np.where(allowed, score, -np.inf).astype(np.float32)
 
 
@@ -114,62 +161,36 @@ def most_susceptible(score: FloatArray, fraction: float, brain_points: int, leas
     return (score >= threshold) & np.isfinite(score)
 
 
-@dataclass(frozen=True)
-class Annotator:
-    """How an annotator draws."""
-
-    smoothing_mm: tuple[float, float] = (0.6, 1.2)  # least and greatest, drawn per slice
-    drawn_at: tuple[float, float] = (0.38, 0.5)  # share of injured tissue that is still drawn, per slice
-    shift_mm: float = 0.25  # standard deviation along each axis in plane
-    missed_slices: float = 0.0  # share of the lesion's slices that is left out
-    ignored_voxels: int = 0  # connected lesions smaller than this are left out where a larger one is drawn
-    whole: bool = False  # in three dimensions at once
-
-
 def outline(
     extent: FloatArray,
     spacing_mm: NDArray[np.floating],
     rng: np.random.Generator,
+    settings: Settings | None = None,
     least_voxels: int = 3,
-    annotator: Annotator | None = None,
 ) -> NDArray[np.bool_]:
-    """What an annotator draws, slice by slice and slightly too smooth, around the visible lesion.
+    """Annotation of the visible lesion: slice by slice, slightly too smooth and slightly shifted.
 
     Args:
         extent: share of injured tissue in each voxel (X, Y, Z), 0..1.
         spacing_mm: voxel size (3,).
         rng: source of randomness.
+        settings: where the annotator draws and how smoothly; None for the defaults.
         least_voxels: size in one slice below which nothing is drawn.
-        annotator: habits; None for the usual ones.
     """
-    annotator = annotator or Annotator()
+    settings = settings or Settings()
     drawn = np.zeros(extent.shape, dtype=bool)
-    slices = np.flatnonzero((extent > min(0.2, annotator.drawn_at[0])).any((0, 1)))
-    if annotator.whole:
-        smooth = ndimage.gaussian_filter(extent, rng.uniform(*annotator.smoothing_mm) / spacing_mm, truncate=3)
-        drawn, slices = smooth > rng.uniform(*annotator.drawn_at), slices[:0]
-    for k in slices:
-        smoothing_mm = rng.uniform(*annotator.smoothing_mm)
-        shift_voxels = rng.normal(0, annotator.shift_mm, 2) / spacing_mm[:2]
-        smooth = ndimage.gaussian_filter(extent[:, :, k], smoothing_mm / spacing_mm[:2], truncate=3)
-        smooth = ndimage.shift(smooth, shift_voxels, order=1)
-        labels, count = ndimage.label(smooth > rng.uniform(*annotator.drawn_at))
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)
-        keep = sizes >= least_voxels
-        keep[0] = False
-        drawn[:, :, k] = keep[labels]
-    if annotator.missed_slices:
-        shown = np.flatnonzero(drawn.any((0, 1)))
-        missed = shown[rng.random(len(shown)) < annotator.missed_slices]
-        if len(missed) < len(shown):
-            drawn[:, :, missed] = False
-    if annotator.ignored_voxels:
-        labels, count = ndimage.label(drawn)
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)
-        keep = sizes >= annotator.ignored_voxels
-        keep[0] = False
-        if keep.any():
-            drawn = keep[labels]
+    if settings.drawn_whole:
+        smooth = ndimage.gaussian_filter(extent, rng.uniform(*settings.outline_smoothing_mm) / spacing_mm, truncate=3)
+        drawn = smooth > rng.uniform(*settings.drawn_at)
+    else:
+        for k in np.flatnonzero((extent > min(0.2, settings.drawn_at[0])).any((0, 1))):
+            smoothing_mm = rng.uniform(*settings.outline_smoothing_mm)
+            shift_voxels = rng.normal(0, 0.25, 2) / spacing_mm[:2]
+            smooth = ndimage.gaussian_filter(extent[:, :, k], smoothing_mm / spacing_mm[:2], truncate=3)
+            labels, _ = ndimage.label(ndimage.shift(smooth, shift_voxels, order=1) > rng.uniform(*settings.drawn_at))
+            keep = np.bincount(labels.ravel()) >= least_voxels
+            keep[0] = False
+            drawn[:, :, k] = keep[labels]
     if not drawn.any() and extent.any():
         drawn = extent >= min(0.5, float(np.sort(extent, axis=None)[-least_voxels]))
     return drawn

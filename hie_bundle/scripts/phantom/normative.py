@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from ..scanner.zmap import z_map
 from .acquisition import Scanner, fit_adc, signals
-from .anatomy import BOX_CENTRE_MM, BOX_HALF_MM, FloatArray, RandomField, draw_subject, evaluate, sample
+from .anatomy import BOX_CENTRE_MM, BOX_HALF_MM, FOLD_MM, FloatArray, RandomField, draw_subject, evaluate, sample
 
 __all__ = ["ATLAS_STREAM", "Atlas", "build_atlas", "common_folding", "z_map"]
 
@@ -35,11 +35,11 @@ class Atlas:
 
 def common_folding(seed: int) -> RandomField:
     """The folding that all newborns of a cohort share."""
-    return RandomField(np.random.default_rng([ATLAS_STREAM, seed, 0]), 3.0, band_pass=True)
+    return RandomField(np.random.default_rng([ATLAS_STREAM, seed, 0]), FOLD_MM, band_pass=True)
 
 
 @lru_cache(maxsize=2)
-def build_atlas(seed: int, num_healthy: int = 13, step_mm: float = 1.5, registration_mm: float = 0.5) -> Atlas:
+def build_atlas(seed: int, num_healthy: int = 13, step_mm: float = 1.5, registration_mm: float = 1.0) -> Atlas:
     """Simulate healthy newborns and take their mean and standard deviation in canonical space.
 
     Args:
@@ -80,3 +80,34 @@ def build_atlas(seed: int, num_healthy: int = 13, step_mm: float = 1.5, registra
     std = np.sqrt((np.where(inside, adc - mean, 0) ** 2).sum(0) / (total - 1))
     nearest = tuple(ndimage.distance_transform_edt(~enough, return_distances=False, return_indices=True))
     return Atlas(mean[nearest].astype(np.float32), std[nearest].astype(np.float32), step_mm, enough)
+
+
+# Structure: position (canonical mm, right side) and mean ADC of term newborns as published; docs/phantom.md has the
+# sources.
+REGIONS: dict[str, tuple[tuple[float, float, float], str]] = {
+    "frontal white matter": ((17, 34, 16), "to 1480"),
+    "parietal white matter": ((19, -30, 26), "to 1480"),
+    "occipital white matter": ((20, -44, 10), "to 1480"),
+    "perirolandic white matter": ((20, -8, 30), "1150"),
+    "caudate head": ((10, 18, 6), "1230-1260"),
+    "lentiform nucleus": ((21, 3, 2), "1230-1260"),
+    "thalamus": ((8, -12, 5), "1150-1170"),
+    "posterior limb of the internal capsule": ((17, -7, 7), "1100-1180"),
+    "splenium": ((2, -36, 7), ""),
+    "hippocampus": ((22, -13, -11), ""),
+    "cerebellar hemisphere": ((14, -38, -26), "1115"),
+    "vermis": ((0, -40, -22), "859-1260"),
+    "pons": ((0, -6, -24), ""),
+}
+
+
+def print_regions(seed: int = 0, num_healthy: int = 13, atlas_step_mm: float = 1.5, radius_mm: float = 3.0) -> None:
+    """Print the atlas' mean ADC within ``radius_mm`` of a point of each structure, published values beside it."""
+    atlas = build_atlas(seed, num_healthy, atlas_step_mm)
+    ball = np.stack(np.meshgrid(*[np.arange(-radius_mm, radius_mm + 0.5)] * 3)).reshape(3, -1)
+    ball = ball[:, np.square(ball).sum(0) <= radius_mm**2].astype(np.float32)
+    width = max(map(len, REGIONS))
+    print(f"{'ADC of healthy newborns (1e-6 mm²/s)':<{width}}  {'here':>6}  published")
+    for name, (centre, published) in REGIONS.items():
+        sides = [ball + np.array([[sign * centre[0]], [centre[1]], [centre[2]]], np.float32) for sign in (-1, 1)]
+        print(f"{name:<{width}}  {np.mean([atlas(points)[0].mean() for points in sides]):6.0f}  {published}".rstrip())

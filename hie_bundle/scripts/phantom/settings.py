@@ -1,74 +1,97 @@
-"""What may be set about a simulated cohort's scans and its atlas."""
+"""Settings of a simulated cohort: scans, atlas, injuries and annotator."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from ..runtime.errors import UserError
 
+KINDS = (
+    "focal", "multifocal", "basal_ganglia_thalamus", "watershed", "territorial", "near_total", "cortical", "patches",
+    "laminar", "satellites", "cells", "wanderers",
+)  # fmt: skip
 
-@dataclass(frozen=True)
-class Settings:
-    """Acquisition and atlas of a cohort; a config instantiates it once. Units stand in the names.
+
+def _ascending(values: Any) -> Any:
+    if values[0] > values[1]:
+        raise ValueError("a range is (least, greatest)")
+    return values
+
+
+def _known(kinds: dict[str, float]) -> dict[str, float]:
+    if unknown := sorted(kinds.keys() - set(KINDS)):
+        raise ValueError(f"there is no kind {', '.join(unknown)}; there are {', '.join(KINDS)}")
+    return kinds
+
+
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Settings of a cohort, with the plain cohort's values as defaults. Units are in the names.
 
     Smaller ``matrix_sizes`` and ``slice_range`` with a larger ``fine_mm`` and ``atlas_step_mm`` give a tiny cohort for
     tests.
 
-    Args:
-        matrix_sizes: in-plane sizes to draw from, in voxels, 16 or more.
-        slice_range: least and greatest number of slices.
-        spacing_range_mm: least and greatest in-plane voxel size; exceeded where the matrix is too small for a brain.
-        slice_thickness_range_mm: least and greatest slice thickness; exceeded where there are too few slices.
-        fine_mm: sampling distance of the anatomy; partial volume is averaged from it.
-        artefact_probability: of motion, of signal loss and of a strong bias, each.
-        registration_mm: standard deviation along each axis of a case's misalignment with the atlas.
-        num_healthy: number of healthy newborns in the normative atlas, 2 or more.
-        atlas_step_mm: voxel size of the atlas.
-
     Raises:
-        UserError: if a range is empty or a value impossible.
+        UserError: if a range is empty, a value impossible or a name unknown.
     """
 
-    matrix_sizes: Sequence[int] = (128, 160, 192, 256)
-    slice_range: Sequence[int] = (16, 64)
-    spacing_range_mm: Sequence[float] = (0.9, 2.0)
-    slice_thickness_range_mm: Sequence[float] = (2.0, 5.0)
-    fine_mm: float = 1.2
-    artefact_probability: float = 0.08
-    registration_mm: float = 1.35
-    num_healthy: int = 13
-    atlas_step_mm: float = 1.5
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __post_init__(self) -> None:
+    # scan
+    matrix_sizes: Annotated[tuple[Annotated[int, Field(ge=16)], ...], Field(min_length=1)] = (128, 160, 192, 256)
+    slice_range: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_ascending)] = (16, 64)
+    spacing_range_mm: Range = (0.9, 2.0)  # in plane; exceeded where the matrix is too small for a brain
+    slice_thickness_range_mm: Range = (2.0, 5.0)  # exceeded where there are too few slices
+    fine_mm: PositiveFloat = 1.2  # sampling distance of the anatomy; partial volume is averaged from it
+    artefact_probability: Probability = 0.08  # of motion, of signal loss and of a strong bias, each
+    bias_scale_mm: PositiveFloat = 30.0  # smoothness of the scanner's ADC bias
+    warp_scale_mm: PositiveFloat = 22.0  # smoothness of the deformation that gives each head its shape
+    # atlas and Z map
+    registration_mm: NonNegativeFloat = 1.35  # standard deviation of the misalignment with the atlas along each axis
+    registration_scale_mm: PositiveFloat = 12.0  # smoothness of the misalignment
+    num_healthy: Annotated[int, Field(ge=2)] = 13  # newborns in the atlas
+    atlas_step_mm: PositiveFloat = 1.5  # voxel size of the atlas
+    known_structures: NonNegativeFloat = 2.0  # mean number of healthy structures of low ADC that the atlas contains
+    z_smoothing_mm: PositiveFloat = 2.0  # full width at half maximum
+    z_clip: PositiveFloat = 10.0
+    # injury and annotator
+    kinds: Annotated[dict[str, PositiveFloat], AfterValidator(_known)] = {}  # weights; empty: by severity
+    softness_mm: NonNegativeFloat = 0.8  # standard deviation of the blur at an injury's border
+    drawn_at: Range = (0.38, 0.5)  # share of injury at which the outline is drawn
+    outline_smoothing_mm: Range = (0.6, 1.2)
+    drawn_whole: bool = False  # in three dimensions instead of slice by slice
+
+    def __init__(self, **values: Any) -> None:
         try:
-            # Numbers from a command line or a config are brought to one type, so that equal cohorts compare equal.
-            kinds = {"matrix_sizes": int, "slice_range": int, "spacing_range_mm": float}
-            for name, kind in (kinds | {"slice_thickness_range_mm": float}).items():
-                object.__setattr__(self, name, tuple(kind(value) for value in getattr(self, name)))
-            for name in ("fine_mm", "artefact_probability", "registration_mm", "atlas_step_mm"):
-                object.__setattr__(self, name, float(getattr(self, name)))
-            object.__setattr__(self, "num_healthy", int(self.num_healthy))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"The phantom's {name} is {getattr(self, name)!r}: {error}.") from error
-        if not self.matrix_sizes or min(self.matrix_sizes) < 16:
-            raise UserError(f"matrix_sizes must be 16 or more, got {list(self.matrix_sizes)}.")
-        for name in ("slice_range", "spacing_range_mm", "slice_thickness_range_mm"):
-            values = getattr(self, name)
-            if len(values) != 2 or not 0 < values[0] <= values[1]:
-                raise UserError(f"{name} is a range (least, greatest), both positive, got {list(values)}.")
-        if self.fine_mm <= 0 or self.atlas_step_mm <= 0:
-            raise UserError(
-                f"fine_mm and atlas_step_mm must be positive, got {self.fine_mm:g} and {self.atlas_step_mm:g}."
-            )
-        if not 0 <= self.artefact_probability <= 1:
-            raise UserError(f"artefact_probability must be between 0 and 1, got {self.artefact_probability:g}.")
-        if self.registration_mm < 0:
-            raise UserError(f"registration_mm must not be negative, got {self.registration_mm:g}.")
-        if self.num_healthy < 2:
-            raise UserError(f"num_healthy must be 2 or more for a standard deviation, got {self.num_healthy}.")
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name, message = str(first["loc"][0]), first["msg"]
+            if name not in type(self).model_fields:
+                names = ", ".join(type(self).model_fields)
+                raise UserError(f"The simulator has no setting {name}; it has {names}.") from error
+            raise UserError(f"The simulator's {name} is {values[name]!r}: {message}.") from error
 
     def as_json(self) -> dict[str, Any]:
         """Values by name as JSON keeps them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return self.model_dump(mode="json")
+
+
+def varied(settings: Mapping[str, Any], family: Mapping[str, Any]) -> Settings:
+    """Settings of a family: ``settings`` with the family's values in their place."""
+    return Settings(**{**settings, **family})

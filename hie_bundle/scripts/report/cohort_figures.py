@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,36 +15,54 @@ from ..geometry.brain import brain_of
 from ..io.volumes import read_volume
 from ..runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from ..evaluation.baselines import FittedBaselines
 
-def _files(dataset_dir: str | Path) -> list[tuple[str, Path, Path, Path]]:
-    """Case id, ADC, ZADC and label file of every case below ``dataset_dir``, by id.
+
+# BONBID-HIE as published (docs/phantom.md names the sources)
+PUBLISHED: dict[str, str] = {
+    "share_empty": "some",
+    "share_under_1_percent": "> 0.5",
+    "adc_mean": "1350",
+    "adc_std": "430",
+    "zadc_mean": "0.35",
+    "zadc_std": "2.5",
+    "threshold_dice": "0.56",  # a regression on ZADC alone is a threshold
+    "mean_size_x": "176",
+    "mean_size_y": "176",
+    "mean_size_z": "37",
+}
+
+
+def _cases(dataset_dir: str | Path) -> list[dict[str, Any]]:
+    """MONAI data items of every case below ``dataset_dir`` with ADC, ZADC and a label, by split and id.
 
     Raises:
         UserError: if there is none.
     """
-    cases = [
-        (case.case, case.adc, case.zadc, case.label)
+    items: list[dict[str, Any]] = [
+        {"case": case.case, "image": [str(case.adc), str(case.zadc)], "label": str(case.label)}
         for case in find_cases(dataset_dir)
         if case.adc and case.zadc and case.label
     ]
-    if not cases:
+    if not items:
         raise UserError(f"There is no case with ADC, ZADC and a label below {dataset_dir}.")
-    return cases
+    return items
 
 
-def case_stats(adc_path: Path, zadc_path: Path, label_path: Path, threshold: float) -> dict[str, float]:
+def case_stats(item: Mapping[str, Any], baselines: FittedBaselines) -> dict[str, float]:
     """Figures of one case; sums and sums of squares allow pooling over cases."""
     from ..evaluation.metrics import dice
 
-    image = sitk.ReadImage(str(adc_path))
-    adc = sitk.GetArrayViewFromImage(image)
-    zadc, label = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (zadc_path, label_path))
+    image = sitk.ReadImage(item["image"][0])
+    adc = sitk.GetArrayFromImage(image)
+    zadc, label = (sitk.GetArrayFromImage(sitk.ReadImage(path)) for path in (item["image"][1], item["label"]))
     brain, lesion = brain_of(adc), label > 0
-    guess = brain & (zadc < threshold)
     row = {"voxels": float(brain.sum()), "fraction": float(lesion.sum() / brain.sum())}
     row["volume_ml"] = row["voxels"] * float(np.prod(image.GetSpacing())) / 1000
-    row["dice"] = dice(guess, lesion)
-    row["healthy_below"] = float((guess & ~lesion).sum() / brain.sum())
+    for name, mask in baselines.masks(adc, zadc, image.GetSpacing()[::-1]).items():
+        row[name] = dice(mask, lesion)
+    row["healthy_below"] = float((brain & (zadc < baselines.challenge) & ~lesion).sum() / brain.sum())
     for name, values in (("adc", adc[brain]), ("zadc", zadc[brain])):
         values = values.astype(np.float64)
         row |= {f"{name}_sum": values.sum(), f"{name}_squares": (values**2).sum()}
@@ -53,23 +73,32 @@ def case_stats(adc_path: Path, zadc_path: Path, label_path: Path, threshold: flo
     return row
 
 
-def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0) -> dict[str, float]:
-    """Figures by which a phantom is compared with the real cohort.
+def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0, fit: bool = False) -> dict[str, float]:
+    """Figures by which a simulated cohort is compared with the real one.
 
-    A lesion's fraction is its share of the brain's voxels. ``adc_*`` and ``zadc_*``
-    pool the brain voxels of all cases, ``*_of_cases`` average the cases' own figures. Dice is the challenge's: 1 if
-    truth and baseline are both empty, 0 if one is. A figure without any case to take it from is NaN.
+    A lesion's fraction is its share of the brain's voxels. ``adc_*`` and ``zadc_*`` pool the brain voxels of all cases,
+    ``*_of_cases`` average the cases' own figures. Dice is the challenge's: 1 if truth and mask are both empty, 0 if one
+    is. ``smoothed_dice`` is that of ZADC smoothed by 2 mm below -2. A figure without any case is NaN.
 
     Args:
         dataset_dir: folder with ``BONBID2023_*`` folders.
         threshold: the baseline segments ``ZADC < threshold``.
+        fit: also tune the thresholds and fit the logistic regression on one half of the cases for the other, and the
+            reverse.
 
     Raises:
         UserError: if there is no case.
     """
-    rows = [case_stats(adc, zadc, label, threshold) for _, adc, zadc, label in _files(dataset_dir)]
-    column = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-    fraction, scores, voxels = column["fraction"], column["dice"], column["voxels"].sum()
+    from ..evaluation.baselines import Baselines, FittedBaselines
+
+    items = _cases(dataset_dir)
+    halves = [items[::2], items[1::2]] if fit and len(items) > 1 else [items]
+    fitted = [Baselines(half, challenge=threshold).fitted() for half in halves[::-1]]
+    if len(halves) == 1:
+        fitted = [FittedBaselines([], challenge=threshold)]
+    rows = [case_stats(item, one) for half, one in zip(halves, fitted, strict=True) for item in half]
+    column = {key: np.array([row.get(key, np.nan) for row in rows]) for key in set().union(*rows)}
+    fraction, voxels = column["fraction"], column["voxels"].sum()
 
     def mean(values: np.ndarray) -> float:
         values = values[np.isfinite(values)]
@@ -87,25 +116,31 @@ def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0) -> dict[str, 
         stats[f"{name}_std"] = float(np.sqrt(column[f"{name}_squares"].sum() / voxels - pooled**2))
         stats[f"{name}_mean_of_cases"] = mean(column[f"{name}_mean"])
         stats[f"{name}_std_of_cases"] = mean(column[f"{name}_std"])
-    stats |= {
-        "lesion_adc": mean(column["lesion_adc"]),
-        "lesion_zadc": mean(column["lesion_zadc"]),
-        "baseline_dice": mean(scores),
-        "baseline_dice_lesioned": mean(scores[fraction > 0]),
-    }
+    stats |= {"lesion_adc": mean(column["lesion_adc"]), "lesion_zadc": mean(column["lesion_zadc"])}
     classes = np.array([size_class(value) for value in fraction])
-    for name in SIZE_CLASSES:
-        stats[f"baseline_dice {name}"] = mean(scores[classes == name])
+    for method in ("baseline_dice", "threshold_dice", "smoothed_dice", "regression_dice"):
+        if method in column:
+            stats[method] = mean(column[method])
+            stats[f"{method}_lesioned"] = mean(column[method][fraction > 0])
+            stats |= {f"{method} {name}": mean(column[method][classes == name]) for name in SIZE_CLASSES}
     stats["healthy_share_below"] = mean(column["healthy_below"])
     stats["brain_volume_ml"] = mean(column["volume_ml"])
     return stats | {f"mean_size_{axis}": mean(column[f"size_{axis}"]) for axis in "xyz"}
 
 
-def print_stats(stats: dict[str, float]) -> None:
-    """Print the figures of :func:`cohort_stats` as a table."""
+def print_stats(stats: dict[str, float], published: Mapping[str, str] | None = None) -> None:
+    """Print the figures of :func:`cohort_stats` as a table, the published figures beside them if there are any."""
     width = max(map(len, stats))
+    if published:
+        print(f"{'':<{width}}  {'here':>10}  {'published':>10}")
     for name, value in stats.items():
-        print(f"{name:<{width}}  {value:10.3f}")
+        beside = f"  {published.get(name, ''):>10}".rstrip() if published else ""
+        print(f"{name:<{width}}  {value:10.3f}{beside}")
+
+
+def print_calibration(dataset_dir: str | Path, threshold: float = -2.0) -> None:
+    """Print the figures of a cohort, fitted baselines included, beside those that are published for BONBID-HIE."""
+    print_stats(cohort_stats(dataset_dir, threshold, fit=True), PUBLISHED)
 
 
 def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: int = 12) -> None:
@@ -130,7 +165,7 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
 
     from ..geometry.slices import upright
 
-    cases = _files(dataset_dir)
+    cases = _cases(dataset_dir)
     cases = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, num_cases).round().astype(int))]
     z_colours = LinearSegmentedColormap.from_list(
         "z", ["#b8f2ff", "#2aa8ff", "#1c4f9c", "#2b2f38", "#9c4a1c", "#ff9a2a", "#fff2b8"]
@@ -145,8 +180,9 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
     figure.subplots_adjust(0.005, foot / height, 0.995, 1 - head / height, wspace=0.01, hspace=0.12)
     for axis in cells.flat:
         axis.set_axis_off()
-    for number, (case, *paths) in enumerate(cases):
-        turned = [upright(volume.array, volume.affine) for volume in map(read_volume, paths)]
+    for number, case in enumerate(cases):
+        volumes = map(read_volume, map(Path, (*case["image"], case["label"])))
+        turned = [upright(volume.array, volume.affine) for volume in volumes]
         step_x, step_y, _ = turned[0][1]
         # slices, rows from front to back, columns from the patient's right to left
         adc, zadc, label = (array[::-1, ::-1].transpose(2, 1, 0) for array, _ in turned)
@@ -165,7 +201,7 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
                 axis.contour(x_mm, y_mm, label[k], [0.5], colors=colour, linewidths=0.9)
             axis.set(xlim=(-half_width_mm, half_width_mm), ylim=(half_height_mm, -half_height_mm))
         share = 100 * (label > 0).sum() / brain_of(adc).sum()
-        title = f"{case}   lesion {share:.2f} %" if share else f"{case}   no lesion"
+        title = f"{case['case']}   " + (f"lesion {share:.2f} %" if share else "no lesion")
         pair[0].set_title(title, color="0.85", fontsize=8, loc="left", pad=2, x=0.02)
     for left, style, text in ((0.04, styles[0], "ADC (10⁻⁶ mm²/s)"), (0.38, styles[1], "ZADC")):
         place = figure.add_axes((left, 0.5 * foot / height, 0.26, 0.12 / height))
