@@ -20,9 +20,9 @@
 A package imports those above it in this table, not those below; ``phantom`` and ``scanner`` import ``runtime``,
 ``geometry``, ``io`` and ``data`` alone. ``tests/bundle/test_architecture.py`` holds this.
 
-A file's affine is read in ``io.volumes`` (checks, scoring) and by MONAI's readers in ``transforms.loading`` (networks);
-a test holds them equal. A MetaTensor carries it from there. The native grid is left in the recipe's
-``transforms#grid``; ``Invertd`` in ``evaluate.yaml`` and ``inference.yaml`` returns to it.
+A file's affine is read in ``io.volumes``, for checks, scoring and networks. A MetaTensor carries it from there. The
+native grid is left in the recipe's ``transforms#grid``; ``Invertd`` in ``evaluate.yaml`` and ``inference.yaml`` returns
+to it.
 """
 
 from .moved import install

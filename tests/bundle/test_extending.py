@@ -64,7 +64,7 @@ def extended(tiny_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
         if name.endswith(".yaml"):
             (bundle / "configs" / name).write_text(text.replace("/home/me/losses", str(folder)))
     (folder / "my_losses.py").write_text(BLOCKS["my_losses.py"])
-    with (bundle / "scripts" / "metrics.py").open("a") as module:
+    with (bundle / "scripts" / "evaluation" / "metrics.py").open("a") as module:
         module.write("\n\n" + BLOCKS["metrics.py"])
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, bundle, tiny_cohort, folder, *EXTENDED],
