@@ -78,7 +78,9 @@ def _relate(
     agreement = agreement_of_maps(adc, zadc, brain, spacing_mm)
     if normalised:  # resampled to a network's grid as a rule, which may be coarser than what agrees
         if agreement < -DOUBTFUL_AGREEMENT:
-            problems.append(("zadc", f"falls where ADC rises (local correlation in the brain {agreement:.2f})"))
+            problems.append(
+                ("zadc", f"falls where ADC rises: its sign is inverted (local correlation {agreement:.2f})")
+            )
         return
     if agreement < max(limits.map_agreement, DOUBTFUL_AGREEMENT):
         text = f"local correlation with ADC in the brain is {agreement:.2f}, as a rule above 0.8"
