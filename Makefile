@@ -22,7 +22,8 @@ LABEL_VENV := .venv-monailabel
 SBOM_VENV := .venv-sbom
 PANOPTICA_VENV := .venv-panoptica
 # in processes of their own: OpenVINO beside ITK and TorchIO has crashed one; ONNX breaks the capture of the CLI tests
-WITH_OPENVINO := tests/inference/test_inferers.py tests/bundle/test_zoo.py tests/bundle/test_exports.py
+WITH_OPENVINO := tests/inference/test_inferers.py tests/bundle/test_zoo.py
+WITH_ONNX := tests/bundle/test_exports.py
 
 .PHONY: help install demo study test test-all test-slow test-monailabel test-real test-tracking test-panoptica lint bench bench-peers docs changelog package wheel release \
 	large_files clean
@@ -101,8 +102,9 @@ study: install
 	@cat $(STUDY)/study.md
 
 test: install lint
-	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(WITH_OPENVINO:%=--ignore=%)
+	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(WITH_OPENVINO:%=--ignore=%) $(WITH_ONNX:%=--ignore=%)
 	$(VENV)/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(WITH_OPENVINO)
+	$(VENV)/bin/python -m pytest -m "not slow" $(WITH_ONNX)
 
 # everything but MONAI Label's server
 test-all: test test-slow
