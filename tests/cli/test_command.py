@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -101,6 +102,39 @@ def test_two_files(run: Run, options: list[str], weights: Path, cohort: Path, tm
     slices = np.asarray(upright.dataobj).any((0, 1)).sum()
     assert page.count('class="outline pred"') == 2 * min(8, slices)
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_table_of_lesions(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
+    """Against SimpleITK's statistics of the written mask and maps, case by case."""
+    out, pages = tmp_path / "out", tmp_path / "pages"
+    assert run("segment", cohort, "-o", out, "--lesions", "--probabilities", "--report", pages, *options)[0] == 0
+    tables = sorted(out.glob("*_lesions.csv"))
+    assert len(tables) == 3
+    for number, table in enumerate(tables):
+        case = table.name.removesuffix("_lesions.csv")
+        with table.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        mask, probability = (SimpleITK.ReadImage(str(out / f"{case}_{n}.nii.gz")) for n in ("lesion", "probability"))
+        adc = SimpleITK.ReadImage(str(next((cohort / "1ADC_ss").glob(f"{case}*"))), SimpleITK.sitkFloat32)
+        adc.CopyInformation(mask)
+        probability.CopyInformation(mask)
+        labels = SimpleITK.ConnectedComponent(mask, True)
+        shapes = SimpleITK.LabelShapeStatisticsImageFilter()
+        shapes.Execute(labels)
+        expected = []
+        for label in shapes.GetLabels():
+            inside = SimpleITK.GetArrayFromImage(labels) == label
+            x, y, z = shapes.GetCentroid(label)
+            in_adc, in_probability = (SimpleITK.GetArrayFromImage(one)[inside] for one in (adc, probability))
+            expected.append([shapes.GetPhysicalSize(label) / 1000, -x, -y, z, in_adc.mean(), in_adc.min(),
+                             in_probability.mean()])  # fmt: skip
+        names = ("volume_ml", "x_mm", "y_mm", "z_mm", "mean_adc", "lowest_adc", "mean_probability")
+        found = [[float(row[name]) for name in names] for row in rows]
+        np.testing.assert_allclose(sorted(found), sorted(expected), rtol=1e-4, atol=1e-3)
+        assert all((row["mean_z"] == "") == (number == 0) for row in rows)  # the first has no ZADC map
+        page = (pages / f"{case}.html").read_text()
+        assert page.count('<tr><th scope="row">') == len(rows) + len(re.findall("<td style=", page))
+    assert sum(len(table.read_text().splitlines()) for table in tables) > 6
 
 
 def test_a_folder_and_what_is_wrong_with_it(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ def _segment(
     weights: Weights = "simulated",
     recipe: Recipe = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="also write CASE_probability.nii.gz")] = False,
+    lesions: Annotated[
+        bool, typer.Option("--lesions", help="also write CASE_lesions.csv: volume, place, ADC, Z, probability of each")
+    ] = False,
     overlay: Annotated[
         str | None, typer.Option(help="picture of the slices with the outline: OUT.png or folder")
     ] = None,
@@ -69,9 +72,10 @@ def _segment(
     if output is None:
         raise typer.BadParameter("say where the mask goes, with -o OUT.")
     import_module(".segment", __name__).segment(
-        adc, zadc, output, weights=weights, recipe=recipe, probabilities=probabilities, overlay=overlay, report=report,
-        extension=extension, bids=bids, json=json, anonymise_ids=anonymise_ids, quiet=quiet, openvino=openvino,
-        shard=shard, **_others(context, device=device, threshold=threshold, flips=flips),
+        adc, zadc, output, weights=weights, recipe=recipe, probabilities=probabilities, lesions=lesions,
+        overlay=overlay, report=report, extension=extension, bids=bids, json=json, anonymise_ids=anonymise_ids,
+        quiet=quiet, openvino=openvino, shard=shard,
+        **_others(context, device=device, threshold=threshold, flips=flips),
     )  # fmt: skip
 
 

@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from ..data.layout import filesystem_key, find_cases, part_of
 from ..data.privacy import pseudonyms
+from ..geometry.components import components
 from ..inference.segmenter import CAUTION, Segmentation, Segmenter
-from ..io.files import sha256_of, try_writing
+from ..io.files import sha256_of, try_writing, write_atomically
 from ..io.images import write
 from ..io.volumes import EXTENSIONS, extension_of
 from ..runtime.errors import UserError, user_error
 from ..runtime.redaction import redacted
-from ..runtime.text import printable
+from ..runtime.text import csv_table, printable
 from .bids import describe, mask_place, sidecar_of, write_sidecar
 from .shards import Shard
 
@@ -49,6 +50,7 @@ def segment(
     weights: str = "simulated",
     recipe: str | None = None,
     probabilities: bool = False,
+    lesions: bool = False,
     overlay: str | None = None,
     report: str | None = None,
     extension: str = ".nii.gz",
@@ -77,7 +79,9 @@ def segment(
         jobs = sorted(renamed, key=lambda job: job.case)
     if bids and (shard or extension_of(output)):
         raise UserError("--bids needs a folder, with -o, and does not go with --shard.")
-    places = [_places(job, len(jobs) == 1, output, overlay, report, probabilities, extension, bids) for job in jobs]
+    places = [
+        _places(job, len(jobs) == 1, output, overlay, report, probabilities, lesions, extension, bids) for job in jobs
+    ]
     _refuse_overwriting(jobs, places)
     for folder in {path.parent for place in places for path in place.values()}:
         try_writing(folder)
@@ -183,8 +187,8 @@ def _ending(path: Path) -> str:
 
 
 def _places(
-    job: Job, single: bool, output: str, overlay: str | None, report: str | None, probabilities: bool, extension: str,
-    bids: bool,
+    job: Job, single: bool, output: str, overlay: str | None, report: str | None, probabilities: bool,
+    lesions: bool, extension: str, bids: bool,
 ) -> dict[str, Path]:  # fmt: skip
     """The output files of a case, by kind."""
 
@@ -201,11 +205,11 @@ def _places(
     else:
         mask = place(output, EXTENSIONS, f"{job.case}_lesion{extension}")
         places = {"mask": mask}
-    if probabilities and bids:
-        places["probability"] = mask.with_name(mask.name.replace("_mask.", "_probseg."))
-    elif probabilities:
-        stem = mask.name.removesuffix(_ending(mask)).removesuffix("_lesion")
-        places["probability"] = mask.with_name(f"{stem}_probability{_ending(mask)}")
+    stem = mask.name.removesuffix(_ending(mask)).removesuffix("_lesion").removesuffix("_mask")
+    if probabilities:
+        places["probability"] = mask.with_name(f"{stem}_{'probseg' if bids else 'probability'}{_ending(mask)}")
+    if lesions:
+        places["lesion_table"] = mask.with_name(f"{stem}_lesions.csv")
     if overlay:
         places["overlay"] = place(overlay, [".png"], f"{job.case}.png")
     if report:
@@ -238,9 +242,16 @@ def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Seg
         write_sidecar(place["mask"], {**sources, **segmenter.making, **found.figures})
     if "probability" in place:
         write(place["probability"], found.probability, found.affine)
-    if not {"overlay", "report"} & place.keys():
+    if not {"lesion_table", "overlay", "report"} & place.keys():
         return
+    from ..evaluation.lesions import COMPONENT_COLUMNS, lesions_of
     from ..report.segmented import write_case_page, write_case_picture
+
+    names = {"ADC": "adc", "ZADC": "z"}
+    maps = {names[name]: volume for name, volume in found.maps.items()} | {"probability": found.probability}
+    lesions = lesions_of(found.case, components(found.mask > 0)[0], found.affine, maps)
+    if "lesion_table" in place:
+        write_atomically(place["lesion_table"], csv_table(lesions, COMPONENT_COLUMNS))
 
     if "overlay" in place:
         write_case_picture(place["overlay"], found.maps, found.mask, found.affine, found.line)
@@ -255,7 +266,7 @@ def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Seg
         facts["Smallest lesion"] = f"{segmenter.smallest_lesion_mm3:g} mm³"
         facts["Limited to the brain"] = "yes" if segmenter.limit_to_brain else "no"
         notes = [found.plausibility.line, *found.notes]
-        write_case_page(place["report"], found.maps, found.mask, found.affine, found.case, tiles, notes, facts)
+        write_case_page(place["report"], found.maps, found.mask, found.affine, found.case, tiles, notes, facts, lesions)
 
 
 def _files(job: Job) -> dict[str, Any]:

@@ -21,15 +21,17 @@ from scipy import ndimage
 from ..geometry.components import components
 
 __all__ = [
-    "IOU_THRESHOLDS", "LESION_COLUMNS", "VOLUME_BINS_ML", "case_lesions", "detection", "match", "recall_by_volume",
+    "COMPONENT_COLUMNS", "IOU_THRESHOLDS", "LESION_COLUMNS", "VOLUME_BINS_ML", "case_lesions", "detection",
+    "lesions_of", "match", "recall_by_volume",
 ]  # fmt: skip
 
 IOU_THRESHOLDS = np.arange(1, 20) / 20
 VOLUME_BINS_ML = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
-LESION_COLUMNS = (
-    "case", "mask", "lesion", "volume_ml", "x_mm", "y_mm", "z_mm", "first_slice", "last_slice", "mean_adc",
-    "lowest_adc", "mean_z", "lowest_z", "mean_probability", "touches", "match", "iou", "dice", "matched", "min_iou",
+COMPONENT_COLUMNS = (
+    "case", "lesion", "volume_ml", "x_mm", "y_mm", "z_mm", "first_slice", "last_slice", "mean_adc", "lowest_adc",
+    "mean_z", "lowest_z", "mean_probability",
 )  # fmt: skip
+LESION_COLUMNS = ("case", "mask", *COMPONENT_COLUMNS[1:], "touches", "match", "iou", "dice", "matched", "min_iou")
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.unsignedinteger[Any]]
 Rows = Sequence[Mapping[str, Any]]
@@ -57,6 +59,44 @@ def match(truth: Labels, pred: Labels) -> list[tuple[int, int, float]]:
     return matched
 
 
+def lesions_of(
+    case: str, numbers: Labels, affine: NDArray[np.float64], maps: Mapping[str, NDArray[Any]]
+) -> list[dict[str, Any]]:
+    """A row for each lesion.
+
+    Args:
+        case: its id.
+        numbers: number of each voxel's lesion, 0 outside; shape (X, Y, Z).
+        affine: (4, 4) from voxel indices to scanner coordinates in mm, RAS+.
+        maps: ``adc``, and perhaps ``z`` and ``probability``, same shape.
+
+    Returns:
+        For each ``lesion`` (its number): ``volume_ml``; the centre ``x_mm``, ``y_mm``, ``z_mm``; ``first_slice`` and
+        ``last_slice`` from 1 at the feet; mean and lowest ADC and Z; the mean probability.
+    """
+    orientation = io_orientation(affine)
+    axis = int(np.flatnonzero(orientation[:, 0] == 2)[0])
+    slices, upwards = numbers.shape[axis], orientation[axis, 1] > 0
+    voxel_ml = float(np.prod(voxel_sizes(affine))) / 1000
+    rows = []
+    for number, box in enumerate(ndimage.find_objects(numbers.astype(np.int32)), start=1):
+        inside = numbers[box] == number
+        indices = np.argwhere(inside) + [side.start for side in box]
+        x, y, z = apply_affine(affine, indices.mean(axis=0)).tolist()
+        first, last = box[axis].start, box[axis].stop
+        ends = (first + 1, last) if upwards else (slices - last + 1, slices - first)
+        values = {part: volume[box][inside] for part, volume in maps.items()}
+        rows.append(
+            {
+                "case": case, "lesion": number, "volume_ml": len(indices) * voxel_ml, "x_mm": x, "y_mm": y, "z_mm": z,
+                "first_slice": ends[0], "last_slice": ends[1],
+                **{f"mean_{part}": float(of.mean()) for part, of in values.items()},
+                **{f"lowest_{part}": float(of.min()) for part, of in values.items() if part != "probability"},
+            }
+        )  # fmt: skip
+    return rows
+
+
 def case_lesions(
     case: str,
     pred: Mask,
@@ -68,52 +108,36 @@ def case_lesions(
     """The rows of a case for ``lesions.csv``: the lesions of the truth, then the predicted components.
 
     Args:
-        case: its id.
+        case: its id, with the next three as in :func:`lesions_of`.
         pred: predicted mask, shape (X, Y, Z).
         truth: annotated mask, same shape.
-        affine: (4, 4) from voxel indices to scanner coordinates in mm, RAS+.
-        maps: ``adc``, and perhaps ``z`` and ``probability``, same shape.
+        affine: see there.
+        maps: see there.
         min_iou: IoU from which on a pair counts as a match.
 
     Returns:
-        For each ``mask`` (truth or prediction) and ``lesion`` (its number): ``volume_ml``; the centre ``x_mm``,
-        ``y_mm``, ``z_mm``; ``first_slice`` and ``last_slice`` from 1 at the feet; mean and lowest ADC and Z; the mean
-        probability; ``touches``, whether it has a voxel in common with the other mask; ``match``, the number of its
-        partner in the other mask (0 without), with ``iou`` and ``dice``; ``matched``, whether the IoU reaches
-        ``min_iou``, which is named in each row.
+        Rows of :func:`lesions_of` with ``mask`` (truth or prediction); ``touches``, whether it has a voxel in common
+        with the other mask; ``match``, the number of its partner in the other mask (0 without), with ``iou`` and
+        ``dice``; ``matched``, whether the IoU reaches ``min_iou``, which is named in each row.
     """
-    labels = {name: components(mask) for name, mask in (("truth", truth), ("prediction", pred))}
-    partners: dict[str, dict[int, tuple[int, float]]] = {"truth": {}, "prediction": {}}
-    for lesion, component, iou in match(labels["truth"][0], labels["prediction"][0]):
-        partners["truth"][lesion], partners["prediction"][component] = (component, iou), (lesion, iou)
-    orientation = io_orientation(affine)
-    axis = int(np.flatnonzero(orientation[:, 0] == 2)[0])
-    slices, upwards = truth.shape[axis], orientation[axis, 1] > 0
-    voxel_ml = float(np.prod(voxel_sizes(affine))) / 1000
+    labels = components(truth)[0], components(pred)[0]
+    pairs = match(*labels)
+    partners = (
+        {lesion: (component, iou) for lesion, component, iou in pairs},
+        {component: (lesion, iou) for lesion, component, iou in pairs},
+    )
     rows = []
-    for name, other in (("truth", pred), ("prediction", truth)):
-        numbers, count = labels[name]
-        boxes = ndimage.find_objects(numbers.astype(np.int32))
-        for number in range(1, count + 1):
-            box = boxes[number - 1]
-            inside = numbers[box] == number
-            indices = np.argwhere(inside) + [side.start for side in box]
-            x, y, z = apply_affine(affine, indices.mean(axis=0))
-            first, last = indices[:, axis].min(), indices[:, axis].max()
-            ends = (first + 1, last + 1) if upwards else (slices - last, slices - first)
-            values = {part: volume[box][inside] for part, volume in maps.items()}
-            partner, iou = partners[name].get(number, (0, 0.0))
-            rows.append(
-                {
-                    "case": case, "mask": name, "lesion": number, "volume_ml": len(indices) * voxel_ml,
-                    "x_mm": float(x), "y_mm": float(y), "z_mm": float(z),
-                    "first_slice": int(ends[0]), "last_slice": int(ends[1]),
-                    **{f"mean_{part}": float(of.mean()) for part, of in values.items()},
-                    **{f"lowest_{part}": float(of.min()) for part, of in values.items() if part != "probability"},
-                    "touches": bool(other[box][inside].any()), "match": partner, "iou": iou,
-                    "dice": 2 * iou / (1 + iou), "matched": partner > 0 and iou >= min_iou, "min_iou": min_iou,
-                }
-            )  # fmt: skip
+    for name, numbers, other, partner_of in zip(("truth", "prediction"), labels, (pred, truth), partners, strict=True):
+        touching = set(numbers[other].tolist())
+        for row in lesions_of(case, numbers, affine, maps):
+            partner, iou = partner_of.get(row["lesion"], (0, 0.0))
+            pair = {
+                "match": partner,
+                "iou": iou,
+                "dice": 2 * iou / (1 + iou),
+                "matched": partner > 0 and iou >= min_iou,
+            }
+            rows.append({**row, "mask": name, "touches": row["lesion"] in touching, **pair, "min_iou": min_iou})
     return rows
 
 

@@ -22,7 +22,7 @@ from .pictures import PRED_COLOUR, TRUTH_COLOUR, SliceView
 from .table import Cell, Table, figures_cell, heading_cell
 from .tables import BASELINES, best_baseline, gain_over, verdict
 
-__all__ = ["provenance", "render_page", "write_report"]
+__all__ = ["lesion_table", "provenance", "render_page", "write_report"]
 
 HERE = Path(__file__).parent
 MOST_LESIONS = 500  # rows of the page's table; lesions.csv has all
@@ -85,8 +85,7 @@ def write_report(
         if probabilities
         else [],
         lesion_plots=[plots.lesion_recall(lesions), plots.lesion_f1(lesions, len(rows))] if lesions else [],
-        lesions=[_lesion(row) for row in sorted(lesions, key=lambda row: -row["volume_ml"])[:MOST_LESIONS]],
-        lesion_count=len(lesions),
+        lesions=lesion_table(lesions),
         training_plots=plots.training_curves(curves or {}),
         ensemble_plot=plots.ensemble_gain(rows),
         case_columns=case_columns(rows[0]),
@@ -224,22 +223,38 @@ def _case(number: int, row: Mapping[str, Any], views: Sequence[SliceView]) -> di
     }
 
 
-def _lesion(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Text and sort key of each cell of the table of lesions."""
+def lesion_table(rows: tables.Rows) -> dict[str, Any]:
+    """Headings and cells (text, sort key) of a table of lesions, the largest first; ``count``: of all ``rows``."""
 
-    def cell(name: str, digits: int) -> tuple[str, Any]:
-        value = row.get(name)
-        return ("–", "") if value is None else (f"{value:.{digits}f}".replace("-", "−"), value)
+    def cells(row: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+        def cell(name: str, digits: int) -> tuple[str, Any]:
+            value = row.get(name)
+            return ("–", "") if value is None else (f"{value:.{digits}f}".replace("-", "−"), value)
 
-    slices = "–".join(dict.fromkeys([str(row["first_slice"]), str(row["last_slice"])]))
-    match = f"{row['match']}" if row["matched"] else f"({row['match']})" if row["match"] else "–"
-    return [
-        (str(row["case"]), str(row["case"])), (row["mask"], row["mask"]), (str(row["lesion"]), row["lesion"]),
-        cell("volume_ml", 2), (", ".join(cell(f"{axis}_mm", 0)[0] for axis in "xyz"), row["z_mm"]),
-        (slices, row["first_slice"]), cell("mean_adc", 0), cell("lowest_adc", 0),
-        cell("mean_z", 1), cell("lowest_z", 1), cell("mean_probability", 2), (match, row["match"] or ""),
-        cell("dice", 2) if row["match"] else ("–", ""),
-    ]  # fmt: skip
+        slices = "–".join(dict.fromkeys([str(row["first_slice"]), str(row["last_slice"])]))
+        found = {
+            "Case": (str(row["case"]), str(row["case"])), "Mask": (row.get("mask", ""), row.get("mask")),
+            "No.": (str(row["lesion"]), row["lesion"]), "Volume (ml)": cell("volume_ml", 2),
+            "Centre (mm)": (", ".join(cell(f"{axis}_mm", 0)[0] for axis in "xyz"), row["z_mm"]),
+            "Slices": (slices, row["first_slice"]), "Mean ADC": cell("mean_adc", 0),
+            "Lowest ADC": cell("lowest_adc", 0), "Mean Z": cell("mean_z", 1), "Lowest Z": cell("lowest_z", 1),
+            "Mean prob.": cell("mean_probability", 2),
+        }  # fmt: skip
+        if "mask" not in row:  # without a truth, of one case
+            return {heading: value for heading, value in found.items() if heading not in ("Case", "Mask")}
+        match = f"{row['match']}" if row["matched"] else f"({row['match']})" if row["match"] else "–"
+        return {
+            **found,
+            "Partner": (match, row["match"] or ""),
+            "Dice with it": cell("dice", 2) if row["match"] else ("–", ""),
+        }
+
+    shown = [cells(row) for row in sorted(rows, key=lambda row: -row["volume_ml"])[:MOST_LESIONS]]
+    return {
+        "count": len(rows),
+        "headings": list(shown[0]) if shown else [],
+        "rows": [list(one.values()) for one in shown],
+    }
 
 
 def _with_unit(name: str, value: float) -> str:

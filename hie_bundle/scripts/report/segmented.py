@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..geometry.brain import brain_of
 from ..geometry.slices import axial, shown_box, upright
 from ..io.files import write_atomically
-from .page import render_page
+from .page import lesion_table, render_page
 from .pictures import PRED_COLOUR, outline_path, png_of
 
 __all__ = ["slices_to_show", "write_case_page", "write_case_picture"]
@@ -89,6 +89,7 @@ def write_case_page(
     figures: Sequence[tuple[str, str]],
     notes: Sequence[str],
     facts: Mapping[str, str],
+    lesions: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write a page that needs nothing else: the figures as tiles, the slices of both maps, where it all came from.
 
@@ -101,6 +102,7 @@ def write_case_page(
         figures: label and value of each tile.
         notes: what is to be known of the input.
         facts: files, weights, versions.
+        lesions: rows of :func:`scripts.evaluation.lesions.lesions_of`.
     """
     shown, lesion, spacing_mm = _upright(maps, mask, affine)
     brain = brain_of(shown["ADC"])
@@ -119,7 +121,7 @@ def write_case_page(
                        "size_mm": size_mm, "area_mm2": float(area.sum()) * pixel_mm[0] * pixel_mm[1]})  # fmt: skip
     page = render_page(
         "segmented.html.jinja", title=title, figures=figures, notes=notes, facts=facts, slices=slices,
-        count=lesion.shape[2], windows=WINDOWS,
+        count=lesion.shape[2], windows=WINDOWS, lesions=lesion_table(lesions),
     )  # fmt: skip
     write_atomically(path, page)
 
