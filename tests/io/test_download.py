@@ -253,7 +253,7 @@ def test_full_disk_before_and_while_writing(tmp_path: Path, serve: Any, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("scripts.data.archive.write_json", full)
+        patch.setattr("scripts.data.fetching.write_json", full)
         with pytest.raises(DatasetError, match=r"disk of .* is full"):
             download(target, server.url, archives(train=data), "train")
     assert leftovers(target) == [".BONBID2023_Train.zip.part"]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from ..io.files import sha256_of, take_lock, write_atomically
+from ..io.files import release_lock, sha256_of, take_lock, write_atomically
 from ..runtime.conditions import differences
 from ..runtime.errors import UserError
 from ..runtime.text import csv_table
@@ -57,12 +57,14 @@ class Shard:
         """
         self.records.mkdir(parents=True, exist_ok=True)
         path = self.records / f"{self.number}_of_{self.count}.jsonl"
+        take_lock(path, f"Another process works on shard {self.number}/{self.count} of {self.output}.")
         with path.open("a", encoding="utf-8") as self._file:
-            if not take_lock(self._file):
-                raise UserError(f"Another process works on shard {self.number}/{self.count} of {self.output}.")
             if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
                 self._file.write("\n")  # of a worker that died while it wrote
-            yield
+            try:
+                yield
+            finally:
+                release_lock(path)
 
     def add(self, row: Mapping[str, Any], maps: Sequence[Path], files: Mapping[str, Path]) -> None:
         """Record a case whose files are there, or what was wrong with it (``error``).

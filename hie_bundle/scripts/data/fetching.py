@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import errno
-import http.client
+import json
 import shutil
+import stat
 import time
-import urllib.error
-import urllib.request
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from ..io.files import sha256_of
+from ..io.files import sha256_of, write_json
 from ..runtime.errors import DatasetError
-from .archive import MANIFEST, ArchiveError, differences, unpack
 from .layout import SPLITS, find_cases
 
 __all__ = ["download"]
 
-_CHUNK = 1 << 18
+MANIFEST = ".download.json"  # in a split's folder: size and CRC-32 of each file
+_BAR = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": None}
 
 
 class _Broken(Exception):
     """The connection ended early or could not be made; another try may go on from there."""
+
+
+class _ArchiveError(ValueError):
+    """An archive that must not be unpacked, or cannot be."""
 
 
 def download(
@@ -71,16 +75,28 @@ def download(
     root = Path(dataset_dir)
     for split in wanted:
         name, sha256 = archives[split]["name"], archives[split]["sha256"].lower()
-        folder = root / Path(name).stem
-        if _is_there(folder):
+        folder, part, url = root / Path(name).stem, root / f".{name}.part", f"{base_url.rstrip('/')}/{name}"
+        if folder.exists():
+            _require_unchanged(folder)
             print(f"{folder}: already there and verified")
             continue
-        part = root / f".{name}.part"
         try:
             root.mkdir(parents=True, exist_ok=True)
-            _fetch(f"{base_url.rstrip('/')}/{name}", part, sha256, tries, pause_s, timeout_s, max_archive_bytes)
-            unpack(part, folder)
-        except ArchiveError as error:
+            # what was there may be complete, since the disk was full when it was unpacked; or of another file
+            for attempt in range(2):
+                resumed = _size(part) > 0
+                if attempt or not resumed or sha256_of(part) != sha256:
+                    _complete(url, part, tries, pause_s, timeout_s, max_archive_bytes)
+                if (found := sha256_of(part)) == sha256:
+                    break
+                part.unlink()
+                if not resumed:
+                    raise DatasetError(
+                        f"{url} is not the file it should be: its sha256 is {found}, not {sha256}. It was removed "
+                        "again. Try later, or another base_url."
+                    )
+            _unpack(part, folder)
+        except _ArchiveError as error:
             raise DatasetError(f"{name} was fetched to {part}, but {error}. Nothing was unpacked.") from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -89,53 +105,22 @@ def download(
                 ) from error
             raise DatasetError(f"{error.filename or root} cannot be written ({error.strerror or error}).") from error
         part.unlink()
-        cases = find_cases(folder)
-        print(f"{folder}: {len(cases)} cases, verified")
+        print(f"{folder}: {len(find_cases(folder))} cases, verified")
 
 
-def _is_there(folder: Path) -> bool:
-    if not folder.exists():
-        return False
-    try:
-        lines = differences(folder)
-    except (OSError, ValueError, TypeError):
-        lines = [f"it was not made by this command (no {MANIFEST} in it that can be read)"]
-    if lines:
-        more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
-        raise DatasetError(
-            f"{folder} is there, but cannot be verified. Move it away and run the command again to fetch it anew.\n  "
-            + "\n  ".join(lines[:10] + more)
-        )
-    return True
-
-
-def _fetch(url: str, part: Path, sha256: str, tries: int, pause_s: float, timeout_s: float, max_bytes: int) -> None:
-    """Complete ``part`` and compare its checksum; what does not match is removed."""
-    resumed = part.exists() and part.stat().st_size > 0
-    if resumed and sha256_of(part) == sha256:  # complete, but not unpacked: the disk was full, say
-        return
-    _complete(url, part, tries, pause_s, timeout_s, max_bytes)
-    found = sha256_of(part)
-    if found != sha256 and resumed:  # what was there may have been of another file
-        part.unlink()
-        _complete(url, part, tries, pause_s, timeout_s, max_bytes)
-        found = sha256_of(part)
-    if found != sha256:
-        part.unlink()
-        raise DatasetError(
-            f"{url} is not the file it should be: its sha256 is {found}, not {sha256}. It was removed again. "
-            "Try later, or another base_url."
-        )
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _complete(url: str, part: Path, tries: int, pause_s: float, timeout_s: float, max_bytes: int) -> None:
+    """Fetch what ``part`` lacks; give up after some tries without progress."""
     left, wait_s = tries, pause_s
     while True:
-        before = part.stat().st_size if part.exists() else 0
+        before = _size(part)
         try:
             return _transfer(url, part, timeout_s, max_bytes)
         except _Broken as error:
-            after = part.stat().st_size if part.exists() else 0
+            after = _size(part)
             left, wait_s = (tries, pause_s) if after > before else (left - 1, wait_s * 2)
             if left <= 0:
                 kept = f" {after} bytes are kept; the same command goes on from there." if after else ""
@@ -145,63 +130,105 @@ def _complete(url: str, part: Path, tries: int, pause_s: float, timeout_s: float
 
 def _transfer(url: str, part: Path, timeout_s: float, max_bytes: int) -> None:
     """One connection: append to ``part`` what it lacks, or begin anew if the server cannot resume."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    import requests
+
+    have = _size(part)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            resumes = response.status == 206 and _range_start(response) == have
-            if have and not resumes:
-                if response.status == 206:  # some other part of the file
-                    part.unlink()
-                    raise _Broken("the server resumes at another place")
-                have = 0
-            length = response.headers.get("Content-Length")
-            missing = int(length) if length and length.isdigit() else None
-            if have + (missing or 0) > max_bytes:
-                raise DatasetError(f"{url} has {have + (missing or 0)} bytes; at most {max_bytes} are fetched.")
-            if missing is not None and missing > shutil.disk_usage(part.parent).free:
-                raise OSError(errno.ENOSPC, "not enough room", str(part))
-            with part.open("ab" if have else "wb") as sink:
-                received = _copy(response, sink, have, missing, part.name.strip("."), max_bytes, url)
-            if missing is not None and received < missing:
-                raise _Broken(f"the connection ended after {have + received} of {have + missing} bytes")
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is missing, or the file is another one
-            if error.headers.get("Content-Range", "").rpartition("/")[2] != str(have):
+        with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as response:
+            status, range_of = response.status_code, response.headers.get("Content-Range", "")
+            if status == 416 and have and range_of.rpartition("/")[2] == str(have):
+                return  # nothing is missing
+            if have and status in (206, 416) and not range_of.startswith(f"bytes {have}-"):
                 part.unlink()
-                raise _Broken("the server's file is shorter than what was there") from error
-            return
-        if error.code in (408, 429) or error.code >= 500:
-            raise _Broken(f"the server answers {error.code} {error.reason}") from error
-        raise DatasetError(f"{url} cannot be fetched: the server answers {error.code} {error.reason}.") from error
-    except urllib.error.URLError as error:
-        raise _Broken(f"no connection ({error.reason})") from error
-    except (http.client.HTTPException, TimeoutError, ConnectionError) as error:  # before the first byte
-        raise _Broken(f"no answer ({type(error).__name__})") from error
+                raise _Broken("the server's file is another one than what was there")
+            if status in (408, 429) or status >= 500:
+                raise _Broken(f"the server answers {status} {response.reason}")
+            if status not in (200, 206):
+                raise DatasetError(f"{url} cannot be fetched: the server answers {status} {response.reason}.")
+            have = have if status == 206 else 0
+            length = response.headers.get("Content-Length", "")
+            total = have + int(length) if length.isdigit() else None
+            if (total or 0) > max_bytes:
+                raise DatasetError(f"{url} has {total} bytes; at most {max_bytes} are fetched.")
+            if total is not None and total - have > shutil.disk_usage(part.parent).free:
+                raise OSError(errno.ENOSPC, "not enough room", str(part))
+            response.raw.enforce_content_length = False  # a short answer is kept, and counted below
+            bar = tqdm(total=total, initial=have, desc=part.name.strip("."), **_BAR)
+            with bar, part.open("ab" if have else "wb", buffering=0) as sink:
+                for chunk in response.iter_content(1 << 18):
+                    have += sink.write(chunk)
+                    bar.update(len(chunk))
+                    if have > max_bytes:
+                        raise DatasetError(f"{url} is larger than {max_bytes} bytes.")
+            if total is not None and have < total:
+                raise _Broken(f"the connection ended after {have} of {total} bytes")
+    except requests.RequestException as error:
+        raise _Broken(f"no connection ({type(error).__name__})") from error
 
 
-def _range_start(response: http.client.HTTPResponse) -> int | None:
-    start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return int(start) if start.isdigit() else None
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip file into a folder that does not exist yet, with a manifest; a single top folder is skipped."""
+    temporary = folder.with_name(f".{folder.name}.unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = _members(file)
+            top = {path.parts[0] for path in members}
+            skip = 1 if len(top) == 1 and all(len(path.parts) > 1 for path in members) else 0
+            total = sum(info.file_size for info in members.values())
+            if total > shutil.disk_usage(folder.parent).free:
+                raise OSError(errno.ENOSPC, "not enough room", str(folder))
+            with tqdm(total=total, desc=folder.name, **_BAR) as bar:
+                for path, info in members.items():  # zipfile reads no more than the declared size, and checks the CRC
+                    if Path(file.extract(info, temporary)).stat().st_size != info.file_size:
+                        raise _ArchiveError(f"its member {path} is shorter than declared")
+                    bar.update(info.file_size)
+        inner = temporary / top.pop() if skip else temporary
+        sizes = {str(PurePosixPath(*path.parts[skip:])): [i.file_size, i.CRC] for path, i in members.items()}
+        write_json(inner / MANIFEST, sizes)
+        inner.replace(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise _ArchiveError(f"it cannot be unpacked ({error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _copy(
-    response: IO[bytes], sink: IO[bytes], have: int, missing: int | None, name: str, max_bytes: int, url: str
-) -> int:
-    """Copy the response to the file; the number of bytes received."""
-    received = 0
-    total = None if missing is None else have + missing
-    with tqdm(total=total, initial=have, desc=name, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
-        while True:
-            try:
-                chunk = response.read(_CHUNK)
-            except (OSError, http.client.HTTPException) as error:
-                raise _Broken(f"the connection broke ({type(error).__name__})") from error
-            if not chunk:
-                break
-            sink.write(chunk)
-            received += len(chunk)
-            bar.update(len(chunk))
-            if have + received > max_bytes:
-                raise DatasetError(f"{url} is larger than {max_bytes} bytes.")
-    return received
+def _members(file: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """The files to unpack, by their path, without those that macOS adds; what zipfile would rename is refused."""
+    members: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    for info in file.infolist():
+        name = info.orig_filename
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or any(c in name for c in "\\:\0") or not path.parts:
+            raise _ArchiveError(f"its member {name!r} would lie outside the folder")
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise _ArchiveError(f"its member {name!r} is a link or a device")
+        if not (info.is_dir() or "__MACOSX" in path.parts or path.name == ".DS_Store"):
+            members[path] = info
+    if not members:
+        raise _ArchiveError("it is empty")
+    return members
+
+
+def _require_unchanged(folder: Path) -> None:
+    """Stop where a folder is not as it was unpacked."""
+    lines = []
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        with tqdm(total=sum(size for size, _ in manifest.values()), desc=f"verifying {folder.name}", **_BAR) as bar:
+            for name, (size, crc) in manifest.items():
+                path = folder / name
+                if not path.is_file():
+                    lines.append(f"{path} is missing")
+                elif path.stat().st_size != size or zlib.crc32(path.read_bytes()) != crc:
+                    lines.append(f"{path} was changed")
+                bar.update(size)
+    except (OSError, ValueError, TypeError, AttributeError):
+        lines = [f"it was not made by this command (no {MANIFEST} in it that can be read)"]
+    if lines:
+        more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+        raise DatasetError(
+            f"{folder} is there, but cannot be verified. Move it away and run the command again to fetch it anew.\n  "
+            + "\n  ".join(lines[:10] + more)
+        )

@@ -9,24 +9,21 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import lock_descriptor
 
 from ..runtime.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: there two processes that want one lock are not told apart
-    fcntl = None  # type: ignore[assignment]
-
-
 __all__ = [
-    "atomic_path", "clean", "seen_from", "sha256_of", "take_lock", "try_writing", "whole_folder", "write_atomically",
-    "write_json",
+    "atomic_path", "clean", "release_lock", "seen_from", "sha256_of", "take_lock", "try_writing",
+    "whole_folder", "write_atomically", "write_json",
 ]  # fmt: skip
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
+_locks: dict[Path, int] = {}
 
 
 @contextmanager
@@ -139,19 +136,54 @@ def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
     write_atomically(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
 
 
-def take_lock(file: IO[Any]) -> bool:
-    """Take the lock of an open file, which lasts until all who have inherited it have closed it.
+def take_lock(path: str | Path, busy: str, again: bool = False) -> int:
+    """Keep other processes off what a file stands for, until :func:`release_lock` or the end of this process.
 
-    Returns:
-        False if another process has it.
+    Processes that inherit the returned file descriptor keep the lock, too; those that are forked to load data do not.
+
+    Args:
+        path: of the lock file, made if needed.
+        busy: message if the lock is taken.
+        again: this process may have it already.
+
+    Raises:
+        UserError: when it is taken.
     """
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    path = Path(path).absolute()
+    if path in _locks and not again:
+        raise UserError(busy)
+    while path not in _locks:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        taken = lock_descriptor(file, blocking=False)
+        # its last owner may have removed the file in between
+        if taken and path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+            _locks[path] = file
+            break
+        os.close(file)
+        if not taken:
+            raise UserError(busy)
+    return _locks[path]
+
+
+def release_lock(path: str | Path, remove: bool = False) -> None:
+    """Release a lock of this process, if it has it; remove its file and the folder, if that is empty, on request."""
+    path = Path(path).absolute()
+    if (file := _locks.pop(path, None)) is None:
+        return
+    if remove:
+        with suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()
+    os.close(file)
+
+
+def _forget_locks() -> None:
+    for path in list(_locks):
+        release_lock(path)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 def sha256_of(*paths: str | Path) -> str:

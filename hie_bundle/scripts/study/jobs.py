@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from ..io.files import take_lock
+from ..io.files import release_lock, take_lock
 from ..runtime.errors import UserError, choose
 
 __all__ = ["EXECUTORS", "Cluster", "Job", "Processes", "exclusive", "run_jobs"]
@@ -77,13 +77,14 @@ def exclusive(folder: Path) -> Iterator[int]:
         UserError: when another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
-        if not take_lock(file):
-            raise UserError(
-                f"Another study works in {folder}, or a training that it started still does. Wait for its end, "
-                "or choose another --output_dir."
-            )
-        yield file.fileno()
+    busy = (
+        f"Another study works in {folder}, or a training that it started still does. Wait for its end, or choose "
+        "another --output_dir."
+    )
+    try:
+        yield take_lock(folder / ".lock", busy)
+    finally:
+        release_lock(folder / ".lock")
 
 
 def run_jobs(jobs: Sequence[Job], executor: Executor) -> dict[str, str]:
