@@ -84,7 +84,7 @@ def write_scan(
     require_highdicom()  # it is missed here, not after minutes
     with whole_folder(output_dir, left=".png") as work:
         segmenter = Segmenter(weights)
-        found_series = read_folder(folders[0], series)
+        found_series = read_folder(folders[0], series, work=work)
         found, source = adc_from_dicom(found_series, **(adc or {}))
         source_images(source)  # what it lacks is an error here, not after minutes
         b0: Volume | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -16,12 +17,14 @@ from typing import Any
 from filelock import lock_descriptor
 
 from ..runtime.errors import UserError
+from ..runtime.interruption import removed_at_signals
 
 __all__ = [
-    "atomic_path", "clean", "release_lock", "seen_from", "sha256_of", "take_lock", "try_writing",
+    "atomic_path", "clean", "hidden_folder", "release_lock", "seen_from", "sha256_of", "take_lock", "try_writing",
     "whole_folder", "write_atomically", "write_json",
 ]  # fmt: skip
 
+_LOCK = ".lock"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
 _locks: dict[Path, int] = {}
 
@@ -76,11 +79,36 @@ def clean(folder: Path) -> None:
 
 
 @contextmanager
+def hidden_folder(path: str | Path) -> Iterator[Path]:
+    """A folder for this user alone beside ``path``, removed at the end of the block, and at SIGTERM and SIGHUP.
+
+    What an earlier process left there for the same ``path``, when it was killed, is removed first; its lock tells it
+    from a process that works beside this one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for lock in path.parent.glob(f".????????.{glob.escape(path.name)}/{_LOCK}"):
+        with suppress(UserError, OSError):  # at work, another user's, or gone
+            take_lock(lock, f"{lock.parent} is in use.")
+            shutil.rmtree(lock.parent, ignore_errors=True)
+            release_lock(lock)
+    work = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    work.mkdir(mode=0o700)
+    with removed_at_signals(work):
+        try:
+            take_lock(work / _LOCK, f"{work} is in use.")
+            yield work
+        finally:
+            release_lock(work / _LOCK)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
 def whole_folder(path: str | Path, left: str) -> Iterator[Path]:
-    """A folder beside ``path`` that takes its name when the block ends without an error.
+    """A hidden folder beside ``path`` that takes its name when the block ends without an error.
 
     After a :class:`UserError` ``path`` has the files with the extension ``left`` alone (the pictures to see why), if
-    there are any; its message names ``path`` for the temporary folder.
+    there are any; its message names ``path`` for the hidden folder.
 
     Args:
         path: must not be there yet, but for what a refusal left.
@@ -92,15 +120,17 @@ def whole_folder(path: str | Path, left: str) -> Iterator[Path]:
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(one.suffix != left for one in folder.iterdir())):
         raise UserError(f"{folder} is there already; name another folder for the results.")
-    work = folder.with_name(f".{uuid.uuid4().hex[:8]}.{folder.name}")
-    work.mkdir(parents=True)
 
-    def take_place() -> None:
+    def take_place(work: Path) -> None:
         if folder.exists():  # what an earlier refusal left
             shutil.rmtree(folder)
-        work.rename(folder)
+        release_lock(work / _LOCK)
+        (work / _LOCK).unlink(missing_ok=True)
+        folder.mkdir()  # with the rights that the user's folders have
+        work.chmod(folder.stat().st_mode)
+        work.replace(folder)
 
-    try:
+    with hidden_folder(folder) as work:
         try:
             yield work
         except UserError as error:
@@ -108,11 +138,9 @@ def whole_folder(path: str | Path, left: str) -> Iterator[Path]:
                 if one.suffix != left:
                     one.unlink()
             if any(work.iterdir()):
-                take_place()
+                take_place(work)
             raise UserError(str(error).replace(str(work), str(folder))) from error
-        take_place()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        take_place(work)
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:

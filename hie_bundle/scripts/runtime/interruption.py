@@ -6,16 +6,18 @@ import atexit
 import logging
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-__all__ = ["Interruption", "end_process", "stop_if_asked"]
+__all__ = ["Interruption", "end_process", "removed_at_signals", "stop_if_asked"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5.0  # for the next step: a backward pass on a CPU may take half a minute, a scheduler waits for less
@@ -41,6 +43,31 @@ def end_process(status: int) -> None:
     """End this process and its children at once, whatever its threads do."""
     _kill_children()
     os._exit(status)
+
+
+@contextmanager
+def removed_at_signals(folder: Path) -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP remove a folder before they end the process and its children.
+
+    A handler that raises would land in whatever Python is doing, and SIGINT does what it did before. A signal that is
+    ignored, as SIGHUP by ``nohup``, stays so; nothing is done in other threads than the main one.
+    """
+
+    def end(number: int, _: Any) -> None:
+        _kill_children()
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"\nStopped by {signal.Signals(number).name}; nothing was written.", file=sys.stderr, flush=True)
+        end_process(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.signal(number, end) for number in numbers if signal.getsignal(number) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave(status: int) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.checks import grid_difference
+from ..io.files import hidden_folder
 from ..io.volumes import Volume
 from ..runtime.errors import UserError
-from .inputs import B0_MAX, unit_of
+from .inputs import B0_MAX, GRID_TOLERANCE_MM, unit_of
 
 __all__ = ["Series", "left_out", "listed", "read_folder", "require_highdicom", "require_pydicom"]
 
@@ -140,13 +143,16 @@ def require_highdicom() -> Any:
     return highdicom
 
 
-def read_folder(folder: str | Path, numbers: Sequence[int] = (), strict: bool = True) -> list[Series]:
+def read_folder(
+    folder: str | Path, numbers: Sequence[int] = (), strict: bool = True, work: Path | None = None
+) -> list[Series]:
     """Read all MR series below a folder. Series that are not used have kind ``other`` and a reason.
 
     Args:
         folder: with DICOM files of any name.
         numbers: of the series to read; all if empty.
         strict: raise for a series that is damaged; else leave it out with the reason.
+        work: folder for dcm2niix's files; None for the system's temporary folder.
 
     Raises:
         UserError: without an MR image; for images of more than one patient or study; naming a series that is damaged,
@@ -161,15 +167,16 @@ def read_folder(folder: str | Path, numbers: Sequence[int] = (), strict: bool = 
     if unknown := set(numbers) - set(there):
         raise UserError(f"There is no series {sorted(unknown)[0]}; there are {', '.join(map(str, there))}.")
     found = [Series("other", number, reason=reason) for number, reason in others]
-    for members in groups.values():
-        if numbers and _number(members[0]) not in numbers:
-            continue
-        try:
-            found += _read(members)
-        except UserError as error:
-            if strict:
-                raise
-            found.append(Series("other", _number(members[0]), reason=str(error)))
+    with nullcontext(work) if work else hidden_folder(Path(tempfile.gettempdir()) / "hie_bundle") as place:
+        for members in groups.values():
+            if numbers and _number(members[0]) not in numbers:
+                continue
+            try:
+                found.append(_read(members, place))
+            except UserError as error:
+                if strict:
+                    raise
+                found.append(Series("other", _number(members[0]), reason=str(error)))
     return sorted(found, key=lambda one: (one.number, one.kind))
 
 
@@ -296,44 +303,50 @@ def _no_image(header: Header) -> str:
     return ""
 
 
-def _read(members: list[Header]) -> list[Series]:
-    """The volumes of the images of one group."""
+def _read(members: list[Header], work: Path) -> Series:
+    """The volumes of the images of one group; dcm2niix writes in ``work``."""
     first = members[0]
     kind, reason = _kind(members)
     number = _number(first)
     if kind == "other":
-        return [Series("other", number, reason=reason)]
+        return Series("other", number, reason=reason)
     name = f"Series {number}"
     pixels = sum(int(h.Rows) * int(h.Columns) * _int(h, "NumberOfFrames", 1) for h in members)
     if 4 * pixels > MAX_BYTES:
         raise UserError(f"{name} declares {4 * pixels / 1e9:.0f} GB of voxels, more than is read.")
     packed = _packed(first)
     if not packed and len({tuple(h.get("ImagePositionPatient") or ()) for h in members}) < 2:
-        return [Series("other", number, reason="one slice only")]
-    if not packed:
-        _require_whole(members, name)
-    found = []
-    for array, affine, side, b_values in _converted(members, name):
-        count = array.shape[-1]
-        stated = {_b_value(header) for header in members}
-        if b_values is None or (not any(b_values) and stated == {None}):  # dcm2niix writes 0 where nothing is stated
-            b_values = [stated.pop()] * count if len(stated) == 1 else [None] * count
-        if not packed and kind == "adc" and count > 1:
-            raise UserError(f"{name} (adc) has {count} images of each slice; one is needed.")
-        one = Series(
-            kind, number, tuple(b_values), array, affine, _sources(members, affine, packed),
-            1e3 * side["EchoTime"] if "EchoTime" in side else None, str(side.get("PhaseEncodingDirection", "")),
-        )  # fmt: skip
-        if kind == "adc":
-            one = _mapped(one, side)
-        if kind == "derived":
-            one = _judged(one, first)
-        elif kind != "adc" and not one.indices(b0=False):
-            plain = any(b is not None for b in one.b_values)
-            if not (_is_echo_planar(first) if plain else _says_diffusion(first)):
-                one = replace(one, kind="other", reason="no diffusion weighting")
-        found.append(one)
-    return found
+        return Series("other", number, reason="one slice only")
+    volumes = [[header] for header in sorted(members, key=_order)] if packed else _volumes(members, name)
+    if not packed and kind == "adc" and len(volumes) > 1:
+        raise UserError(f"{name} (adc) has {len(volumes)} images of each slice; one is needed.")
+    found = [_converted(volume, name, work) for volume in volumes]
+    if not packed and any(part[0].shape[2:] != (len(volume), 1) for part, volume in zip(found, volumes, strict=True)):
+        raise UserError(f"{name}: dcm2niix does not take all of its slices for one volume. Convert them to NIfTI.")
+    array, affine, side, _ = found[0]
+    for other in found[1:]:
+        if difference := grid_difference(Volume(array, affine), Volume(other[0], other[1]), GRID_TOLERANCE_MM):
+            raise UserError(f"{name} mixes volumes of different grids: {difference}.")
+    weighted = any((b or 0) > B0_MAX for *_, values in found for b in values)
+    b_values: list[float | None] = []
+    for volume, (*_, known) in zip(volumes, found, strict=True):
+        # For GE's b = 0 the header may state the b-value of the directions: dcm2niix looks at the gradient.
+        values = known if weighted else [_b_value(volume[0])] * len(known)
+        b_values += [0.0 if b is None and weighted else b for b in values]
+    sources = min(volumes, key=lambda volume: _b_value(volume[0]) or 0)
+    one = Series(
+        kind, number, tuple(b_values), np.concatenate([part[0] for part in found], axis=-1), affine, tuple(sources),
+        1e3 * side["EchoTime"] if "EchoTime" in side else None, str(side.get("PhaseEncodingDirection", "")),
+    )  # fmt: skip
+    if kind == "adc":
+        return _mapped(one, side)
+    if kind == "derived":
+        return _judged(one, first)
+    if not one.indices(b0=False):
+        plain = any(b is not None for b in one.b_values)
+        if not (_is_echo_planar(first) if plain else _says_diffusion(first)):
+            return replace(one, kind="other", reason="no diffusion weighting")
+    return one
 
 
 def _judged(one: Series, header: Header) -> Series:
@@ -521,8 +534,17 @@ def _positions(members: Sequence[Header]) -> dict[float, list[Header]]:
     return dict(sorted(places.items()))
 
 
-def _require_whole(members: Sequence[Header], name: str) -> None:
-    """Raise an error where slices do not make up volumes; dcm2niix only warns."""
+def _order(header: Header) -> tuple[int, int]:
+    return _int(header, "InstanceNumber"), _int(header, "AcquisitionNumber")
+
+
+def _volumes(members: Sequence[Header], name: str) -> list[list[Header]]:
+    """Single slices as volumes of one b-value, each in the order of Z. dcm2niix would go by the instance numbers, which
+    may be missing, double, or in another order at each slice.
+
+    Raises:
+        UserError: where slices do not make up volumes.
+    """
     geometry = np.array(
         [
             (*_numbers(h, "ImageOrientationPatient", 6), *_numbers(h, "PixelSpacing", 2), int(h.Rows), int(h.Columns))
@@ -559,32 +581,44 @@ def _require_whole(members: Sequence[Header], name: str) -> None:
         shift = _numbers(places[at][0], "ImagePositionPatient", 3) - origin
         if np.linalg.norm(shift - normal * np.dot(normal, shift)) > 0.5:
             raise UserError(f"{name} is sheared (a gantry tilt): its slices do not lie above each other.")
+    rows = [sorted(places[at], key=_order) for at in order]
+    double = any(len({_order(header) for header in row}) < usual for row in rows)
+    if double or not _of_one_b_value(rows):
+        # Which direction an image has does not matter: those of one b-value are averaged.
+        rows = [sorted(row, key=lambda header: (_b_value(header) or 0, *_order(header))) for row in rows]
+        known = {_b_value(header) for row in rows for header in row}
+        if not _of_one_b_value(rows) or (double and (None in known or len(known) < 2)):
+            raise UserError(
+                f"{name} has {usual} images of each slice, and neither InstanceNumber nor the b-values tell which of "
+                "them are one volume. Export the series again, or convert it to NIfTI."
+            )
+    return [list(volume) for volume in zip(*rows, strict=True)]
 
 
-def _sources(members: Sequence[Header], affine: NDArray[np.float64], packed: bool) -> tuple[Header, ...]:
-    """The images of one volume with the least b-value, in the order of Z."""
-
-    def least(header: Header) -> tuple[float, int]:
-        b_value = _b_value(header)
-        return (0.0 if b_value is None else b_value), _int(header, "InstanceNumber")
-
-    if packed:
-        return (min(members, key=least),)
-    return tuple(min(there, key=least) for there in _positions(members).values())
+def _of_one_b_value(rows: Sequence[Sequence[Header]]) -> bool:
+    """Whether the images of each column have one b-value, as far as scanners state it."""
+    stated = np.array([[-1e3 if (b := _b_value(header)) is None else b for header in row] for row in rows])
+    return bool((np.ptp(stated, axis=0) <= np.maximum(B0_MAX, 0.05 * stated.max(0))).all())
 
 
 def _converted(
-    members: Sequence[Header], name: str
-) -> list[tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any], list[float | None] | None]]:
-    """What dcm2niix makes of some images: values (X, Y, Z, N), affine, its sidecar, b-values if it knows any."""
+    members: Sequence[Header], name: str, work: Path
+) -> tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any], list[float | None]]:
+    """What dcm2niix makes of a volume or a file: values (X, Y, Z, N), affine, sidecar, b-values (None if unknown)."""
     import dcm2niix
 
-    with tempfile.TemporaryDirectory(prefix="hie_bundle_") as place:
+    with tempfile.TemporaryDirectory(dir=work) as place:
         into, out = Path(place) / "in", Path(place) / "out"
         into.mkdir()
         out.mkdir()
+        steps = np.diff([_int(header, "InstanceNumber") for header in members])
         for number, header in enumerate(members):
             source, link = Path(header.filename).resolve(), into / f"{number:06d}.dcm"
+            if not ((steps > 0).all() or (steps < 0).all()):  # dcm2niix splits or drops Siemens' slices by it
+                image = require_pydicom().dcmread(source)
+                image.InstanceNumber = number + 1
+                image.save_as(link)
+                continue
             try:
                 link.symlink_to(source)
             except OSError:  # Windows without the privilege
@@ -601,27 +635,26 @@ def _converted(
                 f"{name}: dcm2niix makes no volume of its images (exit code {done.returncode}). The files are damaged, "
                 "or compressed in a way that it does not know."
             )
-        found = []
-        for path in files:
-            image = nib.load(path)
-            values = np.asarray(image.dataobj, dtype=np.float32)  # type: ignore[attr-defined]
-            affine = np.array(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
-            if values.ndim not in (3, 4) or values.shape[2] < 2:
-                continue
-            values = values.reshape(*values.shape[:3], -1)
-            values, affine = _flipped(values, affine, 1)  # dcm2niix reverses the rows
-            if np.linalg.det(affine[:3, :3]) < 0:
-                values, affine = _flipped(values, affine, 2)
-            side = json.loads(path.with_suffix(".json").read_text(encoding="utf-8", errors="replace"))
-            file = path.with_suffix(".bval")
-            b_values = [float(word) for word in file.read_text().split()] if file.exists() else None
-            if b_values is not None and len(b_values) != values.shape[-1]:
-                raise UserError(f"{name}: dcm2niix finds {len(b_values)} b-values for {values.shape[-1]} volumes.")
-            found.append((values, affine, side, b_values))
-        if len(found) != 1:
-            what = "no volume of several slices" if not found else f"{len(found)} volumes of different kinds"
+        loaded: dict[Path, Any] = {path: nib.load(path) for path in files}
+        stacks = {path: image for path, image in loaded.items() if image.ndim in (3, 4) and image.shape[2] > 1}
+        if len(stacks) != 1:
+            what = "no volume of several slices" if not stacks else f"{len(stacks)} volumes of different kinds"
             raise UserError(f"{name}: dcm2niix makes {what} of its images. Convert them to NIfTI and choose.")
-        return found  # type: ignore[return-value]
+        ((path, image),) = stacks.items()
+        values = np.asarray(image.dataobj, dtype=np.float32)
+        affine = np.array(image.affine, dtype=np.float64)
+        side = json.loads(path.with_suffix(".json").read_text(encoding="utf-8", errors="replace"))
+        file = path.with_suffix(".bval")
+        b_values: list[float | None] = [float(word) for word in file.read_text().split()] if file.exists() else []
+    if not np.isfinite(affine).all():
+        raise UserError(f"{name}: dcm2niix finds no geometry in its images.")
+    values = values.reshape(*values.shape[:3], -1)
+    values, affine = _flipped(values, affine, 1)  # dcm2niix reverses the rows
+    if np.linalg.det(affine[:3, :3]) < 0:
+        values, affine = _flipped(values, affine, 2)
+    if b_values and len(b_values) != values.shape[-1]:
+        raise UserError(f"{name}: dcm2niix finds {len(b_values)} b-values for {values.shape[-1]} volumes.")
+    return values, affine, side, b_values or [None] * values.shape[-1]
 
 
 def _flipped(values: NDArray[Any], affine: NDArray[np.float64], axis: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
