@@ -167,6 +167,7 @@ def test_the_recipe_is_the_same_in_training_and_inference() -> None:
         (["strong", "strong_cpu"], "training"),
         (["strong", "strong_cpu", "pretrain"], "pretraining"),
         (["strong", "strong_cpu", "fine_tune"], "training"),
+        (["strong", "strong_cpu", "soft_labels"], "training"),
         (["evaluate", "strong", "strong_cpu"], "evaluating"),
         (["study", "strong", "strong_cpu"], "loss_study"),
     ],

@@ -31,6 +31,7 @@ from surface_distance import (
 )
 
 from scripts import data, report
+from scripts.data.mask_files import find_masks
 from scripts.geometry.spacing import spacing_of
 from scripts.io.volumes import read_volume
 from scripts.report import scoring
@@ -226,7 +227,7 @@ def test_names_that_are_understood(cohort: tuple[Path, Path, list[dict[str, Any]
 def test_the_longest_id_in_a_name_counts(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "a-b.nii.gz", "xa.nii.gz", "a1.nii.gz", "b_lesion.nii.gz", "my b.nii.gz"):
         (tmp_path / name).touch()
-    found = scoring.find_predictions(tmp_path, ["a", "a-b", "b", "c"])
+    found = find_masks(tmp_path, ["a", "a-b", "b", "c"])
     names = {case: [path.name for path in paths] for case, paths in found.items()}
     assert names == {"a": ["a.nii.gz"], "a-b": ["a-b.nii.gz"], "b": ["b_lesion.nii.gz"], "c": []}
 

@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd, Resized
 
 from scripts.data.layout import case_of_file_name, file_name, find_cases
-from scripts.report.scoring import find_predictions
+from scripts.data.mask_files import find_masks
 from scripts.runtime.errors import UserError
 from scripts.transforms.loading import LoadMapsd
 from scripts.transforms.masks import SaveMaskd
@@ -50,7 +50,7 @@ def test_no_case_loses_its_mask_to_another(tmp_path: Path, extension: str) -> No
     for case, mask in masks.items():
         save({"pred": mask, "case": case})
     assert len(list(tmp_path.iterdir())) == len(IDS)
-    found = find_predictions(tmp_path, IDS)
+    found = find_masks(tmp_path, IDS)
     for case, mask in masks.items():
         (path,) = found[case]
         written = sitk.GetArrayFromImage(sitk.ReadImage(os.fsencode(path).decode("utf-8", "surrogateescape")))

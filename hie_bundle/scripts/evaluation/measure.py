@@ -17,7 +17,7 @@ __all__ = ["DIRECTIONS", "FAMILIES", "MEASURES", "Family", "Measure", "measured_
 DIRECTIONS = ("higher", "lower", "zero", "")
 GRIDS = ("native", "resampled")
 # whose definition it is; `shared` is everybody's, `case` is not of a prediction on a grid
-GROUPS = ("shared", "challenge", "paper", "further", "baseline", "case")
+GROUPS = ("shared", "challenge", "paper", "further", "readers", "baseline", "case")
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from . import calibration, metrics  # noqa: F401
+from . import calibration, metrics, readers  # noqa: F401
 from .measure import MEASURES, Measure
 
 __all__ = ["MEASURES", "Measure", "column"]
 
-_MEMBER = re.compile(r"member_(\d+)_dice")
+_NUMBERED = re.compile(r"(member|reader)_(\d+)_dice")
 
 
 def column(name: str) -> Measure:
@@ -23,8 +23,9 @@ def column(name: str) -> Measure:
     Raises:
         ValueError: when nobody registered it.
     """
-    if match := _MEMBER.fullmatch(name):
-        return replace(MEASURES["dice"], name=name, label=f"Dice of model {match[1]}", group="baseline", in_cases=False)
+    if match := _NUMBERED.fullmatch(name):
+        label, group = {"member": ("Dice of model", "baseline"), "reader": ("Dice against reader", "readers")}[match[1]]
+        return replace(MEASURES["dice"], name=name, label=f"{label} {match[2]}", group=group, in_cases=False)
     bare = name.removeprefix("native_").removeprefix("resampled_")
     known = MEASURES.get(name) or MEASURES.get(bare)
     if known is None:

@@ -15,10 +15,12 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 
 from .. import data, report
+from ..data.mask_files import Readers
 from ..evaluation import metrics
 from ..evaluation.baselines import Baselines, FittedBaselines
 from ..evaluation.calibration import CaseProbabilities, read_threshold, write_thresholds
 from ..evaluation.lesions import LESION_COLUMNS, case_lesions, detection
+from ..evaluation.readers import reader_metrics
 from ..geometry.brain import brain_of
 from ..geometry.slices import upright
 from ..geometry.spacing import spacing_of
@@ -60,6 +62,7 @@ class CaseEvaluation:
             :func:`scripts.evaluation.metrics.lesion_metrics`.
         lesion_iou: IoU from which a predicted component matches a lesion, see :func:`.case_lesions`.
         baselines: methods without a deep network; None takes those that need no training split.
+        readers: masks of further readers; None: there are none.
         threshold_from: the ``thresholds.json`` of an evaluation of other cases: what its best threshold gives here.
         overlays: whether to draw a picture of each case to ``overlays/<case>.png``, and its slices in the report.
         adc_window: ADC shown as black and as white.
@@ -80,6 +83,7 @@ class CaseEvaluation:
         lesion_overlap: float = 0.0,
         lesion_iou: float = 0.1,
         baselines: Baselines | None = None,
+        readers: Readers | None = None,
         threshold_from: str | None = None,
         overlays: bool = True,
         adc_window: Sequence[float] = (0, 2500),
@@ -92,6 +96,7 @@ class CaseEvaluation:
         self.lesion_overlap = lesion_overlap
         self.lesion_iou = lesion_iou
         self.baselines = baselines or Baselines()
+        self.readers = readers or Readers()
         self.fitted: FittedBaselines | None = None
         self.threshold_from = threshold_from
         self.chosen: float | None = None
@@ -127,8 +132,9 @@ class CaseEvaluation:
         """Forget what was measured before, and have the regression and the threshold ready.
 
         Raises:
-            UserError: when there is no threshold to be read.
+            UserError: when there is no threshold to be read, or a reader's mask is missing.
         """
+        self.readers.find()
         self.rows.clear()
         self.views.clear()
         self.probabilities.clear()
@@ -184,6 +190,8 @@ class CaseEvaluation:
                 row |= self._probabilities(maps["probability"], truth, brain_of(adc))
             affine = item["native_image"].affine.cpu().numpy()
             self.lesions.append(case_lesions(item["case"], grids["native"][0], truth, affine, maps, self.lesion_iou))
+            if others := self.readers.masks(item["case"]):
+                row |= reader_metrics(grids["native"][0], [truth, *others])
             for number, member in enumerate(item.get("native_members", ()), start=1):
                 row[f"member_{number}_dice"] = metrics.dice(_mask(member[None]), truth)
         return row

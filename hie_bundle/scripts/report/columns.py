@@ -66,6 +66,13 @@ GROUPS = (
         ("further",),
     ),
     Group(
+        "Readers, native grid",
+        "The label is reader 1; the others are those of --readers. The only published agreement of readers on such "
+        "lesions is a median F1 of 0.56 (Murphy et al. 2017).",
+        "native",
+        ("readers",),
+    ),
+    Group(
         "Baselines and single models, native grid",
         "Dice of methods without a deep network: thresholds on ZADC and on smoothed ZADC, and a voxelwise logistic "
         "regression, fitted on the training cases; of an ensemble also each member alone.",

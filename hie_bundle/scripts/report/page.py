@@ -20,7 +20,7 @@ from . import plots, tables
 from .columns import GROUPS, Group, case_columns, grouped
 from .pictures import PRED_COLOUR, TRUTH_COLOUR, SliceView
 from .table import Cell, Table, figures_cell, heading_cell
-from .tables import BASELINES, best_baseline, gain_over, verdict
+from .tables import BASELINES, best_baseline, gain_over, readers_sentence, verdict
 
 __all__ = ["lesion_table", "provenance", "render_page", "write_report"]
 
@@ -73,7 +73,7 @@ def write_report(
     page = render_page(
         "report.html.jinja",
         summary=summary,
-        verdict=verdict(rows),
+        verdict=" ".join([verdict(rows), readers_sentence(summary)]).strip(),
         headline=_headline(summary, rows),
         lead_grid=tables.lead_grid(rows),
         facts=_facts(summary["info"]),

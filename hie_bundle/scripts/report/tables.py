@@ -18,8 +18,8 @@ from ..runtime.text import csv_table, csv_value
 from .columns import NO_NUMBERS
 
 __all__ = [
-    "BASELINES", "best_baseline", "comparison_table", "gain_over", "read_rows", "summarise", "verdict",
-    "volume_agreement", "write_csv", "write_results",
+    "BASELINES", "best_baseline", "comparison_table", "gain_over", "read_rows", "readers_sentence", "summarise",
+    "verdict", "volume_agreement", "write_csv", "write_results",
 ]  # fmt: skip
 
 # methods without a deep network, by the column of their Dice
@@ -184,6 +184,16 @@ def verdict(rows: Rows) -> str:
     else:
         sentence = f"The prediction does not beat {name}, beyond chance ({by})."
     return sentence.replace("-", "−")
+
+
+def readers_sentence(summary: Mapping[str, Any]) -> str:
+    """How the prediction agrees with the readers, beside how they agree; empty with one reader."""
+    if not (gap := summary["metrics"].get("readers_gap")):
+        return ""
+    among, against = (summary["metrics"][name]["mean"] for name in ("readers_dice", "to_readers_dice"))
+    interval = "" if gap["low"] is None else f", 95 % CI {gap['low']:+.3f} to {gap['high']:+.3f}"
+    sentence = f"The readers agree by {among:.3f} (mean Dice of each two), the prediction agrees with them by"
+    return f"{sentence} {against:.3f} (difference {gap['mean']:+.3f}{interval}).".replace("-", "−")
 
 
 def _interval(figures: Mapping[str, Any]) -> str:

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import SaveImaged
+from monai.transforms import SaveImaged, Transform
 from monai.utils import ImageMetaKey
 
 from ..data.checks import grid_difference
 from ..data.layout import file_name, output_name
+from ..data.mask_files import Readers
 from ..io.files import atomic_path
 from ..io.volumes import EXTENSIONS, Volume, VolumeError, read_grid, read_volume, write_volume
 from ..runtime.errors import UserError
 
-__all__ = ["SaveMaskd"]
+__all__ = ["MeanLabeld", "SaveMaskd"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,3 +123,24 @@ def _compare(path: Path, array: np.ndarray, grid: Volume) -> None:
         raise VolumeError(f"what was read back is on another grid: {difference}")
     if written.array.shape != array.shape or not np.array_equal(written.array, array):
         raise VolumeError("what was read back differs from what was written; is the disk full?")
+
+
+class MeanLabeld(Transform):
+    """Replace the ``label`` of a case, (1, X, Y, Z) on its file's grid, by the mean of it and of other readers' masks.
+
+    Args:
+        readers: these masks, found when the transform is made.
+
+    Raises:
+        UserError: when a mask is missing or cannot be used.
+    """
+
+    def __init__(self, readers: Readers) -> None:
+        self.readers = readers
+        readers.find()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The same item with the mean."""
+        label = data["label"]
+        masks = [torch.as_tensor(mask[None]).to(label) for mask in self.readers.masks(data["case"])]
+        return {**data, "label": sum(masks, start=label) / (1 + len(masks))}

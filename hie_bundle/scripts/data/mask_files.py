@@ -1,0 +1,134 @@
+"""Masks of cases in a folder, by other tools or readers: found by name, checked before anything is measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..io.volumes import Volume, VolumeError, extension_of, read_volume
+from ..runtime.errors import UserError
+from .checks import Limits, grid_difference
+from .layout import as_native, case_of_file_name
+from .privacy import original_id
+
+__all__ = ["Readers", "find_masks", "read_mask", "usable_masks"]
+
+
+class Readers:
+    """Masks of further readers, beside the label of each case.
+
+    Args:
+        folders: one a reader, with a mask of each case, see :func:`find_masks`.
+        items: MONAI data items of the cases.
+        limits: of the masks' grids and sizes; the defaults if None.
+    """
+
+    def __init__(
+        self, folders: Sequence[str] = (), items: Sequence[Mapping[str, Any]] = (), limits: Limits | None = None
+    ) -> None:
+        self.folders = [folders] if isinstance(folders, str) else list(folders)
+        self.items = items
+        self.limits = limits or Limits()
+        self.files: list[dict[str, Path]] = []
+
+    def find(self) -> None:
+        """Find and check the masks of all cases.
+
+        Raises:
+            UserError: naming each mask that is missing or cannot be used.
+        """
+        self.files = [usable_masks(folder, self.items, self.limits) for folder in self.folders]
+
+    def masks(self, case: str) -> list[NDArray[np.bool_]]:
+        """After :meth:`find`: the masks of one case, each of shape (X, Y, Z)."""
+        return [read_mask(files[case], self.limits) for files in self.files]
+
+
+def usable_masks(folder: str | Path, items: Sequence[Mapping[str, Any]], limits: Limits) -> dict[str, Path]:
+    """The file of each case's mask, by case.
+
+    Args:
+        folder: with a mask of each case, see :func:`find_masks`.
+        items: MONAI data items with labels; of prepared cases the files that they were made from are compared with.
+        limits: how far a mask's grid may be from its label's, and how large a file may be.
+
+    Raises:
+        UserError: when there is no such folder, or a mask is missing, cannot be read, lies on another grid or is not
+            binary; names every one of them.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder.absolute()} with masks.")
+    found = find_masks(folder, [original_id(item) for item in items])
+    problems = [
+        f"  {original_id(item)}: {problem}"
+        for item in items
+        if (problem := _problem(original_id(item), found[original_id(item)], as_native(item)["label"], limits))
+    ]
+    if problems:
+        first = f"{len(problems)} of {len(items)} masks in {folder.absolute()} cannot be scored; nothing was written."
+        raise UserError("\n".join([first, *problems]))
+    return {item["case"]: found[original_id(item)][0] for item in items}
+
+
+def find_masks(folder: Path, cases: Sequence[str]) -> dict[str, list[Path]]:
+    """The files that may be each case's mask, anywhere below a folder.
+
+    Args:
+        folder: where to look.
+        cases: the ids.
+
+    Returns:
+        For each case the files named ``<case>_lesion`` with ``.nii.gz``, ``.nii`` or ``.mha``; without any, those whose
+        name contains the id, not as part of a longer number or word, nor of another case's longer id.
+    """
+    files = sorted(path for path in folder.rglob("*") if extension_of(path) and path.is_file())
+    exact: dict[str, list[Path]] = {case: [] for case in cases}
+    near: dict[str, list[Path]] = {case: [] for case in cases}
+    patterns = {case: re.compile(rf"(?<![^\W_]){re.escape(case)}(?![^\W_])") for case in cases}
+    for path in files:
+        stem = path.name.removesuffix(extension_of(path))
+        if stem.endswith("_lesion") and (case := case_of_file_name(stem.removesuffix("_lesion"))) in exact:
+            exact[case].append(path)
+        elif matching := [case for case, pattern in patterns.items() if pattern.search(stem)]:
+            near[max(matching, key=len)].append(path)
+    return {case: exact[case] or near[case] for case in cases}
+
+
+def _problem(case: str, paths: Sequence[Path], label_file: str, limits: Limits) -> str:
+    """What is wrong with a case's mask; empty if nothing is."""
+    if not paths:
+        return f"there is no {case}_lesion.nii.gz (.nii, .mha), and no other such file with the case id in its name"
+    if len(paths) > 1:
+        return f"several files could be meant: {', '.join(str(path) for path in paths)}"
+    (path,) = paths
+    try:
+        mask = read_volume(path, limits.max_bytes)
+    except VolumeError as error:
+        return f"{path} {error}"
+    array = _single(mask.array)
+    if array.ndim != 3:
+        return f"{path} has shape {' × '.join(map(str, array.shape))}; a mask has three dimensions"
+    label = read_volume(label_file, limits.max_bytes)
+    if difference := grid_difference(label, Volume(array, mask.affine), limits.grid_tolerance_mm):
+        return f"{path} is on another grid than the label: {difference}"
+    if not ((array == 0) | (array == 1)).all():
+        values = np.unique(array)
+        shown = ", ".join(f"{value:g}" for value in values[:4]) + (", …" if len(values) > 4 else "")
+        return f"{path} is not binary: its values are {shown}; 0 and 1 are allowed"
+    return ""
+
+
+def read_mask(path: Path, limits: Limits) -> NDArray[np.bool_]:
+    """A mask of :func:`usable_masks`, shape (X, Y, Z)."""
+    return _single(read_volume(path, limits.max_bytes).array) > 0
+
+
+def _single(array: NDArray[Any]) -> NDArray[Any]:
+    """Without a fourth axis of length one, which some tools write."""
+    return array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
