@@ -1,6 +1,7 @@
 """Benchmarks against the stock libraries: ``make bench``, or
 
-    python tests/benchmarks [--size paper|tiny] [--only parts,growth,forward,epoch,step,segmentation,cuda] [--repeats 5]
+    python tests/benchmarks [--size paper|tiny] [--only parts,growth,forward,epoch,step,segmentation,cuda,pace]
+                            [--repeats 5]
                             [--dataset_dir DIR] [--ckpt_path FILE] [--output FILE]
 
 Prints a line per comparison and writes everything as JSON; results already in the file stay, if not measured anew.
@@ -49,13 +50,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "config": {"spatial_size": [24, 24, 16], "features": [2, 4, 6, 8]},
     },
 }
-SECTIONS = ("parts", "growth", "forward", "epoch", "step", "segmentation", "cuda")  # the last where there is a GPU
+# cuda: where there is a GPU; pace: the trainings of cuda with their data resident on the CPU, for tests
+SECTIONS = ("parts", "growth", "forward", "epoch", "step", "segmentation", "cuda", "pace")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="paper")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument("--only", default=",".join(SECTIONS[:-1]), help="sections, separated by commas")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; medians are taken")
     parser.add_argument("--dataset_dir", type=Path, help="cases to train on and segment; simulated ones by default")
     parser.add_argument("--ckpt_path", type=Path, help="weights with which masks are compared and cases segmented")
@@ -100,14 +102,15 @@ def measure(
             parts.hausdorff_loss(size["batch_size"], size["shape"], repeats, "cuda"),
         )
         yield from forward.forward(size["shape"], features, repeats, arguments.ckpt_path, "cuda")
-    if {"epoch", "step", "segmentation", "cuda"} & set(sections):
+        yield from workflows.pace(folder, 48, False, "cuda")
+    if "pace" in sections:
+        yield from workflows.pace(folder, size["cases"], arguments.size == "tiny", "cpu")
+    if {"epoch", "step", "segmentation"} & set(sections):
         tiny = arguments.size == "tiny"
         dataset_dir = arguments.dataset_dir or workflows.cohort(folder / "data", size["cases"], tiny)
         for section, work in (("epoch", workflows.epoch), ("step", workflows.step)):
             if section in sections:
                 yield from work(dataset_dir, folder, size["batch_size"], repeats, **size["config"])
-        if "cuda" in sections and torch.cuda.is_available():
-            yield from workflows.fed(dataset_dir, folder, size["batch_size"], repeats, **size["config"])
         if "segmentation" in sections:
             yield from workflows.segmentation(dataset_dir, folder, repeats, arguments.ckpt_path, **size["config"])
 

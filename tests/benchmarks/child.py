@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -50,10 +52,7 @@ class PhaseTimer:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.end_step)
 
     def now(self) -> float:
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronise()
         return time.perf_counter()
 
     def start_epoch(self) -> None:
@@ -101,6 +100,92 @@ def train(recipe: str, network: str, **overrides: Any) -> dict[str, Any]:
     return {"epoch_s": sum(epoch.values()), "step_s": timer.steps[-1], "phases_s": epoch, "losses": timer.losses}
 
 
+def pace(configs: list[str], **overrides: Any) -> dict[str, Any]:
+    """A training timed without stopping the device: start, epochs after the first, and the floor of a step.
+
+    The floor is forward, loss, backward and optimiser on the last batch, which is on the device already.
+    """
+    import torch
+    from ignite.engine import Events
+    from monai.bundle import ConfigWorkflow
+
+    begin = time.perf_counter()
+    files = [str(BUNDLE / "configs" / name) for name in configs]
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, overwrite=True, **overrides)
+    workflow.initialize()
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    first: list[float] = []
+    starts: list[float] = []
+    ends: list[float] = []
+    use = GpuUse()
+
+    def mark(_: Any, times: list[float], once: bool = False) -> None:
+        if not (once and times):
+            synchronise()
+            times.append(time.perf_counter())
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, mark, first, once=True)
+    trainer.add_event_handler(Events.EPOCH_STARTED, mark, starts)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, mark, ends)  # after the validation, which was added before
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), use.start)
+    workflow.run()
+    busy = use.stop()
+    length, size = trainer.state.epoch_length, len(trainer.state.batch["case"])
+    inputs, targets = trainer.prepare_batch(trainer.state.batch, trainer.state.device, False)[:2]
+    network, optimiser = trainer.network.train(), trainer.optimizer
+    device = torch.device(trainer.state.device).type
+
+    def one() -> None:
+        with torch.autocast(device, enabled=trainer.amp):
+            loss = trainer.loss_function(trainer.inferer(inputs, network), targets).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    for _ in range(3):
+        one()
+    synchronise()
+    begin_floor = time.perf_counter()
+    for _ in range(length):
+        one()
+    synchronise()
+    floor = (time.perf_counter() - begin_floor) / length
+    workflow.finalize()
+    return {
+        "start_s": first[0] - begin,
+        "epoch_s": statistics.median(end - start for start, end in list(zip(starts, ends, strict=True))[1:]),
+        "steps": length,
+        "batch_size": size,
+        "floor_step_s": floor,
+        "busy_percent": busy,
+        "data_on_device": workflow.parser.get_parsed_content("placement").on_device,
+    }
+
+
+def synchronise() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class GpuUse:
+    """Percent of the time in which the GPU was busy, twice a second, by nvidia-smi; None without one."""
+
+    process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        if tool := shutil.which("nvidia-smi"):
+            query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=500", "--id=0"]
+            self.process = subprocess.Popen([tool, *query], stdout=subprocess.PIPE, text=True)
+
+    def stop(self) -> float | None:
+        if self.process is None:
+            return None
+        self.process.terminate()
+        return statistics.fmean(float(line) for line in self.process.communicate()[0].split() if line.isdigit())
+
+
 def segment(configs: list[str], **overrides: Any) -> dict[str, Any]:
     """Median time of a case, from reading its maps to its mask on disk; the first case warms up."""
     timer = run("infer", configs, "evaluator", overrides)
@@ -119,7 +204,7 @@ if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     sys.path.insert(0, str(BUNDLE))
     stdout, sys.stdout = sys.stdout, sys.stderr  # the last line of standard output is the result
-    result = {"train": train, "segment": segment}[job.pop("job")](**job)
+    result = {"train": train, "segment": segment, "pace": pace}[job.pop("job")](**job)
     result["peak_memory_mb"] = peak_memory_mb()
     import torch
 

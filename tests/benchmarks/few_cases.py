@@ -4,9 +4,8 @@
 
 The cases, in the order of their ids, go to two halves in turn. Of one half the first cases train (every fifth of them
 chooses the epoch); the other half measures; then the halves change sides. Prints the mean Dice on the native grid of
-both halves together, by lesion size, beside the thresholds on ZADC and the regression fitted on the
-same training cases. Results that
-are there are not made again.
+both halves together, by lesion size, beside the thresholds on ZADC and the regression fitted on the same training
+cases. Results that exist are not made again.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ def main() -> None:
                 cases.write_text(json.dumps(lists, indent=1), encoding="utf-8")
                 measured = {"shipped": evaluated(folder, "shipped", SHIPPED, cases)}
                 for name, mixins in {"fine_tuned": ["fine_tune.yaml"], "scratch": []}.items():
-                    weights = folder / name / "model.pt"
-                    if not (folder / name / "trained").is_file():
+                    run = folder / name
+                    if not (run / "trained").is_file():
                         bundle(
                             "training", ["train.yaml", *STRONG, *mixins], datalist=cases, seed=seed, num_workers=0,
-                            output_dir=folder / name, ckpt_dir=folder / name, resume=(folder / name / "resume_state.pt").is_file(),
+                            output_dir=run, ckpt_dir=run, resume=(run / "resume_state.pt").is_file(),
                         )  # fmt: skip
-                        (folder / name / "trained").touch()
-                    measured[name] = evaluated(folder, name, weights, cases)
+                        (run / "trained").touch()
+                    measured[name] = evaluated(folder, name, run / "model.pt", cases)
                 columns = {name: (table, "native_dice") for name, table in measured.items()}
                 for name in ("threshold", "smoothed", "regression"):
                     columns[name] = (measured["shipped"], f"{name}_dice")

@@ -48,13 +48,13 @@ def in_turn(stock: dict[str, Any], ours: dict[str, Any], value: str, repeats: in
     return result
 
 
-def cohort(folder: Path, cases: int, tiny: bool) -> Path:
+def cohort(folder: Path, cases: int, tiny: bool, num_val: int = 1) -> Path:
     """A phantom cohort; its voxel grids are those of real cases unless it is tiny."""
     options: dict[str, Any] = {"matrix_sizes": [36, 44], "slice_range": [10, 14], "fine_mm": 4.0, "atlas_step_mm": 4.0}
     phantom.write_cohort(
         folder,
         num_train=cases,
-        num_val=1,
+        num_val=num_val,
         num_test=min(cases, 6),
         seed=0,
         num_healthy=4,
@@ -92,20 +92,33 @@ def step(dataset_dir: Path, folder: Path, batch_size: int, repeats: int, **confi
     yield "training step with the network", in_turn(*recipes, value="step_s", repeats=repeats)
 
 
-def fed(dataset_dir: Path, folder: Path, batch_size: int, repeats: int, **config: Any) -> Iterator[tuple[str, Any]]:
-    """Epochs on a GPU with loading processes: how long one takes, and how much of it the GPU waits for data."""
-    job = _recipes(dataset_dir, folder, batch_size, "unet", **config)[1] | {"epochs": 4, "num_workers": 8}
-    runs = [child(**job) for _ in range(repeats)]
-    yield (
-        "epoch on the GPU, cached cases, 8 workers",
-        {
-            "ours_s": statistics.median(one["epoch_s"] for one in runs),
-            # of the epoch, waiting for the next batch
-            "idle_share": statistics.median(one["phases_s"]["data"] / one["epoch_s"] for one in runs),
-            "repeats": repeats,
-            "all_s": {"ours": [one["epoch_s"] for one in runs]},
-        },
+STRONG = {"batch_size": 8, "steps_per_epoch": 200}
+
+
+def pace(folder: Path, cases: int, tiny: bool, device: str) -> Iterator[tuple[str, Any]]:
+    """Trainings and a segmentation with their data on the device: epoch, steps a second, busy share, floor."""
+    dataset_dir = cohort(folder / "pace", cases, tiny, num_val=max(1, cases // 6))
+    job = {"job": "pace", "dataset_dir": str(dataset_dir), "device": device, "data_on": "device", "num_workers": 0}
+    job |= {"output_dir": str(folder / "pace_eval"), "ckpt_dir": str(folder / "pace_models"), "progress": False}
+    small: dict[str, Any] = {"spatial_size": [24, 24, 16], "features": [2, 4, 6, 8]} if tiny else {}
+    strong: dict[str, Any] = (
+        {"batch_size": 2, "steps_per_epoch": 2, "patch_size": [16, 16, 8], "features": [2, 4, 6, 8]} if tiny else STRONG
     )
+    for name, configs, options in (
+        ("train.yaml, an epoch with validation", ["train.yaml"], {"epochs": 4, **small}),
+        ("strong.yaml, an epoch", ["train.yaml", "strong.yaml"], {"epochs": 4, "validations": 1, **strong}),
+    ):
+        one = child(**job, configs=configs, **options)
+        rate = {"steps_per_s": one["steps"] / one["epoch_s"], "floor_steps_per_s": 1 / one["floor_step_s"]}
+        yield name, {"ours_s": one["epoch_s"], "all_s": {"ours": [one["epoch_s"]]}, "repeats": 1, **rate, **one}
+    if not tiny:
+        weights = Path(__file__).parents[2] / "hie_bundle" / "models" / "simulated" / "model.pt"
+        job = {"dataset_dir": str(dataset_dir), "ckpt_path": str(weights), "split": "test", "device": device}
+        one = child(job="segment", configs=["inference.yaml", "strong.yaml"], output_dir=str(folder / "masks"), **job)
+        yield (
+            "one case, .mha to saved mask: strong.yaml",
+            {"ours_s": one["case_s"], "all_s": {"ours": [one["case_s"]]}, "repeats": 1},
+        )
 
 
 def segmentation(

@@ -51,6 +51,16 @@ def test_training(tmp_path: Path, tiny_cohort: Path) -> None:
         assert result["ours_peak_memory_mb"] > 100
 
 
+@pytest.mark.slow
+def test_trainings_whose_data_are_on_the_device(tmp_path: Path, tiny_cohort: Path) -> None:
+    results = run(tmp_path, tiny_cohort, "pace")["results"]
+    assert len(results) == 2
+    for result in results.values():
+        assert result["data_on_device"]
+        assert result["steps_per_s"] < 1.5 * result["floor_steps_per_s"]  # a step has the floor's work and more
+        assert result["start_s"] > 0
+
+
 def test_unknown_section_is_named() -> None:
     process = subprocess.run(
         [sys.executable, str(BENCHMARKS), "--only", "parts,colour"], capture_output=True, text=True, check=False

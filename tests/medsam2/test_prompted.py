@@ -45,7 +45,7 @@ def _run(names: list[str], predictor: torch.nn.Module, folder: Path, **options: 
 
 
 def _arrays(*files: Path) -> list[np.ndarray]:
-    """On the network's axes (X, Y, Z along L, P, S): of slices where a region is equally large, the first is prompted."""
+    """On the network's axes, X, Y, Z along L, P, S: of equally large slices of a region the first is prompted."""
     return [sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(file)), "LPS")).T for file in files]
 
 
