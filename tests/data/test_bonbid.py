@@ -45,12 +45,55 @@ def test_bonbids_layout(tmp_path: Path) -> None:
             "image": [str(nested["adc"]), str(nested["zadc"])],
             "label": str(nested["label"]),
             "case": "MGHNICU_011-VISIT_02",
+            "site": "MGH",
         }
     ]
     assert [item["case"][8:11] for item in data.datalist(root, None)] == ["009", "010", "011"]
     assert "label" not in data.datalist(root, None, labels=False)[0]
     # a split's own folder as dataset_dir
     assert [case.split for case in data.find_cases(root / "BONBID2023_Test")] == ["test"]
+
+
+def _part_two(root: Path, case: str, seed: int, labels: bool = True) -> dict[str, Path]:
+    """A case where the second part has it: hospitals' folders below the maps', no splits."""
+    made = write_case(root / "made", case, None, seed=seed)
+    found = {}
+    for part, path in made.items():
+        if part != "label" or labels:
+            found[part] = root / path.parent.name / case[:3] / path.name
+            found[part].parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, found[part])
+    shutil.rmtree(root / "made")
+    return found
+
+
+def test_both_parts_of_bonbid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Part II joins the side of its patient in part I; one hospital trains, the other tests."""
+    first = write_case(tmp_path, "MGHNICU_010-VISIT_01", "Test")
+    second = tmp_path / "part2"
+    _part_two(second, "MGHNICU_010-VISIT_01", 1)  # the same scan, which part I has with its label
+    later = _part_two(second, "MGHNICU_010-VISIT_02", 2)
+    for number in range(3):
+        _part_two(second, f"MGHNICU_30{number}-VISIT_01", 3 + number)
+        _part_two(second, f"BCHNICU_01{number}-VISIT_01", 6 + number, labels=number > 0)
+    cases = {case.case: case for case in data.find_cases(tmp_path)}
+    assert len(cases) == 8
+    assert (cases["MGHNICU_010-VISIT_01"].split, cases["MGHNICU_010-VISIT_01"].adc) == ("test", first["adc"])
+    assert (cases["MGHNICU_010-VISIT_02"].split, cases["MGHNICU_010-VISIT_02"].adc) == ("test", later["adc"])
+    assert {case.site for case in cases.values()} == {"MGH", "BCH"}
+    expected = second / "3LABEL" / "BCH" / "BCHNICU_010-VISIT_01_lesion.mha"
+    assert cases["BCHNICU_010-VISIT_01"].item()["label"] == str(expected)
+    with pytest.raises(DatasetError, match=r"3LABEL/BCH/BCHNICU_010-VISIT_01_lesion.mha"):
+        data.check(tmp_path)
+    assert "BCH" in capsys.readouterr().out
+    for site in ("MGH", "BCH"):
+        sides = {split: data.datalist(tmp_path, split, labels=False, test_site=site) for split in ("train", "test")}
+        assert {item["site"] for item in sides["test"]} == {site}
+        assert {item["site"] for item in sides["train"]} == {"MGH", "BCH"} - {site}
+    folds = [data.datalist(tmp_path, "val", False, fold, 3, test_site="BCH") for fold in range(3)]
+    assert sorted(item["case"] for fold in folds for item in fold) == sorted(c for c in cases if c[0] == "M")
+    with pytest.raises(DatasetError, match="the cases in .* are of BCH, MGH"):
+        data.datalist(tmp_path, "train", test_site="UCSF")
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -274,6 +317,7 @@ def test_whether_cases_are_held_out() -> None:
     assert data.held_out(trained, "val", 2, 5) is None  # the weights of another fold: they saw these cases, perhaps
     assert data.held_out({"loss": "dice"}, "val", 1, 5) is None
     assert data.held_out(None, "val", 1, 5) is None
+    assert data.held_out(trained, "test", None, None, "BCH") is None  # cases of that hospital were trained on, perhaps
 
 
 def test_limits_reach_the_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data.layout import filesystem_key, find_cases, part_of
+from ..data.layout import filesystem_key, find_cases, part_of, site_of
 from ..data.privacy import pseudonyms
 from ..geometry.components import components
 from ..inference.segmenter import CAUTION, Segmentation, Segmenter
@@ -36,6 +36,7 @@ class Job:
     adc: Path
     zadc: Path | None
     hidden: bool = False
+    site: str | None = None  # by the case's own id
 
     @property
     def maps(self) -> list[Path]:
@@ -70,7 +71,7 @@ def segment(
     """
     if extension not in EXTENSIONS:
         raise UserError(f"--extension is one of {', '.join(EXTENSIONS)}, not {extension}.")
-    jobs = find_jobs(Path(adc), Path(zadc) if zadc else None)
+    jobs = [replace(job, site=site_of(job.case)) for job in find_jobs(Path(adc), Path(zadc) if zadc else None)]
     if anonymise_ids is not None:
         files = [path for job in jobs for path in (job.adc, job.zadc) if path]
         results = None if extension_of(output) else output
@@ -270,6 +271,7 @@ def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Seg
 
 
 def _files(job: Job) -> dict[str, Any]:
+    named = {"case": job.case, **({"site": job.site} if job.site else {})}
     if job.hidden:
-        return {"case": job.case}
-    return {"case": job.case, "adc": str(job.adc), "zadc": job.zadc and str(job.zadc)}
+        return named
+    return {**named, "adc": str(job.adc), "zadc": job.zadc and str(job.zadc)}

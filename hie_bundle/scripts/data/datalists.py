@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def datalist(
     native: bool = False,
     inner_folds: int | None = None,
     anonymise_ids: str | Path | None = None,
+    test_site: str | None = None,
 ) -> list[dict[str, Any]]:
     """List the cases of one split.
 
@@ -62,11 +64,13 @@ def datalist(
         inner_folds: an inner split: ``val`` is one of this many parts of the training cases, alike in their lesion
             sizes, and ``train`` the others. The fold, or the official ``val``, then takes no part in training.
         anonymise_ids: file with a key; the cases have other ids then, see :func:`.pseudonymised`.
+        test_site: hospital (``MGH``, ``BCH``) whose cases are ``test``; those of others are ``val`` where the official
+            split says so, else ``train``.
 
     Returns:
-        ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}`` with absolute paths, sorted by case.
-        Files that are missing are listed too, for ``require_usable`` to name them; but a ZADC map that ``limits`` do
-        not require is omitted.
+        ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}``, and ``site`` where it is known, with
+        absolute paths, sorted by case. Files that are missing are listed too, for ``require_usable`` to name them; but
+        a ZADC map that ``limits`` do not require is omitted.
 
     Raises:
         DatasetError: an unknown split, a fold that does not exist, a data list that cannot be read, or a patient in
@@ -84,9 +88,13 @@ def datalist(
     inner = inner_folds is not None and split in ("train", "val")
     outer = "train" if inner else split
     if file is not None:
+        if test_site is not None:
+            raise DatasetError("--test_site and --datalist do not go together; write the list with --test_site.")
         items, patients = _from_file(Path(file), outer, labels, fold, patient_pattern)
     else:
-        items, patients = _from_folder(dataset_dir, outer, labels, fold, num_folds, seed, limits, patient_pattern)
+        items, patients = _from_folder(
+            dataset_dir, outer, labels, fold, num_folds, seed, limits, patient_pattern, test_site
+        )
     if inner:
         assert inner_folds is not None
         parts = fold_of_case(items, patients, inner_folds, seed, limits)
@@ -114,9 +122,19 @@ def _from_folder(
     seed: int,
     limits: Limits | None,
     patient_pattern: str | None,
+    test_site: str | None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The items, and the patient of each case in the folder."""
     cases = find_cases(dataset_dir)
+    if test_site is not None and cases:
+        sites = sorted({str(case.site) for case in cases})
+        if test_site not in sites or len(sites) < 2:
+            raise DatasetError(f"--test_site {test_site}: the cases in {dataset_dir} are of {', '.join(sites)}.")
+        elsewhere = {"val": "val"}
+        cases = [
+            replace(case, split="test" if case.site == test_site else elsewhere.get(str(case.split), "train"))
+            for case in cases
+        ]
     zadc = (limits or Limits()).zadc == "required"
     patients = patients_of([case.case for case in cases], patient_pattern)
     _refuse_shared_patients(cases, patients, split, folds=num_folds is not None)
@@ -231,23 +249,28 @@ def _from_file(
     items = [entry for name, entries in sides.items() if split in (None, name) for entry in entries]
     if fold is not None:
         _tell_patients(items, patients, f"{split or 'all'}, fold {fold} of {file.name}")
-    keys = ("image", "label", "case") if labels else ("image", "case")
+    keys = ("image", "label", "case", "site") if labels else ("image", "case", "site")
     items = [{key: item[key] for key in keys if key in item} for item in items]
     return sorted(items, key=lambda item: str(item["case"])), patients
 
 
 def held_out(
-    training: Mapping[str, Any] | None, split: str | None, fold: int | None, num_folds: int | None
+    training: Mapping[str, Any] | None,
+    split: str | None,
+    fold: int | None,
+    num_folds: int | None,
+    test_site: str | None = None,
 ) -> str | None:
     """Describe whether evaluated cases had no part in the training of weights; None where that is unknown.
 
     Args:
         training: what the weights say of it: ``fold``, ``num_folds`` and ``inner_folds`` as for :func:`datalist`.
-        split: that is evaluated, with the next two.
+        split: that is evaluated, with the next three.
         fold: see :func:`datalist`.
         num_folds: see :func:`datalist`.
+        test_site: see :func:`datalist`.
     """
-    if training is None or "inner_folds" not in training:
+    if training is None or "inner_folds" not in training or training.get("test_site") != test_site:
         return None
     if (training.get("fold"), training.get("num_folds")) != (fold, num_folds) and split != "test":
         return None
@@ -270,6 +293,7 @@ def write_datalist(
     patient_pattern: str | None = None,
     natives: Mapping[str, Mapping[str, Any]] | None = None,
     anonymise_ids: str | Path | None = None,
+    test_site: str | None = None,
 ) -> None:
     """Write the cases as a data list in the decathlon form, for ``--datalist``, MONAI and Auto3DSeg.
 
@@ -287,6 +311,7 @@ def write_datalist(
         patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.folds.patients_of`.
         natives: the MONAI data items that preprocessing made the cases from, by case id, where it changed their grid.
         anonymise_ids: refused unless None.
+        test_site: see :func:`datalist`.
 
     Raises:
         DatasetError: no case was found, some are unusable, or the file cannot be written.
@@ -301,7 +326,10 @@ def write_datalist(
     if everything:  # a folder that is not there is not made for a list of nothing
         try_writing(output_file.parent)
     require_usable(everything, dataset_dir, "a data list", limits)
-    find = partial(datalist, dataset_dir, labels=labels, seed=seed, limits=limits, patient_pattern=patient_pattern)
+    find = partial(
+        datalist, dataset_dir, labels=labels, seed=seed, limits=limits, patient_pattern=patient_pattern,
+        test_site=test_site,
+    )  # fmt: skip
     if num_folds is None:
         lists = {key: find(split) for split, key in KEYS.items()}
     else:

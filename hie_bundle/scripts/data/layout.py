@@ -27,6 +27,7 @@ __all__ = [
     "item_files",
     "output_name",
     "part_of",
+    "site_of",
 ]
 
 SPLITS = ("train", "val", "test")
@@ -40,6 +41,7 @@ _PATTERNS = {
     "stacked": re.compile(r"(?P<case>.+)\.nii(?:\.gz)?", re.IGNORECASE),
 }
 _SPLIT_FOLDER = re.compile(r"(?:BONBID\d*[-_])?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
+_BONBID_CASE = re.compile(r"(?P<patient>(?P<site>[A-Z]+)NICU_\d+)(?!\d)", re.IGNORECASE)  # BCHNICU_010-VISIT_01
 _BONBID_FOLDER = re.compile(r"BONBID\d*[-_](train|val|test)", re.IGNORECASE)
 _LABEL_FOLDERS = ("labels", "final", "labelsTr")  # a file here has its image's name; MONAI Label writes labels/final
 _IGNORED_FOLDERS = ("__MACOSX", "original")  # archives made on a Mac; what MONAI Label predicted and nobody approved
@@ -67,6 +69,11 @@ class Case:
     label: Path | None = None
     duplicates: tuple[Path, ...] = ()
 
+    @property
+    def site(self) -> str | None:
+        """The hospital, by BONBID-HIE's names: ``MGH`` or ``BCH``; None of other names."""
+        return site_of(self.case)
+
     def item(self, labels: bool = True, zadc: bool = True) -> dict[str, Any]:
         """The case as MONAI's data item. A missing file is listed where it is expected, so that it can be named.
 
@@ -79,7 +86,7 @@ class Case:
             image = str(self.stacked)
         else:
             image = [str(self._expected(part)) for part in ("adc", "zadc") if part == "adc" or zadc or self.zadc]
-        item: dict[str, Any] = {"image": image, "case": self.case}
+        item: dict[str, Any] = {"image": image, "case": self.case, **({"site": self.site} if self.site else {})}
         if labels:
             item["label"] = str(self._expected("label"))
         return item
@@ -94,9 +101,12 @@ class Case:
             "zadc": ("2Z_ADC", f"Zmap_{self.case}-ADC_smooth2mm_clipped10"),
             "label": ("3LABEL", f"{self.case}_lesion"),
         }[part]
-        parent = near.parent
-        if parent.name in ("1ADC_ss", "2Z_ADC", "3LABEL"):
-            parent = parent.parent / folder
+        parts = list(near.parent.parts)
+        for place in range(len(parts) - 1, max(len(parts) - 3, -1), -1):  # in part II the hospital's folder is below
+            if parts[place] in ("1ADC_ss", "2Z_ADC", "3LABEL"):
+                parts[place] = folder
+                break
+        parent = Path(*parts)
         extension = re.search(rf"{_EXTENSION}$", near.name, re.IGNORECASE)
         return parent / f"{name}{extension.group() if extension else '.nii.gz'}"
 
@@ -106,6 +116,8 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
 
     The names are ``<case>-ADC_ss``, ``Zmap_<case>-ADC_smooth2mm_clipped10`` and ``<case>_lesion`` with ``.mha``,
     ``.nii`` or ``.nii.gz``; any other ``<case>.nii.gz`` is a stacked file (or a label, in a folder ``labels``).
+    Part II of BONBID-HIE has no splits: a patient who is in part I, too, has the split of there, and a scan of both
+    parts is that of part I.
 
     Args:
         dataset_dir: the folder; missing or empty gives no cases.
@@ -132,6 +144,10 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
             part, case = part_of(here / name)
             if part:
                 found.setdefault((split, case), {}).setdefault(part, []).append(here / name)
+    side = {patient: split for split, case in found if split and (patient := _bonbid_patient(case))}
+    for split, case in list(found):
+        if split is None and (there := side.get(_bonbid_patient(case))):
+            found.setdefault((there, case), found.pop((None, case)))
     cases = []
     for (split, case), parts in found.items():
         first = {part: paths[0] for part, paths in parts.items()}
@@ -141,6 +157,17 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
         cases.append(Case(case, split, duplicates=tuple(duplicates), **first))
     order: list[str | None] = [*SPLITS, None]
     return sorted(cases, key=lambda case: (order.index(case.split), case.case))
+
+
+def site_of(case: str) -> str | None:
+    """The hospital that a case is from, by BONBID-HIE's names; None of other names."""
+    match = _BONBID_CASE.match(case)
+    return match["site"].upper() if match else None
+
+
+def _bonbid_patient(case: str) -> str:
+    match = _BONBID_CASE.match(case)
+    return match["patient"].upper() if match else ""
 
 
 def _refuse_unprintable(folder: Path, files: Iterable[str]) -> None:

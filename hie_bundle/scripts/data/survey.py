@@ -24,6 +24,7 @@ __all__ = ["check"]
 _COLUMNS = (
     "case",
     "split",
+    "site",
     "voxels",
     "spacing mm",
     "axes",
@@ -81,7 +82,8 @@ def check(
         if case.split != other.split:
             report = reports[cases.index(case)]
             report.problems.append(Problem(first_file(case), f"is a copy of {first_file(other)} in {other.split}"))
-    summary = {"patients": len(set(patients.values())), **_summary(reports)}
+    sites = dict(Counter(case.site for case in cases if case.site))
+    summary = {"patients": len(set(patients.values())), "sites": sites, **_summary(reports)}
     rows = [_row(case, report) for case, report in zip(cases, reports, strict=True)]
     if anonymise_ids is not None:
         files = [file for item in items for file in item_files(item).values()]
@@ -89,7 +91,10 @@ def check(
         rows = sorted((names[row[0]], *row[1:]) for row in rows)
     print(_table([_COLUMNS, *rows]))
     print(_words(summary))
-    entries = [{"split": case.split, **report.to_json()} for case, report in zip(cases, reports, strict=True)]
+    entries = [
+        {"split": case.split, "site": case.site, **report.to_json()}
+        for case, report in zip(cases, reports, strict=True)
+    ]
     root = str(dataset_dir)
     if anonymise_ids is not None:
         entries = sorted((_anonymous(entry, names) for entry in entries), key=lambda entry: str(entry["case"]))
@@ -134,6 +139,7 @@ def _row(case: Case, report: CaseReport) -> tuple[str, ...]:
     return (
         case.case,
         case.split or "-",
+        case.site or "-",
         "×".join(map(str, report.shape)) if report.shape else "-",
         "×".join(f"{value:.3g}" for value in report.spacing_mm) if report.spacing_mm else "-",
         report.orientation or "-",

@@ -146,6 +146,7 @@ def measured_by(*measures: Measure) -> Callable[[Callable[..., Any]], Callable[.
 
 
 register(
+    Measure("site", "Site", "Hospital, by the case’s name or the data list; empty if unknown.", group="case"),
     Measure("size_class", "Size", "Class of the lesion’s share of the brain’s volume.", group="case", in_cases=True),
     Measure("lesion_fraction", "Lesion by brain volume", "Annotated lesion by brain.", digits=4, group="case"),
     Measure("brain_ml", "Brain volume", "Where the ADC map is above zero.", "ml", digits=1, group="case"),

@@ -171,7 +171,7 @@ class CaseEvaluation:
         if "pred" in item:
             compared["resampled"] = (_mask(item["pred"]), _mask(item["label"]), item["label"])
         grids = {grid: (pred, truth, spacing_of(on)) for grid, (pred, truth, on) in compared.items()}
-        row = {"case": item["case"], "size_class": data.size_class(None)}
+        row = {"case": item["case"], "site": item.get("site") or "", "size_class": data.size_class(None)}
         if "native" in grids:
             row |= _brain_and_lesion(item, *grids["native"])
         row |= _volumes(*next(iter(grids.values())))
@@ -225,7 +225,7 @@ class CaseEvaluation:
         if self.checkpoints:
             trainings = [read_record(Path(path)).get("training") for path in self.checkpoints]
             info["training"] = [_said(training) for training in trainings]
-            where = [info.get(name) for name in ("split", "fold", "num_folds")]
+            where = [info.get(name) for name in ("split", "fold", "num_folds", "test_site")]
             answers = [data.held_out(training, *where) for training in trainings]
             # of several weights the one that knew most decides
             info["held_out"] = None if None in answers else min(map(str, answers))

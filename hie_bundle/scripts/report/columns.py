@@ -9,7 +9,7 @@ from ..evaluation.measures import Measure, column
 
 __all__ = ["GROUPS", "NO_NUMBERS", "Group", "case_columns", "grouped"]
 
-NO_NUMBERS = ("case", "size_class")
+NO_NUMBERS = ("case", "site", "size_class")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from .tables import BASELINES, best_baseline, gain_over, readers_sentence, verdi
 __all__ = ["lesion_table", "provenance", "render_page", "write_report"]
 
 HERE = Path(__file__).parent
+HEADLINE = ("dice", "masd_mm", "nsd")
 MOST_LESIONS = 500  # rows of the page's table; lesions.csv has all
 
 
@@ -77,7 +78,10 @@ def write_report(
         headline=_headline(summary, rows),
         lead_grid=tables.lead_grid(rows),
         facts=_facts(summary["info"]),
-        tables=[_summary_table(group, members, summary) for group, members in grouped(rows[0])],
+        tables=[
+            *_site_table(summary, tables.lead_grid(rows)),
+            *(_summary_table(group, members, summary) for group, members in grouped(rows[0])),
+        ],
         classes={name: part["cases"] for name, part in summary["by_size_class"].items()},
         metric_plots=_metric_plots(rows),
         volume_plots=[plots.dice_by_volume(rows), plots.volumes(rows), plots.bland_altman(rows)],
@@ -128,7 +132,7 @@ def _headline(summary: Mapping[str, Any], rows: tables.Rows) -> list[dict[str, s
     """The headline figures: label, value, interval."""
     tiles = []
     grid = tables.lead_grid(rows)
-    for name in (f"{grid}_dice", f"{grid}_masd_mm", f"{grid}_nsd"):
+    for name in (f"{grid}_{name}" for name in HEADLINE):
         if figures := summary["metrics"].get(name):
             known = column(name)
             unit = f" {known.unit}" if known.unit else ""
@@ -171,6 +175,18 @@ def _summary_table(group: Group, members: Sequence[Measure], summary: Mapping[st
         counts = " / ".join(str(overall[name]) for name in ("defined", "undefined", "infinite"))
         rows.append([*row, Cell(known.text(overall["median"])), Cell(overall["mean_as_printed"]), Cell(counts)])
     return Table(group.title, header, rows, group.explanation, group.folded)
+
+
+def _site_table(summary: Mapping[str, Any], grid: str) -> list[Table]:
+    """The headline measures by hospital; nothing where there is one."""
+    if not (sites := summary["by_site"]):
+        return []
+    header = [Cell("Measure"), *(Cell(site, [_count(part["cases"])]) for site, part in sites.items())]
+    rows = []
+    for known in (column(f"{grid}_{name}") for name in HEADLINE):
+        cells = [figures_cell(known, part["metrics"][known.name]) for part in sites.values()]
+        rows.append([heading_cell(known), *cells])
+    return [Table("By hospital", header, rows)]
 
 
 def _count(cases: int) -> str:

@@ -52,6 +52,7 @@ def score(
         evaluation.add(
             {
                 "case": item["case"],
+                "site": item.get("site"),
                 "native_image": _tensor(maps, grid),
                 "native_label": _tensor(label.array[None], label),
                 "native_pred": _tensor(read_mask(found[item["case"]], limits)[None], label),

@@ -78,8 +78,8 @@ def summarise(rows: Rows) -> dict[str, Any]:
     Returns:
         ``cases``; ``empty``: how many cases have an empty truth, an empty prediction, both; ``metrics``: for each
         numeric column what :func:`.describe` says with its defaults (10 000 seeded resamples, 95 %);
-        ``by_size_class``: for each class of lesion size its ``cases`` and the same ``metrics``; ``volume_agreement_ml``
-        as in :func:`volume_agreement`.
+        ``by_size_class``: for each class of lesion size its ``cases`` and the same ``metrics``; ``by_site``: likewise of
+        each hospital, where there are several; ``volume_agreement_ml`` as in :func:`volume_agreement`.
     """
     columns = [name for name in rows[0] if name not in NO_NUMBERS]
     truth_empty = np.array([row["lesion_ml"] == 0 for row in rows])
@@ -99,6 +99,9 @@ def summarise(rows: Rows) -> dict[str, Any]:
         "by_size_class": {
             name: {"cases": len(members), "metrics": metrics(members)} for name, members in by_size_class(rows).items()
         },
+        "by_site": {
+            site: {"cases": len(members), "metrics": metrics(members)} for site, members in by_site(rows).items()
+        },
         "volume_agreement_ml": volume_agreement(rows),
     }
 
@@ -113,6 +116,13 @@ def by_size_class(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
     by_size = sorted(rows, key=lambda row: row.get("lesion_fraction", 0.0))
     order = dict.fromkeys(str(row["size_class"]) for row in by_size)
     return {name: [row for row in rows if row["size_class"] == name] for name in order}
+
+
+def by_site(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows of each hospital; nothing where there are fewer than two."""
+    sites = sorted({str(row.get("site") or "unknown") for row in rows})
+    found = {site: [row for row in rows if (row.get("site") or "unknown") == site] for site in sites}
+    return found if len(found) > 1 else {}
 
 
 def volume_agreement(rows: Rows) -> dict[str, float | None]:
