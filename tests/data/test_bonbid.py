@@ -92,7 +92,7 @@ def test_both_parts_of_bonbid(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert {item["site"] for item in sides["train"]} == {"MGH", "BCH"} - {site}
     folds = [data.datalist(tmp_path, "val", False, fold, 3, test_site="BCH") for fold in range(3)]
     assert sorted(item["case"] for fold in folds for item in fold) == sorted(c for c in cases if c[0] == "M")
-    with pytest.raises(DatasetError, match="the cases in .* are of BCH, MGH"):
+    with pytest.raises(DatasetError, match=r"the cases in .* are of BCH, MGH"):
         data.datalist(tmp_path, "train", test_site="UCSF")
 
 

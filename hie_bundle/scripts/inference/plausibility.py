@@ -31,12 +31,14 @@ class Plausibility:
         agreement: of the masks of the flipped and per-member predictions of the network, intersection by union; None
             for a single prediction.
         lesion_ml: of the mask.
+        low_z_ml: of the brain, volume with ZADC below −2 (the challenge's baseline); None without a Z map.
     """
 
     not_low_ml: float | None
     low_outside_ml: float | None
     agreement: float | None
     lesion_ml: float
+    low_z_ml: float | None = None
 
     @property
     def doubts(self) -> list[str]:
@@ -60,6 +62,7 @@ class Plausibility:
         """For JSON and tables."""
         values = {
             "not_low_ml": self.not_low_ml, "low_outside_ml": self.low_outside_ml, "agreement": self.agreement,
+            "low_z_ml": self.low_z_ml,
         }  # fmt: skip
         return {**{name: v if v is None else round(v, 4) for name, v in values.items()}, "plausibility": self.line}
 
@@ -83,7 +86,8 @@ def plausibility_of(
     (smoothed,) = local_means(np.nan_to_num(zadc)[None], brain, list(adc.spacing_mm), SIGMA_MM)
     not_low = float((zadc[lesion] > NOT_LOW).sum()) * voxel_ml
     low_outside = float(((smoothed < LOW) & ~lesion[brain]).sum()) * voxel_ml
-    return Plausibility(not_low, low_outside, agreement, lesion_ml)
+    low_z = float((zadc[brain] < LOW).sum()) * voxel_ml
+    return Plausibility(not_low, low_outside, agreement, lesion_ml, low_z)
 
 
 def _ml(volume: float) -> str:

@@ -78,8 +78,8 @@ def summarise(rows: Rows) -> dict[str, Any]:
     Returns:
         ``cases``; ``empty``: how many cases have an empty truth, an empty prediction, both; ``metrics``: for each
         numeric column what :func:`.describe` says with its defaults (10 000 seeded resamples, 95 %);
-        ``by_size_class``: for each class of lesion size its ``cases`` and the same ``metrics``; ``by_site``: likewise of
-        each hospital, where there are several; ``volume_agreement_ml`` as in :func:`volume_agreement`.
+        ``by_size_class``: for each class of lesion size its ``cases`` and the same ``metrics``; ``by_site``: likewise
+        of each hospital, where there are several; ``volume_agreement_ml`` as in :func:`volume_agreement`.
     """
     columns = [name for name in rows[0] if name not in NO_NUMBERS]
     truth_empty = np.array([row["lesion_ml"] == 0 for row in rows])

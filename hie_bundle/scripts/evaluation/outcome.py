@@ -1,0 +1,178 @@
+"""``run outcome``: does lesion volume tell children with an adverse outcome from the others? Needs no drawn lesion."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from ..data.folds import patient_of
+from ..data.layout import site_of
+from ..io.files import write_atomically
+from ..runtime.errors import UserError, choose
+from ..runtime.text import csv_table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["auc", "auc_difference", "write_outcome"]
+
+logger = logging.getLogger(__name__)
+
+REFERENCE = "low_z_ml"  # the challenge's baseline as a volume: what a mask has to beat
+Interval = tuple[float, float, float]
+
+
+def auc(values: ArrayLike, adverse: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Area under the ROC curve with DeLong's interval on the logit scale (DeLong et al. 1988; Qin and Hotilovac 2008).
+
+    Args:
+        values: one a child; a higher one speaks for an adverse outcome.
+        adverse: whether the outcome is, same length.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        The area, in [0, 1], and the ends of its interval; all NaN with fewer than two children on a side. Where the
+        outcomes are separated, and DeLong's variance is 0, the interval takes Hanley and McNeil's (1982) one step from
+        there.
+    """
+    above, below = _placements(values, adverse)
+    if min(len(above), len(below)) < 2:
+        return math.nan, math.nan, math.nan
+    area = float(above.mean())
+    variance = above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below)
+    step = 0.5 / (len(above) * len(below))
+    a = min(max(area, step), 1 - step)
+    if variance == 0:
+        more, less = a / (2 - a) - a**2, 2 * a**2 / (1 + a) - a**2
+        variance = (a * (1 - a) + (len(above) - 1) * more + (len(below) - 1) * less) / (len(above) * len(below))
+    width = stats.norm.ppf((1 + confidence) / 2) * math.sqrt(variance) / (a * (1 - a))
+    low, high = 1 / (1 + np.exp(-(math.log(a / (1 - a)) + np.array([-width, width]))))
+    return area, float(min(low, area)), float(max(high, area))
+
+
+def auc_difference(values: ArrayLike, others: ArrayLike, adverse: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Area of ``values`` minus that of ``others`` in the same children, with DeLong's interval for paired curves."""
+    above, below = (a - b for a, b in zip(_placements(values, adverse), _placements(others, adverse), strict=True))
+    if min(len(above), len(below)) < 2:
+        return math.nan, math.nan, math.nan
+    error = math.sqrt(above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below))
+    difference, width = float(above.mean()), float(stats.norm.ppf((1 + confidence) / 2)) * error
+    return difference, max(difference - width, -1.0), min(difference + width, 1.0)
+
+
+def _placements(values: ArrayLike, adverse: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each child with an adverse outcome the share of the others that are lower; of each other the share of the
+    adverse that are higher; ties count half."""
+    bad = np.asarray(adverse, bool)
+    ranks, (x, y) = stats.rankdata(values), (np.asarray(values, float)[side] for side in (bad, ~bad))
+    return (
+        (ranks[bad] - stats.rankdata(x)) / max(len(y), 1),
+        1 - (ranks[~bad] - stats.rankdata(y)) / max(len(x), 1),
+    )
+
+
+def write_outcome(
+    segmented: str | Path | None,
+    outcomes: str | Path | None,
+    id_column: str | None,
+    outcome_column: str | None,
+    adverse: Sequence[Any],
+    output_file: str | Path | None = None,
+    volumes: Sequence[str] | None = None,
+) -> None:
+    """Print the AUC of lesion volumes for an outcome, for all children and by hospital, beside that of low Z.
+
+    Nothing of a single child is written.
+
+    Args:
+        segmented: JSON that `hie-bundle segment --json` printed, or the ``manifest.csv`` of its shards.
+        outcomes: table of the children, ``.csv`` or ``.xlsx``.
+        id_column: of that table: case ids or patient ids.
+        outcome_column: of that table; children without a value are left out.
+        adverse: its values that are an adverse outcome.
+        output_file: CSV file of the results; None: none.
+        volumes: columns of ``segmented`` to try; None: whole lesion, share of the brain, and every region's volume.
+
+    Raises:
+        UserError: when a file, a column or a child with an outcome is missing.
+    """
+    if not (segmented and outcomes and id_column and outcome_column and adverse):
+        raise UserError(
+            "Say what to join: --segmented FILE --outcomes FILE --id_column NAME --outcome_column NAME --adverse [1]."
+        )
+    table = _joined(_read(segmented), _read(outcomes, dtype=str), str(id_column), str(outcome_column), adverse)
+    regions = [name for name in table.columns if name.startswith("region_") and name.endswith("_ml")]
+    names = list(volumes or ["lesion_ml", "lesion_fraction", *regions])
+    for name in [REFERENCE, *names]:
+        choose({str(column): column for column in table.columns}, name, "column")
+    sites = sorted(set(table["site"]))
+    rows = []
+    for site in ["all", *sites] if len(sites) > 1 else ["all"]:
+        for name in [REFERENCE, *names]:
+            known = table[name].notna() & table[REFERENCE].notna() & (True if site == "all" else table["site"] == site)
+            part = table[known]
+            bad = part["adverse"].to_numpy(bool)
+            figures = [*auc(part[name], bad), *auc_difference(part[name], part[REFERENCE], bad)]
+            named = dict(zip(("auc", "low", "high", "gain", "gain_low", "gain_high"), figures, strict=True))
+            rows.append({"site": site, "volume": name, "children": len(part), "adverse": int(bad.sum()), **named})
+    print(f"AUC for {outcome_column} = {', '.join(map(str, adverse))}; gain: over the volume of ZADC < -2")
+    for row in rows:
+        area, gain = ("{:.3f} [{:.3f}, {:.3f}]".format(*(row[n] for n in of)) for of in (
+            ("auc", "low", "high"), ("gain", "gain_low", "gain_high")))  # fmt: skip
+        head = f"{row['site']:<8} {row['volume']:<32} {row['adverse']:>4} of {row['children']:<4}"
+        print(f"{head} {area:<24} {'' if row['volume'] == REFERENCE else gain}".rstrip())
+    if output_file:
+        write_atomically(Path(output_file), csv_table(rows))
+
+
+def _read(file: str | Path, **options: Any) -> DataFrame:
+    try:
+        import pandas
+    except ImportError as error:
+        raise UserError("run outcome needs pandas, and openpyxl for .xlsx: pip install pandas openpyxl") from error
+    try:
+        if (ending := Path(file).suffix.lower()) == ".json":
+            return pandas.DataFrame(json.loads(Path(file).read_text(encoding="utf-8"))["cases"])
+        return (pandas.read_excel if ending == ".xlsx" else pandas.read_csv)(file, **options)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise UserError(f"{file} cannot be read as a table ({type(error).__name__}: {error}).") from error
+
+
+def _joined(cases: DataFrame, children: DataFrame, id_column: str, outcome_column: str, adverse: Any) -> DataFrame:
+    """A row a child with a mask and an outcome: its first scan, ``adverse`` and ``site``."""
+    columns = {str(column): column for column in children.columns}
+    ids, told = (children[choose(columns, name, "column")] for name in (id_column, outcome_column))
+    known = told.notna() & ids.notna()
+    outcome = dict(zip(ids[known].map(_text), told[known].map(_text), strict=True))
+    cases = cases[cases["error"].isna()] if "error" in cases else cases
+    cases = cases.sort_values("case").reset_index(drop=True)
+    by_case = cases["case"].astype(str)
+    child = by_case.where(by_case.isin(list(outcome)), by_case.map(patient_of))
+    scans = cases.assign(child=child)[child.isin(list(outcome))]
+    first = scans.drop_duplicates("child")
+    logger.info(
+        "%d children with a mask and an outcome; %d scans without an outcome, %d later scans of a child left out.",
+        len(first), len(cases) - len(scans), len(scans) - len(first),
+    )  # fmt: skip
+    if first.empty:
+        raise UserError(
+            f"No case has an id of the column {id_column}: cases are named like {cases['case'].iloc[0]}, children like "
+            f"{next(iter(outcome), '-')}."
+        )
+    bad = {_text(value) for value in adverse}
+    site = first["site"] if "site" in first else first["case"].map(site_of)
+    return first.assign(adverse=first["child"].map(outcome).isin(bad), site=site.fillna("unknown"))
+
+
+def _text(value: Any) -> str:
+    """A cell of a table as it is typed: 1, 1.0 and "1" are the same."""
+    text = str(value).strip()
+    return text.removesuffix(".0")
