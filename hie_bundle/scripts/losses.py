@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Any
 
@@ -12,14 +11,13 @@ from monai.losses import BoundaryLoss as StockBoundaryLoss
 from monai.losses import DeepSupervisionLoss as StockDeepSupervisionLoss
 from monai.losses import DiceCELoss as StockDiceCELoss
 from monai.losses import HausdorffDTLoss as StockHausdorffDTLoss
-from monai.networks import one_hot
 from monai.utils import LossReduction
 from scipy import ndimage
 from torch import nn
 
 from .geometry.components import components
 from .geometry.distance import boundary_distance, signed_distance
-from .moved import renamed
+from .moved import lookup
 from .runtime.distributed import mean_over_ranks, with_other_ranks
 
 __all__ = [
@@ -32,50 +30,30 @@ __all__ = [
     "SignedDistanceLoss",
     "TwoClassLoss",
 ]
-__getattr__ = partial(renamed, "losses")
+__getattr__ = partial(lookup, "losses")
 
 
 class HausdorffLoss(StockHausdorffDTLoss):
-    """``monai.losses.HausdorffDTLoss`` (Karimi et al. 2019) with its distance fields from :mod:`.distance`.
+    """``monai.losses.HausdorffDTLoss`` (Karimi et al. 2019), faster for one channel of logits.
 
-    Same arguments, values, gradients and errors as the parent, but all masks of a batch, predicted and true, in one
-    call with one exact distance transform each, instead of two in turn. On CUDA everything is computed on the device
-    without synchronisation; the parent's ``forward``, which indexes channels by lists, would synchronise. The
-    loss is computed in float32 also under autocast, since squared distances leave the range and precision of half.
+    Same arguments, values, gradients and errors as the parent. With one channel and ``sigmoid`` all masks of a batch,
+    predicted and true, have one exact distance transform each (:mod:`.distance`) instead of two in turn, and CUDA never
+    synchronises. It is computed in float32 also under autocast: squared distances exceed half precision.
 
-    An empty prediction has no distance field of its own, so by MONAI's definition only the truth's counts: for a ball
-    of radius 5 voxels nothing at all scores 0.058, the same ball 4 voxels off 0.141. Alone, it leaves masks empty.
+    By MONAI's definition only the truth's distance field counts for an empty prediction: for a ball of radius 5 voxels
+    nothing at all scores 0.058, the same ball 4 voxels off 0.141. Alone, the loss leaves masks empty.
     """
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """See ``monai.losses.HausdorffDTLoss.forward``; the result is float32 (float64 for float64 input)."""
-        if input.ndim not in (4, 5):
-            raise ValueError("Only 2D (NCHW) and 3D (NCHWD) supported")
         if input.dtype != torch.float64:
             input = input.float()
-        channels = input.shape[1]
-        if channels == 1:
-            for option in ("softmax", "to_onehot_y"):
-                if getattr(self, option):
-                    warnings.warn(f"single channel prediction, `{option}=True` ignored.", stacklevel=2)
-            if not self.include_background:
-                warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=2)
-        if self.sigmoid:
-            input = input.sigmoid()
-        if self.softmax and channels > 1:
-            input = input.softmax(dim=1)
-        if self.other_act is not None:
-            input = self.other_act(input)
-        if self.to_onehot_y and channels > 1:
-            target = one_hot(target, num_classes=channels)
-        if not self.include_background and channels > 1:
-            input, target = input[:, 1:], target[:, 1:]
-        if target.shape != input.shape:
-            raise AssertionError(f"ground truth has different shape ({target.shape}) from input ({input.shape})")
-
-        masks = torch.cat((input.detach() > 0.5, target > 0.5))
+        if input.ndim not in (4, 5) or input.shape != target.shape or input.shape[1] > 1 or not self.sigmoid:
+            return super().forward(input, target)
+        probability = input.sigmoid()
+        masks = torch.cat((probability.detach() > 0.5, target > 0.5))
         predicted, true = boundary_distance(masks, squared=True).pow_(self.alpha / 2).chunk(2)
-        weighted_error = (input - target).square() * predicted.add_(true)
+        weighted_error = (probability - target).square() * predicted.add_(true)
         loss = weighted_error.mean(dim=([0] if self.batch else []) + list(range(2, input.ndim)), keepdim=True)
         if self.reduction == LossReduction.NONE:
             return loss
@@ -85,13 +63,8 @@ class HausdorffLoss(StockHausdorffDTLoss):
 class LogHausdorffLoss(HausdorffLoss):
     """log(1 + HausdorffDTLoss): damps outlier distances (paper, section 2, the log term of Eq. 5 and 6).
 
-    MONAI's class of this name gives the same value. It is not the parent, since it uses MONAI's slower
-    HausdorffDTLoss, and since over several ranks the mean has to be taken before the logarithm.
-
-    Eq. 4 as printed, 1 / (1 + HD), falls as the distance grows, so its log would reward bad masks; the study's own
-    code used the logarithm of one plus MONAI's loss, which is what this is.
-
-    The mean over the batch is inside the logarithm, so the mean of the losses of a batch's parts is not its loss.
+    Eq. 4 as printed, 1 / (1 + HD), falls as the distance grows; the study's code used MONAI's loss as here. Over
+    several ranks the mean is taken before the logarithm.
 
     Args:
         over_ranks: in distributed training, take the mean over the items of all ranks, which must be equally many on
@@ -220,11 +193,9 @@ class SignedDistanceLoss(StockBoundaryLoss):
 class ComponentDiceLoss(nn.Module):
     """Dice loss of each lesion in its own part of the volume, averaged: a small lesion counts as much as a large one.
 
-    A volume is divided into the voxels nearest to each connected component (26 neighbours) of the true mask, as in
-    CC-Metrics (Jaus et al. 2025) and in the CC-Dice loss that follows from it; within a part the loss is that of
-    ``monai.losses.DiceLoss``. A volume without lesion is one part. The mean is over an item's parts, then over items.
-
-    The parts come from SciPy's distance transform in host memory, of items with several lesions alone.
+    A part is the voxels nearest to one connected component (26 neighbours) of the true mask, as in CC-Metrics and the
+    CC-Dice loss (Jaus et al. 2025); within it the loss is ``monai.losses.DiceLoss``. A volume without lesion is one
+    part. The mean is over an item's parts, then over items.
 
     Args:
         smooth_nr: added to the numerator of each Dice.

@@ -45,22 +45,19 @@ class DoubleConvolution(nn.Sequential):
 class HIEUNet(nn.Module):
     """3D U-Net with three encoder and three decoder blocks for two-channel (ADC, ZADC) volumes.
 
-    Each encoder block is two 3×3×3 convolutions, each followed by batch normalisation, LeakyReLU and dropout of whole
-    feature maps, and a max pooling by 2; the bottleneck is two convolutions; each decoder block is a transposed
-    convolution by 2, the skip connection, and two convolutions; a 1×1×1 convolution gives the logits. TorchScript-able.
+    Encoder block: two 3×3×3 convolutions, each followed by batch normalisation, LeakyReLU and dropout of whole feature
+    maps, then max pooling by 2. Bottleneck: two convolutions. Decoder block: transposed convolution by 2, skip
+    connection, two convolutions. A 1×1×1 convolution gives the logits. TorchScript-able.
 
     Args:
         in_channels: number of input maps; 2 for ADC and ZADC.
         out_channels: number of logit channels; 1 for the lesion.
-        features: channels of the three encoder blocks and the bottleneck; the decoder mirrors the encoder. The paper
-            does not state them.
-        dropout: dropout probability of the same four levels, in [0, 1); the decoder block of a level uses the value
-            of its encoder block. The paper says only that it rises with depth.
+        features: channels of the three encoder blocks and the bottleneck; the paper does not state them.
+        dropout: dropout probability of the same four levels, in [0, 1), also for the decoder block of a level. The
+            paper says only that it rises with depth.
         negative_slope: slope of the LeakyReLU for negative inputs. The paper does not state it.
-        prior: lesion probability that the untrained network gives to every voxel, in (0, 1), set through the bias of
-            the output layer (Lin et al. 2017, section 4.1). Lesions are about 1 % of a volume: from 0.5, which a zero
-            bias gives, most of a short training is spent on learning that. None leaves PyTorch's own start, near 0.5,
-            as in the paper, which has no prior.
+        prior: lesion probability of the untrained network, in (0, 1), set through the bias of the output layer (Lin et
+            al. 2017, section 4.1): lesions are about 1 % of a volume. None: near 0.5, as in the paper.
 
     Raises:
         ValueError: when ``features`` or ``dropout`` does not have four values, a dropout is outside [0, 1), or
@@ -84,8 +81,6 @@ class HIEUNet(nn.Module):
             )
         if not all(0 <= p < 1 for p in dropout):
             raise ValueError(f"dropout probabilities must lie in [0, 1), got {list(dropout)}.")
-        if prior is not None and not 0 < prior < 1:
-            raise ValueError(f"prior must lie in (0, 1), got {prior}.")
 
         self.in_channels = in_channels
         f1, f2, f3, f4 = features
@@ -102,9 +97,7 @@ class HIEUNet(nn.Module):
         self.upsample1 = nn.ConvTranspose3d(f2, f1, kernel_size=2, stride=2)
         self.decoder1 = DoubleConvolution(2 * f1, f1, p1, negative_slope)
         self.output = nn.Conv3d(f1, out_channels, kernel_size=1)
-        assert self.output.bias is not None  # it has one by default
-        if prior is not None:
-            nn.init.constant_(self.output.bias, math.log(prior / (1 - prior)))
+        with_prior(self, "output", prior)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from scripts.geometry.components import components, without_small
-from scripts.transforms.small_lesions import RemoveSmallLesionsd
+from scripts.transforms.decisions import RemoveSmallLesionsd
 
 
 @pytest.mark.parametrize("shape", [(31, 27, 19), (8, 40, 5), (1, 9, 9)])

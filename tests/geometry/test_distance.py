@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from scripts import losses
 from scripts.geometry import distance
 from scripts.geometry.distance import boundary_distance, signed_distance
 
-METHODS = ("edt", "scipy", "separable")
+METHODS = ("edt", "separable")
 
 
 def scipy_distances(mask: torch.Tensor, spacing: tuple[float, ...] | None, sign: float) -> np.ndarray:
@@ -112,27 +111,6 @@ def test_chunks_and_threads_do_not_change_the_result() -> None:
     torch.testing.assert_close(one_chunk, one_thread, rtol=1e-5, atol=0)
 
 
-def test_missing_edt_falls_back_to_scipy_with_one_log_line(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    mask = torch.rand(2, 1, 9, 8, 7, generator=torch.Generator().manual_seed(0)) < 0.2
-    expected = boundary_distance(mask)
-    monkeypatch.setattr(distance, "edt", None)
-    distance._cpu_method.cache_clear()
-    try:
-        with caplog.at_level(logging.WARNING):
-            first, second = boundary_distance(mask), boundary_distance(mask)
-    finally:
-        distance._cpu_method.cache_clear()
-    torch.testing.assert_close(first, expected, rtol=1e-6, atol=0)
-    assert torch.equal(first, second)
-    assert [record.name for record in caplog.records] == ["scripts.geometry.distance"]
-    assert "edt" in caplog.text
-    assert "SciPy" in caplog.text
-    with pytest.raises(ModuleNotFoundError, match="edt"):
-        boundary_distance(mask, method="edt")
-
-
 def test_bad_arguments_are_named() -> None:
     mask = torch.zeros(1, 1, 4, 4, 4, dtype=torch.bool)
     with pytest.raises(TypeError, match="bool"):
@@ -189,17 +167,14 @@ def test_hausdorff_loss_raises_what_monai_raises() -> None:
         assert messages[0] == messages[1]
 
 
-@pytest.mark.parametrize("method", ["edt", "scipy"])
-def test_masks_without_boundary_cost_no_transform(monkeypatch: pytest.MonkeyPatch, method: distance.Method) -> None:
-    calls = []
-    for module, function in ((distance.edt, "edt"), (distance.ndimage, "distance_transform_edt")):
-        real = getattr(module, function)
-        monkeypatch.setattr(module, function, lambda *a, real=real, **k: calls.append(1) or real(*a, **k))
+def test_masks_without_boundary_cost_no_transform(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [], distance.edt.edt
+    monkeypatch.setattr(distance.edt, "edt", lambda *a, **k: calls.append(1) or real(*a, **k))
     mask = torch.zeros(4, 1, 6, 6, 6, dtype=torch.bool)
     mask[1] = True
     mask[2, 0, 2:4] = True
-    boundary_distance(mask, method=method)
-    assert len(calls) == (1 if method == "edt" else 2)
+    boundary_distance(mask)
+    assert len(calls) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

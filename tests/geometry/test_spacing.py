@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,13 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose, CropForegroundd, Invertd, Orientationd
 
-from scripts.transforms.resample import ResizeToSpacing, ResizeToSpacingd
+from scripts.transforms.resample import ResizeToSpacingd
+
+
+def _resizer(spacing_mm: Sequence[float]) -> Callable[[Any], Any]:
+    resize = ResizeToSpacingd("image", spacing_mm)
+    return lambda image: resize({"image": image})["image"]
+
 
 OBLIQUE = np.array([[-1.1, 0.3, 0.0, 40], [0.3, 1.0, 0.4, 25], [0.1, -0.4, 3.0, 7], [0, 0, 0, 1]], dtype=float)
 
@@ -33,7 +41,7 @@ def _centre_mm(image: MetaTensor) -> np.ndarray:
 @pytest.mark.parametrize("spacing_mm", [(2, 2, 3), (1, 1.5, 5), (0.7, 0.7, 0.9)])
 def test_voxels_get_their_size_and_things_stay_where_they_are(spacing_mm: tuple[float, ...]) -> None:
     before = _ball(OBLIQUE)
-    after = ResizeToSpacing(spacing_mm)(before)
+    after = _resizer(spacing_mm)(before)
     sizes = np.linalg.norm(after.affine[:3, :3].numpy(), axis=0)
     assert np.all(np.abs(sizes / spacing_mm - 1) < 0.5 / np.array(after.shape[1:]) + 1e-6)
     np.testing.assert_allclose(_centre_mm(after), _centre_mm(before), atol=0.05)
@@ -47,14 +55,14 @@ def test_a_small_lesion_is_not_skipped_over() -> None:
     for shift in range(4):
         label = torch.zeros((1, 40, 40, 24))
         label[:, 18 + shift : 20 + shift, 17:19, 11] = 1
-        after = ResizeToSpacing((2.7, 2.7, 3))(MetaTensor(label, affine=affine))
+        after = _resizer((2.7, 2.7, 3))(MetaTensor(label, affine=affine))
         volumes = float(after.sum() * after.affine.det().abs()), float(label.sum() * 0.81)
         assert volumes[0] == pytest.approx(volumes[1], rel=0.35)
 
 
 def test_noise_is_averaged_where_voxels_become_larger() -> None:
     noise = torch.randn((1, 64, 64, 16), generator=torch.Generator().manual_seed(0))
-    after = ResizeToSpacing((3, 3, 2))(MetaTensor(noise, affine=torch.diag(torch.tensor([1.0, 1, 2, 1]))))
+    after = _resizer((3, 3, 2))(MetaTensor(noise, affine=torch.diag(torch.tensor([1.0, 1, 2, 1]))))
     assert float(after.std()) < 0.4
 
 
@@ -81,7 +89,7 @@ def test_the_way_back_ends_where_it_began(workers: int) -> None:
 
 
 def test_threads_do_not_share_a_size() -> None:
-    resize = ResizeToSpacing((2, 2, 3))
+    resize = _resizer((2, 2, 3))
     volumes = [_ball(np.diag([1, 1, 3, 1.0]), (20 + 2 * n, 24, 8)) for n in range(24)]
     with ThreadPoolExecutor(8) as pool:
         shapes = [tuple(result.shape) for result in pool.map(resize, volumes)]
@@ -90,6 +98,6 @@ def test_threads_do_not_share_a_size() -> None:
 
 def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(ValueError, match="positive"):
-        ResizeToSpacing((2, 0, 3))
+        _resizer((2, 0, 3))
     with pytest.raises(ValueError, match="affine"):
-        ResizeToSpacing((2, 2, 3))(torch.zeros((1, 4, 4, 4)))
+        _resizer((2, 2, 3))(torch.zeros((1, 4, 4, 4)))

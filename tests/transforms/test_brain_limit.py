@@ -13,7 +13,7 @@ from test_every_option import TINY, run
 
 from scripts.data.layout import find_cases
 from scripts.io.volumes import read_volume
-from scripts.transforms.limit_to_brain import KeepBraind, LimitToBraind
+from scripts.transforms.decisions import KeepBraind, LimitToBraind
 
 AFFINE = torch.tensor(np.diag([-2.0, 2.0, 3.0, 1.0]))
 

@@ -10,7 +10,6 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -18,13 +17,11 @@ import torch
 from monai.data import DataLoader as StockDataLoader
 from torch.utils.data import Dataset, get_worker_info
 
-from ..moved import renamed
 from ..runtime.errors import UserError, causes, user_error
 from ..runtime.interruption import stop_if_asked
 from .layout import case_of
 
 __all__ = ["CaseLoader", "end_processes", "in_words"]
-__getattr__ = partial(renamed, "data.loaders")
 
 IDLE = -1
 POLL_S = 0.2  # between two looks whether a signal asks for the end

@@ -1,38 +1,27 @@
 """Exact Euclidean distance transforms of batches of binary masks, on the CPU and on CUDA devices.
 
-Three methods give the same numbers:
+Two methods give the same numbers:
 
 ``edt``
     Seung-lab's ``edt`` package on the CPU. Its multi-label form, with background and foreground as labels 1 and 2,
     gives each voxel its distance to the nearest voxel of the other label: inside and outside distances in one pass.
-``scipy``
-    ``scipy.ndimage.distance_transform_edt``, twice; used on the CPU where ``edt`` is not installed.
 ``separable``
     Tensor operations only, for CUDA: nothing is copied to the host and no operation waits for the device.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import Literal
 
+import edt
 import numpy as np
 import torch
-from scipy import ndimage
-
-try:
-    import edt
-except ImportError:
-    edt = None
 
 __all__ = ["boundary_distance", "signed_distance"]
 
-logger = logging.getLogger(__name__)
-
-Method = Literal["auto", "edt", "scipy", "separable"]
+Method = Literal["auto", "edt", "separable"]
 
 
 def boundary_distance(
@@ -45,26 +34,23 @@ def boundary_distance(
 ) -> torch.Tensor:
     """Euclidean distance of each voxel to the centre of the nearest voxel of the other class.
 
-    Equals ``distance_transform_edt(mask) + distance_transform_edt(~mask)`` of SciPy for each (H, W[, D]) mask of the
-    batch. A mask that is empty or full has no other class and gives zeros, as in ``monai.losses.HausdorffDTLoss``.
+    Equals ``distance_transform_edt(mask) + distance_transform_edt(~mask)`` of SciPy for each mask of the batch. A mask
+    that is empty or full gives zeros, as in ``monai.losses.HausdorffDTLoss``.
 
     Args:
         mask: bool, shape (B, C, H, W) or (B, C, H, W, D).
         spacing_mm: voxel size along each spatial axis in mm, > 0; without it distances are in voxels.
-        method: how to compute it (see the module's docstring); ``auto`` takes ``separable`` on CUDA and ``edt``, or
-            else ``scipy``, on the CPU. ``edt`` and ``scipy`` need a mask in host memory.
+        method: ``auto`` takes ``separable`` on CUDA and ``edt`` on the CPU.
         threads: threads of ``edt``; by default as many as PyTorch uses.
         chunk_mb: memory for temporary values of ``separable``, in MiB.
         squared: give the squares of the distances, which saves taking their roots.
 
     Returns:
-        float32 tensor of the mask's shape, on the mask's device; in mm if ``spacing_mm`` is given, else in voxels.
+        float32 tensor of the mask's shape, on its device.
 
     Raises:
-        TypeError: when ``mask`` is not a bool tensor.
-        ValueError: when ``mask`` is neither 4D nor 5D, a spacing is not one positive number per spatial axis, or
-            ``method`` is unknown or unfit for the mask's device.
-        ModuleNotFoundError: when ``method`` is ``edt`` and the package is not installed.
+        TypeError: when the mask is not bool.
+        ValueError: when its shape or ``spacing_mm`` is wrong, or ``method`` is unknown or unfit for the mask's device.
     """
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor, not {mask.dtype}.")
@@ -74,19 +60,25 @@ def boundary_distance(
     if len(spacing) != mask.ndim - 2 or not all(0 < s < math.inf for s in spacing):
         raise ValueError(f"spacing_mm must be {mask.ndim - 2} positive numbers, not {spacing_mm}.")
     mask = mask.detach().as_subclass(torch.Tensor)  # a MetaTensor would pass through its dispatcher at each operation
-
     if method == "auto":
-        method = "separable" if mask.device.type != "cpu" else _cpu_method()
+        method = "separable" if mask.device.type != "cpu" else "edt"
     if method == "separable":
         distance = _separable(mask, spacing, chunk_mb * 2**20)
         return distance if squared else distance.sqrt_()
-    if method not in ("edt", "scipy"):
-        raise ValueError(f"method must be auto, edt, scipy or separable, not '{method}'.")
-    if mask.device.type != "cpu":
-        raise ValueError(f"method '{method}' works in host memory; the mask is on {mask.device}.")
-    if method == "edt" and edt is None:
-        raise ModuleNotFoundError("method 'edt' needs the package of that name (pip install edt).")
-    return _on_host(mask, spacing, method, threads or torch.get_num_threads(), squared)
+    if method != "edt" or mask.device.type != "cpu":
+        raise ValueError(f"method must be auto, separable or, for a mask in host memory, edt; not '{method}'.")
+    transform = edt.edtsq if squared else edt.edt
+    fields = []  # kept until all are there: memory given back and taken anew costs more than an eighth of the time
+    for one_mask in mask.flatten(0, 1):
+        foreground = one_mask.contiguous().numpy()
+        if not foreground.any() or foreground.all():
+            fields.append(torch.zeros(one_mask.shape))
+            continue
+        labels = foreground.view(np.uint8) + np.uint8(1)
+        fields.append(
+            torch.from_numpy(transform(labels, anisotropy=spacing, parallel=threads or torch.get_num_threads()))
+        )
+    return torch.stack(fields).view(mask.shape)
 
 
 def signed_distance(
@@ -103,32 +95,6 @@ def signed_distance(
     """
     distance = boundary_distance(mask, spacing_mm, method, threads, chunk_mb)
     return torch.where(mask.as_subclass(torch.Tensor), -distance, distance)
-
-
-@cache  # says so once
-def _cpu_method() -> Literal["edt", "scipy"]:
-    if edt is None:
-        logger.warning("The package 'edt' is not installed: distance transforms use SciPy, which is slower.")
-        return "scipy"
-    return "edt"
-
-
-def _on_host(mask: torch.Tensor, spacing: tuple[float, ...], method: str, threads: int, squared: bool) -> torch.Tensor:
-    fields = []  # kept until all are there: memory given back and taken anew costs more than an eighth of the time
-    for one_mask in mask.flatten(0, 1):
-        foreground = one_mask.contiguous().numpy()
-        if not foreground.any() or foreground.all():
-            fields.append(torch.zeros(one_mask.shape))
-            continue
-        if method == "edt":
-            transform = edt.edtsq if squared else edt.edt
-            distance = transform(foreground.view(np.uint8) + np.uint8(1), anisotropy=spacing, parallel=threads)
-        else:
-            distance = ndimage.distance_transform_edt(foreground, sampling=spacing)
-            distance += ndimage.distance_transform_edt(~foreground, sampling=spacing)
-            distance = (np.square(distance) if squared else distance).astype(np.float32)
-        fields.append(torch.from_numpy(distance))
-    return torch.stack(fields).view(mask.shape)
 
 
 def _separable(mask: torch.Tensor, spacing: tuple[float, ...], chunk_bytes: int) -> torch.Tensor:

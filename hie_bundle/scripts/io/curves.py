@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,9 @@ from typing import Any
 from ignite.engine import Engine
 from monai.handlers import TensorBoardStatsHandler as StockTensorBoardStatsHandler
 
-from ..moved import renamed
 from .files import atomic_path
 
 __all__ = ["CurvesHandler", "curves_in", "keep_curves_until"]
-__getattr__ = partial(renamed, "io.curves")
 
 EVENTS = "events.out.tfevents.*"
 EPOCHS = ".epochs"  # end of the names of files whose steps are epochs; the others count iterations

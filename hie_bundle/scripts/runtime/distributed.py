@@ -22,18 +22,9 @@ from torch import distributed, nn
 from .errors import UserError, user_error
 
 __all__ = [
-    "SameBuffers",
-    "batch_share",
-    "from_first",
-    "gather_interleaved",
-    "is_first",
-    "mean_over_ranks",
-    "shard",
-    "start",
-    "stop",
-    "unwrap_ddp",
-    "with_other_ranks",
-]
+    "SameBuffers", "batch_share", "from_first", "gather_interleaved", "is_first", "mean_over_ranks", "shard", "start",
+    "stop", "unwrap_ddp", "with_other_ranks",
+]  # fmt: skip
 
 Item = TypeVar("Item")
 _status: int | None = None  # with which this rank ends; None: as any program
@@ -42,14 +33,13 @@ _status: int | None = None  # with which this rank ends; None: as any program
 def start(device: str | torch.device, timeout_minutes: float = 60, place: Sequence[int] | None = None) -> None:
     """Join the process group of a ``torchrun``: NCCL where the device is CUDA, Gloo on the CPU.
 
-    From then on rank 0 alone logs what is not a warning, and of several ranks that end with an exception the first one
-    alone shows it: the others' are its consequences, or the same. torchrun, which ends all ranks when one fails,
-    repeats a :class:`UserError` in its table of failures.
+    From then on rank 0 alone logs what is not a warning, and the first rank that fails alone shows its exception, also
+    in torchrun's table of failures.
 
     Args:
         device: of this rank; the current one of CUDA from then on.
-        timeout_minutes: how long a rank waits for the others before it gives up. Ranks wait while rank 0 checks the
-            cases, and at the end of an evaluation for the slowest.
+        timeout_minutes: how long a rank waits for the others: while rank 0 checks the cases, and at the end of an
+            evaluation for the slowest.
         place: rank and number of processes, as the config has them; None: those of ``torchrun``.
 
     Raises:
@@ -64,13 +54,12 @@ def start(device: str | torch.device, timeout_minutes: float = 60, place: Sequen
     if place is not None and list(place) != [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")]:
         raise UserError("--rank and --world_size are for torchrun to say, to each process its own; leave them out.")
     device = torch.device(device)
-    on_cuda = device.type == "cuda"
-    if on_cuda and int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-        raise UserError(
-            f"{os.environ['LOCAL_WORLD_SIZE']} processes were started, but this machine has "
-            f"{torch.cuda.device_count()} CUDA devices; lower --nproc_per_node."
-        )
-    if on_cuda:
+    if on_cuda := device.type == "cuda":
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise UserError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes were started, but this machine has "
+                f"{torch.cuda.device_count()} CUDA devices; lower --nproc_per_node."
+            )
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(minutes=timeout_minutes))
     if not is_first():
@@ -82,9 +71,8 @@ def start(device: str | torch.device, timeout_minutes: float = 60, place: Sequen
 def stop() -> None:
     """Leave the group, when all is done. The process then ends without Python's own teardown.
 
-    A thread of Gloo may be late to let go of a tensor, for which it needs Python. Until Python 3.13 a thread that comes
-    during the teardown is ended, and with it the process: "terminate called without an active exception".
-    DistributedDataParallel keeps these threads beyond the group.
+    A thread of Gloo may let go of a tensor late. Until Python 3.13 a thread that needs Python during the teardown is
+    ended, and with it the process: "terminate called without an active exception".
     """
     global _status
     distributed.destroy_process_group()
@@ -120,15 +108,14 @@ def batch_share(batch_size: int, world_size: int) -> int:
 
 
 def shard(items: Sequence[Item], rank: int, world_size: int, copies: bool = True) -> list[Item]:
-    """Every ``world_size``-th item from ``rank`` on; each item in one shard, and none repeated to make them even.
+    """Every ``world_size``-th item from ``rank`` on; no item is repeated to make the shards even.
 
     Args:
         items: the same on all ranks.
         rank: of this process.
         world_size: number of processes.
-        copies: with fewer items than ranks give all of them to each. A mean over all ranks is then one over equal
-            copies, so it is the same. (An empty shard would leave MONAI's engine without an epoch, and the others
-            waiting for its metric.)
+        copies: with fewer items than ranks give all of them to each, which leaves a mean over all ranks the same. (An
+            empty shard would leave MONAI's engine without an epoch, and the others waiting for its metric.)
 
     Raises:
         UserError: with fewer items than ranks where there may be no copies.
@@ -141,10 +128,7 @@ def shard(items: Sequence[Item], rank: int, world_size: int, copies: bool = True
 
 
 def gather_interleaved(values: list[Item]) -> list[Item] | None:
-    """The lists of all ranks in the order before :func:`shard`, on rank 0; None on the others.
-
-    Only one process has the whole list already.
-    """
+    """The lists of all ranks in the order before :func:`shard`, on rank 0; None on the others."""
     if not distributed.is_initialized():
         return values
     parts: list[Any] | None = [None] * distributed.get_world_size() if is_first() else None
@@ -157,10 +141,9 @@ def gather_interleaved(values: list[Item]) -> list[Item] | None:
 
 def from_first(value: Item) -> Item:
     """Rank 0's value on every rank."""
-    if not distributed.is_initialized():
-        return value
     values = [value]
-    distributed.broadcast_object_list(values)
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(values)
     return values[0]
 
 
@@ -187,8 +170,7 @@ def with_other_ranks(value: torch.Tensor) -> list[torch.Tensor]:
 class SameBuffers:
     """Give every rank rank 0's buffers before an evaluator runs.
 
-    Without synchronised batch normalisation each rank has running statistics of its own. Validation would measure
-    several networks, of which rank 0's is the one that is saved.
+    Without synchronised batch normalisation each rank has its own running statistics; rank 0's are saved.
 
     Args:
         network: the network that is evaluated, not wrapped.
@@ -202,16 +184,14 @@ class SameBuffers:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, _: Engine) -> None:
-        if distributed.is_initialized():
-            for buffer in self.network.buffers():
-                distributed.broadcast(buffer, src=0)
+        for buffer in self.network.buffers() if distributed.is_initialized() else ():
+            distributed.broadcast(buffer, src=0)
 
 
 def _show_first_failure() -> None:
     """Let only the first rank that fails show its exception, as ``sys.excepthook`` does at that time."""
     previous = sys.excepthook
-    # kept by torchrun, which outlives the ranks
-    store = distributed.distributed_c10d._get_default_store()
+    store = distributed.distributed_c10d._get_default_store()  # kept by torchrun, which outlives the ranks
     rank = distributed.get_rank()
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -224,16 +204,11 @@ def _show_first_failure() -> None:
         if first:
             previous(kind, error, trace)
             print(f"rank {rank} failed; the other ranks end with it", file=sys.stderr, flush=True)
-            _tell_torchrun(error)
+            file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # torchrun repeats its message
+            if file and (mistake := user_error(error)):
+                Path(file).write_text(json.dumps({"message": str(mistake), "timestamp": str(int(time.time()))}))
 
     sys.excepthook = hook
-
-
-def _tell_torchrun(error: BaseException) -> None:
-    """Leave the message where torchrun looks for it: its table of failures, the last thing on the screen, shows it."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file and (mistake := user_error(error)):
-        Path(file).write_text(json.dumps({"message": str(mistake), "timestamp": str(int(time.time()))}))
 
 
 def unwrap_ddp(network: nn.Module) -> nn.Module:

@@ -17,7 +17,6 @@ from .mixins import CONFIGS, bundle_version
 
 __all__ = ["bundle", "hardware", "versions"]
 
-BUNDLE = CONFIGS.parent
 PACKAGES = (
     "monai", "torch", "pytorch-ignite", "torchio", "numpy", "scipy", "scikit-learn", "nibabel", "itk", "SimpleITK",
     "surface-distance-based-measures", "connected-components-3d", "edt", "matplotlib", "openvino",
@@ -26,7 +25,7 @@ PACKAGES = (
 
 @cache
 def versions() -> dict[str, str]:
-    """Of Python and the packages that train and measure, as far as they are installed."""
+    """Versions of Python and of the installed packages that train and measure."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -39,17 +38,15 @@ def versions() -> dict[str, str]:
 @cache  # the code that runs is what was there when it was imported
 def bundle() -> dict[str, Any]:
     """Its version; in a git clone its revision, and whether files differ from it."""
-    found: dict[str, Any] = {"version": bundle_version()}
 
     def git(*words: str) -> str | None:
+        command = ["git", "-C", str(CONFIGS.parent), *words]
         try:
-            done = subprocess.run(
-                ["git", "-C", str(BUNDLE), *words], capture_output=True, text=True, timeout=20, check=True
-            )
+            return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
         except (OSError, subprocess.SubprocessError):
             return None
-        return done.stdout.strip()
 
+    found: dict[str, Any] = {"version": bundle_version()}
     # installed inside another project's clone it would be that one's
     if git("ls-files", "--error-unmatch", "configs/metadata.json") is not None:
         found |= {"revision": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", "."))}
@@ -57,11 +54,9 @@ def bundle() -> dict[str, Any]:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """Of this machine: system, CPU and the cores and threads that a process has, memory in GB, and the device."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    """This machine: system, CPU, the cores and threads that a process has, memory in GB, and the device."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     found: dict[str, Any] = {
         "system": platform.platform(),

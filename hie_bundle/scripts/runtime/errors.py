@@ -15,25 +15,17 @@ from typing import TypeVar
 from .text import printable
 
 __all__ = [
-    "DatasetError",
-    "UserError",
-    "causes",
-    "choose",
-    "first_cause",
-    "one_line",
-    "out_of_memory",
-    "show_plainly",
+    "DatasetError", "UserError", "causes", "choose", "first_cause", "one_line", "out_of_memory", "show_plainly",
     "user_error",
-]
-
+]  # fmt: skip
 
 Option = TypeVar("Option")
 
-# what the system refuses, whatever was being done: no right to write, a full or broken disk, a file that is gone
+# refusals of the system, whatever was being done: no right to write, a full or broken disk, a file that is gone
 REFUSALS = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE),
-}
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE,
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
 # in MONAI's words: a component that refused its arguments; and errors of a config, of the bundle's or a user's
 _COMPONENT = re.compile(r"(?:Failed to instantiate component '|applying transform <)([\w.]+)")
 _CONFIG = re.compile(
@@ -44,7 +36,11 @@ _CONFIG = re.compile(
 
 
 class UserError(ValueError):
-    """Something outside the code is wrong (a file, a folder, a value); the message says what, and what to do."""
+    """A file, folder or value outside the code is wrong; the message says what, and what to do."""
+
+
+class DatasetError(UserError):
+    """The dataset cannot be used as asked."""
 
 
 def choose(options: Mapping[str, Option], name: str, what: str) -> Option:
@@ -52,7 +48,7 @@ def choose(options: Mapping[str, Option], name: str, what: str) -> Option:
 
     Args:
         options: by name.
-        name: which one.
+        name: of the option.
         what: the key that chooses, for the message.
 
     Raises:
@@ -64,30 +60,24 @@ def choose(options: Mapping[str, Option], name: str, what: str) -> Option:
 
 
 def show_plainly() -> None:
-    """Let a :class:`UserError` that nobody catches end the program with its message instead of a traceback.
+    """End the program after an uncaught :class:`UserError` with its message instead of a traceback.
 
-    MONAI wraps every exception of a config in two or three others, whose tracebacks bury the message. Of any other
-    exception the first cause is repeated at the end. A program that runs a config and catches exceptions (a server, a
-    notebook, a test) sees them unchanged.
+    MONAI wraps each exception of a config in two or three others. Of any other exception the first cause is repeated
+    at the end.
     """
     previous = sys.excepthook
     if getattr(previous, "__module__", None) == __name__:
         return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if mistake := user_error(error):
-            print(f"\nerror: {printable(mistake)}", file=sys.stderr)
-            return
-        if shortage := out_of_memory(error):
-            print(f"\nerror: {shortage}", file=sys.stderr)
-            return
-        if kind is KeyboardInterrupt:
+        if message := user_error(error) or out_of_memory(error):
+            print(f"\nerror: {printable(message)}", file=sys.stderr)
+        elif kind is KeyboardInterrupt:
             print("\nStopped.", file=sys.stderr)
-            return
-        previous(kind, error, trace)
-        first = first_cause(error)
-        if first is not error:
-            print(f"\ncaused by {type(first).__name__}: {first}", file=sys.stderr)
+        else:
+            previous(kind, error, trace)
+            if (first := first_cause(error)) is not error:
+                print(f"\ncaused by {type(first).__name__}: {first}", file=sys.stderr)
 
     sys.excepthook = hook
 
@@ -95,8 +85,8 @@ def show_plainly() -> None:
 def user_error(error: BaseException) -> UserError | None:
     """The :class:`UserError` among an exception and its causes; or None.
 
-    It is made here where the system refused something, the config names what there is not, or a component of it that is
-    a library's does not take its arguments. The bundle's own say themselves what is wrong with theirs.
+    It is made here where the system refused something, the config names what does not exist, or a library's component
+    does not take its arguments.
     """
     chain = causes(error)
     for cause in chain:
@@ -116,7 +106,7 @@ def user_error(error: BaseException) -> UserError | None:
 
 
 def _is_installed(name: str) -> bool:
-    """Whether a class is a library's; of a user's own module, where the fault may be, the traceback is wanted."""
+    """Whether a class is a library's; a fault in a user's own module needs its traceback."""
     package = name.partition(".")[0]
     file = getattr(sys.modules.get(package), "__file__", None) or ""
     return package != "scripts" and not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
@@ -126,9 +116,7 @@ def out_of_memory(error: BaseException) -> str | None:
     """What to lower, where an accelerator had no more memory; None of any other exception."""
     torch = sys.modules.get("torch")  # an import for this alone would take seconds
     shortage = next((cause for cause in causes(error) if torch and isinstance(cause, torch.OutOfMemoryError)), None)
-    if shortage is None:
-        return None
-    return (
+    return shortage and (
         f"{str(shortage).splitlines()[0].rstrip('.')}.\nThe device has too little memory. In training lower "
         "--batch_size, or --patch_size where the recipe takes patches; in evaluation and inference --flips []; in all "
         "of them --spatial_size; --amp True takes half in training; or end what else uses the device."
@@ -136,7 +124,7 @@ def out_of_memory(error: BaseException) -> str | None:
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """The exception that all others in the chain of causes go back to; the exception itself if it has none."""
+    """The last exception in the chain of causes; the exception itself if it has none."""
     return causes(error)[-1]
 
 
@@ -146,10 +134,6 @@ def causes(error: BaseException) -> list[BaseException]:
     while (cause := chain[-1].__cause__) is not None and cause not in chain:
         chain.append(cause)
     return chain
-
-
-class DatasetError(UserError):
-    """The dataset cannot be used as asked. The message is for the user: what is wrong where, and what to do."""
 
 
 def one_line(error: BaseException) -> str:

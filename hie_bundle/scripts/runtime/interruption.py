@@ -85,7 +85,7 @@ def _kill_children() -> None:
 
 
 def _in_child() -> None:
-    """A forked loading process: the main one ends it, and writes no signals to its pipe."""
+    """Reset signals in a forked loading process, which the main one ends."""
     global _received
     _received = None
     if signal.getsignal(signal.SIGTERM) is _wait:
@@ -99,17 +99,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def _wait(*_: Any) -> None:
-    """The handler of both signals: Python notes them in a pipe, from which a thread reads them.
-
-    It raises nothing: an exception from a handler lands in whatever Python is doing, such as a callback that prints it.
-    """
+    """Do nothing: Python notes the signal in a pipe. An exception would land in whatever Python is doing."""
 
 
 class Interruption:
     """From :meth:`install` on, SIGINT and SIGTERM print a message and end the run, with exit status 130 or 143.
 
     The run ends at its next step (:func:`stop_if_asked`). A second signal, or no step within five seconds, ends the
-    process and its children at once.
+    process and its children at once. A thread watches, because Python's handlers wait for the main thread's C code.
 
     Args:
         message: text after the signal's name; nothing is printed if it is empty.
@@ -119,32 +116,33 @@ class Interruption:
     def __init__(self, message: Callable[[], str], last: Callable[[], None]) -> None:
         self.message = message
         self.last = last
-        self._before: dict[int, Any] = {}
-        self._pipe: tuple[int, int] | None = None
-        self._wakeup = -1
+        self._restore: Callable[[], None] | None = None
 
     def install(self) -> None:
         """Begin; in the main thread of a POSIX system only."""
         if threading.current_thread() is not threading.main_thread() or os.name != "posix":
             return
-        self._pipe = os.pipe()
-        os.set_blocking(self._pipe[1], False)
-        self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, _wait) for number in SIGNALS}
-        threading.Thread(target=self._watch, args=(self._pipe[0],), daemon=True).start()
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        before = {number: signal.signal(number, _wait) for number in SIGNALS}
+        threading.Thread(target=self._watch, args=(reading,), daemon=True).start()
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(wakeup)
+            os.close(writing)  # the thread reads the end and closes the other
+
+        self._restore = restore
 
     def remove(self) -> None:
         """Restore the signals' handlers, unless the process is about to end."""
-        if self._pipe is None or _received is not None:
-            return
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        os.close(self._pipe[1])  # the thread reads the end and closes the other
-        self._pipe = None
+        if self._restore and _received is None:
+            self._restore()
+            self._restore = None
 
     def _watch(self, pipe: int) -> None:
-        """In a thread: told by the signal itself, whatever the main thread does."""
         global _received
         while number := _read(pipe):
             if number not in SIGNALS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from io import TextIOWrapper
 from pathlib import Path
 
 from monai.bundle import ConfigWorkflow
@@ -18,7 +17,7 @@ __all__ = ["to_file"]
 def to_file(output_dir: str | Path, workflow: ConfigWorkflow | None = None) -> None:
     """Write what is logged to a file as well: ``output_dir/<run id>.log``, such as ``training.log``.
 
-    The file is made, and its folder, when the first line is logged; a resumed run appends to it.
+    The file and its folder are made when the first line is logged; a resumed run appends to it.
 
     Args:
         output_dir: of the run.
@@ -34,30 +33,30 @@ def to_file(output_dir: str | Path, workflow: ConfigWorkflow | None = None) -> N
     for handler in [one for one in root.handlers if isinstance(one, _LogFile)]:  # of an earlier run in this process
         root.removeHandler(handler)
         handler.close()
-    handler = _LogFile(
-        Path(output_dir).absolute() / f"{name}.log", delay=True, encoding="utf-8", errors="backslashreplace"
-    )
-    handler.setLevel(logging.INFO)
-    handler.setFormatter(_Redacting("%(asctime)s - %(levelname)s - %(message)s"))
-    root.addHandler(handler)
-
-
-class _Redacting(logging.Formatter):
-    """With --anonymise_ids a message may name a case's file on the screen, but not in what is kept."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+    root.addHandler(_LogFile(Path(output_dir).absolute() / f"{name}.log"))
 
 
 class _LogFile(logging.FileHandler):
-    _told = False
+    _warned = False
 
-    def _open(self) -> TextIOWrapper:
-        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
-        return super()._open()
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, delay=True, encoding="utf-8", errors="backslashreplace")
+        self.setLevel(logging.INFO)
+        self.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s"))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """With --anonymise_ids a message may name a case's file on the screen, but not in what is kept."""
+        return redacted(super().format(record))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """A disk that is full: said once, not with a traceback for each line."""
-        if not self._told:
+        """Report a full disk once, not with a traceback for each line."""
+        if not self._warned:
             print(f"{self.baseFilename} cannot be written to ({sys.exc_info()[1]}).", file=sys.stderr)
-        self._told = True
+        self._warned = True

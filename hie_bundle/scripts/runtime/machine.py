@@ -34,8 +34,8 @@ PROCESS_BYTES = 0.5 * GB  # Python, PyTorch and MONAI without any data
 def workers(device: str | torch.device) -> int:
     """How many processes should load and augment for a training on this device.
 
-    On CUDA one a core that this process may use, shared with the other processes on this node that ``torchrun``
-    started, at most eight; otherwise two.
+    On CUDA one a core, shared with the other processes that ``torchrun`` started on this node, at most eight; otherwise
+    two.
     """
     if torch.device(device).type != "cuda":
         return CPU_WORKERS
@@ -43,18 +43,13 @@ def workers(device: str | torch.device) -> int:
 
 
 def cpu_precision() -> str:
-    """``bfloat16`` where the CPU has instructions for it, with which a step takes about half the time; or ``float32``.
-
-    Without them PyTorch computes bfloat16 by way of float32, which is slower than float32 itself.
-    """
+    """``bfloat16`` where the CPU has instructions for it, which halves a step's time; or ``float32``."""
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
-    return "bfloat16" if any(capabilities.get(name) for name in BFLOAT16) else "float32"
+    return "bfloat16" if any(map(capabilities.get, BFLOAT16)) else "float32"
 
 
 def available_memory(device: str | torch.device = "cpu", cgroup: str | Path = "/sys/fs/cgroup") -> int:
-    """Bytes that a process may still take on a device.
-
-    On the CPU that is what the system can give without swapping, or what a container's limit leaves, if that is less.
+    """Bytes that a process may still take on a device: on the CPU without swapping and within a container's limit.
 
     Args:
         device: ``cpu`` or a CUDA device.
@@ -63,13 +58,14 @@ def available_memory(device: str | torch.device = "cpu", cgroup: str | Path = "/
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = psutil.virtual_memory().available
-    for limit_file, usage_file in (
+    for names in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
-        limit, usage = (_number(Path(cgroup) / name) for name in (limit_file, usage_file))
-        if limit is not None and usage is not None:
-            available = min(available, max(0, limit - usage))
+        files = [Path(cgroup) / name for name in names]
+        limit, usage = (file.read_text().strip() if file.is_file() else "" for file in files)
+        if limit.isdigit() and usage.isdigit():
+            available = min(available, max(0, int(limit) - int(usage)))
     return available
 
 
@@ -79,11 +75,10 @@ def cache_memory(cases: float, volume_size: Sequence[int], in_channels: int) -> 
 
 
 def network_memory(network: nn.Module, shape: Sequence[int], training: bool) -> int:
-    """Bytes that the network's tensors take at most, with everything a step or a prediction in float32 adds to them.
+    """Bytes that the network's tensors take at most in a step or a prediction in float32.
 
-    The network is run on tensors without content (PyTorch's meta device), and what is alive at any moment is added up,
-    for training with the backward pass, the gradients and AdamW's two moments. Scratch memory of the libraries below
-    PyTorch is not seen.
+    The network runs on PyTorch's meta device, and the bytes alive at any moment are added up; a training adds backward
+    pass, gradients and AdamW's two moments. Scratch memory of the libraries below PyTorch is not seen.
 
     Args:
         network: left as it is.
@@ -96,8 +91,7 @@ def network_memory(network: nn.Module, shape: Sequence[int], training: bool) -> 
         output = shadow(torch.empty(tuple(shape), device="meta").contiguous(memory_format=torch.channels_last_3d))
         if training:
             torch.sigmoid(output).mean().backward()
-    # the gradients are in the peak already
-    return memory.peak + weights + 2 * weights * training
+    return memory.peak + weights + 2 * weights * training  # the gradients are in the peak already
 
 
 def require_memory(
@@ -113,10 +107,10 @@ def require_memory(
     """Log what is going to be kept in memory, and stop before anything starts if it is more than there is.
 
     Of several processes each takes its share of a batch; those of one machine share its memory and keep their cases in
-    it, each its own. They wait for each other, so that nobody fills the memory that another one is looking at.
+    it, each its own. They wait for each other.
 
     Args:
-        network: the network that will run, perhaps inside a ``DistributedDataParallel`` wrapper.
+        network: that will run, perhaps inside a ``DistributedDataParallel`` wrapper.
         input_size: spatial size of the network's input.
         in_channels: of the input.
         batch_size: how many at a time, in all processes together.
@@ -128,45 +122,34 @@ def require_memory(
     Raises:
         UserError: with the estimates, what is available, and what to lower.
     """
-    on_cpu = torch.device(device).type == "cpu"
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if distributed.is_initialized() else 1
-    if distributed.is_initialized() and not on_cpu:
+    together, on_cpu = distributed.is_initialized(), torch.device(device).type == "cpu"
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if together else 1
+    if together and not on_cpu:
         batch_size //= distributed.get_world_size()
     cached = {split: count * processes for split, count in (cached or {}).items()}
     cases = sum(cached.values())
     cache = cache_memory(cases, volume_size or input_size, in_channels)
     try:
         step = network_memory(unwrap_ddp(network), (batch_size, in_channels, *input_size), training)
-    except (
-        NotImplementedError,
-        RuntimeError,
-    ) as error:  # a network that looks at its values, or has kernels of its own
+    except (NotImplementedError, RuntimeError) as error:  # it looks at its values, or has kernels of its own
         logger.warning("How much memory the network takes could not be estimated: %s", error)
         step = 0
-    work = "a training step" if training else "a prediction"
-    work += f" at batch size {batch_size}, {'×'.join(map(str, input_size))}"
+    note = f" and {cases:g} cached cases ({cache / GB:.1f} GB)" if cases else ""
     if cases:
         of = ", ".join(f"{count:g} {split}" for split, count in cached.items())
         logger.info("Keeping %.1f GB of preprocessed cases in memory (%s).", cache / GB, of)
-    host = PROCESS_BYTES + cache + step * on_cpu
-    for place, needed, what in (
-        ("cpu", host, f"{work} ({step / GB:.1f} GB)" if on_cpu else "the process"),
-        *([] if on_cpu else [(str(device), step, work)]),
-    ):
-        available = available_memory(place)
-        if needed > available:
-            cache_note = f" and {cases:g} cached cases ({cache / GB:.1f} GB)" if place == "cpu" and cases else ""
-            remedies = [
-                "--spatial_size",
-                *(["--batch_size"] if batch_size > 1 else []),
-                "--features",
-                *(["--cache_rate"] if cache_note else []),
-            ]
+    work = f"{'a training step' if training else 'a prediction'} at batch size {batch_size}, "
+    work += f"{'×'.join(map(str, input_size))} ({step / GB:.1f} GB)"
+    needs = [("cpu", PROCESS_BYTES + cache + step * on_cpu, (work if on_cpu else "the process") + note, bool(cases))]
+    needs += [] if on_cpu else [(str(device), step, work, False)]
+    for place, needed, what, with_cases in needs:
+        if needed > (available := available_memory(place)):
+            more = ["--batch_size"] * (batch_size > 1) + ["--features"] + ["--cache_rate"] * with_cases
             raise UserError(
-                f"{what}{cache_note} would need about {needed / GB:.1f} GB of memory on {place}; "
-                f"{available / GB:.1f} GB are available. Nothing was started. Lower {' or '.join(remedies)}."
+                f"{what} would need about {needed / GB:.1f} GB of memory on {place}; {available / GB:.1f} GB are "
+                f"available. Nothing was started. Lower {' or '.join(['--spatial_size', *more])}."
             )
-    if distributed.is_initialized():
+    if together:
         distributed.barrier()
 
 
@@ -194,12 +177,3 @@ class _PeakMemory(TorchDispatchMode):
     def _freed(self, key: int, size: int) -> None:
         del self.alive[key]
         self.now -= size
-
-
-def _number(file: Path) -> int | None:
-    """The number in a file; None where there is no such file or it says `max`."""
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None

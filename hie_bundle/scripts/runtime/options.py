@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import errno
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -21,21 +20,16 @@ from .literals import literal, plain
 from .recipe import references
 from .workflow import running_workflow
 
-__all__ = ["DEPRECATED", "OPTIONS", "Option", "refuse_unknown"]
+__all__ = ["OPTIONS", "Option", "refuse_unknown"]
 
-logger = logging.getLogger(__name__)
-
-# option names of earlier versions and their names today: they are read for one version, with a warning
-DEPRECATED: dict[str, str] = {}
-# option names of earlier versions that nothing reads any more, and what to write instead
-REMOVED = {
+# options of earlier versions, and what to write instead
+GONE = {
     "augmentation": "the fast form is the only one; a config file may name TorchIO's classes instead",
+    **dict.fromkeys(
+        ("voxelwise_weight", "voxelwise_level"),
+        "the voxelwise network is gone; soft thresholds on ZADC replace it (z_evidence_weight, docs/recipes.md)",
+    ),
 }
-# removed options that would change masks, and what to write instead: they are refused
-REFUSED = dict.fromkeys(
-    ("voxelwise_weight", "voxelwise_level"),
-    "the voxelwise network is gone; soft thresholds on ZADC replace it (z_evidence_weight, docs/recipes.md)",
-)
 
 
 def _number(value: Any) -> Any:
@@ -161,108 +155,86 @@ _SHARE, _ABOVE, _NOT_NEGATIVE = _real(ge=0, le=1), _real(gt=0), _real(ge=0)
 _FLAG = Annotated[bool, Field(strict=True), BeforeValidator(_flag)]
 _TEXT = Annotated[str, BeforeValidator(_text)]
 _PATH = Annotated[str, BeforeValidator(_text), AfterValidator(_path), Field(json_schema_extra={"format": "path"})]
-_PRECISION = Literal["float32", "bfloat16"]
 
-
-def _options(type: Any, *names: str, description: str | None = None) -> dict[str, Option]:
-    return dict.fromkeys(names, Option(type, description))
-
-
-# values at the top of the configs, by type; expressions ($…) and references (@…) of config files are not checked
-OPTIONS: dict[str, Option] = {
-    **_options(_PATH, "dataset_dir", "ckpt_dir", "bundle_root"),
-    **_options(
+# types of the values at the top of the configs; expressions ($…) and references (@…) of config files are not checked
+_TYPES: list[tuple[Any, str]] = [
+    (_PATH, "dataset_dir ckpt_dir bundle_root"),
+    (
         _PATH | None,
-        *("output_dir", "datalist", "anonymise_ids", "init_weights", "predictions_dir", "threshold_from"),
-        *("output_file", "report_file", "brain_file", "stripped_file", "adc_file", "adc_source", "atlas_mean"),
-        *("atlas_std", "mask_file", "capture_file", "segmented", "outcomes"),
+        "output_dir datalist anonymise_ids init_weights predictions_dir threshold_from output_file report_file "
+        "brain_file stripped_file adc_file adc_source atlas_mean atlas_std mask_file capture_file segmented outcomes",
     ),
-    **_options(_PATH | Annotated[list[_PATH], Field(min_length=1)], "ckpt_path", "weights"),
-    **_options(_PATH | list[_PATH] | None, "images"),
-    **_options(_PATH | _FLAG | None, "list"),
-    **_options(_TEXT | Annotated[list[_TEXT], Field(min_length=1)], "loaded"),
-    **_options(_TEXT | None, "patient_pattern", "test_site", "id_column", "outcome_column"),
-    **_options(_PATH | list[_PATH], "readers"),
-    **_options(list[Any], "adverse", description="a list of values"),
-    **_options(list[_TEXT] | None, "volumes"),
-    **_options(_TEXT, "loss_name", "base_url", "dataset_name"),
-    **_options(_PRECISION, "training_precision", "precision"),
-    **_options(Literal["skip", "stop"], "on_nonfinite"),
-    **_options(Literal["auto", "device", "host"], "data_on"),
-    **_options(Literal[".nii.gz", ".nii", ".mha"], "output_ext"),
-    **_options(Literal["nearest-exact", "nearest", "trilinear", "area"], "label_mode"),
-    **_options(
-        Annotated[Any, AfterValidator(_device)], "device", description="cpu, or cuda:N of a CUDA device of this machine"
-    ),
-    **_options(
+    (_PATH | Annotated[list[_PATH], Field(min_length=1)], "ckpt_path weights"),
+    (_PATH | list[_PATH] | None, "images"),
+    (_PATH | _FLAG | None, "list"),
+    (_TEXT | Annotated[list[_TEXT], Field(min_length=1)], "loaded"),
+    (_TEXT | None, "patient_pattern test_site id_column outcome_column"),
+    (_PATH | list[_PATH], "readers"),
+    (list[_TEXT] | None, "volumes"),
+    (_TEXT, "loss_name base_url dataset_name"),
+    (Literal["float32", "bfloat16"], "training_precision precision"),
+    (Literal["skip", "stop"], "on_nonfinite"),
+    (Literal["auto", "device", "host"], "data_on"),
+    (Literal[".nii.gz", ".nii", ".mha"], "output_ext"),
+    (Literal["nearest-exact", "nearest", "trilinear", "area"], "label_mode"),
+    (
         _FLAG,
-        *("amp", "cudnn_benchmark", "progress", "verbose", "overwrite", "other_recipe", "sync_batch_norm", "labels"),
-        *("limit_to_brain", "secondary_capture", "deformable"),
+        "amp cudnn_benchmark progress verbose overwrite other_recipe sync_batch_norm labels limit_to_brain "
+        "secondary_capture deformable",
     ),
-    **_options(_FLAG | Literal["force"], "resume"),
-    **_options(
+    (_FLAG | Literal["force"], "resume"),
+    (
         _COUNT,
-        *("epochs", "steps", "batch_size", "val_interval", "patience", "steps_per_epoch", "validations", "in_channels"),
-        *("tries", "least_cases", "feature_size", "max_archive_bytes"),
+        "epochs steps batch_size val_interval patience steps_per_epoch validations in_channels tries least_cases "
+        "feature_size max_archive_bytes",
     ),
-    **_options(_COUNT | None, "threads"),
-    **_options(
-        _FROM_0,
-        *("seed", "num_train", "num_val", "num_test", "num_healthy", "num_cases", "first_case", "rounds"),
-        *("train_seed", "val_seed"),
-    ),
-    **_options(_FROM_0 | None, "fold"),
-    **_options(_whole(ge=0, le=0), "rank"),  # of several processes each computes its own
-    **_options(_whole(ge=0, le=256) | None, "num_workers"),
-    **_options(_whole(ge=2) | None, "num_folds"),
-    **_options(_whole(ge=1) | Literal["auto"], "parallel"),
-    **_options(_whole(ge=2) | Literal["auto"] | None, "inner_folds"),
-    **_options(
+    (_COUNT | None, "threads"),
+    (_FROM_0, "seed num_train num_val num_test num_healthy num_cases first_case rounds train_seed val_seed"),
+    (_FROM_0 | None, "fold"),
+    (_whole(ge=0, le=0), "rank"),  # of several processes each computes its own
+    (_whole(ge=0, le=256) | None, "num_workers"),
+    (_whole(ge=2) | None, "num_folds"),
+    (_whole(ge=1) | Literal["auto"], "parallel"),
+    (_whole(ge=2) | Literal["auto"] | None, "inner_folds"),
+    (
         _SHARE,
-        *(
-            "cache_rate",
-            "threshold",
-            "z_evidence_weight",
-            "lesion_peak",
-            "augmentation_probability",
-            "lesion_overlap",
-            "lesion_iou",
-        ),
-        *("artefact_probability", "lesion_share", "flip_probability", "zadc_dropout"),
+        "cache_rate threshold z_evidence_weight lesion_peak augmentation_probability lesion_overlap lesion_iou "
+        "artefact_probability lesion_share flip_probability zadc_dropout",
     ),
-    **_options(_real(gt=0, le=10), "learning_rate"),
-    **_options(_real(ge=0, le=10), "weight_decay", "l1_weight"),
-    **_options(_real(gt=0, le=1), "lr_gamma"),
-    **_options(_real(gt=0, lt=1) | None, "prior"),
-    **_options(_real(ge=0.01, le=0.99), "z_evidence_level"),
-    **_options(_real(ge=0, le=0.9), "scaling", "intensity_factor"),
-    **_options(_real(gt=0, le=86400), "loading_timeout_s"),
-    **_options(_real(), "baseline_threshold"),
-    **_options(
-        _ABOVE, "clip_norm", "timeout_minutes", "timeout_s", "fine_mm", "atlas_step_mm", "step_mm", "least_std", "clip"
-    ),
-    **_options(_ABOVE | None, "adc_scale"),
-    **_options(
+    (_real(gt=0, le=10), "learning_rate"),
+    (_real(ge=0, le=10), "weight_decay l1_weight"),
+    (_real(gt=0, le=1), "lr_gamma"),
+    (_real(gt=0, lt=1) | None, "prior"),
+    (_real(ge=0.01, le=0.99), "z_evidence_level"),
+    (_real(ge=0, le=0.9), "scaling intensity_factor"),
+    (_real(gt=0, le=86400), "loading_timeout_s"),
+    (_real(), "baseline_threshold"),
+    (_ABOVE, "clip_norm timeout_minutes timeout_s fine_mm atlas_step_mm step_mm least_std clip"),
+    (_ABOVE | None, "adc_scale"),
+    (
         _NOT_NEGATIVE,
-        *("tolerance_mm", "pause_s", "registration_mm", "mirror_sigma_mm", "lr_power", "region_weight"),
-        *("boundary_weight", "smallest_lesion_mm3", "noise_floor", "smoothing_mm"),
-        "intensity_shift",
+        "tolerance_mm pause_s registration_mm mirror_sigma_mm lr_power region_weight boundary_weight "
+        "smallest_lesion_mm3 noise_floor smoothing_mm intensity_shift",
     ),
-    **_options(_NOT_NEGATIVE | None, "noise"),
-    **_options(_list(_NOT_NEGATIVE) | None, "b_values"),
-    **_options(_list(_FROM_0, distinct=True), "series"),
-    **_options(_list(_COUNT, 3) | None, "spatial_size"),
-    **_options(_list(_COUNT, 3), "input_size", "patch_size", "crop_size"),
-    **_options(_list(_NOT_NEGATIVE, 2) | None, "age_days"),
-    **_options(_list(_COUNT), "matrix_sizes", "features"),
-    **_options(_list(_COUNT, 2), "slice_range"),
-    **_options(_list(_ABOVE, 2), "spacing_range_mm", "slice_thickness_range_mm"),
-    **_options(_list(_ABOVE, 3), "spacing_mm"),
-    **_options(_list(_NOT_NEGATIVE, 3), "rotation"),
-    **_options(_list(_real(ge=0, lt=1)), "dropout"),
-    **_options(_list(_whole(ge=0, le=2), distinct=True), "flips"),
-    **_options(_list(_real(), 2, distinct=True), "adc_window", "zadc_window"),
-}
+    (_NOT_NEGATIVE | None, "noise"),
+    (_list(_NOT_NEGATIVE) | None, "b_values"),
+    (_list(_FROM_0, distinct=True), "series"),
+    (_list(_COUNT, 3) | None, "spatial_size"),
+    (_list(_COUNT, 3), "input_size patch_size crop_size"),
+    (_list(_NOT_NEGATIVE, 2) | None, "age_days"),
+    (_list(_COUNT), "matrix_sizes features"),
+    (_list(_COUNT, 2), "slice_range"),
+    (_list(_ABOVE, 2), "spacing_range_mm slice_thickness_range_mm"),
+    (_list(_ABOVE, 3), "spacing_mm"),
+    (_list(_NOT_NEGATIVE, 3), "rotation"),
+    (_list(_real(ge=0, lt=1)), "dropout"),
+    (_list(_whole(ge=0, le=2), distinct=True), "flips"),
+    (_list(_real(), 2, distinct=True), "adc_window zadc_window"),
+]
+OPTIONS = {name: option for type, names in _TYPES for option in [Option(type)] for name in names.split()}
+OPTIONS["adverse"] = Option(list[Any], "a list of values")
+_DEVICE = Annotated[Any, AfterValidator(_device)]
+OPTIONS["device"] = Option(_DEVICE, "cpu, or cuda:N of a CUDA device of this machine")
 
 # lists of parts that may be empty: a network that gives probabilities, no resampling, nothing to keep of the brain
 _MAY_BE_EMPTY = {"activate", "augment", "brain", "transforms#grid", "transforms#values"}
@@ -287,15 +259,8 @@ def refuse_unknown(workflow: ConfigWorkflow | None = None) -> None:
     if workflow is None:
         return
     parser = workflow.parser
-    for old, new in DEPRECATED.items():
-        if old in parser.get():
-            logger.warning("--%s is --%s now; the old name will go with the next version.", old, new)
-            _set(parser, new, parser.get().pop(old))
-    for name in REMOVED.keys() & parser.get().keys():
-        logger.warning("--%s is ignored: %s.", name, REMOVED[name])
-        del parser.get()[name]
     config: Mapping[str, Any] = parser.get()
-    if gone := [f"  --{name}: {reason}." for name, reason in REFUSED.items() if name in config]:
+    if gone := [f"  --{name}: {reason}." for name, reason in GONE.items() if name in config]:
         raise UserError("There are options that this version no longer has; nothing was started.\n" + "\n".join(gone))
     shipped: dict[str, list[Any]] = {}  # what the bundle's configs have under each id
     for file in workflow.config_root_path.glob("*.yaml"):

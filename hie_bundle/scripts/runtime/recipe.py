@@ -21,6 +21,9 @@ PARTS = ("in_channels", "input_size", "transforms", "network_def")
 _IRRELEVANT = re.compile(r"(^|#)(limits|loaded|allow_missing_keys|prior|drop\w*)(#|$)")
 _REFERENCE = re.compile(r"@([A-Za-z]\w*(?:(?:#|::)\w+)*)")
 
+# how version 0.10 wrote a transform that has a name now
+_FORMER = {"$lambda image: torch.nan_to_num(image) * (image[:1] > 0)": "ZeroBackgroundd"}
+
 Recipe = Mapping[str, Any]
 
 
@@ -93,6 +96,8 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
     def resolve(content: Any) -> Any:
         content = _listed(content)
         if isinstance(content, dict):
+            if content.get("func") in _FORMER:
+                content = {"_target_": _FORMER[content["func"]], "keys": content["keys"]}
             named = {name: _class_name(value) if name == "_target_" else value for name, value in content.items()}
             return {name: resolve(value) for name, value in named.items() if not _IRRELEVANT.search(name)}
         if isinstance(content, list):

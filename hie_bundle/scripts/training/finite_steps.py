@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -31,9 +33,7 @@ class FiniteSteps:
 
     A skipped step leaves weights, optimiser and running statistics as they were. Its log line names its cases, the
     terms of its loss and the gradient norm. With mixed precision the GradScaler skips overflowing steps, which is
-    normal at the start. Ignite's ``TerminateOnNan`` ends the training at the first one and names nothing.
-
-    Put it after the handlers that change loss and gradients.
+    normal at the start. Put it after the handlers that change loss and gradients.
 
     Args:
         network: that is trained.
@@ -78,10 +78,9 @@ class FiniteSteps:
 
     def spread(self, engine: SupervisedTrainer) -> None:
         """Make the gradient of a loss that is not finite NaN, by which the optimiser knows."""
-        if self.read_every == 1:
-            return
-        loss = engine.state.output[CommonKeys.LOSS]
-        engine.state.output[CommonKeys.LOSS] = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+        if self.read_every > 1:
+            loss = engine.state.output[CommonKeys.LOSS]
+            engine.state.output[CommonKeys.LOSS] = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
 
     def __call__(self, engine: SupervisedTrainer) -> None:
         loss = engine.state.output[CommonKeys.LOSS].detach()
@@ -92,35 +91,39 @@ class FiniteSteps:
             together = fine.to(torch.int32)
             distributed.all_reduce(together, distributed.ReduceOp.MIN)
             fine = together > 0
-        scaled = engine.amp and engine.scaler is not None
-        if self.read_every == 1:
-            if bool(fine):
-                self.in_a_row = 0
-                return
-            self._skip(_step(engine, norm), scaled and bool(torch.isfinite(loss).all()))
+        scaled = engine.amp and engine.scaler is not None  # a GradScaler skips the step itself, and must see why
+        step = _step(engine)
+        if self.read_every > 1:
             self._restore(fine)
-            if not scaled:  # a GradScaler skips the step itself, and must see why
-                for parameter in self.network.parameters():
-                    parameter.grad = None
-            return
-        self._restore(fine)
-        if not scaled:
-            vars(engine.optimizer)["found_inf"] = (~fine).to(torch.float32)
-        self._unread.append((torch.stack([fine.float(), loss.float(), norm.float()]), _step(engine)))
+            if not scaled:
+                vars(engine.optimizer)["found_inf"] = (~fine).to(torch.float32)
+        elif not bool(fine):
+            step["values"] = _values(engine, norm)
+            self._restore(fine)
+            if not scaled:
+                self.network.zero_grad(set_to_none=True)
+        self._unread.append((torch.stack([fine.float(), loss.float(), norm.float()]), step))
         if len(self._unread) >= self.read_every:
             self.read(engine)
 
     def read(self, engine: SupervisedTrainer) -> None:
         """Read back what happened since the last reading."""
         unread, self._unread = self._unread, []
-        values = torch.stack([one for one, _ in unread]).tolist() if unread else []
-        for (fine, loss, norm), (_, step) in zip(values, unread, strict=True):
+        for (fine, loss, norm), (_, step) in zip([one.tolist() for one, _ in unread], unread, strict=True):
+            self.in_a_row = 0 if fine else self.in_a_row + 1
             if fine:
-                self.in_a_row = 0
                 continue
-            overflow = engine.amp and engine.scaler is not None and abs(loss) < float("inf")
-            self._skip({**step, "values": {"loss": loss, "gradient norm": norm}}, overflow)
-        if unread:
+            overflow = engine.amp and engine.scaler is not None and math.isfinite(loss)
+            shown = _shown({"values": {"loss": loss, "gradient norm": norm}, **step})
+            text = f"Step {step['iteration']} (epoch {step['epoch']}) is not finite: {shown}"
+            if self.in_a_row > (IN_A_ROW_SCALED if overflow else self.allowed):
+                raise UserError(
+                    f"{text}.\nThe training has ended; weights and state that were saved before are as they were. A "
+                    "lower --learning_rate, or --amp False, may help. Look at cases that are named again and again."
+                )
+            if not overflow:
+                logger.warning("%s. It is skipped.", text)
+        if unread and self.read_every > 1:
             self._require_finite_weights(engine)
 
     def completed(self, engine: SupervisedTrainer) -> None:
@@ -132,60 +135,38 @@ class FiniteSteps:
         for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
             buffer.copy_(torch.where(fine, buffer, before))
 
-    def _skip(self, step: Mapping[str, Any], overflow: bool) -> None:
-        self.in_a_row += 1
-        text = f"Step {step['iteration']} (epoch {step['epoch']}) is not finite: {_shown(step)}"
-        if self.in_a_row > (IN_A_ROW_SCALED if overflow else self.allowed):
-            raise UserError(
-                f"{text}.\nThe training has ended; weights and state that were saved before are as they were. A lower "
-                "--learning_rate, or --amp False, may help. Look at cases that are named again and again."
-            )
-        if not overflow:
-            logger.warning("%s. It is skipped.", text)
-
     def _require_finite_weights(self, engine: SupervisedTrainer) -> None:
         if bad := not_finite(self.network.state_dict()):
+            shown = _shown({"values": _values(engine), **_step(engine)})
             raise UserError(
                 f"After step {engine.state.iteration} (epoch {engine.state.epoch}) weights are not finite: {bad}. "
-                f"{_shown(_step(engine))}. The training has ended; what was saved before is as it was. "
+                f"{shown}. The training has ended; what was saved before is as it was. "
                 "Is --learning_rate or --weight_decay too high?"
             )
 
 
-def _step(engine: SupervisedTrainer, norm: torch.Tensor | None = None) -> dict[str, Any]:
-    """A step's number, cases, loss terms and gradient norm."""
-    output: Any = engine.state.output
+def _step(engine: SupervisedTrainer) -> dict[str, Any]:
+    """A step's numbers and cases."""
     batch: Any = engine.state.batch
     cases = batch.get("case") if isinstance(batch, Mapping) else [one.get("case") for one in batch or []]
-    values = {"loss": output[CommonKeys.LOSS]}
-    if "l1_penalty" in output:
-        values["l1_penalty"] = output["l1_penalty"]
-    if norm is not None:
-        values |= _terms(engine.loss_function, output)
+    return {"iteration": engine.state.iteration, "epoch": engine.state.epoch, "cases": cases}
+
+
+def _values(engine: SupervisedTrainer, norm: torch.Tensor | None = None) -> dict[str, Any]:
+    """A step's loss, with ``norm`` also its terms, and the gradient norm."""
+    output: Any = engine.state.output
+    values = {name: output[name] for name in (CommonKeys.LOSS, "l1_penalty") if name in output}
+    pred, loss = output.get(CommonKeys.PRED), engine.loss_function
+    if norm is not None and isinstance(loss, nn.Module) and isinstance(pred, torch.Tensor):
+        for name, term in loss.named_children():
+            with suppress(Exception), torch.no_grad():  # not every module in a loss is a loss
+                if isinstance(value := term(pred.detach(), output.get(CommonKeys.LABEL)), torch.Tensor):
+                    values[name] = value
     norm = output.get("grad_norm", norm)
-    if norm is not None:
-        values["gradient norm"] = norm
-    return {"iteration": engine.state.iteration, "epoch": engine.state.epoch, "cases": cases, "values": values}
+    return values if norm is None else {**values, "gradient norm": norm}
 
 
 def _shown(step: Mapping[str, Any]) -> str:
     values = {k: float(torch.as_tensor(v).detach().float().mean()) for k, v in step["values"].items()}
     shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
     return f"cases {', '.join(map(str, step['cases'])) if step['cases'] else 'unknown'}; {shown}"
-
-
-def _terms(loss_function: Any, output: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Each term of a compound loss."""
-    found: dict[str, torch.Tensor] = {}
-    pred, label = output.get(CommonKeys.PRED), output.get(CommonKeys.LABEL)
-    if not isinstance(loss_function, nn.Module) or not isinstance(pred, torch.Tensor):
-        return found
-    for name, term in loss_function.named_children():
-        try:
-            with torch.no_grad():
-                value = term(pred.detach(), label)
-        except Exception:  # not every module in a loss is a loss; the values above stand without it
-            continue
-        if isinstance(value, torch.Tensor):
-            found[name] = value
-    return found

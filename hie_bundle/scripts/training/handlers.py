@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,80 +17,87 @@ from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 from monai.engines import Evaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
-from monai.handlers import CheckpointLoader as StockCheckpointLoader
 from monai.utils import CommonKeys
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..io.weights import as_paths, check_recipe, read_state, read_weights, save_atomically, save_weights, weights_files
-from ..moved import renamed
+from ..io.weights import (
+    as_paths,
+    check_recipe,
+    load_weights,
+    read_state,
+    read_weights,
+    save_atomically,
+    save_weights,
+    weights_files,
+)
 from ..runtime.distributed import from_first, is_first, unwrap_ddp
 from ..runtime.errors import UserError
 from ..runtime.recipe import Recipe, refuse_other_recipe
 
 __all__ = [
-    "BestModelSaver",
-    "EpochSeed",
-    "GradientClipping",
-    "InitialWeights",
-    "L1Penalty",
-    "LastValidation",
-    "PatienceHandler",
-    "Resume",
-    "WeightsLoader",
-]
-__getattr__ = partial(renamed, "training.handlers")
+    "BestModelSaver", "EpochSeed", "GradientClipping", "InitialWeights", "L1Penalty", "LastValidation",
+    "PatienceHandler", "Resume", "WeightsLoader",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 
-class L1Penalty:
+class _Handler:
+    """A handler of one event."""
+
+    event: Any = Events.EPOCH_COMPLETED
+
+    def attach(self, engine: Engine) -> None:
+        """Act at the event."""
+        engine.add_event_handler(self.event, self)
+
+    def __call__(self, engine: Any) -> None:
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class L1Penalty(_Handler):
     """Add ``weight`` · Σ|w| over the network's trainable parameters to the loss (paper: L1 regularisation, 1e-4).
 
     The step's output has it as ``l1_penalty``, for the log.
 
     Args:
-        network: the network that is trained.
+        network: that is trained.
         weight: factor of the penalty, ≥ 0; 0 leaves the loss as it is.
     """
 
-    def __init__(self, network: nn.Module, weight: float = 1e-4) -> None:
-        self.network = network
-        self.weight = weight
-
-    def attach(self, engine: SupervisedTrainer) -> None:
-        """Act between the loss and its backward pass."""
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+    network: nn.Module
+    weight: float = 1e-4
+    event = IterationEvents.LOSS_COMPLETED
 
     def __call__(self, engine: SupervisedTrainer) -> None:
-        if self.weight == 0:  # a sum over all weights, and its gradient, at every step
-            engine.state.output["l1_penalty"] = torch.zeros(())
+        output = engine.state.output
+        if self.weight == 0:  # saves a sum over all weights, and its gradient
+            output["l1_penalty"] = torch.zeros(())
             return
         norms = [p.abs().sum(dtype=torch.float32) for p in self.network.parameters() if p.requires_grad]
         penalty = self.weight * torch.stack(norms).sum()
-        engine.state.output["l1_penalty"] = penalty.detach()
-        engine.state.output[CommonKeys.LOSS] = engine.state.output[CommonKeys.LOSS] + penalty
+        output["l1_penalty"] = penalty.detach()
+        output[CommonKeys.LOSS] = output[CommonKeys.LOSS] + penalty
 
 
-class GradientClipping:
+@dataclass(eq=False)
+class GradientClipping(_Handler):
     """Scale the gradients so that their joint 2-norm is at most ``max_norm`` (paper: max norm 1).
 
-    With mixed precision the gradients are unscaled first; scaled ones would be clipped at almost every step. The step's
-    output has the norm before clipping as ``grad_norm``.
+    With mixed precision the gradients are unscaled first. The step's output has the norm before clipping as
+    ``grad_norm``.
 
     Args:
-        network: the network that is trained.
-        max_norm: largest allowed norm, > 0.
+        network: that is trained.
+        max_norm: largest norm, > 0.
     """
 
-    def __init__(self, network: nn.Module, max_norm: float = 1.0) -> None:
-        self.network = network
-        self.max_norm = max_norm
-
-    def attach(self, engine: SupervisedTrainer) -> None:
-        """Act between the backward pass and the optimiser's step."""
-        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+    network: nn.Module
+    max_norm: float = 1.0
+    event = IterationEvents.BACKWARD_COMPLETED
 
     def __call__(self, engine: SupervisedTrainer) -> None:
         if engine.amp and engine.scaler is not None:
@@ -99,24 +106,21 @@ class GradientClipping:
         engine.state.output["grad_norm"] = norm.detach()
 
 
-class EpochSeed:
+@dataclass(eq=False)
+class EpochSeed(_Handler):
     """Seed everything random from (seed, epoch) at the start of every epoch.
 
-    Shuffling, augmentation and dropout of an epoch depend on these two numbers and the number of workers alone.
-    Variants of a study see the same data, and a resumed training equals an uninterrupted one.
+    Shuffling, augmentation and dropout of an epoch depend on these and the number of workers alone: variants of a study
+    see the same data, and a resumed training equals an uninterrupted one.
 
     Args:
-        seed: the run's seed.
+        seed: of the run.
         rank: of this process; each draws its own augmentation and dropout.
     """
 
-    def __init__(self, seed: int, rank: int = 0) -> None:
-        self.seed = seed
-        self.rank = rank
-
-    def attach(self, engine: SupervisedTrainer) -> None:
-        """Act before the data loader's iterator of the epoch is made."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self)
+    seed: int
+    rank: int = 0
+    event = Events.EPOCH_STARTED
 
     def __call__(self, engine: SupervisedTrainer) -> None:
         state = np.random.SeedSequence([self.seed, engine.state.epoch, self.rank])
@@ -128,138 +132,103 @@ class EpochSeed:
         set_rnd(engine.data_loader.dataset, epoch_seed)  # type: ignore[union-attr]
 
 
-class WeightsLoader(StockCheckpointLoader):
-    """``monai.handlers.CheckpointLoader`` that checks every checkpoint of an ensemble, and loads the first.
+@dataclass(eq=False)
+class WeightsLoader(_Handler):
+    """Check every checkpoint of an ensemble, and load the first.
 
     Args:
         load_path: file or files with weights.
-        load_dict: see the parent class.
+        load_dict: networks by their name in the checkpoint.
         recipe: the config's, see :func:`scripts.runtime.recipe.describe`; None compares nothing.
         other_recipe: accept weights of another recipe.
-        options: see the parent class.
+        map_location: of MONAI's ``CheckpointLoader``; not needed.
 
     Raises:
         UserError: when a path does not exist or is no checkpoint, its weights do not fit the network, naming the
             layers, or were trained with another recipe, naming what differs.
     """
 
-    def __init__(
-        self,
-        load_path: str | Sequence[str],
-        load_dict: dict[str, Any],
-        recipe: Recipe | None = None,
-        other_recipe: bool = False,
-        **options: Any,
-    ) -> None:
-        self.paths = as_paths(load_path)
-        self.recipe = recipe
-        self.other_recipe = other_recipe
-        super().__init__(str(self.paths[0]), load_dict, **options)
+    load_path: str | Sequence[str]
+    load_dict: Mapping[str, nn.Module]
+    recipe: Recipe | None = None
+    other_recipe: bool = False
+    map_location: Any = None
+    event = Events.STARTED
 
-    def __call__(self, engine: Engine) -> None:
-        for path in self.paths:
-            if not self.other_recipe:
-                check_recipe(path, self.recipe)
-            for name, item in self.load_dict.items():
-                if isinstance(item, nn.Module):
-                    read_weights(path, item, name)
-        super().__call__(engine)
+    def __call__(self, _: Engine) -> None:
+        for network in self.load_dict.values():
+            load_weights(network, as_paths(self.load_path), self.recipe, self.other_recipe)
 
 
-class InitialWeights:
-    """Fine-tune: start from existing weights.
-
-    Put it before :class:`Resume`, which overrides it when a training is resumed.
+@dataclass(eq=False)
+class InitialWeights(_Handler):
+    """Fine-tune: start from existing weights. Put it before :class:`Resume`, which overrides it.
 
     Args:
-        network: the network that is trained.
+        network: that is trained.
         weights: ``simulated`` for the bundle's own (the first of an ensemble), or a checkpoint.
         recipe: the config's, see :func:`scripts.runtime.recipe.describe`; None compares nothing.
 
     Raises:
-        UserError: when there are none, they do not fit the network, or were trained with another recipe, naming what
-            differs.
+        UserError: when there are none, they do not fit the network, or were trained with another recipe.
     """
 
-    def __init__(self, network: nn.Module, weights: str, recipe: Recipe | None = None) -> None:
-        self.network = network
-        self.weights = weights
-        self.recipe = recipe
-
-    def attach(self, engine: SupervisedTrainer) -> None:
-        """Act when the trainer starts."""
-        engine.add_event_handler(Events.STARTED, self)
+    network: nn.Module
+    weights: str
+    recipe: Recipe | None = None
+    event = Events.STARTED
 
     def __call__(self, _: Engine) -> None:
         path = weights_files(self.weights)[0]
         remedy = "Train with its configs and options (strong.yaml and strong_cpu.yaml for those that come along)."
         check_recipe(path, self.recipe, remedy)
-        unwrap_ddp(self.network).load_state_dict(read_weights(path, unwrap_ddp(self.network)))
+        unwrap_ddp(self.network).load_state_dict(read_weights(path, self.network))
         logger.info("Training starts from the weights in %s", path)
 
 
-class LastValidation:
+@dataclass(eq=False)
+class LastValidation(_Handler):
     """Validate after the last epoch, where the interval of MONAI's ``ValidationHandler`` leaves it out.
 
-    Where the learning rate falls to 0, the last weights are usually the best.
-
-    Put it after the ``ValidationHandler`` in the trainer's handlers.
+    Put it after the ``ValidationHandler``.
 
     Args:
         validator: the evaluator.
         interval: epochs between the other's validations.
     """
 
-    def __init__(self, validator: Evaluator, interval: int) -> None:
-        self.validator = validator
-        self.interval = interval
-
-    def attach(self, engine: SupervisedTrainer) -> None:
-        """Act after the last epoch of the trainer."""
-
-        def left_out(engine: Engine, epoch: int) -> bool:
-            return epoch == engine.state.max_epochs and epoch % self.interval != 0
-
-        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=left_out), self)
+    validator: Evaluator
+    interval: int
 
     def __call__(self, engine: SupervisedTrainer) -> None:
-        self.validator.run(engine.state.epoch)
+        if engine.state.epoch == engine.state.max_epochs and engine.state.epoch % self.interval:
+            self.validator.run(engine.state.epoch)
 
 
-class BestModelSaver:
+@dataclass(eq=False)
+class BestModelSaver(_Handler):
     """Save the weights with their recipe after every validation that is the best so far.
 
-    A training without a validation result (no validation cases, say) saves its last weights at the end. The write is
-    atomic. The first of several processes writes. :mod:`scripts.io.weights` has the format. MONAI's
-    ``CheckpointSaver`` saves state dicts without a recipe, and nothing where there is no validation.
-
-    Put it after the ``ValidationHandler`` in the trainer's handlers.
+    A training without a validation result saves its last weights at the end. Rank 0 writes, atomically. (MONAI's
+    ``CheckpointSaver`` saves no recipe, and nothing without a validation.) Put it after the ``ValidationHandler``.
 
     Args:
-        network: the network that is trained.
-        path: where the weights go, e.g. ``ckpt_dir/model.pt``.
+        network: that is trained.
+        path: of the weights, e.g. ``ckpt_dir/model.pt``; :mod:`scripts.io.weights` has the format.
         validator: the evaluator whose key metric chooses.
-        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; written beside the weights.
+        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; written with the weights.
         training: facts kept with the weights (loss, seed); the epoch and its key metric are added.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        path: str,
-        validator: Evaluator,
-        recipe: Recipe | None = None,
-        training: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.network = network
-        self.path = Path(path).resolve()
-        self.validator = validator
-        self.recipe = recipe
-        self.training = training or {}
+    network: nn.Module
+    path: str
+    validator: Evaluator
+    recipe: Recipe | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
 
-    def attach(self, engine: SupervisedTrainer) -> None:
+    def attach(self, engine: Engine) -> None:
         """Act after each epoch of the trainer, and at its end."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        super().attach(engine)
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
     def __call__(self, engine: SupervisedTrainer) -> None:
@@ -273,57 +242,47 @@ class BestModelSaver:
             self._save(engine.state.epoch)
 
     def _save(self, epoch: int, validation: float | None = None) -> None:
-        if not is_first():
-            return
-        training = {**self.training, "epoch": epoch, self.validator.state.key_metric_name or "validation": validation}
-        save_weights(self.network, self.path, self.recipe, training)
-        logger.debug("Saved %s", self.path)
+        if is_first():
+            metric = self.validator.state.key_metric_name or "validation"
+            training = {**self.training, "epoch": epoch, metric: validation}
+            save_weights(self.network, Path(self.path).resolve(), self.recipe, training)
 
 
-class PatienceHandler:
+@dataclass(eq=False)
+class PatienceHandler(_Handler):
     """Stop after ``patience`` epochs without a better key metric of the validator.
 
-    MONAI's ``EarlyStopHandler`` counts validations instead of epochs, loses its count when a training is
-    resumed, and needs a reference from the validator back to the trainer, which a config cannot express.
-
-    Put it after the ``ValidationHandler`` in the trainer's handlers.
+    MONAI's ``EarlyStopHandler`` counts validations instead of epochs and loses its count when a training is resumed.
+    Put it after the ``ValidationHandler``.
 
     Args:
         validator: the evaluator whose key metric is watched.
         patience: number of epochs, ≥ 1.
     """
 
-    def __init__(self, validator: Evaluator, patience: int) -> None:
-        self.validator = validator
-        self.patience = patience
-
-    def attach(self, engine: SupervisedTrainer) -> None:
-        """Act after each epoch of the trainer."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+    validator: Evaluator
+    patience: int
 
     def __call__(self, engine: SupervisedTrainer) -> None:
-        best_epoch = self.validator.state.best_metric_epoch
-        if best_epoch != -1 and engine.state.epoch - best_epoch >= self.patience:
-            logger.info(
-                "Stopping early: no better %s since epoch %d.", self.validator.state.key_metric_name, best_epoch
-            )
+        state = self.validator.state
+        if state.best_metric_epoch != -1 and engine.state.epoch - state.best_metric_epoch >= self.patience:
+            logger.info("Stopping early: no better %s since epoch %d.", state.key_metric_name, state.best_metric_epoch)
             engine.terminate()
 
 
-class Resume:
-    """Save the state of a training after every epoch, and resume from it.
+@dataclass(eq=False)
+class Resume(_Handler):
+    """Save the state of a training after every epoch, and resume from it. Put it last.
 
-    With :class:`EpochSeed` a resumed training ends with the weights of an uninterrupted one (same machine, CPU).
-    With more epochs than before it follows the learning rates of that many. The first of several processes
-    writes and reads, and sends the state to the others, which may not see the same files.
-
-    Put it last in the trainer's handlers.
+    With :class:`EpochSeed` a resumed training ends with the weights of an uninterrupted one (same machine, CPU). With
+    more epochs than before it follows the learning rates of that many. Rank 0 writes and reads, and sends the state to
+    the others.
 
     Args:
-        path: where the state is kept.
+        path: of the state.
         objects: with a ``state_dict``: network, optimiser, scheduler. The trainer's epoch, its gradient scaler and the
             validator's best metric are added.
-        validator: the validator whose best metric is kept.
+        validator: whose best metric is kept.
         resume: continue from ``path`` if it exists; otherwise start anew and overwrite it.
         recipe: the config's, see :func:`scripts.runtime.recipe.describe`; kept, and compared in a resumed run.
 
@@ -331,45 +290,35 @@ class Resume:
         UserError: when the state has another recipe, cannot be read or does not fit.
     """
 
-    def __init__(
-        self,
-        path: str,
-        objects: Mapping[str, Any],
-        validator: Evaluator,
-        resume: bool | str = False,
-        recipe: Recipe | None = None,
-    ) -> None:
-        self.recipe = recipe
-        self.path = Path(path)
-        self.objects = objects
-        self.validator = validator
-        self.resume = resume
+    path: str
+    objects: Mapping[str, Any]
+    validator: Evaluator
+    resume: bool | str = False
+    recipe: Recipe | None = None
 
-    def attach(self, engine: SupervisedTrainer) -> None:
+    def attach(self, engine: Engine) -> None:
         """Act when the trainer starts and after each of its epochs."""
         engine.add_event_handler(Events.STARTED, self.load)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        super().attach(engine)
 
     def load(self, engine: SupervisedTrainer) -> None:
         """Restore the state, if wanted and present."""
         if not self.resume:
             return
-        state = None
-        if is_first() and self.path.is_file():
-            state = read_state(self.path)
-        state = from_first(state)
+        state = from_first(read_state(Path(self.path)) if is_first() and Path(self.path).is_file() else None)
         if state is None:
             return
         remedy = "Resume with the options that it was started with, or choose another --ckpt_dir."
         refuse_other_recipe(state.get("recipe"), self.recipe, f"The run in {self.path}", remedy)
         for name, item in self.objects.items():
             try:
+                before = state["objects"][name]
                 if isinstance(item, LRScheduler):
-                    _go_on_with_schedule(item, state["objects"][name], self.path)
+                    _restore_schedule(item, before, Path(self.path))
                 elif isinstance(item, Optimizer):
-                    _go_on_with_optimizer(item, state["objects"][name])
+                    _restore_optimizer(item, before)
                 else:
-                    (unwrap_ddp(item) if isinstance(item, nn.Module) else item).load_state_dict(state["objects"][name])
+                    (unwrap_ddp(item) if isinstance(item, nn.Module) else item).load_state_dict(before)
             except UserError:
                 raise
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -385,17 +334,13 @@ class Resume:
         if state["stopped"]:
             engine.terminate()
 
-    def save(self, engine: SupervisedTrainer) -> None:
-        """Keep the state after an epoch."""
+    def __call__(self, engine: SupervisedTrainer) -> None:
         if not is_first():
             return
-        scaler = engine.scaler
+        plain = {name: unwrap_ddp(one) if isinstance(one, nn.Module) else one for name, one in self.objects.items()}
         state = {
-            "objects": {
-                name: (unwrap_ddp(item) if isinstance(item, nn.Module) else item).state_dict()
-                for name, item in self.objects.items()
-            },
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "objects": {name: item.state_dict() for name, item in plain.items()},
+            "scaler": None if engine.scaler is None else engine.scaler.state_dict(),
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "best_metric": float(self.validator.state.best_metric),
@@ -404,21 +349,18 @@ class Resume:
             "recipe": self.recipe,
             "saved": time.time(),  # what curves have from later on is written again
         }
-        save_atomically(state, self.path)
+        save_atomically(state, Path(self.path))
 
 
-def _go_on_with_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+def _restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Restore moments and learning rates; keep the config's other settings (weight decay), which PyTorch would not."""
-    configured = [
-        {name: value for name, value in group.items() if name not in ("params", "lr")}
-        for group in optimizer.param_groups
-    ]
+    own = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
     optimizer.load_state_dict(dict(state))
-    for group, own in zip(optimizer.param_groups, configured, strict=True):
-        group.update(own)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
 
 
-def _go_on_with_schedule(scheduler: LRScheduler, state: Mapping[str, Any], path: Path) -> None:
+def _restore_schedule(scheduler: LRScheduler, state: Mapping[str, Any], path: Path) -> None:
     """Restore the position of a schedule; keep the config's settings of it, which PyTorch would not.
 
     A schedule of 40 epochs, restored in a training of 80, would otherwise stay at its end. Rates of changed
@@ -427,18 +369,16 @@ def _go_on_with_schedule(scheduler: LRScheduler, state: Mapping[str, Any], path:
     names = {"base_lrs", *inspect.signature(type(scheduler)).parameters} - {"optimizer", "last_epoch"}
     configured = {name: vars(scheduler)[name] for name in sorted(names & vars(scheduler).keys())}
     scheduler.load_state_dict(dict(state))
-    changed = {name: value for name, value in configured.items() if vars(scheduler)[name] != value}
-    if not changed:
+    before = {name: vars(scheduler)[name] for name, value in configured.items() if vars(scheduler)[name] != value}
+    if not before:
         return
     if not hasattr(scheduler, "_get_closed_form_lr"):
-        differences = ", ".join(
-            f"{name} {vars(scheduler)[name]} in the run, {new} here" for name, new in changed.items()
-        )
+        differences = ", ".join(f"{name} {old} in the run, {configured[name]} here" for name, old in before.items())
         raise UserError(
             f"The training in {path.parent} cannot go on with another {type(scheduler).__name__} ({differences}). "
             f"Start a new one from its weights: another --ckpt_dir, and --init_weights {path.parent / 'model.pt'}."
         )
-    vars(scheduler).update(changed)
+    vars(scheduler).update(configured)
     rates = scheduler._get_closed_form_lr()
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

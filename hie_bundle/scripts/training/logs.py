@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ __all__ = ["EpochLine", "StepValues"]
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class StepValues:
     """What is logged of a step: ``loss`` (without the L1 term), ``l1_penalty``, ``grad_norm``, ``learning_rate``.
 
@@ -23,8 +25,7 @@ class StepValues:
         optimizer: whose learning rate is logged.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+    optimizer: Optimizer
 
     def __call__(self, output: Any) -> dict[str, Any]:
         step = output[0] if isinstance(output, list) else output
@@ -36,19 +37,19 @@ class StepValues:
         }
 
 
+@dataclass(eq=False)
 class EpochLine:
     """Log each epoch of a training in one line: mean loss without the L1 term, metrics, learning rate, seconds.
 
-    Put it after the ``ValidationHandler`` in the trainer's handlers.
+    Put it after the ``ValidationHandler``.
 
     Args:
         validator: whose metrics belong to an epoch in which it ran.
     """
 
-    def __init__(self, validator: Evaluator) -> None:
-        self.validator = validator
-        self._losses: list[torch.Tensor] = []
-        self._started = 0.0
+    validator: Evaluator
+    _losses: list[torch.Tensor] = field(default_factory=list, init=False)
+    _started: float = field(default=0.0, init=False)
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Act at the start of an epoch, after each step, and at the epoch's end."""

@@ -11,7 +11,6 @@ import torch
 from ignite.metrics import Metric
 from monai.transforms import Activationsd
 from nibabel.affines import voxel_sizes
-from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
 from ..data.layout import case_of
@@ -19,6 +18,7 @@ from ..data.loaders import CaseLoader
 from ..runtime.errors import UserError
 from ..runtime.machine import GB, available_memory, cache_memory
 from ..transforms.on_device import batched_form
+from ..transforms.pipeline import listed
 
 __all__ = ["BatchDice", "Placement", "ResidentLoader", "training_loader"]
 
@@ -70,17 +70,15 @@ class Placement:
         if data_on == "auto" and torch.device(device).type == "cuda" and batched and all_cached and cases:
             needed, free = cache_memory(cases, volume_size, in_channels), available_memory(device)
             self.on_device = needed < SHARE * free
-            logger.info(
-                "Cases take %.1f of %.1f GB on %s and are augmented on the %s.",
-                needed / GB, free / GB, device, "device" if self.on_device else "host",
-            )  # fmt: skip
+            text = "Cases take %.1f of %.1f GB on %s and are augmented on the %s."
+            logger.info(text, needed / GB, free / GB, device, "device" if self.on_device else "host")
         if self.on_device and not (batched and all_cached):
             why = "this recipe's augmentation has no batched form" if all_cached else "--cache_rate is below 1"
             raise UserError(f"--data_on device: {why}. Choose --data_on host.")
         self.augment = {} if self.on_device else augment
         self.prepare_batch = batched if self.on_device else prepare_batch
         self.read_every = READ_EVERY if self.on_device else 1
-        steps = list(activate.values()) if isinstance(activate, Mapping) else list(activate)
+        steps = listed(activate)
         self._one_sigmoid = len(steps) == 1 and isinstance(steps[0], Activationsd)
 
     def training_metric(self, host: Any, threshold: float) -> Any:
@@ -112,10 +110,7 @@ class BatchDice(Metric):
         self._values: list[torch.Tensor] = []
 
     def update(self, output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """
-        Args:
-            output: logits and labels, (B, 1, X, Y, Z).
-        """
+        """Add logits and labels, both (B, 1, X, Y, Z)."""
         pred = (output[0].detach().float().sigmoid() > self.threshold).flatten(1).float()
         truth = (output[1] > 0.5).flatten(1).float()
         both, total = (pred * truth).sum(1), pred.sum(1) + truth.sum(1)
@@ -168,15 +163,13 @@ class ResidentLoader:
     def _upload(self) -> None:
         items = [self.dataset[index] for index in range(len(self.dataset))]  # type: ignore[arg-type]
         sizes = torch.tensor([item["image"].shape[1:] for item in items])
-        largest = sizes.amax(dim=0).tolist()
 
-        def padded(key: str) -> torch.Tensor:
-            shape = (len(items), len(items[0][key]), *largest)
+        def stacked(key: str) -> torch.Tensor:
+            shape = (len(items), len(items[0][key]), *sizes.amax(dim=0).tolist())
             stack = torch.zeros(shape, device=self.device)
-            for index, item in enumerate(items):
-                volume = item[key].as_subclass(torch.Tensor).float()
-                missing = [n - m for n, m in zip(largest, volume.shape[1:], strict=True)]
-                stack[index] = functional.pad(volume, [n for one in reversed(missing) for n in (0, one)])
+            for target, item in zip(stack, items, strict=True):
+                x, y, z = item[key].shape[1:]
+                target[:, :x, :y, :z] = item[key].as_subclass(torch.Tensor)
             return stack
 
         voxels = [torch.nonzero(item["label"].as_subclass(torch.Tensor)[0] > 0.5) for item in items]
@@ -184,8 +177,8 @@ class ResidentLoader:
         spacing = [voxel_sizes(item["image"].affine.cpu().numpy()) for item in items]
         self._names = [case_of(item) for item in items]
         self._cases = {
-            "image": padded("image"),
-            "label": padded("label"),
+            "image": stacked("image"),
+            "label": stacked("label"),
             "size": sizes.to(self.device),
             "spacing_mm": torch.from_numpy(np.array(spacing)).float().to(self.device),
             "has_lesion": (counts > 0).to(self.device),
@@ -206,14 +199,7 @@ class ResidentLoader:
 def training_loader(
     dataset: Dataset[Any], placement: Placement, device: str | torch.device, **options: Any
 ) -> ResidentLoader | DataLoader[Any]:
-    """The loader of a placement.
-
-    Args:
-        dataset: see the loaders.
-        placement: which one.
-        device: that trains.
-        options: of :class:`scripts.data.loaders.CaseLoader`.
-    """
+    """The loader of a placement; ``options`` are those of :class:`scripts.data.loaders.CaseLoader`."""
     if not placement.on_device:
         return CaseLoader(dataset, **options)
     own = {name: options[name] for name in ("batch_size", "sampler", "shuffle") if name in options}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,18 @@ def parameters(workflow: ConfigWorkflow | None = None) -> dict[str, Any]:
         workflow: the running one by default; without one there are none.
     """
     workflow = workflow or running_workflow()
-    if workflow is None:
-        return {}
 
     def is_plain(value: Any) -> bool:
         if isinstance(value, list):
-            return all(is_plain(one) for one in value)
-        return isinstance(value, int | float) or (
-            isinstance(value, str) and (not value.startswith(("$", "@")) or plain(value) != value)
-        )
+            return all(map(is_plain, value))
+        expression = isinstance(value, str) and value.startswith(("$", "@")) and plain(value) == value
+        return isinstance(value, int | float | str) and not expression
 
-    return {name: plain(value) for name, value in workflow.parser.get().items() if is_plain(value)}
+    config = workflow.parser.get() if workflow else {}
+    return {name: plain(value) for name, value in config.items() if is_plain(value)}
 
 
+@dataclass(eq=False)
 class WandBHandler:
     """Log an engine to Weights & Biases: parameters, metrics of each epoch, curves of each step, files at the end.
 
@@ -55,27 +55,19 @@ class WandBHandler:
         UserError: when the engine starts, if wandb is not installed.
     """
 
-    def __init__(
-        self,
-        project: str,
-        name: str,
-        folder: str,
-        config: Mapping[str, Any] | None = None,
-        steps: Callable[[Any], Mapping[str, Any]] | None = None,
-        files: Sequence[str] = (),
-        close: bool = False,
-    ) -> None:
-        self.folder = Path(folder)
-        self.options: dict[str, Any] = {"project": project, "name": name, "dir": folder, "config": dict(config or {})}
-        self.steps = steps
-        self.files = files
-        self.close = close
+    project: str
+    name: str
+    folder: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    steps: Callable[[Any], Mapping[str, Any]] | None = None
+    files: Sequence[str] = ()
+    close: bool = False
 
     def attach(self, engine: Engine) -> None:
         """Act at the engine's start, after each step and epoch, and at its end."""
         engine.add_event_handler(Events.STARTED, self.started)
         if self.steps is not None:
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.step, self.steps)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
@@ -87,15 +79,14 @@ class WandBHandler:
             raise UserError("Tracking with Weights & Biases needs its package: pip install wandb") from error
         self.wandb = wandb
         if wandb.run is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            wandb.init(**self.options)
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            wandb.init(project=self.project, name=self.name, dir=self.folder, config=dict(self.config))
             wandb.define_metric("step/*", step_metric="iteration")
             wandb.define_metric("*", step_metric="epoch")
 
-    def step(self, engine: Engine) -> None:
+    def step(self, engine: Engine, steps: Callable[[Any], Mapping[str, Any]]) -> None:
         """Log a step."""
-        assert self.steps is not None
-        figures = {f"step/{name}": float(value) for name, value in self.steps(engine.state.output).items()}
+        figures = {f"step/{name}": float(value) for name, value in steps(engine.state.output).items()}
         self.wandb.log({**figures, "iteration": engine.state.iteration})
 
     def __call__(self, engine: Engine) -> None:
@@ -104,8 +95,7 @@ class WandBHandler:
 
     def completed(self, _: Engine) -> None:
         """Upload the files."""
-        for file in map(Path, self.files):
-            if file.is_file():
-                self.wandb.save(str(file), base_path=str(file.parent), policy="now")
+        for file in filter(Path.is_file, map(Path, self.files)):
+            self.wandb.save(str(file), base_path=str(file.parent), policy="now")
         if self.close:
             self.wandb.finish()

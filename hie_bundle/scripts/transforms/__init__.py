@@ -1,12 +1,11 @@
 """Transforms of the project. What augments by TorchIO is in ``bridge`` and ``fast``, which need it."""
 
 from .batches import RandBatch
-from .limit_to_brain import KeepBraind, LimitToBraind
+from .decisions import KeepBraind, LimitToBraind, RemoveSmallLesionsd, ThresholdLesionsd
 from .loading import KeepNatived, LoadMapsd, ToNatived
 from .pipeline import FinestScaled, pipeline
 from .resample import ResizeToSpacingd
-from .scores import BrainDepthd, ScanScored
-from .small_lesions import RemoveSmallLesionsd, ThresholdLesionsd
+from .scores import BrainDepthd, ScanScored, ZeroBackgroundd
 from .symmetry import MirrorDifferenced
 
 __all__ = [
@@ -23,5 +22,6 @@ __all__ = [
     "ScanScored",
     "ThresholdLesionsd",
     "ToNatived",
+    "ZeroBackgroundd",
     "pipeline",
 ]

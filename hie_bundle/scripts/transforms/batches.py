@@ -73,8 +73,8 @@ class RandBatch(PrepareBatchDefault):
         Args:
             batchdata: with ``image`` (B, C, X, Y, Z) and ``label`` (B, 1, X, Y, Z), both at least ``spatial_size``.
             device: where both go.
-            non_blocking: whether the copy may be waited for later.
-            kwargs: see the parent class.
+            non_blocking: see the parent class, also for ``kwargs``.
+            kwargs: …
 
         Returns:
             Image and label, (B, C, *spatial_size) and (B, 1, *spatial_size); a label is a share of a voxel, 0 to 1.
@@ -88,12 +88,7 @@ class RandBatch(PrepareBatchDefault):
         return self.change_intensities(image), label
 
     def draw_matrices(self, count: int, size: Sequence[int]) -> torch.Tensor:
-        """Affine from output to input of each patch, (count, 3, 4), for ``torch.nn.functional.affine_grid``.
-
-        Args:
-            count: of patches.
-            size: of the input.
-        """
+        """Affine from output to input of each of ``count`` patches of a size, (count, 3, 4), for ``affine_grid``."""
         angles = self._uniform(count, 3) * self.rotation
         turned = torch.eye(3).repeat(count, 1, 1)
         for axis, (a, b) in enumerate(((1, 2), (0, 2), (0, 1))):

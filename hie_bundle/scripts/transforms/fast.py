@@ -1,9 +1,8 @@
 """TorchIO's augmentations, several times faster.
 
-Each class is a subclass of TorchIO's class of the same name, with the same arguments: it draws the same parameters
-from the same random state and applies them with less work, so it can replace it in a ``torchio.Compose``.
-What an argument asks for that is not covered here (another interpolation than linear, say) goes to the parent.
-Noise and gamma are not here: drawing the noise and raising to a power are all that TorchIO's take their time for.
+Each class is a subclass of TorchIO's with the same arguments: it draws the same parameters from the same random state
+and applies them with less work. What an argument asks for that is not covered here (another interpolation than linear,
+say) goes to the parent.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch.nn import functional
 from torchio.data.io import get_sitk_metadata_from_ras_affine
 from torchio.transforms import SpatialTransform
 
-from ..moved import renamed
+from ..moved import lookup
 
 __all__ = [
     "Anisotropy",
@@ -31,7 +30,7 @@ __all__ = [
     "SeparableBlur",
     "SeparableElasticDeformation",
 ]
-__getattr__ = partial(renamed, "transforms.fast")
+__getattr__ = partial(lookup, "transforms.fast")
 
 _GRID_SAMPLE_MODES = {"linear": "bilinear", "nearest": "nearest"}
 
@@ -55,8 +54,8 @@ class SeparableElasticDeformation(torchio.ElasticDeformation):
     """``torchio.ElasticDeformation`` with the dense field from small matrix products.
 
     A cubic B-spline on a regular lattice is separable: along each axis the field is a matrix of basis values times the
-    control points. TorchIO has ITK evaluate the 64 terms of the 3D spline at each voxel, once for each channel; here
-    the sampling positions come from three matrix products and serve all channels and images on the same grid.
+    control points. ITK evaluates the 64 terms of the 3D spline at each voxel, once for each channel; here three matrix
+    products serve all channels and images on the same grid.
     """
 
     def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
@@ -73,16 +72,12 @@ class SeparableElasticDeformation(torchio.ElasticDeformation):
             geometry = image.affine.tobytes()
             if geometry not in grids:
                 grids[geometry] = self._sampling_grid(image.spatial_shape, image.affine)
-            image.set_data(_sample(image.data.float(), grids[geometry], _GRID_SAMPLE_MODES[interpolation]))
+            moved = sample(image.data.float()[None], grids[geometry], _GRID_SAMPLE_MODES[interpolation])
+            image.set_data(moved[0])
         return subject
 
     def _sampling_grid(self, shape: tuple[int, int, int], affine: np.ndarray) -> torch.Tensor:
-        """Where each voxel of the output takes its value from.
-
-        Returns:
-            float32 tensor, shape (X, Y, Z, 3), in the convention of ``grid_sample``: order z, y, x, and -1 to 1 from
-            the outer face of the first voxel to that of the last (``align_corners=False``).
-        """
+        """Where each voxel of the output takes its value from, (1, X, Y, Z, 3), for ``grid_sample``."""
         origin, spacing, direction = get_sitk_metadata_from_ras_affine(affine)
         reference = sitk.Image(shape, sitk.sitkUInt8)
         reference.SetOrigin(origin)
@@ -117,7 +112,7 @@ class SeparableElasticDeformation(torchio.ElasticDeformation):
         normalised = (2 * position + 1) / np.reshape(shape, (3, 1, 1, 1)) - 1
 
         control_points = torch.from_numpy(normalised[::-1].copy()).float().movedim(0, -1)
-        return spline_grid(control_points[None], [torch.from_numpy(basis).float() for basis in bases])[0]
+        return spline_grid(control_points[None], [torch.from_numpy(basis).float() for basis in bases])
 
 
 class FastAnisotropy(torchio.RandomAnisotropy):
@@ -141,10 +136,8 @@ class Anisotropy(SpatialTransform):
 
     Equals the two resamplings of ``torchio.RandomAnisotropy`` (also in that voxels beyond the coarse grid become zero),
     done along the one axis that they are meant to change. TorchIO's go through spacings in mm, and for some of these
-    rounding costs the coarse grid a slice along another axis, too, which blurs that axis; that is not imitated. On
-    three simulated cases at 192 × 192 × 32, 2 of 24 draws (factor 1.2 to 2) were such ones; there the ADC map in the
-    brain differs from TorchIO's by 0.005 and 0.053 standard deviations on average, where the transform itself changes
-    it by 0.13 and 0.29. How many of the draws depends on the voxel sizes. ``--augmentation torchio`` has TorchIO's.
+    rounding costs the coarse grid a slice along another axis, too (2 of 24 draws on three simulated cases); that is not
+    imitated.
 
     Args:
         axis: spatial axis, 0 to 2.
@@ -229,14 +222,17 @@ def lattice_bases(shape: tuple[int, int, int], control_points: tuple[int, int, i
     ]
 
 
-def _sample(data: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
-    """Values of all channels at the grid's positions; a channel's minimum outside the volume, as TorchIO has it."""
-    sampled = functional.grid_sample(data[None], grid[None], mode, padding_mode="border", align_corners=False)[0]
-    low, high = grid.aminmax()
-    if low < -1 or high > 1:
-        outside = grid.abs().amax(dim=-1) > 1
-        sampled = torch.where(outside, data.amin(dim=(1, 2, 3), keepdim=True), sampled)
-    return sampled
+def sample(data: torch.Tensor, grid: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
+    """Values of all channels at a grid's positions; a channel's minimum outside the volume, as TorchIO has it.
+
+    Args:
+        data: (B, C, X, Y, Z).
+        grid: (B, X, Y, Z, 3), for ``grid_sample`` with ``align_corners=False``.
+        mode: of ``grid_sample``.
+    """
+    sampled = functional.grid_sample(data, grid, mode, padding_mode="border", align_corners=False)
+    outside = (grid.abs() > 1).any(dim=-1)[:, None]
+    return torch.where(outside, data.amin(dim=(2, 3, 4), keepdim=True), sampled)
 
 
 def _cubic_b_spline(x: np.ndarray) -> np.ndarray:
@@ -245,9 +241,17 @@ def _cubic_b_spline(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, 2 / 3 - x**2 + x**3 / 2, np.clip(2 - x, 0, None) ** 3 / 6)
 
 
-def _coarsen(data: torch.Tensor, axis: int, factor: float) -> torch.Tensor:
-    """Nearest-neighbour downsampling and linear upsampling along one axis, both grids having the same centre."""
-    size = data.shape[axis]
+def coarse_lines(size: int, factor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Nearest-neighbour downsampling and linear upsampling of a line, both grids having the same centre.
+
+    Args:
+        size: of the line.
+        factor: of the spacing, ≥ 1.
+
+    Returns:
+        The two voxels that each voxel's value comes from; the second one's weight; whether the voxel is within the
+        coarse grid. All of shape (size,).
+    """
     coarse_size = math.floor(size / factor) if size > 1 else 1
     fine_of_coarse = (size - 1) / 2 + (np.arange(coarse_size) - (coarse_size - 1) / 2) * factor
     nearest = np.clip(np.floor(fine_of_coarse + 0.5).astype(int), 0, size - 1)
@@ -255,13 +259,14 @@ def _coarsen(data: torch.Tensor, axis: int, factor: float) -> torch.Tensor:
     inside = (coarse_of_fine >= -0.5) & (coarse_of_fine <= coarse_size - 0.5)
     clamped = np.clip(coarse_of_fine, 0, coarse_size - 1)
     below = np.floor(clamped).astype(int)
-    above = np.minimum(below + 1, coarse_size - 1)
+    return nearest[below], nearest[np.minimum(below + 1, coarse_size - 1)], clamped - below, inside
 
+
+def _coarsen(data: torch.Tensor, axis: int, factor: float) -> torch.Tensor:
+    below, above, weight, inside = map(torch.from_numpy, coarse_lines(data.shape[axis], factor))
     column = [-1 if dim == axis else 1 for dim in range(data.ndim)]
-    weight = torch.from_numpy(clamped - below).to(data.dtype).view(column)
-    first, second = (data.index_select(axis, torch.from_numpy(nearest[index])) for index in (below, above))
-    result = torch.lerp(first, second, weight)
-    return result if inside.all() else result.mul_(torch.from_numpy(inside).view(column))
+    first, second = (data.index_select(axis, index) for index in (below, above))
+    return torch.lerp(first, second, weight.to(data.dtype).view(column)).mul_(inside.view(column))
 
 
 def _gaussian_filter(volume: torch.Tensor, std_voxels: np.ndarray) -> torch.Tensor:

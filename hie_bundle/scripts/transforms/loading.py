@@ -7,7 +7,6 @@ import math
 import os
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,11 @@ from monai.transforms import (
     Transform,
 )
 from monai.utils import MetaKeys
-from numpy.typing import NDArray
 
 from ..data.checks import Limits, are_swapped, like_adc
 from ..geometry.brain import are_normalised, clear_background
 from ..io.images import metatensor_of
-from ..io.volumes import Volume, VolumeError, read_volume
+from ..io.volumes import VolumeError, read_volume
 from ..runtime.errors import UserError
 
 __all__ = ["KeepNatived", "LoadMapsd", "ToNatived"]
@@ -41,9 +39,8 @@ logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR
 class LoadMaps(LoadImage):
     """``monai.transforms.LoadImage`` with the checks of :func:`scripts.io.volumes.read_volume`.
 
-    MONAI stacks files only if every number of their affines agrees to 1e-5 relative, zeros to 1e-8, so that a rounded
-    direction cosine in one of two maps stops the run. Whether maps are on one grid is for
-    :func:`scripts.data.gate.require_usable` to decide, in millimetres, before anything is loaded.
+    MONAI stacks files only if every number of their affines agrees to 1e-5 relative, so that a rounded direction cosine
+    stops the run. :func:`scripts.data.gate.require_usable` decides in millimetres whether maps are on one grid.
     """
 
     def __call__(
@@ -62,43 +59,40 @@ class LoadMaps(LoadImage):
         """
         image = filename
         if not isinstance(filename, MetaTensor):
-            files = [str(filename)] if isinstance(filename, str | os.PathLike) else [str(file) for file in filename]
-            volumes = [self._read(file) for file in files]
+            files = [str(filename)] if isinstance(filename, str | os.PathLike) else list(map(str, filename))
+            volumes = []
+            for file in files:
+                try:
+                    volumes.append(read_volume(file))
+                except FileNotFoundError as error:
+                    raise UserError(f"{file} is missing.") from error
+                except VolumeError as error:
+                    raise UserError(f"{file} {error}.") from error
             if len({volume.array.shape for volume in volumes}) > 1:
                 raise UserError(f"{' and '.join(files)}: the volumes have different shapes.")
             image = metatensor_of(volumes, files[0])
         return image if self.image_only else (image, image.meta)  # type: ignore[return-value, union-attr]
 
-    @staticmethod
-    def _read(file: str) -> Volume:
-        try:
-            return read_volume(file)
-        except FileNotFoundError as error:
-            raise UserError(f"{file} is missing.") from error
-        except VolumeError as error:
-            raise UserError(f"{file} {error}.") from error
-
 
 class LoadMapsd(LoadImaged):
     """Dictionary form of :class:`LoadMaps`, for image keys and label keys alike.
 
-    Tools that call the transforms without the workflow (MONAI Label, a notebook) pass no check of their cases: what
-    would give a wrong mask without an error is refused here.
+    Tools that call the transforms without the workflow (MONAI Label, a notebook) do not check their cases; here is
+    refused what would give a wrong mask without an error.
 
-    Of a case without a ZADC map the image is the ADC map alone: a list of one file, or one file with one channel. Where
-    ``limits`` say ``zadc: optional`` (``limits#zadc`` in the configs, for a whole recipe) it is loaded with a second
-    channel of NaN, in the background too, which a transform of the recipe must replace before anything computes with
-    it; it comes after :class:`EnsureChannelFirstd` as any other. Where they say ``zadc: required`` it is refused.
+    A case without a ZADC map has an image of one channel. With ``zadc: optional`` in ``limits`` it gets a second
+    channel of NaN, in the background too, which a transform of the recipe must replace.
 
     Args:
         keys: keys of file names, or of lists of file names to be stacked as channels.
-        maps_key: the key that holds the two maps.
+        maps_key: the key that holds the maps.
         limits: what the maps may look like; the defaults if None.
+        acquired: number of further channels after ADC and ZADC, such as b = 1000.
         allow_missing_keys: do not raise when a key is missing.
 
     Raises:
-        UserError: when called, if the image does not have the channels that ``limits`` allow, or they can only be ZADC
-            and ADC instead of ADC and ZADC, by their values; or if a lone map has no values of an ADC map.
+        UserError: when called, if the image does not have the channels that ``limits`` and ``acquired`` allow, or they
+            are ZADC and ADC instead of ADC and ZADC by their values; or if a lone map has no values of an ADC map.
     """
 
     def __init__(
@@ -106,6 +100,7 @@ class LoadMapsd(LoadImaged):
         keys: str | Sequence[str],
         maps_key: str = "image",
         limits: Limits | None = None,
+        acquired: int = 0,
         allow_missing_keys: bool = False,
     ) -> None:
         with warnings.catch_warnings():
@@ -114,45 +109,43 @@ class LoadMapsd(LoadImaged):
             self._loader = LoadMaps(image_only=True)
         self.maps_key = maps_key
         self.limits = limits or Limits()
+        self.acquired = acquired
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         loaded = super().__call__(data, reader)
         if self.maps_key in self.keys and self.maps_key in loaded:
-            loaded[self.maps_key] = self._two_maps(data[self.maps_key], loaded[self.maps_key])
+            loaded[self.maps_key] = self._checked(data[self.maps_key], loaded[self.maps_key])
         return loaded
 
-    def _two_maps(self, files: Any, image: MetaTensor) -> MetaTensor:
+    def _checked(self, files: Any, image: MetaTensor) -> MetaTensor:
         axis = image.meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM)
         maps = image.as_tensor().numpy()
         if not isinstance(axis, (int, float)) or math.isnan(axis):  # MONAI's "no_channel"
             axis, maps = 0, maps[None]
-        channels = maps.shape[int(axis)]
-        if isinstance(files, MetaTensor):
-            files = "the image"
-        name = str(files) if isinstance(files, str | Path) else " and ".join(map(str, files))
-        if channels == 1 and self.limits.zadc == "optional":
-            return self._with_missing(name, np.moveaxis(maps, int(axis), 0)[0], image)
-        if channels != 2:
-            raise UserError(f"{name}: {channels} channel{'s' * (channels != 1)}, not the two maps ADC and ZADC.")
-        adc, zadc = maps.swapaxes(0, int(axis))
-        if are_swapped(adc, zadc, self.limits):
+        maps = np.moveaxis(maps, int(axis), 0)
+        name = "the image" if isinstance(files, MetaTensor) else str(files)
+        if isinstance(files, list | tuple):
+            name = " and ".join(map(str, files))
+        if len(maps) == 1 and self.limits.zadc == "optional" and not self.acquired:
+            if not are_normalised(maps[0]) and not like_adc(maps[0], self.limits):
+                raise UserError(f"{name}: one map, which by its values is no ADC map in 1e-6 mm²/s.")
+            both = torch.stack([torch.as_tensor(maps[0]), torch.full(maps.shape[1:], torch.nan)])
+            return MetaTensor(both, meta={**image.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0})
+        if len(maps) != 2 + self.acquired:
+            wanted = f"ADC, ZADC and {self.acquired} more" if self.acquired else "the two maps ADC and ZADC"
+            raise UserError(f"{name}: {len(maps)} channel{'s' * (len(maps) != 1)}, not {wanted}.")
+        if are_swapped(maps[0], maps[1], self.limits):
             raise UserError(f"{name}: the channels are ZADC and ADC by their values; ADC must come first.")
-        clear_background(adc, zadc)
+        clear_background(maps[0], maps[1])
         return image
-
-    def _with_missing(self, name: str, adc: NDArray[Any], image: MetaTensor) -> MetaTensor:
-        if not are_normalised(adc) and not like_adc(adc, self.limits):
-            raise UserError(f"{name}: one map, which by its values is no ADC map in 1e-6 mm²/s.")
-        maps = torch.stack([torch.as_tensor(adc), torch.full(adc.shape, torch.nan)])
-        return MetaTensor(maps, meta={**image.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0})
 
 
 class KeepNatived(Transform):
-    """``native_image`` and ``native_label``: the maps and the mask as they were acquired, for what is measured there.
+    """Add ``native_image`` and ``native_label``: maps and mask as they were acquired, for what is measured there.
 
-    Comes when image and label have been loaded and not been changed yet. Of cases that preprocessing put on another
-    grid it loads the files that the item names under these keys; where it names none and the maps have been normalised
-    there are none, and the keys are absent. Otherwise they are copies.
+    Put it directly after loading. Of cases that preprocessing put on another grid it loads the files that the item
+    names under these keys; where it names none and the maps are normalised, the keys are absent. Otherwise they are
+    copies.
 
     Args:
         limits: what the maps may look like; the defaults if None.
@@ -173,10 +166,10 @@ class KeepNatived(Transform):
 
 
 class ToNatived(MapTransform):
-    """Predictions on the grid of ``native_image``, by linear interpolation where they are on that of prepared maps.
+    """Resample predictions linearly to the grid of ``native_image``, where they are on another.
 
-    Comes after ``Invertd``, which goes back to the grid of the files that were loaded; what lies on the native grid
-    then, as it does for maps as they were acquired, is left as it is. So is everything where there is no native image.
+    Put it after ``Invertd``, which returns to the grid of the files that were loaded. Without a native image nothing
+    changes.
 
     Args:
         keys: of probabilities.
@@ -189,10 +182,8 @@ class ToNatived(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
-        if "native_image" not in data:
-            return result
-        target = data["native_image"]
-        for key in self.key_iterator(result):
+        target: Any = data.get("native_image")
+        for key in self.key_iterator(result) if target is not None else ():
             image = result[key]
             if image.shape[1:] != target.shape[1:] or not torch.allclose(image.affine, target.affine, atol=1e-3):
                 result[key] = self._resample(image, target)

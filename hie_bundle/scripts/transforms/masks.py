@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged, Transform
-from monai.utils import ImageMetaKey
+from monai.utils import ImageMetaKey, ensure_tuple
 
 from ..data.checks import grid_difference
 from ..data.layout import file_name, output_name
@@ -31,10 +31,9 @@ TOLERANCE_MM = 0.05
 class SaveMaskd(SaveImaged):
     """``monai.transforms.SaveImaged`` for masks: each case has a file of its own, which has its input's grid.
 
-    The name is ``<case>_lesion<output_ext>``, the case's id written as :func:`.file_name` does; MONAI
-    cuts a name at its last dot, so that cases overwrote each other. The mask takes shape and position from the file
-    that the case was read from, is written under a temporary name, read back, compared and then renamed. (MONAI drops
-    axes of length one, overwrites in place, and counts a file that a full disk cut short as written.)
+    The name is ``<case>_lesion<output_ext>``, the case's id written as :func:`.file_name` does (MONAI cuts a name at
+    its last dot, so that cases overwrote each other). The mask takes shape and position from the file that the case was
+    read from, is written under a temporary name, read back, compared and then renamed.
 
     Args:
         keys: of masks, shape (1, X, Y, Z), 0 and 1.
@@ -61,23 +60,17 @@ class SaveMaskd(SaveImaged):
     ) -> None:
         if output_ext not in EXTENSIONS:
             raise UserError(f"output_ext is '{output_ext}'; masks are written as {', '.join(EXTENSIONS)}.")
-        super().__init__(
-            keys,
-            output_dir=output_dir,
-            output_ext=output_ext,
-            print_log=print_log,
-            allow_missing_keys=allow_missing_keys,
-        )
+        options = {"output_dir": output_dir, "output_ext": output_ext, "print_log": print_log}
+        super().__init__(keys, allow_missing_keys=allow_missing_keys, **options)  # type: ignore[arg-type]
         self.output_dir = Path(output_dir)
         self.output_ext = output_ext
-        self.like = (like,) if isinstance(like, str) else tuple(like)
+        self.like = ensure_tuple(like)
         self.print_log = print_log
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            self._save(result, result[key])
-        return result
+        for key in self.key_iterator(data):
+            self._save(data, data[key])
+        return dict(data)
 
     def _save(self, data: Mapping[Hashable, Any], mask: torch.Tensor) -> None:
         image = next((data[key] for key in self.like if key in data), mask)
@@ -117,7 +110,6 @@ def _grid(source: str, array: np.ndarray, affine: np.ndarray) -> Volume:
 
 
 def _compare(path: Path, array: np.ndarray, grid: Volume) -> None:
-    """Read a mask back: what was meant to be written must be there."""
     written = read_volume(path)
     if difference := grid_difference(grid, written, TOLERANCE_MM):
         raise VolumeError(f"what was read back is on another grid: {difference}")

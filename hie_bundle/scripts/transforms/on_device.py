@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from .batches import RandBatch
 from .bridge import AugmentByTorchIOd
-from .fast import FastAnisotropy, FastBlur, FastElasticDeformation, lattice_bases, spline_grid
+from .fast import FastAnisotropy, FastBlur, FastElasticDeformation, coarse_lines, lattice_bases, sample, spline_grid
 
 __all__ = ["PaperBatch", "PatchBatch", "batched_form"]
 
@@ -46,8 +46,8 @@ def batched_form(augment: Any, prepare_batch: Any) -> PaperBatch | PatchBatch | 
 class PatchBatch:
     """Cut a patch out of each case of a batch, rotated, scaled and flipped by one resampling, and change intensities.
 
-    Equals :class:`RandBatch` after MONAI's crop, up to the random numbers, and but for what a rotation shows beyond the
-    crop: here the rest of the case, there background.
+    Equals :class:`RandBatch` after MONAI's crop, up to the random numbers; a rotation shows the rest of the case beyond
+    the crop instead of background.
 
     Args:
         crop: share of the patches on lesions and the size of the crop, within which centres stay inside of a case.
@@ -60,13 +60,7 @@ class PatchBatch:
         self.batch = batch
 
     def __call__(self, batchdata: Batch, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            batchdata: of :class:`scripts.training.resident.ResidentLoader`.
-
-        Returns:
-            Image and label as by :class:`RandBatch`.
-        """
+        """Image and label of a batch of :class:`scripts.training.resident.ResidentLoader`, as by :class:`RandBatch`."""
         image, label = batchdata["image"], batchdata["label"]
         centres = self.draw_centres(batchdata)
         size = torch.tensor(image.shape[2:], device=image.device)
@@ -111,13 +105,7 @@ class PaperBatch:
         self.transforms: list[Any] = list(transforms)
 
     def __call__(self, batchdata: Batch, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            batchdata: of :class:`scripts.training.resident.ResidentLoader`.
-
-        Returns:
-            Image and label of the same shapes.
-        """
+        """Image and label of a batch of :class:`scripts.training.resident.ResidentLoader`, of the same shapes."""
         image, label = batchdata["image"], batchdata["label"]
         if not self.transforms:
             return image, label
@@ -143,6 +131,7 @@ class PaperBatch:
         axes = torch.tensor(anisotropy.axes, device=image.device)
         chosen = axes[torch.randint(len(axes), (count,), device=image.device)]
         on, off = applied(noise), torch.zeros((), device=image.device)
+        low, high = anisotropy.downsampling_range
         largest = torch.tensor(elastic.max_displacement, device=image.device, dtype=torch.float32)
         points = largest * uniform(-1, 1, *elastic.num_control_points, 3)
         locked = elastic.num_locked_borders
@@ -154,7 +143,7 @@ class PaperBatch:
             "noise_mean": torch.where(on, uniform(*noise.mean_range), off),
             "noise_std": torch.where(on, uniform(*noise.std_range), off),
             "axis": torch.where(applied(anisotropy), chosen, -1),
-            "factor": uniform(*anisotropy.downsampling_range),
+            "factor": low + (high - low) * torch.rand(count),  # in host memory, where its matrices are made
             "blur_std": torch.where(applied(blur)[:, None], std / spacing_mm, off),
             "gamma": torch.where(applied(gamma)[:, None], uniform(*gamma.log_gamma_range, channels), off).exp(),
             "points": points / spacing_mm[:, None, None, None] * applied(elastic)[:, None, None, None, None],
@@ -178,14 +167,11 @@ class PaperBatch:
         for axis in range(3):
             size = image.shape[2 + axis]
             matrix = blur_matrix(parameters["blur_std"][:, axis], size)
-            coarse = anisotropy_matrix(parameters["factor"], size)
+            coarse = anisotropy_matrix(parameters["factor"], size).to(image.device, non_blocking=True)
             identity = torch.eye(size, device=image.device)
             matrix = matrix @ torch.where((parameters["axis"] == axis)[:, None, None], coarse, identity)
-            image = (
-                torch.einsum("bij,bcjr->bcir", matrix, image.movedim(2 + axis, 2).flatten(3))
-                .view(*image.shape[:2], size, *(n for n in image.movedim(2 + axis, 2).shape[3:]))
-                .movedim(2, 2 + axis)
-            )
+            lines = image.movedim(2 + axis, 2)
+            image = torch.einsum("bij,bcjr->bcir", matrix, lines.flatten(3)).view(lines.shape).movedim(2, 2 + axis)
         image = image.sign() * image.abs() ** parameters["gamma"][:, :, None, None, None]
         shape = image.shape[2:]
         points = parameters["points"]
@@ -194,11 +180,7 @@ class PaperBatch:
             torch.meshgrid(*(torch.arange(n, device=image.device) for n in shape), indexing="ij"), dim=-1
         )
         grid = ((2 * grid + 1) / torch.tensor(shape, device=image.device) - 1).flip(-1)
-        moved = functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
-        outside = (grid.abs() > 1).any(dim=-1)[:, None]
-        moved = torch.where(outside, image.amin(dim=(2, 3, 4), keepdim=True), moved)
-        label_moved = functional.grid_sample(label, grid, "nearest", padding_mode="border", align_corners=False)
-        return moved, torch.where(outside, label.amin(dim=(2, 3, 4), keepdim=True), label_moved)
+        return sample(image, grid), sample(label, grid, "nearest")
 
 
 def blur_matrix(std: torch.Tensor, size: int) -> torch.Tensor:
@@ -224,25 +206,15 @@ def anisotropy_matrix(factor: torch.Tensor, size: int) -> torch.Tensor:
     """Nearest-neighbour downsampling and linear upsampling along an axis as a matrix, as :mod:`.fast` does them.
 
     Args:
-        factor: of the spacing, (B,), ≥ 1.
+        factor: of the spacing, (B,), ≥ 1, in host memory.
         size: of the axis.
     """
-    factor = factor.double()[:, None]
-    fine = torch.arange(size, device=factor.device)
-    coarse_size = (size / factor).floor() if size > 1 else torch.ones_like(factor)
-    position = (coarse_size - 1) / 2 + (fine - (size - 1) / 2) / factor
-    inside = (position >= -0.5) & (position <= coarse_size - 0.5)
-    clamped = torch.minimum(position.clamp_min(0), coarse_size - 1)
-    below = clamped.floor()
-    weight = clamped - below
-
-    def nearest(coarse: torch.Tensor) -> torch.Tensor:
-        at = (size - 1) / 2 + (coarse - (coarse_size - 1) / 2) * factor
-        return (at + 0.5).floor().clamp(0, size - 1).long()
-
-    matrix = torch.zeros(len(factor), size, size, dtype=torch.float64, device=factor.device)
-    matrix.scatter_add_(2, nearest(below)[..., None], ((1 - weight) * inside)[..., None])
-    matrix.scatter_add_(2, nearest(torch.minimum(below + 1, coarse_size - 1))[..., None], (weight * inside)[..., None])
+    matrix = torch.zeros(len(factor), size, size, dtype=torch.float64)
+    rows = torch.arange(size)
+    for one, number in zip(matrix, factor.double().tolist(), strict=True):
+        below, above, weight, inside = map(torch.from_numpy, coarse_lines(size, number))
+        one[rows, below] += (1 - weight) * inside
+        one[rows, above] += weight * inside
     return matrix.float()
 
 

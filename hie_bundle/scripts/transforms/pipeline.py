@@ -1,4 +1,4 @@
-"""Named stages of transforms as one pipeline."""
+"""Named stages of transforms as one pipeline, and what several transforms share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.transforms import Compose, MapTransform
 
-__all__ = ["FinestScaled", "Stage", "listed", "pipeline"]
+__all__ = ["Eachd", "FinestScaled", "Stage", "listed", "pipeline"]
 
 Stage = Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]]
 
@@ -27,7 +27,21 @@ def listed(stage: Stage) -> list[Callable[..., Any]]:
     return list(stage.values() if isinstance(stage, Mapping) else stage)
 
 
-class FinestScaled(MapTransform):
+class Eachd(MapTransform):
+    """A transform that changes each image by itself."""
+
+    def change(self, image: Any) -> Any:
+        """The image, changed."""
+        raise NotImplementedError
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.change(result[key])
+        return result
+
+
+class FinestScaled(Eachd):
     """Keep the full resolution of a deeply supervised prediction: (scales, C, X, Y, Z) becomes (C, X, Y, Z).
 
     Args:
@@ -35,8 +49,6 @@ class FinestScaled(MapTransform):
         allow_missing_keys: do not raise when a key is missing.
     """
 
-    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = result[key][0] if result[key].ndim == 5 else result[key]
-        return result
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """The first scale."""
+        return image[0] if image.ndim == 5 else image

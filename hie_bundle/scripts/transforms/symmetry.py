@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
 from ..geometry.brain import brain_of
+from .pipeline import Eachd
 
 __all__ = ["MirrorDifferenced", "Plane", "mid_sagittal_plane", "mirrored"]
 
@@ -31,7 +31,6 @@ def mid_sagittal_plane(
 ) -> Plane:
     """The plane in which the brain resembles its mirror image most.
 
-    A head is rotated and shifted in the scanner, so the plane is neither x = 0 nor the one through the centroid.
     It is found on a coarse, smoothed copy of the ADC map: the outline of the brain and the bright fluid spaces are
     similar on both sides, also where a lesion is on one side only. Two tilt angles and the offset from the centroid are
     searched from nine starting tilts.
@@ -112,7 +111,7 @@ def mirrored(image: torch.Tensor, spacing_mm: NDArray[np.float64], plane: Plane)
     return torch.nn.functional.grid_sample(plain[None], grid, padding_mode="zeros", align_corners=True)[0]
 
 
-class MirrorDifferenced(MapTransform):
+class MirrorDifferenced(Eachd):
     """Append the differences between channels and their mirror images in the brain's mid-sagittal plane.
 
     Injury is often on one side, or stronger there, while Z-scores of healthy tissue err alike on both. The mirror
@@ -136,13 +135,8 @@ class MirrorDifferenced(MapTransform):
         self.channels = list(channels)
         self.sigma_mm = sigma_mm
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = self._append(result[key])
-        return result
-
-    def _append(self, image: MetaTensor) -> MetaTensor:
+    def change(self, image: MetaTensor) -> MetaTensor:
+        """The image with one more channel for each of ``channels``."""
         affine = image.affine.cpu().numpy().astype(np.float64)
         spacing = voxel_sizes(affine)
         maps = image.as_tensor().float()
