@@ -27,7 +27,6 @@ CONFIGS = BUNDLE / "configs"
 OTHERS = ("demo_overlay.png", "data_license.txt", "segment.ipynb")  # in the bundle's docs, beside its pages
 # what the bundle's classes check, not the options' schema
 WORDS = {
-    "variety": "none, shifted, foreign",
     "format": "resampled, native_stack, nnunet",
     "split": "train, val, test",
 }

@@ -130,14 +130,7 @@ class CompoundLoss(nn.Module):
         self.boundary_weight = boundary_weight
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            input: logits, shape (B, C, *spatial).
-            target: 0/1 mask of the same shape.
-
-        Returns:
-            Scalar loss (with the parts' default mean reduction).
-        """
+        """The sum for logits and a 0/1 mask, both (B, C, *spatial)."""
         return self.region_weight * self.region(input, target) + self.boundary_weight * self.boundary(input, target)
 
 
@@ -156,10 +149,7 @@ class TwoClassLoss(nn.Module):
         self.loss = loss
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            input: logits, shape (B, 1, *spatial); half precision is widened to float32.
-            target: 0/1 mask of the same shape.
+        """The loss of logits (B, 1, *spatial) and a 0/1 mask of this shape; half precision is widened to float32.
 
         Raises:
             ValueError: when there is another number of channels.
@@ -208,13 +198,7 @@ class ComponentDiceLoss(nn.Module):
         self.smooth_dr = smooth_dr
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            input: logits, shape (B, 1, X, Y, Z); half precision is widened to float32.
-            target: 0/1 mask of the same shape.
-
-        Returns:
-            Scalar, from 0 to 1.
+        """The loss, 0 to 1, of logits (B, 1, X, Y, Z) and a 0/1 mask of this shape, in float32 at least.
 
         Raises:
             ValueError: when the shapes differ, or are not those of one 3D channel.

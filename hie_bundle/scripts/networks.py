@@ -100,15 +100,10 @@ class HIEUNet(nn.Module):
         with_prior(self, "output", prior)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            x: normalised maps, float, shape (B, in_channels, X, Y, Z), each spatial size divisible by 8.
-
-        Returns:
-            Logits, shape (B, out_channels, X, Y, Z).
+        """Logits (B, out_channels, X, Y, Z) of normalised maps (B, in_channels, X, Y, Z), each size divisible by 8.
 
         Raises:
-            UserError: with another number of maps, or a spatial size that is not divisible by 8 (three poolings by 2).
+            UserError: with another number of maps, or a size that is not divisible by 8 (three poolings by 2).
         """
         if x.shape[1] != self.in_channels:
             raise UserError(f"The network takes {self.in_channels} maps (in_channels), and was given {x.shape[1]}.")
@@ -133,19 +128,15 @@ class HIEUNet(nn.Module):
 
 
 def with_prior(network: nn.Module, layers: str | Sequence[str], prior: float | None = 0.02) -> nn.Module:
-    """A network whose output layers start from a lesion probability, as :class:`HIEUNet` does with its ``prior``.
+    """A network whose output layers start from a lesion probability (Lin et al. 2017, section 4.1).
 
     Args:
         network: with one logit, the lesion's.
         layers: its output layers, by their names in the network: convolutions with a bias, or what holds some.
-        prior: probability that the untrained network gives to every voxel, in (0, 1), where its weights give 0; None
-            leaves the biases as they are.
-
-    Returns:
-        The network.
+        prior: in (0, 1), where the weights give 0; None leaves the biases as they are.
 
     Raises:
-        ValueError: when ``prior`` lies outside (0, 1), or a layer is not there or has no convolution with a bias.
+        ValueError: when ``prior`` is outside (0, 1), or a layer does not exist or has no convolution with a bias.
     """
     if prior is None:
         return network

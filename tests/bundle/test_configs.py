@@ -180,8 +180,7 @@ def test_every_mixin_on_train_yaml_is_in_that_table() -> None:
     (marks,) = [m for m in test_plain_run_does_what_the_files_name_says.pytestmark if m.name == "parametrize"]  # type: ignore[attr-defined]
     tried = {name for mixins, _ in marks.args[1] for name in mixins}
     apart = {  # no mixins on train.yaml
-        "train", "inference", "inference_openvino", "segment", "data", "scanner", "variety", "tracking_mlflow",
-        "tracking_wandb",
+        "train", "inference", "inference_openvino", "segment", "data", "scanner", "tracking_mlflow", "tracking_wandb",
     }  # fmt: skip
     assert {path.stem for path in CONFIGS.glob("*.yaml")} - apart == tried
 

@@ -155,7 +155,7 @@ def test_impossible_cohorts_are_refused(tmp_path: Path, wrong: dict) -> None:
 def test_defaults_of_config_and_cohort_agree() -> None:
     config = yaml.safe_load((Path(__file__).parents[2] / "hie_bundle/configs/data.yaml").read_text())
     defaults = {**inspect.signature(phantom.write_cohort).parameters, **inspect.signature(Settings).parameters}
-    for name in (defaults.keys() & config.keys()) - {"output_dir", "varieties"}:
+    for name in (defaults.keys() & config.keys()) - {"output_dir"}:
         expected = defaults[name].default
         assert config[name] == (list(expected) if isinstance(expected, tuple) else expected), name
 

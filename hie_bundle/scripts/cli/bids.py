@@ -19,13 +19,10 @@ _ENTITIES = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?:_|$)")
 def mask_place(folder: str | Path, case: str, extension: str) -> Path:
     """Where a case's mask goes: ``sub-01/ses-1/dwi/sub-01_ses-1_desc-lesion_mask.nii.gz``.
 
-    Args:
-        folder: of the derivative, such as ``derivatives/hie_bundle``.
-        case: its id; one that has no BIDS name becomes one, of its letters and digits.
-        extension: ``.nii.gz`` or ``.nii``.
+    A case without a BIDS name gets one of its letters and digits.
 
     Raises:
-        UserError: for another extension, which BIDS does not have.
+        UserError: for another extension than ``.nii.gz`` or ``.nii``.
     """
     if extension not in (".nii.gz", ".nii"):
         raise UserError(f"BIDS has no {extension}; --extension is .nii.gz or .nii with --bids.")
@@ -40,12 +37,7 @@ def sidecar_of(mask: Path) -> Path:
 
 
 def write_sidecar(mask: Path, figures: dict[str, Any]) -> None:
-    """Write what the mask is and what it was made of.
-
-    Args:
-        mask: its path.
-        figures: by name, added as they are.
-    """
+    """Write figures beside a mask as BIDS wants it."""
     write_json(sidecar_of(mask), {"Type": "Lesion", "SpatialReference": "orig", **figures}, indent=2)
 
 

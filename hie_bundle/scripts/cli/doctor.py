@@ -7,6 +7,9 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
 from ..io.weights import MODELS
 from ..runtime.cores import available_cores
 from ..runtime.errors import UserError
@@ -16,7 +19,7 @@ __all__ = ["doctor"]
 
 
 def doctor() -> None:
-    """Say what is installed, what the machine has, and whether the shipped weights are there.
+    """Print what is installed, what the machine has, and whether the shipped weights are there.
 
     Raises:
         UserError: when something that is needed is missing, or of another version than is supported.
@@ -28,17 +31,20 @@ def doctor() -> None:
     print(f"Python {platform.python_version()}, {sys.executable}, on {platform.platform()}")
     problems = []
     for name, allowed in _needed():
-        found, problem = _look_at(name, allowed)
+        found = _installed(name)
+        problem = ""
+        if found == "not installed":
+            problem = f"not installed; {allowed or 'any version'} is needed"
+        elif not SpecifierSet(allowed).contains(found, prereleases=True):
+            problem = f"{allowed} is needed"
         print(f"  {name} {found}" + (f"   {problem}" if problem else ""))
         problems += [f"{name}: {problem}"] if problem else []
     memory = psutil.virtual_memory()
     print(f"{available_cores()} cores; {memory.total / 1e9:.0f} GB of memory, {memory.available / 1e9:.0f} GB free")
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     print(f"CUDA: {', '.join(names) or 'none'}")
-    found, _ = _look_at("openvino", "")
-    print(f"OpenVINO: {found} (for `segment --openvino`, on a CPU)")
-    found, _ = _look_at("pydicom", "")
-    print(f"pydicom: {found} (for `adc` on folders of DICOM)")
+    print(f"OpenVINO: {_installed('openvino')} (for `segment --openvino`, on a CPU)")
+    print(f"pydicom: {_installed('pydicom')} (for `adc` on folders of DICOM)")
     weights = [f"{path.name}, {path.stat().st_size / 1e6:.1f} MB" for path in (MODELS / "simulated").glob("model*.pt")]
     print(f"shipped weights: {'; '.join(sorted(weights)) or 'none, so `segment` needs --weights'}")
     if problems:
@@ -46,21 +52,15 @@ def doctor() -> None:
     print("Everything that is needed is there.")
 
 
-def _look_at(name: str, allowed: str) -> tuple[str, str]:
-    """The installed version, and what is wrong with it."""
-    from packaging.specifiers import SpecifierSet
-
+def _installed(name: str) -> str:
     try:
-        found = version(name)
+        return version(name)
     except PackageNotFoundError:
-        return "not installed", f"not installed; {allowed or 'any version'} is needed"
-    return found, "" if SpecifierSet(allowed).contains(found, prereleases=True) else f"{allowed} is needed"
+        return "not installed"
 
 
 def _needed() -> list[tuple[str, str]]:
     """Packages and the versions that will do, by the installed project; in a bare folder by the bundle's metadata."""
-    from packaging.requirements import Requirement
-
     try:
         lines = [Requirement(line) for line in requires("hie-bundle") or []]
         return [(line.name, str(line.specifier)) for line in lines if "extra" not in str(line.marker)]

@@ -16,39 +16,21 @@ from typer.core import TyperCommand
 from ..runtime.errors import UserError
 from ..runtime.mixins import CONFIGS, RECIPES, mixins
 
-__all__ = [
-    "EXTRA",
-    "WORKFLOWS",
-    "Value",
-    "Workflow",
-    "add_workflow",
-    "options_of",
-    "parsed",
-    "run_workflow",
-    "separated",
-    "values_of",
-]  # fmt: skip
+__all__ = ["EXTRA", "WORKFLOWS", "Workflow", "add_workflow", "options_of", "parsed", "run_workflow", "separated"]
 
-HERE = {"dataset_dir": "data", "output_dir": "eval", "ckpt_dir": "models"}
+DATA = {"dataset_dir": "data"}
+HERE = {**DATA, "output_dir": "eval", "ckpt_dir": "models"}
 
 
 @dataclass(frozen=True)
 class Workflow:
-    """One command.
+    """One command."""
 
-    Attributes:
-        summary: one line for the help.
-        run_id: of the config.
-        configs: in this order.
-        folders: relative to where the user is, not to the installed bundle.
-        words: name of the value that words without a name are; empty: there are none.
-    """
-
-    summary: str
-    run_id: str
-    configs: tuple[str, ...]
-    folders: dict[str, str]
-    words: str = ""
+    summary: str  # one line for the help
+    run_id: str  # of the config
+    configs: tuple[str, ...]  # in this order
+    folders: dict[str, str]  # relative to where the user is, not to the installed bundle
+    words: str = ""  # name of the value that words without a name are; empty: there are none
 
 
 WORKFLOWS = {
@@ -60,12 +42,12 @@ WORKFLOWS = {
         "Train and compare losses or variants under equal conditions.",
         "loss_study",
         ("train", "study"),
-        {"dataset_dir": "data", "output_dir": "study"},
+        {**DATA, "output_dir": "study"},
     ),
-    "phantom": Workflow("Simulate cases.", "phantom", ("data",), {"dataset_dir": "data"}),
-    "download": Workflow("Download BONBID-HIE.", "download", ("data",), {"dataset_dir": "data"}),
-    "check": Workflow("Check the cases of a folder before a training.", "check", ("data",), {"dataset_dir": "data"}),
-    "outcome": Workflow("Compare lesion volumes with the children's outcomes.", "outcome", ("data",), {}),
+    "phantom": Workflow("Simulate cases.", "phantom", ("data",), DATA),
+    "download": Workflow("Download BONBID-HIE.", "download", ("data",), DATA),
+    "check": Workflow("Check the cases of a folder before a training.", "check", ("data",), DATA),
+    "outcome": Workflow("Compare lesion volumes with the children\'s outcomes.", "outcome", ("data",), {}),
     "scan": Workflow("Segment a folder of DICOM; the mask is DICOM, too.", "scan", ("scanner",), {}, words="images"),
     "adc": Workflow("Compute an ADC map from diffusion images.", "adc", ("scanner",), {}, words="images"),
     "brain": Workflow("Make a brain mask from the image with b = 0.", "brain", ("scanner",), {}, words="images"),
@@ -134,13 +116,7 @@ class _Command(TyperCommand):
 
 
 def add_workflow(app: typer.Typer, name: str, with_options: bool = True) -> None:
-    """Add a workflow's command.
-
-    Args:
-        app: of all commands.
-        name: of the workflow.
-        with_options: also read its options from its configs.
-    """
+    """Add a workflow's command to the app; ``with_options`` also reads its options from its configs."""
     workflow = WORKFLOWS[name]
     values = {re.sub(r"\W", "_", value.name): value for value in (options_of(name) if with_options else [])}
 

@@ -14,17 +14,14 @@ __all__ = ["components", "without_small"]
 def components(
     mask: NDArray[np.bool_], connectivity: Literal[6, 18, 26] = 26
 ) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
-    """Connected components of a mask.
-
-    ``scipy.ndimage.label`` gives the same numbers and takes four to nine times as long (256×256×64, 500 components).
+    """Connected components of a mask; several times faster than ``scipy.ndimage.label``.
 
     Args:
         mask: bool, shape (X, Y, Z).
-        connectivity: 26, voxels that touch at a corner belong together, as a lesion's do; 18; or 6, at a face.
+        connectivity: 26 (corners touch), 18, or 6 (faces touch).
 
     Returns:
-        The number of each voxel's component, 0 outside, in the order in which they are met, the last axis running
-        fastest; how many there are.
+        Each voxel's component, 0 outside, numbered in storage order, the last axis fastest; how many there are.
     """
     import cc3d  # not before a training starts: only some losses and recipes need it there
 

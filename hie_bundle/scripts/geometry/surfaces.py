@@ -54,8 +54,8 @@ def surfel_distances(pred: Mask, truth: Mask, spacing_mm: tuple[float, ...]) -> 
         spacing_mm: voxel size along each axis.
 
     Returns:
-        ``distances_gt_to_pred`` and ``distances_pred_to_gt``, in mm and ascending, and the area in mm² of each of these
-        surfels: ``surfel_areas_gt`` and ``surfel_areas_pred``.
+        ``distances_gt_to_pred`` and ``distances_pred_to_gt``, in mm and ascending; ``surfel_areas_gt`` and
+        ``surfel_areas_pred``, mm² of these surfels.
     """
     surfels = {"gt": _surfels(truth, spacing_mm), "pred": _surfels(pred, spacing_mm)}
     surfaces: dict[str, NDArray[Any]] = {}

@@ -16,6 +16,7 @@ FloatVector = NDArray[np.float64]
 
 OUTSIDE_SIGNAL = 0.12  # of skull and air, relative to white matter at b = 0
 OUTSIDE_ADC = 700.0  # 1e-6 mm²/s
+BIAS_SCALE_MM = 30.0  # smoothness of the scanner's ADC bias
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,6 @@ class Scanner:
     bias: float  # amplitude of the relative ADC error from gradient non-linearity
     motion_mm: float  # in-plane shift between the b = 0 and the diffusion-weighted images
     dropout: NDArray[np.int_]  # slices whose diffusion-weighted signal is partly lost
-    bias_scale_mm: float = 30.0
 
 
 def draw_scanner(rng: np.random.Generator, slices: int, settings: Settings) -> Scanner:
@@ -171,7 +171,6 @@ def draw_scanner(rng: np.random.Generator, slices: int, settings: Settings) -> S
         bias=float(rng.uniform(0.03, 0.06)) if biased else 0.01,
         motion_mm=float(rng.uniform(1.0, 2.5)) if moves else 0.0,
         dropout=rng.choice(slices, max(1, slices // 12), replace=False) if loses else np.zeros(0, int),
-        bias_scale_mm=settings.bias_scale_mm,
     )
 
 
@@ -185,14 +184,14 @@ def measure(
     """ADC map (1e-6 mm²/s) of the covered voxels as the scanner reconstructs it.
 
     Args:
-        scanner: scanner parameters.
+        scanner: its parameters.
         fine: sampling.
-        spacing_mm: voxel size (3,).
+        spacing_mm: (3,).
         images: noiseless signal of the voxels without and with diffusion weighting, white matter at b = 0 being 1.
         seed: of the noise; one seed gives one noise realisation whatever the anatomy.
     """
     rng = np.random.default_rng(seed)
-    bias = RandomField(rng, scanner.bias_scale_mm)(fine.voxel_points_mm)[0].reshape(fine.shape)
+    bias = RandomField(rng, BIAS_SCALE_MM)(fine.voxel_points_mm)[0].reshape(fine.shape)
     blur = (*(scanner.blur_mm / spacing_mm[:2]), 0)
     plain, weighted = (ndimage.gaussian_filter(image, blur, truncate=3) for image in images)
     if scanner.motion_mm:

@@ -31,8 +31,8 @@ class RandomField:
     Args:
         rng: source of randomness.
         scale_mm: standard deviation of the Gaussian that smooths white noise.
-        channels: number of independent components.
-        band_pass: subtract the field smoothed at twice the scale, so that no slow variation is left.
+        channels: independent components.
+        band_pass: subtract the field smoothed at twice the scale.
     """
 
     def __init__(

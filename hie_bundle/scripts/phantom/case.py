@@ -18,7 +18,10 @@ from .settings import Settings
 
 CASE_STREAM = 0
 GOLDEN = (5**0.5 - 1) / 2
-WARP_MM = 2.2  # amplitude of a head's own shape
+WARP_MM, WARP_SCALE_MM = 2.2, 22.0  # amplitude and smoothness of a head's own shape
+REGISTRATION_SCALE_MM = 12.0  # smoothness of the misalignment with the atlas
+SOFTNESS_MM = 0.8  # standard deviation of the blur at an injury's border
+Z_SMOOTHING_MM, Z_CLIP = 2.0, 10.0  # full width at half maximum, as BONBID-HIE states them
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def simulate_case(
     fine = refine(grid, pose, settings.fine_mm)
 
     subject = draw_subject(subject_rng, common_folding(seed), patient=True)
-    warp = RandomField(subject_rng, settings.warp_scale_mm, channels=3)
+    warp = RandomField(subject_rng, WARP_SCALE_MM, channels=3)
 
     def warped(points_mm: FloatArray) -> FloatArray:
         return points_mm + np.float32(WARP_MM) * warp(points_mm)
@@ -73,15 +76,15 @@ def simulate_case(
 
     # A low-discrepancy sequence over the case numbers keeps the mix of severities right in every cohort.
     rank = (np.random.default_rng([CASE_STREAM, seed]).random() + case_number * GOLDEN) % 1
-    disease = draw_disease(disease_rng, rank, settings.kinds)
+    disease = draw_disease(disease_rng, rank)
     extent = np.zeros(fine.fine_shape, dtype=np.float32)
     reduction = np.zeros(1, dtype=np.float32)
     if disease.fraction:
         step_mm = grid.spacing_mm / fine.factors
         volume_mm3 = disease.fraction * int(in_head.sum()) * float(np.prod(step_mm))
-        score = susceptibility(disease.kind, disease_rng, points, tissue, volume_mm3)
+        score = susceptibility(disease.kind, disease_rng, points, tissue)
         core = most_susceptible(score, disease.fraction, int(in_head.sum()), 24 * int(np.prod(fine.factors)))
-        softness_mm = settings.softness_mm * min(1.0, volume_mm3 ** (1 / 3) / 8)  # a wide blur would erase a small core
+        softness_mm = SOFTNESS_MM * min(1.0, volume_mm3 ** (1 / 3) / 8)  # a wide blur would erase a small core
         extent = ndimage.gaussian_filter(fine.scatter(core.astype(np.float32)), softness_mm / step_mm, truncate=3)
         extent *= 1 - fine.scatter(tissue.csf)
         variation = RandomField(disease_rng, 5.0)(points)[0]
@@ -96,21 +99,14 @@ def simulate_case(
 
     adc = scan(healthy * (1 - reduction * fine.gather(extent)))
     atlas = build_atlas(seed, settings.num_healthy, settings.atlas_step_mm)
-    aligned_by = RandomField(align_rng, settings.registration_scale_mm, channels=3)
+    aligned_by = RandomField(align_rng, REGISTRATION_SCALE_MM, channels=3)
     registered = positions + np.float32(settings.registration_mm) * aligned_by(fine.voxel_points_mm)
     mean, std = atlas(registered)
     mean = mean * known(registered, np.zeros_like(mean))
-    zadc = z_map(
-        adc,
-        brain,
-        mean.reshape(fine.shape),
-        std.reshape(fine.shape),
-        grid.spacing_mm,
-        settings.z_smoothing_mm,
-        settings.z_clip,
-    )
+    mean, std = mean.reshape(fine.shape), std.reshape(fine.shape)
+    zadc = z_map(adc, brain, mean, std, grid.spacing_mm, Z_SMOOTHING_MM, Z_CLIP)
     voxel_extent = fine.average(extent)
-    label = outline(voxel_extent * brain, grid.spacing_mm, annotator_rng, settings) & brain
+    label = outline(voxel_extent * brain, grid.spacing_mm, annotator_rng) & brain
 
     def whole(values: NDArray[Any], dtype: type, elsewhere: float = 0) -> NDArray[Any]:
         volume: NDArray[Any] = np.full((*values.shape[:-3], *grid.size), elsewhere, dtype=dtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import tempfile
-from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,9 @@ from tqdm import tqdm
 
 from ..io.files import write_json
 from ..runtime.cores import available_cores
-from ..runtime.errors import UserError, choose
+from ..runtime.errors import UserError
 from .case import simulate_case
-from .settings import Settings, varied
+from .settings import Settings
 
 MANIFEST = "phantom.json"
 FORMAT = 4  # raised whenever the same seed gives different volumes
@@ -43,8 +42,6 @@ def write_cohort(
     num_test: int = 8,
     seed: int = 0,
     num_workers: int | None = None,
-    variety: str = "none",
-    varieties: Mapping[str, Mapping[str, Any]] | None = None,
     first_case: int = 0,
     progress: bool = True,
     **settings: Any,
@@ -62,25 +59,28 @@ def write_cohort(
         num_test: number of test cases.
         seed: of everything random.
         num_workers: processes; None for one a core, 0 or 1 for none beside this one.
-        variety: ``none``, or the name of other settings.
-        varieties: values by setting, by that name.
         first_case: number of the first case; cohorts that are used together need names that differ.
         progress: show a progress bar.
         settings: values of :class:`scripts.phantom.settings.Settings`.
 
     Raises:
         UserError: if ``output_dir`` holds another cohort, real or simulated, if a count is negative or
-            all are 0, or if there are no such settings or family.
+            all are 0, or if there are no such settings.
     """
     if min(num_train, num_val, num_test, first_case) < 0 or num_train + num_val + num_test == 0:
         raise UserError(
             f"Nothing to simulate: num_train={num_train}, num_val={num_val}, num_test={num_test}, "
             f"first_case={first_case}."
         )
-    options = varied(settings, choose({"none": {}, **(varieties or {})}, variety, "variety"))
+    options = Settings(**settings)
     root = Path(output_dir)
     counts = {"Train": int(num_train), "Val": int(num_val), "Test": int(num_test)}
-    manifest: dict[str, Any] = {"format": FORMAT, "seed": int(seed), "cases": counts, "options": options.as_json()}
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "seed": int(seed),
+        "cases": counts,
+        "options": options.model_dump(mode="json"),
+    }
     if first_case:
         manifest |= {"first_case": int(first_case)}
     claim(root, manifest)

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
-from .anatomy import FloatArray, RandomField, Tissue, tube
-from .settings import Settings
+from .anatomy import FloatArray, RandomField, Tissue
+
+DRAWN_AT = (0.38, 0.5)  # share of injury at which the annotator draws the outline
+OUTLINE_SMOOTHING_MM = (0.6, 1.2)
 
 
 @dataclass(frozen=True)
 class Disease:
     """One newborn's injury before it is laid into the anatomy."""
 
-    kind: str  # none, or one of settings.KINDS
+    kind: str  # none, or the kind of injury
     fraction: float  # of the brain's volume, 0..1
     reduction: float  # relative fall of ADC in the core, 0..1
 
 
-def draw_disease(rng: np.random.Generator, rank: float, kinds: Mapping[str, float] | None = None) -> Disease:
+def draw_disease(rng: np.random.Generator, rank: float) -> Disease:
     """Draw the kind, extent and severity of the injury.
 
     Args:
         rng: source of randomness.
         rank: position of the case in the severity distribution, 0..1. Taking it from a low-discrepancy sequence
             over the case numbers keeps the mix right in every cohort, also a small one.
-        kinds: weight of each kind; None or empty: those that fit the severity.
     """
     if rank < 0.075:
         return Disease("none", 0.0, 0.0)
-    odds: Mapping[str, float]
     if rank < 0.575:
         fraction = max(0.0085 * np.exp(-abs(rng.normal(0, 1.2))), 0.0002)
         odds = {
@@ -50,24 +48,20 @@ def draw_disease(rng: np.random.Generator, rank: float, kinds: Mapping[str, floa
     else:
         fraction = rng.uniform(0.23, 0.75)
         odds = {"watershed": 0.3, "near_total": 0.7}
-    odds = kinds or odds
     weights = np.array(list(odds.values()))
     kind = str(rng.choice(list(odds), p=weights / weights.sum()))
     reduction = 0.15 + 0.6 * rng.beta(2.2, 1.6)
     return Disease(kind, float(fraction), float(reduction))
 
 
-def susceptibility(
-    kind: str, rng: np.random.Generator, points_mm: FloatArray, tissue: Tissue, volume_mm3: float
-) -> FloatArray:
+def susceptibility(kind: str, rng: np.random.Generator, points_mm: FloatArray, tissue: Tissue) -> FloatArray:
     """Score of every point (N,), higher where injury of this kind comes first; -inf where it never comes.
 
     Args:
-        kind: of the injury, one of settings.KINDS.
+        kind: of the injury.
         rng: source of randomness.
         points_mm: canonical positions (3, N).
         tissue: anatomy at these points.
-        volume_mm3: of the injury; a small one is not divided into more parts than can be seen.
     """
     x, _, z = points_mm
     side = np.abs(x)
@@ -76,7 +70,6 @@ def susceptibility(
     cerebral = parenchyma & (tissue.cerebrum_depth_mm > 0.5)
     candidates = np.flatnonzero(cerebral)
     noise = RandomField(rng, 3.0)(points_mm)[0]
-    most_parts = max(1, int(volume_mm3 / 60))
 
     def blob(centre: ArrayLike, radii: ArrayLike, where: FloatArray = points_mm) -> FloatArray:
         offset = (where - np.asarray(centre, np.float32)[:, None]) / np.asarray(radii, np.float32)[:, None]
@@ -124,32 +117,10 @@ def susceptibility(
     elif kind == "patches":  # of a random field, around a focus
         score = RandomField(rng, float(rng.uniform(5, 12)))(points_mm)[0] + np.float32(0.2) * noise
         score = score - np.float32(rng.uniform(0.01, 0.05)) * distance_from(places(1)[0])
-    elif kind in ("cortical", "laminar"):  # some gyri; a thin layer below the surface
-        depth = np.float32(rng.uniform(1.5, 3.5) if kind == "cortical" else rng.uniform(4, 7))
-        layer = np.abs(tissue.cerebrum_depth_mm - depth) * np.float32(0.35 if kind == "cortical" else 0.8)
+    else:  # cortical: some gyri
+        layer = np.abs(tissue.cerebrum_depth_mm - np.float32(rng.uniform(1.5, 3.5))) * np.float32(0.35)
         score = -layer - np.float32(0.06) * distance_from(places(1)[0]) + np.float32(0.4) * noise
-        if kind == "cortical":
-            score = score - np.float32(3) * tissue.white
-    elif kind == "satellites":  # one focus with small ones around it
-        centres = places(min(most_parts, int(rng.integers(2, 8))))
-        centres[1:] = centres[0] + rng.normal(0, 11, centres[1:].shape)
-        sizes = np.where(np.arange(len(centres)) == 0, 20, 10) * np.exp(rng.normal(0, 0.35, len(centres)))
-        parts = [blob(centre, size * rng.uniform(0.6, 1.6, 3)) for centre, size in zip(centres, sizes, strict=True)]
-        score = np.maximum.reduce(parts) + np.float32(0.06) * noise
-    elif kind == "cells":  # irregular polyhedra
-        seeds = places(int(rng.integers(150, 600))).astype(np.float32)
-        distance, cell = cKDTree(seeds).query(points_mm.T + 0.4 * noise[:, None], workers=1)
-        focus = places(min(most_parts, int(rng.integers(1, 5)))).astype(np.float32)
-        apart = np.sqrt(np.square(seeds[:, None] - focus[None]).sum(-1)).min(1) + rng.normal(0, 5, len(seeds))
-        score = (-apart[cell] - 0.05 * distance).astype(np.float32)
-    else:  # wanderers: crooked strands
-        score = np.full(side.shape, -np.inf, dtype=np.float32)
-        for start in places(min(most_parts, int(rng.integers(1, 5)))):
-            steps = np.cumsum(rng.normal(0, 1, (10, 3)), 0)
-            way = start + 5 * steps / np.maximum(np.linalg.norm(np.gradient(steps, axis=0), axis=1, keepdims=True), 0.5)
-            nodes = tuple((float(a), float(b), float(c), float(rng.uniform(0.5, 2.5))) for a, b, c in way)
-            np.maximum(score, tube(points_mm, nodes), out=score)
-        score = score + np.float32(0.4) * noise
+        score = score - np.float32(3) * tissue.white
     return np.where(allowed, score, -np.inf).astype(np.float32)
 
 
@@ -165,32 +136,25 @@ def outline(
     extent: FloatArray,
     spacing_mm: NDArray[np.floating],
     rng: np.random.Generator,
-    settings: Settings | None = None,
     least_voxels: int = 3,
 ) -> NDArray[np.bool_]:
     """Annotation of the visible lesion: slice by slice, slightly too smooth and slightly shifted.
 
     Args:
         extent: share of injured tissue in each voxel (X, Y, Z), 0..1.
-        spacing_mm: voxel size (3,).
+        spacing_mm: (3,).
         rng: source of randomness.
-        settings: where the annotator draws and how smoothly; None for the defaults.
         least_voxels: size in one slice below which nothing is drawn.
     """
-    settings = settings or Settings()
     drawn = np.zeros(extent.shape, dtype=bool)
-    if settings.drawn_whole:
-        smooth = ndimage.gaussian_filter(extent, rng.uniform(*settings.outline_smoothing_mm) / spacing_mm, truncate=3)
-        drawn = smooth > rng.uniform(*settings.drawn_at)
-    else:
-        for k in np.flatnonzero((extent > min(0.2, settings.drawn_at[0])).any((0, 1))):
-            smoothing_mm = rng.uniform(*settings.outline_smoothing_mm)
-            shift_voxels = rng.normal(0, 0.25, 2) / spacing_mm[:2]
-            smooth = ndimage.gaussian_filter(extent[:, :, k], smoothing_mm / spacing_mm[:2], truncate=3)
-            labels, _ = ndimage.label(ndimage.shift(smooth, shift_voxels, order=1) > rng.uniform(*settings.drawn_at))
-            keep = np.bincount(labels.ravel()) >= least_voxels
-            keep[0] = False
-            drawn[:, :, k] = keep[labels]
+    for k in np.flatnonzero((extent > 0.2).any((0, 1))):
+        smoothing_mm = rng.uniform(*OUTLINE_SMOOTHING_MM)
+        shift_voxels = rng.normal(0, 0.25, 2) / spacing_mm[:2]
+        smooth = ndimage.gaussian_filter(extent[:, :, k], smoothing_mm / spacing_mm[:2], truncate=3)
+        labels, _ = ndimage.label(ndimage.shift(smooth, shift_voxels, order=1) > rng.uniform(*DRAWN_AT))
+        keep = np.bincount(labels.ravel()) >= least_voxels
+        keep[0] = False
+        drawn[:, :, k] = keep[labels]
     if not drawn.any() and extent.any():
         drawn = extent >= min(0.5, float(np.sort(extent, axis=None)[-least_voxels]))
     return drawn

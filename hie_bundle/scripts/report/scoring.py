@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..io.volumes import Volume, read_volume
 from ..report.case_evaluation import CaseEvaluation
 from ..runtime.errors import UserError
 
-__all__ = ["score"]
+__all__ = ["score", "segment_and_score"]
 
 
 def score(
@@ -59,6 +59,12 @@ def score(
             }
         )
     evaluation.completed()
+
+
+def segment_and_score(segment: Callable[[], object], score: Callable[..., None], folder: str | Path) -> None:
+    """Write masks to a folder by ``segment``, then :func:`score` them."""
+    segment()
+    score(predictions_dir=folder)
 
 
 def _tensor(array: np.ndarray, grid: Volume) -> MetaTensor:

@@ -110,15 +110,11 @@ def batch_share(batch_size: int, world_size: int) -> int:
 def shard(items: Sequence[Item], rank: int, world_size: int, copies: bool = True) -> list[Item]:
     """Every ``world_size``-th item from ``rank`` on; no item is repeated to make the shards even.
 
-    Args:
-        items: the same on all ranks.
-        rank: of this process.
-        world_size: number of processes.
-        copies: with fewer items than ranks give all of them to each, which leaves a mean over all ranks the same. (An
-            empty shard would leave MONAI's engine without an epoch, and the others waiting for its metric.)
+    With fewer items than ranks each gets all of them, which leaves a mean over all ranks the same. (With an empty shard
+    MONAI's engine would have no epoch, and the others would wait for its metric.)
 
     Raises:
-        UserError: with fewer items than ranks where there may be no copies.
+        UserError: with fewer items than ranks where there may be no ``copies``.
     """
     if len(items) >= world_size:
         return list(items[rank::world_size])

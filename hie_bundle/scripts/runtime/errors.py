@@ -44,12 +44,7 @@ class DatasetError(UserError):
 
 
 def choose(options: Mapping[str, Option], name: str, what: str) -> Option:
-    """The option called ``name``.
-
-    Args:
-        options: by name.
-        name: of the option.
-        what: the key that chooses, for the message.
+    """The option called ``name``; ``what`` is the key that chooses.
 
     Raises:
         UserError: when there is none of that name, with the names that exist.

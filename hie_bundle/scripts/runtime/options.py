@@ -24,6 +24,7 @@ __all__ = ["OPTIONS", "Option", "refuse_unknown"]
 
 # options of earlier versions, and what to write instead
 GONE = {
+    "variety": "the simulator has one cohort; what the other settings showed is in docs/phantom.md",
     "augmentation": "the fast form is the only one; a config file may name TorchIO's classes instead",
     **dict.fromkeys(
         ("voxelwise_weight", "voxelwise_level"),

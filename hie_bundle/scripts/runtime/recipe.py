@@ -28,13 +28,10 @@ Recipe = Mapping[str, Any]
 
 
 def describe(workflow: ConfigWorkflow | None = None) -> Recipe | None:
-    """The recipe of a config, as its files and the command line say it.
+    """The recipe of a config as it is written: its :data:`PARTS` and all that they refer to, by id.
 
     Args:
-        workflow: the running one by default. Tools without one neither record nor compare.
-
-    Returns:
-        The config's :data:`PARTS` as they are written, and every value that they refer to, by id: plain data.
+        workflow: the running one by default; None without one: such tools neither record nor compare.
     """
     workflow = workflow or running_workflow()
     return None if workflow is None else recipe_of(workflow.parser)

@@ -2,13 +2,14 @@
 
 from .batches import RandBatch
 from .decisions import KeepBraind, LimitToBraind, RemoveSmallLesionsd, ThresholdLesionsd
-from .loading import KeepNatived, LoadMapsd, ToNatived
+from .loading import AppendMapd, KeepNatived, LoadMapsd, ToNatived
 from .pipeline import FinestScaled, pipeline
 from .resample import ResizeToSpacingd
 from .scores import BrainDepthd, ScanScored, ZeroBackgroundd
 from .symmetry import MirrorDifferenced
 
 __all__ = [
+    "AppendMapd",
     "BrainDepthd",
     "FinestScaled",
     "KeepBraind",

@@ -69,15 +69,11 @@ class RandBatch(PrepareBatchDefault):
     def __call__(
         self, batchdata: Any, device: str | torch.device | None = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
+        """Image (B, C, *spatial_size) and label (B, 1, *spatial_size), a share of a voxel from 0 to 1, of a batch.
+
         Args:
             batchdata: with ``image`` (B, C, X, Y, Z) and ``label`` (B, 1, X, Y, Z), both at least ``spatial_size``.
-            device: where both go.
-            non_blocking: see the parent class, also for ``kwargs``.
-            kwargs: …
-
-        Returns:
-            Image and label, (B, C, *spatial_size) and (B, 1, *spatial_size); a label is a share of a voxel, 0 to 1.
+            device: where both go; the others are the parent class's.
         """
         image, label = map(_plain, super().__call__(batchdata, device, non_blocking, **kwargs))
         channels = image.shape[1]

@@ -31,7 +31,6 @@ class AugmentByTorchIOd(Randomizable, MapTransform):
             transform draws per channel (gamma).
         transform: a TorchIO transform, or several by name, applied in the order of the mapping.
         label_keys: keys of label maps, shape (1, X, Y, Z) on the images' grid.
-        allow_missing_keys: do not raise when a key is missing.
 
     Raises:
         KeyError: when a key is missing and ``allow_missing_keys`` is false.

@@ -27,7 +27,6 @@ class ThresholdLesionsd(Eachd):
         keys: probabilities, (C, X, Y, Z); each channel by itself.
         threshold: a voxel with at least this probability is lesion.
         peak: a lesion (26-neighbourhood) whose highest probability is below this is removed; 0: none is.
-        allow_missing_keys: do not raise when a key is missing.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class RemoveSmallLesionsd(Eachd):
     Args:
         keys: masks of 0 and 1 with their affine, (C, X, Y, Z); each channel by itself.
         smallest_mm3: smallest volume of a lesion (26-neighbourhood) in mm³; 0: none is removed.
-        allow_missing_keys: do not raise when a key is missing.
     """
 
     def __init__(self, keys: KeysCollection, smallest_mm3: float = 0.0, allow_missing_keys: bool = False) -> None:
@@ -100,7 +98,6 @@ class LimitToBraind(MapTransform):
 
     Args:
         keys: masks of 0 and 1 with their affine, (C, X, Y, Z), on the brain's grid or any other.
-        allow_missing_keys: do not raise when a key is missing.
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:

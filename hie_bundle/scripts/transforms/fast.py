@@ -188,14 +188,8 @@ class SeparableBlur(torchio.Blur):
 
 
 def spline_grid(control_points: torch.Tensor, bases: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Values of a cubic B-spline at every voxel.
-
-    Args:
-        control_points: (B, K, M, N, 3).
-        bases: of each axis, (X, K), (Y, M) and (Z, N).
-
-    Returns:
-        (B, X, Y, Z, 3).
+    """Values of a cubic B-spline at every voxel, (B, X, Y, Z, 3), from control points (B, K, M, N, 3) and the axes'
+    bases, (X, K), (Y, M) and (Z, N).
     """
     in_x, in_y, in_z = bases
     slab = torch.einsum("bkmnc,zn,ym->bkyzc", control_points, in_z, in_y)
@@ -205,12 +199,7 @@ def spline_grid(control_points: torch.Tensor, bases: Sequence[torch.Tensor]) -> 
 
 @cache
 def lattice_bases(shape: tuple[int, int, int], control_points: tuple[int, int, int]) -> list[torch.Tensor]:
-    """The spline's basis along each axis for the lattice that ITK lays over a volume.
-
-    Args:
-        shape: of the volume.
-        control_points: of the lattice.
-    """
+    """The spline's basis along each axis for the lattice of control points that ITK lays over a volume."""
     reference = sitk.Image(shape, sitk.sitkUInt8)
     transform = sitk.BSplineTransformInitializer(reference, [count - 3 for count in control_points])
     lattice = transform.GetCoefficientImages()[0]
@@ -223,12 +212,9 @@ def lattice_bases(shape: tuple[int, int, int], control_points: tuple[int, int, i
 
 
 def sample(data: torch.Tensor, grid: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
-    """Values of all channels at a grid's positions; a channel's minimum outside the volume, as TorchIO has it.
+    """Values (B, C, X, Y, Z) at positions (B, X, Y, Z, 3) as for ``grid_sample`` with ``align_corners=False``.
 
-    Args:
-        data: (B, C, X, Y, Z).
-        grid: (B, X, Y, Z, 3), for ``grid_sample`` with ``align_corners=False``.
-        mode: of ``grid_sample``.
+    Outside the volume it is the channel's minimum, as TorchIO has it.
     """
     sampled = functional.grid_sample(data, grid, mode, padding_mode="border", align_corners=False)
     outside = (grid.abs() > 1).any(dim=-1)[:, None]
@@ -249,8 +235,7 @@ def coarse_lines(size: int, factor: float) -> tuple[np.ndarray, np.ndarray, np.n
         factor: of the spacing, ≥ 1.
 
     Returns:
-        The two voxels that each voxel's value comes from; the second one's weight; whether the voxel is within the
-        coarse grid. All of shape (size,).
+        The two voxels that each value comes from, the second one's weight, whether the voxel is within the coarse grid.
     """
     coarse_size = math.floor(size / factor) if size > 1 else 1
     fine_of_coarse = (size - 1) / 2 + (np.arange(coarse_size) - (coarse_size - 1) / 2) * factor

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.config import PathLike
+from monai.config import KeysCollection, PathLike
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import (
     Compose,
@@ -22,15 +22,16 @@ from monai.transforms import (
     ResampleToMatch,
     Transform,
 )
-from monai.utils import MetaKeys
+from monai.utils import ImageMetaKey, MetaKeys
 
-from ..data.checks import Limits, are_swapped, like_adc
+from ..data.checks import Limits, are_swapped, grid_difference, like_adc
 from ..geometry.brain import are_normalised, clear_background
 from ..io.images import metatensor_of
-from ..io.volumes import VolumeError, read_volume
+from ..io.volumes import Volume, VolumeError, read_volume
 from ..runtime.errors import UserError
+from .pipeline import Eachd
 
-__all__ = ["KeepNatived", "LoadMapsd", "ToNatived"]
+__all__ = ["AppendMapd", "KeepNatived", "LoadMapsd", "ToNatived"]
 
 # Where pydicom is installed, MONAI warns with each loader that NVIDIA's decoder for it is not; no DICOM is loaded here.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
@@ -87,12 +88,10 @@ class LoadMapsd(LoadImaged):
         keys: keys of file names, or of lists of file names to be stacked as channels.
         maps_key: the key that holds the maps.
         limits: what the maps may look like; the defaults if None.
-        acquired: number of further channels after ADC and ZADC, such as b = 1000.
-        allow_missing_keys: do not raise when a key is missing.
 
     Raises:
-        UserError: when called, if the image does not have the channels that ``limits`` and ``acquired`` allow, or they
-            are ZADC and ADC instead of ADC and ZADC by their values; or if a lone map has no values of an ADC map.
+        UserError: when called, if the image does not have the channels that ``limits`` allow, or they are ZADC and ADC
+            instead of ADC and ZADC by their values; or if a lone map has no values of an ADC map.
     """
 
     def __init__(
@@ -100,7 +99,6 @@ class LoadMapsd(LoadImaged):
         keys: str | Sequence[str],
         maps_key: str = "image",
         limits: Limits | None = None,
-        acquired: int = 0,
         allow_missing_keys: bool = False,
     ) -> None:
         with warnings.catch_warnings():
@@ -109,7 +107,6 @@ class LoadMapsd(LoadImaged):
             self._loader = LoadMaps(image_only=True)
         self.maps_key = maps_key
         self.limits = limits or Limits()
-        self.acquired = acquired
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         loaded = super().__call__(data, reader)
@@ -126,18 +123,47 @@ class LoadMapsd(LoadImaged):
         name = "the image" if isinstance(files, MetaTensor) else str(files)
         if isinstance(files, list | tuple):
             name = " and ".join(map(str, files))
-        if len(maps) == 1 and self.limits.zadc == "optional" and not self.acquired:
+        if len(maps) == 1 and self.limits.zadc == "optional":
             if not are_normalised(maps[0]) and not like_adc(maps[0], self.limits):
                 raise UserError(f"{name}: one map, which by its values is no ADC map in 1e-6 mm²/s.")
             both = torch.stack([torch.as_tensor(maps[0]), torch.full(maps.shape[1:], torch.nan)])
             return MetaTensor(both, meta={**image.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0})
-        if len(maps) != 2 + self.acquired:
-            wanted = f"ADC, ZADC and {self.acquired} more" if self.acquired else "the two maps ADC and ZADC"
-            raise UserError(f"{name}: {len(maps)} channel{'s' * (len(maps) != 1)}, not {wanted}.")
+        if len(maps) != 2:
+            raise UserError(f"{name}: {len(maps)} channel{'s' * (len(maps) != 1)}, not the two maps ADC and ZADC.")
         if are_swapped(maps[0], maps[1], self.limits):
             raise UserError(f"{name}: the channels are ZADC and ADC by their values; ADC must come first.")
         clear_background(maps[0], maps[1])
         return image
+
+
+class AppendMapd(Eachd):
+    """Append a further acquired map of a case, such as the image with b = 1000. Put it last in ``transforms#load``.
+
+    Args:
+        keys: images with ADC as the first channel, (C, X, Y, Z), as loaded from files of their own.
+        replace: parts of the ADC map's path, and what they are in the path of the map.
+
+    Raises:
+        UserError: when called, if there is no such file, or it is on another grid.
+    """
+
+    def __init__(self, keys: KeysCollection, replace: Mapping[str, str], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.replace = replace
+        self._load = LoadMaps(image_only=True)
+
+    def change(self, image: Any) -> torch.Tensor:
+        """The image with one more channel."""
+        adc = file = str(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
+        for old, new in self.replace.items():
+            file = file.replace(old, new)
+        if file == adc:
+            raise UserError(f"{adc} has no {' or '.join(self.replace)} in its path, where another map would be.")
+        added: Any = self._load(file)
+        first, second = (Volume(one.numpy(), one.affine.numpy()) for one in (image[0], added))
+        if difference := grid_difference(first, second, Limits().grid_tolerance_mm):
+            raise UserError(f"{file} is not on the grid of {adc}: {difference}.")
+        return torch.cat([image, added[None]])
 
 
 class KeepNatived(Transform):
@@ -173,7 +199,6 @@ class ToNatived(MapTransform):
 
     Args:
         keys: of probabilities.
-        allow_missing_keys: do not raise when a key is missing.
     """
 
     def __init__(self, keys: str | Sequence[str], allow_missing_keys: bool = False) -> None:

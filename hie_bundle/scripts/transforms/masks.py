@@ -42,7 +42,6 @@ class SaveMaskd(SaveImaged):
         like: keys of images; the first that an item has names, in its metadata, the file whose grid the mask must
             have. If it has none of them the mask's own metadata do.
         print_log: whether to log each file.
-        allow_missing_keys: do not raise when a key is missing.
 
     Raises:
         UserError: when called, if the mask is not on the grid of its file, or cannot be written; an earlier file of

@@ -116,7 +116,7 @@ class PaperBatch:
 
         Args:
             image: (B, C, X, Y, Z).
-            spacing_mm: of its voxels, (B, 3).
+            spacing_mm: (B, 3).
         """
         noise, anisotropy, blur, gamma, elastic = self.transforms
         count, channels = image.shape[:2]
@@ -184,11 +184,11 @@ class PaperBatch:
 
 
 def blur_matrix(std: torch.Tensor, size: int) -> torch.Tensor:
-    """``scipy.ndimage.gaussian_filter1d`` with its defaults as a matrix: cut at 4 std, borders reflected.
+    """``scipy.ndimage.gaussian_filter1d`` with its defaults as matrices (B, N, N): cut at 4 std, borders reflected.
 
     Args:
         std: in voxels, (B,); 0 gives the identity. Kernels are shorter than the axis.
-        size: of the axis.
+        size: N, of the axis.
     """
     index = torch.arange(size, device=std.device)
     radius = (4 * std + 0.5).floor()[:, None, None]
@@ -203,12 +203,7 @@ def blur_matrix(std: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def anisotropy_matrix(factor: torch.Tensor, size: int) -> torch.Tensor:
-    """Nearest-neighbour downsampling and linear upsampling along an axis as a matrix, as :mod:`.fast` does them.
-
-    Args:
-        factor: of the spacing, (B,), ≥ 1, in host memory.
-        size: of the axis.
-    """
+    """Downsampling by factors (B,), ≥ 1, in host memory, and upsampling along an axis as in :mod:`.fast`: (B, N, N)."""
     matrix = torch.zeros(len(factor), size, size, dtype=torch.float64)
     rows = torch.arange(size)
     for one, number in zip(matrix, factor.double().tolist(), strict=True):

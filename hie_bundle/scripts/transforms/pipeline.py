@@ -46,7 +46,6 @@ class FinestScaled(Eachd):
 
     Args:
         keys: of predictions; those of shape (C, X, Y, Z) stay as they are.
-        allow_missing_keys: do not raise when a key is missing.
     """
 
     def change(self, image: torch.Tensor) -> torch.Tensor:

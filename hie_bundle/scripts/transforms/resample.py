@@ -31,7 +31,6 @@ class ResizeToSpacingd(Eachd, InvertibleTransform):
         keys: images of shape (C, X, Y, Z) with their affine.
         spacing_mm: size of a voxel along each axis of the arrays, > 0.
         mode: of ``torch.nn.functional.interpolate``. Labels become shares of a voxel, from 0 to 1.
-        allow_missing_keys: do not raise when a key is missing.
 
     Raises:
         ValueError: when a size is not positive; when an image does not carry its affine.

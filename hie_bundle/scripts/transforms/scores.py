@@ -21,7 +21,6 @@ class ZeroBackgroundd(Eachd):
 
     Args:
         keys: images of shape (C, X, Y, Z) with ADC as the first channel.
-        allow_missing_keys: do not raise when a key is missing.
     """
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
@@ -37,7 +36,6 @@ class ScanScored(Eachd):
 
     Args:
         keys: images of shape (C, X, Y, Z) with ADC in 1e-6 mm²/s as the first channel, 0 outside of the brain.
-        allow_missing_keys: do not raise when a key is missing.
 
     Raises:
         ValueError: when called, if there is no brain.
@@ -64,7 +62,6 @@ class BrainDepthd(Eachd):
 
     Args:
         keys: images of shape (C, X, Y, Z) with ADC as the first channel, 0 outside of the brain, with their affine.
-        allow_missing_keys: do not raise when a key is missing.
     """
 
     def change(self, image: MetaTensor) -> torch.Tensor:

@@ -121,7 +121,6 @@ class MirrorDifferenced(Eachd):
         keys: images of shape (C, X, Y, Z) with ADC in 1e-6 mm²/s as the first channel, with their affine.
         channels: which channels are compared with their mirror image, each giving one more; 0 is ADC, 1 is ZADC.
         sigma_mm: standard deviation of the Gaussian that smooths the mirror image.
-        allow_missing_keys: do not raise when a key is missing.
     """
 
     def __init__(

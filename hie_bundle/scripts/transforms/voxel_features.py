@@ -25,16 +25,13 @@ Floats = NDArray[np.float32]
 
 
 def local_means(maps: NDArray[Any], brain: NDArray[np.bool_], spacing_mm: Sequence[float], sigma_mm: float) -> Floats:
-    """Gaussian means of maps within the brain: the background has no weight, so the brain's border is no dark rim.
+    """Gaussian means of maps within the brain: (N, voxels of the brain). The background has no weight.
 
     Args:
         maps: shape (N, X, Y, Z).
         brain: shape (X, Y, Z).
         spacing_mm: voxel size along each axis.
         sigma_mm: standard deviation of the Gaussian.
-
-    Returns:
-        Shape (N, voxels of the brain).
     """
     smooth = partial(ndimage.gaussian_filter, sigma=[sigma_mm / step for step in spacing_mm], mode="constant")
     weight = smooth(brain.astype(np.float32))[brain]
