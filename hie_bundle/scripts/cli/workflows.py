@@ -47,7 +47,7 @@ WORKFLOWS = {
     "phantom": Workflow("Simulate cases.", "phantom", ("data",), DATA),
     "download": Workflow("Download BONBID-HIE.", "download", ("data",), DATA),
     "check": Workflow("Check the cases of a folder before a training.", "check", ("data",), DATA),
-    "outcome": Workflow("Compare lesion volumes with the children\'s outcomes.", "outcome", ("data",), {}),
+    "outcome": Workflow("Compare lesion volumes with the children's outcomes.", "outcome", ("data",), {}),
     "scan": Workflow("Segment a folder of DICOM; the mask is DICOM, too.", "scan", ("scanner",), {}, words="images"),
     "adc": Workflow("Compute an ADC map from diffusion images.", "adc", ("scanner",), {}, words="images"),
     "brain": Workflow("Make a brain mask from the image with b = 0.", "brain", ("scanner",), {}, words="images"),
