@@ -21,15 +21,9 @@ from .moved import lookup
 from .runtime.distributed import mean_over_ranks, with_other_ranks
 
 __all__ = [
-    "ComponentDiceLoss",
-    "CompoundLoss",
-    "HausdorffLoss",
-    "LogHausdorffLoss",
-    "RankDiceCELoss",
-    "ScaleMeanLoss",
-    "SignedDistanceLoss",
-    "TwoClassLoss",
-]
+    "ComponentDiceLoss", "CompoundLoss", "HausdorffLoss", "LogHausdorffLoss", "RankDiceCELoss", "ScaleMeanLoss",
+    "SignedDistanceLoss", "TwoClassLoss",
+]  # fmt: skip
 __getattr__ = partial(lookup, "losses")
 
 
@@ -63,13 +57,11 @@ class HausdorffLoss(StockHausdorffDTLoss):
 class LogHausdorffLoss(HausdorffLoss):
     """log(1 + HausdorffDTLoss): damps outlier distances (paper, section 2, the log term of Eq. 5 and 6).
 
-    Eq. 4 as printed, 1 / (1 + HD), falls as the distance grows; the study's code used MONAI's loss as here. Over
-    several ranks the mean is taken before the logarithm.
+    Eq. 4 as printed, 1 / (1 + HD), falls as the distance grows; the study's code used MONAI's loss as here.
 
     Args:
-        over_ranks: in distributed training, take the mean over the items of all ranks, which must be equally many on
-            each. The value is then the loss of the whole batch on every rank, and the ranks' gradients average to its
-            gradient, as they do without this for losses that are means over items.
+        over_ranks: in distributed training, take the mean over the items of all ranks, equally many on each, before the
+            logarithm; the ranks' gradients then average to the gradient of the whole batch.
         options: see ``monai.losses.HausdorffDTLoss``.
     """
 
@@ -91,8 +83,7 @@ class RankDiceCELoss(StockDiceCELoss):
     """``monai.losses.DiceCELoss``, for ``batch=True`` over the batches of all ranks.
 
     Args:
-        over_ranks: in distributed training, the loss of all ranks' items together, which must be equally many and of
-            one shape on each; as in :class:`LogHausdorffLoss` the ranks' gradients average to its gradient.
+        over_ranks: see :class:`LogHausdorffLoss`; the items must be of one shape.
         options: see ``monai.losses.DiceCELoss``.
     """
 
@@ -111,14 +102,7 @@ class RankDiceCELoss(StockDiceCELoss):
 
 
 class CompoundLoss(nn.Module):
-    """Weighted sum of a region loss and a boundary loss (paper, Eq. 5 and 6).
-
-    Args:
-        region: loss on overlap, e.g. ``monai.losses.TverskyLoss``.
-        boundary: loss on distance, e.g. :class:`LogHausdorffLoss`.
-        region_weight: α of Eq. 5 and 6.
-        boundary_weight: β of Eq. 5 and 6.
-    """
+    """Weighted sum of a region loss and a boundary loss (paper, Eq. 5 and 6: α and β)."""
 
     def __init__(
         self, region: nn.Module, boundary: nn.Module, region_weight: float = 0.9, boundary_weight: float = 0.1

@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..runtime.errors import choose, user_error
+from ..io.volumes import extension_of
+from ..runtime.errors import UserError, choose, user_error
 from ..runtime.text import printable
 from .workflows import WORKFLOWS, add_workflow, parsed, separated
 
@@ -93,7 +95,16 @@ def _challenge(
     """Segment the case in /input, as the challenge's containers do."""
     options = {"weights": weights, "recipe": recipe, "openvino": openvino}
     others = _others(context, device=device, threshold=threshold, flips=flips)
-    import_module(".challenge", __name__).challenge(input, output, **options, **others)
+    adc, zadc = (_only_map(Path(input) / "images" / kind) for kind in ("skull-stripped-adc-brain-mri", "z-score-adc"))
+    mask = Path(output) / "images" / "hie-lesion-segmentation" / "overlay.mha"
+    import_module(".segment", __name__).segment(str(adc), str(zadc), str(mask), **options, **others)
+
+
+def _only_map(folder: Path) -> Path:
+    found = sorted(path for path in folder.glob("*") if path.is_file() and extension_of(path))
+    if len(found) != 1:
+        raise UserError(f"{folder} holds {len(found)} maps; a case has one there.")
+    return found[0]
 
 
 def _others(context: typer.Context, **named: str | None) -> dict[str, object]:

@@ -147,12 +147,7 @@ def add_workflow(app: typer.Typer, name: str, with_options: bool = True) -> None
 
 
 def run_workflow(name: str, words: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Run a workflow as ``monai.bundle run`` does.
-
-    Args:
-        name: of :data:`WORKFLOWS`.
-        words: without an option's name.
-        options: values by name.
+    """Run a workflow as ``monai.bundle run`` does, with ``words`` that have no option's name and options by name.
 
     Raises:
         UserError: when a file, a word or an option is wrong.

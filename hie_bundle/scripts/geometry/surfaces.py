@@ -73,11 +73,11 @@ def surfel_distances(pred: Mask, truth: Mask, spacing_mm: tuple[float, ...]) -> 
 def border_distances(
     pred: Mask, truth: Mask, spacing_mm: tuple[float, ...]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """From each border voxel of the prediction to the nearest of the truth, and the other way, as MONAI has them.
+    """Distances from each border voxel of the prediction to the nearest of the truth, and back, as MONAI has them.
 
     Args:
-        pred: predicted mask, bool, shape (X, Y, Z), not empty.
-        truth: annotated mask, same shape, not empty.
+        pred: predicted mask, bool, shape (X, Y, Z), not empty; ``truth`` likewise.
+        truth: annotated mask.
         spacing_mm: voxel size along each axis; ones for distances in voxels.
     """
     borders = [np.argwhere(mask & ~binary_erosion(mask)) for mask in (pred, truth)]

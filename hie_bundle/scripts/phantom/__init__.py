@@ -9,13 +9,7 @@ from .normative import Atlas, build_atlas, print_regions
 from .settings import Settings
 
 __all__ = [
-    "Atlas",
-    "Case",
-    "Settings",
-    "build_atlas",
-    "print_regions",
-    "simulate_case",
-    "write_cohort",
-]
+    "Atlas", "Case", "Settings", "build_atlas", "print_regions", "simulate_case", "write_cohort",
+]  # fmt: skip
 
 __getattr__ = partial(lookup, "phantom")  # cohort_stats and others, as configs of 0.9.1 name them

@@ -183,12 +183,8 @@ def measure(
 ) -> FloatArray:
     """ADC map (1e-6 mm²/s) of the covered voxels as the scanner reconstructs it.
 
-    Args:
-        scanner: its parameters.
-        fine: sampling.
-        spacing_mm: (3,).
-        images: noiseless signal of the voxels without and with diffusion weighting, white matter at b = 0 being 1.
-        seed: of the noise; one seed gives one noise realisation whatever the anatomy.
+    ``images``: noiseless signal of the voxels without and with diffusion weighting, white matter at b = 0 being 1. One
+    seed gives one noise realisation whatever the anatomy.
     """
     rng = np.random.default_rng(seed)
     bias = RandomField(rng, BIAS_SCALE_MM)(fine.voxel_points_mm)[0].reshape(fine.shape)

@@ -26,13 +26,8 @@ WATER = 1.03  # ADC of patients' tissue, relative to the healthy
 
 
 class RandomField:
-    """Smooth Gaussian random field over the canonical box, zero mean and unit standard deviation.
-
-    Args:
-        rng: source of randomness.
-        scale_mm: standard deviation of the Gaussian that smooths white noise.
-        channels: independent components.
-        band_pass: subtract the field smoothed at twice the scale.
+    """Smooth Gaussian random field over the canonical box, zero mean and unit standard deviation: white noise smoothed
+    at ``scale_mm``; with ``band_pass`` less the field smoothed at twice the scale.
     """
 
     def __init__(
@@ -145,9 +140,9 @@ class Subject:
 def draw_subject(rng: np.random.Generator, common: RandomField, *, patient: bool) -> Subject:
     """Draw a newborn; ADC of white matter falls and folding deepens with maturity.
 
-    Patients vary more than the healthy newborns of an atlas: born from 35 weeks on, with wider fluid spaces, and some
-    cooled to 33.5 °C (ADC falls by about 2 % a degree). Their tissue also has more water, from oedema and from an
-    earlier scan after birth; the amount was chosen for the mean of ZADC of the real cohort.
+    Patients vary more than the healthy newborns of an atlas: born from 35 weeks on, with wider fluid spaces, more water
+    in the tissue (the amount was chosen for the mean of ZADC of the real cohort), and some cooled to 33.5 °C (ADC falls
+    by about 2 % a degree).
     """
     spread = 1.4 if patient else 0.9
     maturity = spread * rng.normal()
@@ -189,12 +184,8 @@ class Tissue:
 
 
 def evaluate(subject: Subject, points_mm: FloatArray, edge_mm: float = 1.0) -> Tissue:
-    """Tissue of ``subject`` at canonical ``points_mm`` (3, N).
-
-    Args:
-        subject: the newborn.
-        points_mm: canonical positions.
-        edge_mm: width of tissue borders; about the sampling distance.
+    """Tissue of a newborn at canonical positions (3, N); ``edge_mm``, the width of tissue borders, is about the
+    sampling distance.
     """
     _, y, z = points_mm
     side = np.abs(points_mm[0])
@@ -341,10 +332,6 @@ class KnownStructures:
     """Healthy structures of random shape and low ADC that the normative atlas contains, too, so that Z is normal there.
 
     They stand for what this anatomy lacks. A network that sees them cannot take low ADC alone for injury.
-
-    Args:
-        rng: source of randomness.
-        mean_number: of structures.
     """
 
     def __init__(self, rng: np.random.Generator, mean_number: float) -> None:

@@ -44,14 +44,10 @@ class Case:
 def simulate_case(
     seed: int, case_number: int, settings: Settings | None = None, *, counterfactual: bool = False
 ) -> Case:
-    """Simulate case ``case_number`` of the cohort ``seed``; equal arguments give equal arrays.
+    """Simulate case ``case_number``, from 0, of the cohort ``seed``; equal arguments give equal arrays.
 
-    Args:
-        seed: of the cohort.
-        case_number: counted from 0.
-        settings: of the cohort; None for the defaults.
-        counterfactual: also scan the newborn without the injury, with the same noise, and return the position of each
-            voxel in the atlas.
+    With ``counterfactual`` also scan the newborn without the injury, with the same noise, and return the position of
+    each voxel in the atlas.
     """
     settings = settings or Settings()
     *streams, noise_seed = np.random.SeedSequence([CASE_STREAM, seed, case_number]).spawn(8)

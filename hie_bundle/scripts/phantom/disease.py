@@ -24,13 +24,7 @@ class Disease:
 
 
 def draw_disease(rng: np.random.Generator, rank: float) -> Disease:
-    """Draw the kind, extent and severity of the injury.
-
-    Args:
-        rng: source of randomness.
-        rank: position of the case in the severity distribution, 0..1. Taking it from a low-discrepancy sequence
-            over the case numbers keeps the mix right in every cohort, also a small one.
-    """
+    """Draw the kind, extent and severity of an injury of rank 0..1 in the severity distribution."""
     if rank < 0.075:
         return Disease("none", 0.0, 0.0)
     if rank < 0.575:
@@ -55,14 +49,7 @@ def draw_disease(rng: np.random.Generator, rank: float) -> Disease:
 
 
 def susceptibility(kind: str, rng: np.random.Generator, points_mm: FloatArray, tissue: Tissue) -> FloatArray:
-    """Score of every point (N,), higher where injury of this kind comes first; -inf where it never comes.
-
-    Args:
-        kind: of the injury.
-        rng: source of randomness.
-        points_mm: canonical positions (3, N).
-        tissue: anatomy at these points.
-    """
+    """Score of every point (3, N), higher where injury of this kind comes first; -inf where it never comes."""
     x, _, z = points_mm
     side = np.abs(x)
     mirrored = np.stack([side, points_mm[1], z])
@@ -138,10 +125,10 @@ def outline(
     rng: np.random.Generator,
     least_voxels: int = 3,
 ) -> NDArray[np.bool_]:
-    """Annotation of the visible lesion: slice by slice, slightly too smooth and slightly shifted.
+    """Annotation (X, Y, Z) of the visible lesion: slice by slice, slightly too smooth and slightly shifted.
 
     Args:
-        extent: share of injured tissue in each voxel (X, Y, Z), 0..1.
+        extent: share of injured tissue in each voxel, 0..1.
         spacing_mm: (3,).
         rng: source of randomness.
         least_voxels: size in one slice below which nothing is drawn.

@@ -42,11 +42,8 @@ def common_folding(seed: int) -> RandomField:
 def build_atlas(seed: int, num_healthy: int = 13, step_mm: float = 1.5, registration_mm: float = 1.0) -> Atlas:
     """Simulate healthy newborns and take their mean and standard deviation in canonical space.
 
-    Args:
-        seed: of the population; its folding is that of the cases with the same seed.
-        num_healthy: number of newborns.
-        step_mm: voxel size of the atlas.
-        registration_mm: standard deviation along each axis of a newborn's misalignment.
+    The folding is that of the cases with the same seed; ``registration_mm`` is the standard deviation along each axis
+    of a newborn's misalignment.
     """
     common = common_folding(seed)
     axes = [

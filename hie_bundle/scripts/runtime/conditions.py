@@ -29,13 +29,7 @@ def _nested(content: Any) -> bool:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], ignored: re.Pattern[str] | None = None
 ) -> dict[str, tuple[str, str]]:
-    """Values that differ, by id: as JSON, or ``absent``.
-
-    Args:
-        before: conditions of the earlier run, nested.
-        now: of this one.
-        ignored: ids that may differ, found by ``search``.
-    """
+    """Values that differ, by id: as JSON, or ``absent``; ids in which ``ignored`` is found may differ."""
     old, new = flat(before), flat(now)
     return {
         name: (_shown(old.get(name, _ABSENT)), _shown(new.get(name, _ABSENT)))

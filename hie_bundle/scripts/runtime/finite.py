@@ -28,10 +28,7 @@ def not_finite(tensors: Mapping[str, Any]) -> str:
 
 
 def require_finite_output(logits: torch.Tensor, inputs: torch.Tensor) -> None:
-    """
-    Args:
-        logits: what a network said, any shape.
-        inputs: what it said it of; their metadata name the files.
+    """Refuse logits that are not finite; the metadata of ``inputs`` name the files.
 
     Raises:
         UserError: when the logits are not all finite.

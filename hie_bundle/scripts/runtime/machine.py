@@ -32,10 +32,8 @@ PROCESS_BYTES = 0.5 * GB  # Python, PyTorch and MONAI without any data
 
 
 def workers(device: str | torch.device) -> int:
-    """How many processes should load and augment for a training on this device.
-
-    On CUDA one a core, shared with the other processes that ``torchrun`` started on this node, at most eight; otherwise
-    two.
+    """How many processes should load and augment: on CUDA one a core, shared with torchrun's other processes on this
+    node, at most eight; otherwise two.
     """
     if torch.device(device).type != "cuda":
         return CPU_WORKERS

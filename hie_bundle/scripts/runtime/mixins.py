@@ -24,11 +24,8 @@ def bundle_version() -> str:
 
 
 def mixins(recipe: str | Sequence[str | Path]) -> list[Path]:
-    """The config files of a recipe.
-
-    Args:
-        recipe: one of :data:`RECIPES`; or names of the bundle's configs or your own files, as a list or with commas
-            between them.
+    """The config files of a recipe: one of :data:`RECIPES`, or names of the bundle's configs or own files, as a list or
+    with commas between them.
 
     Raises:
         UserError: when there is no such file.

@@ -248,7 +248,7 @@ def refuse_unknown(workflow: ConfigWorkflow | None = None) -> None:
 
     Checked are the names at the top of the config and in its sections, their values by :data:`OPTIONS` (also where a
     component of the bundle refers to one as ``@name``), and whether sections and lists of parts still are. A config
-    file may add values as long as the config refers to them, and sections. Values are converted: ``"false"`` to False.
+    file may add sections, and values that the config refers to. Values are converted: ``"false"`` to False.
 
     Args:
         workflow: the running one by default; without one nothing is checked.
@@ -261,8 +261,7 @@ def refuse_unknown(workflow: ConfigWorkflow | None = None) -> None:
         return
     parser = workflow.parser
     config: Mapping[str, Any] = parser.get()
-    if gone := [f"  --{name}: {reason}." for name, reason in GONE.items() if name in config]:
-        raise UserError("There are options that this version no longer has; nothing was started.\n" + "\n".join(gone))
+    _refuse("that this version no longer has", [f"{name}: {why}." for name, why in GONE.items() if name in config])
     shipped: dict[str, list[Any]] = {}  # what the bundle's configs have under each id
     for file in workflow.config_root_path.glob("*.yaml"):
         for name, value in _ids(yaml.load(file.read_text(encoding="utf-8"), _YAML)):
@@ -271,28 +270,25 @@ def refuse_unknown(workflow: ConfigWorkflow | None = None) -> None:
     known = {*shipped, str(workflow.init_id), run_id, str(workflow.final_id)}
     named = set(references("$" + json.dumps(config, default=str)))
     lines = []
-    if run_id not in parser and run_id != "run":  # MONAI's default, which tools leave
-        lines.append(f"  {run_id}: no config has this to run" + _nearest(run_id, config))
     for name in _unread(config, known, named):
         near = [one for one in sorted(known) if one.count("#") == name.count("#")]
-        lines.append(f"  --{name}: no config has such a value" + _nearest(name, near, "--"))
-    if lines:
-        raise UserError("There are options that nothing would read; nothing was started.\n" + "\n".join(lines))
+        lines.append(f"{name}: no config has such a value" + _nearest(name, near, "--"))
+    if run_id not in parser and run_id != "run":  # MONAI's default, which tools leave
+        lines.append(f"run_id {run_id}: no config has this to run" + _nearest(run_id, config))
+    _refuse("that nothing would read", lines)
     lines = [*_wrong_parts(config, shipped), *_wrong_arguments(config, shipped), *_wrong_values(parser)]
+    _refuse("with values that are not allowed", lines)
+
+
+def _refuse(which: str, lines: Sequence[str]) -> None:
     if lines:
-        raise UserError("There are options with values that are not allowed; nothing was started.\n" + "\n".join(lines))
+        shown = "\n".join(f"  --{line}" for line in lines)
+        raise UserError(f"There are options {which}; nothing was started.\n{shown}")
 
 
 def _nearest(name: str, known: Any, prefix: str = "") -> str:
     near = difflib.get_close_matches(name, list(known), 1)
     return f"; did you mean {prefix}{near[0]}?" if near else "."
-
-
-def _set(parser: ConfigParser, name: str, value: Any) -> None:
-    """Set a value at the top; the parser's own way would forget what it has resolved."""
-    parser.get()[name] = value
-    if name in parser.ref_resolver.items:
-        parser.ref_resolver.items[name].update_config(value)
 
 
 def _ids(content: Mapping[str, Any] | list[Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -337,13 +333,15 @@ def _wrong_values(parser: ConfigParser) -> Iterator[str]:
             if value is None and name == "output_dir" and "run_folder" in config:
                 raise ValueError("a run needs a folder")
         except ValueError:
-            yield f"  --{name} {given}: {allowed}"
+            yield f"{name} {given}: {allowed}"
             continue
         if value != given or type(value) not in (type(given), float):
-            _set(parser, name, literal(value))
+            config[name] = literal(value)  # the parser's own way would forget what it has resolved
+            if name in parser.ref_resolver.items:
+                parser.ref_resolver.items[name].update_config(config[name])
     losses, loss = config.get("losses"), plain(config.get("loss_name"))
     if isinstance(losses, Mapping) and loss == config.get("loss_name") and loss not in losses:
-        yield f"  --loss_name '{loss}' is unknown; choose one of: {', '.join(losses)}."
+        yield f"loss_name '{loss}' is unknown; choose one of: {', '.join(losses)}."
 
 
 def _wrong_parts(config: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]) -> Iterator[str]:
@@ -362,7 +360,7 @@ def _wrong_parts(config: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]
         empty = name in _MAY_BE_EMPTY and value in ([], {})
         cases = name.endswith("dataset#data") and isinstance(value, list)  # programs hand their cases in
         if not empty and not cases and _shape(value) not in {None, *shapes}:
-            yield f"  --{name} {value}: a part of the config; {' or '.join(sorted(shapes))}, or an expression ($…)"
+            yield f"{name} {value}: a part of the config; {' or '.join(sorted(shapes))}, or an expression ($…)"
 
 
 _SECTION, _PARTS, _LIST, _VALUE = "a section", "a list of parts", "a list", "a value"
@@ -411,7 +409,7 @@ def _wrong_arguments(config: Mapping[str, Any], shipped: Mapping[str, Sequence[A
                     continue
             else:
                 if options:
-                    yield f"  --{id}#{name} {value}: {', or '.join(dict.fromkeys(map(str, options)))}"
+                    yield f"{id}#{name} {value}: {', or '.join(dict.fromkeys(map(str, options)))}"
 
 
 def _same(value: Any, written: Any) -> bool:

@@ -56,8 +56,7 @@ def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str,
     Args:
         trained: the weights', None if they do not say.
         here: the config's, None if nobody knows.
-        whose: what the first is of, for the message.
-        remedy: what to do about it, for the message.
+        whose: what the first is of, for the message; ``remedy`` ends it.
 
     Raises:
         UserError: naming every difference.

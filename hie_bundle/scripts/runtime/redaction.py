@@ -14,12 +14,7 @@ _folders: set[str] = set()
 
 
 def replace_in_kept_messages(names: Mapping[str, str], files: Iterable[str | Path] = ()) -> None:
-    """Let :func:`redacted` replace ids, and remove the folders of files.
-
-    Args:
-        names: pseudonyms by id.
-        files: whose folders may name a patient.
-    """
+    """Let :func:`redacted` replace ids by pseudonyms, and remove the folders of files, which may name a patient."""
     _replaced.update(names)
     folders = {folder for file in files for folder in (Path(file).parent, Path(file).absolute().parent)}
     _folders.update(str(folder) for folder in folders if str(folder) != ".")

@@ -31,9 +31,7 @@ def printable(text: object) -> str:
 def csv_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> str:
     """Rows as CSV whose texts no spreadsheet takes for formulas: such a text begins with an apostrophe.
 
-    Args:
-        rows: by column.
-        names: the columns; those of the first row if None. Others are omitted.
+    The columns are ``names``, or those of the first row.
     """
     table = io.StringIO()
     if columns := list(names or (rows[0] if rows else [])):

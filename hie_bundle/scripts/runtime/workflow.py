@@ -36,11 +36,8 @@ _OWN = inspect.signature(ConfigWorkflow).parameters  # of MONAI itself: files an
 class Workflow(ConfigWorkflow):
     """``monai.bundle.ConfigWorkflow``, whose refusals before any of the bundle's code runs are a :class:`UserError`.
 
-    ``python -m monai.bundle run`` has MONAI's own class, and so ends there with a traceback and MONAI's words.
-
-    Args:
-        config_file: one or several, the later over the earlier.
-        options: see there. Values for the config are data: no text in them is evaluated.
+    ``python -m monai.bundle run`` has MONAI's own class, and ends there with a traceback. Values for the config are
+    data: no text in them is evaluated.
 
     Raises:
         UserError: when a file is not there or no config, or an option is in a section, or a place of a list, that the

@@ -50,7 +50,6 @@ class _Handler:
     event: Any = Events.EPOCH_COMPLETED
 
     def attach(self, engine: Engine) -> None:
-        """Act at the event."""
         engine.add_event_handler(self.event, self)
 
     def __call__(self, engine: Any) -> None:

@@ -9,20 +9,7 @@ from .scores import BrainDepthd, ScanScored, ZeroBackgroundd
 from .symmetry import MirrorDifferenced
 
 __all__ = [
-    "AppendMapd",
-    "BrainDepthd",
-    "FinestScaled",
-    "KeepBraind",
-    "KeepNatived",
-    "LimitToBraind",
-    "LoadMapsd",
-    "MirrorDifferenced",
-    "RandBatch",
-    "RemoveSmallLesionsd",
-    "ResizeToSpacingd",
-    "ScanScored",
-    "ThresholdLesionsd",
-    "ToNatived",
-    "ZeroBackgroundd",
-    "pipeline",
-]
+    "AppendMapd", "BrainDepthd", "FinestScaled", "KeepBraind", "KeepNatived", "LimitToBraind", "LoadMapsd",
+    "MirrorDifferenced", "RandBatch", "RemoveSmallLesionsd", "ResizeToSpacingd", "ScanScored", "ThresholdLesionsd",
+    "ToNatived", "ZeroBackgroundd", "pipeline",
+]  # fmt: skip

@@ -76,12 +76,16 @@ class RandBatch(PrepareBatchDefault):
             device: where both go; the others are the parent class's.
         """
         image, label = map(_plain, super().__call__(batchdata, device, non_blocking, **kwargs))
-        channels = image.shape[1]
         matrices = self.draw_matrices(len(image), image.shape[2:]).to(image.device, non_blocking=non_blocking)
+        return self.resample(image, label, matrices)
+
+    def resample(
+        self, image: torch.Tensor, label: torch.Tensor, matrices: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Resample image and label by affines of :meth:`draw_matrices`; change the image's intensities."""
         grid = functional.affine_grid(matrices, [len(image), 1, *self.spatial_size], align_corners=False)
         moved = functional.grid_sample(torch.cat([image, label], dim=1), grid, align_corners=False)
-        image, label = moved[:, :channels], moved[:, channels:]
-        return self.change_intensities(image), label
+        return self.change_intensities(moved[:, :-1]), moved[:, -1:]
 
     def draw_matrices(self, count: int, size: Sequence[int]) -> torch.Tensor:
         """Affine from output to input of each of ``count`` patches of a size, (count, 3, 4), for ``affine_grid``."""

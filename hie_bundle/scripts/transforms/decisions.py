@@ -37,7 +37,6 @@ class ThresholdLesionsd(Eachd):
         self.peak = peak
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
-        """The mask of 0 and 1 of probabilities."""
         mask = (image >= self.threshold).to(image.dtype)
         return mask * _each_channel(image, self._with_peak) if self.peak > self.threshold else mask
 
@@ -61,7 +60,6 @@ class RemoveSmallLesionsd(Eachd):
         self.smallest_mm3 = smallest_mm3
 
     def change(self, image: MetaTensor) -> torch.Tensor:
-        """The mask without its small lesions."""
         if self.smallest_mm3 <= 0:
             return image
         voxels = self.smallest_mm3 / float(np.prod(voxel_sizes(image.affine.cpu().numpy())))

@@ -23,13 +23,9 @@ from torchio.transforms import SpatialTransform
 from ..moved import lookup
 
 __all__ = [
-    "Anisotropy",
-    "FastAnisotropy",
-    "FastBlur",
-    "FastElasticDeformation",
-    "SeparableBlur",
+    "Anisotropy", "FastAnisotropy", "FastBlur", "FastElasticDeformation", "SeparableBlur",
     "SeparableElasticDeformation",
-]
+]  # fmt: skip
 __getattr__ = partial(lookup, "transforms.fast")
 
 _GRID_SAMPLE_MODES = {"linear": "bilinear", "nearest": "nearest"}

@@ -153,7 +153,6 @@ class AppendMapd(Eachd):
         self._load = LoadMaps(image_only=True)
 
     def change(self, image: Any) -> torch.Tensor:
-        """The image with one more channel."""
         adc = file = str(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
         for old, new in self.replace.items():
             file = file.replace(old, new)

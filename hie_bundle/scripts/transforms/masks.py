@@ -59,8 +59,7 @@ class SaveMaskd(SaveImaged):
     ) -> None:
         if output_ext not in EXTENSIONS:
             raise UserError(f"output_ext is '{output_ext}'; masks are written as {', '.join(EXTENSIONS)}.")
-        options = {"output_dir": output_dir, "output_ext": output_ext, "print_log": print_log}
-        super().__init__(keys, allow_missing_keys=allow_missing_keys, **options)  # type: ignore[arg-type]
+        super().__init__(keys, None, str(output_dir), "", output_ext, allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir)
         self.output_ext = output_ext
         self.like = ensure_tuple(like)

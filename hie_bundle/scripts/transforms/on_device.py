@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torchio
 from monai.engines.utils import PrepareBatchDefault
 from monai.transforms import RandCropByPosNegLabeld, SpatialPadd
-from torch.nn import functional
 
 from .batches import RandBatch
 from .bridge import AugmentByTorchIOd
@@ -69,9 +69,7 @@ class PatchBatch:
         theta = matrices[..., :3] * ratio.flip(0)[None, :, None]
         offset = ((2 * centres + 1) / size - 1).flip(1)
         theta = torch.cat([theta, offset[..., None].to(theta)], dim=2)
-        grid = functional.affine_grid(theta, [len(image), 1, *self.batch.spatial_size], align_corners=False)
-        both = functional.grid_sample(torch.cat([image, label], dim=1), grid, align_corners=False)
-        return self.batch.change_intensities(both[:, :-1]), both[:, -1:]
+        return self.batch.resample(image, label, theta)
 
     def draw_centres(self, batchdata: Batch) -> torch.Tensor:
         """Where the middles of the crops are, in voxels, (B, 3): those of MONAI's ``RandCropByPosNegLabel``."""
@@ -167,7 +165,7 @@ class PaperBatch:
         for axis in range(3):
             size = image.shape[2 + axis]
             matrix = blur_matrix(parameters["blur_std"][:, axis], size)
-            coarse = anisotropy_matrix(parameters["factor"], size).to(image.device, non_blocking=True)
+            coarse = anisotropy_matrix(parameters["factor"], size, image.device)
             identity = torch.eye(size, device=image.device)
             matrix = matrix @ torch.where((parameters["axis"] == axis)[:, None, None], coarse, identity)
             lines = image.movedim(2 + axis, 2)
@@ -202,14 +200,14 @@ def blur_matrix(std: torch.Tensor, size: int) -> torch.Tensor:
     return matrix / matrix.sum(dim=2, keepdim=True)
 
 
-def anisotropy_matrix(factor: torch.Tensor, size: int) -> torch.Tensor:
+def anisotropy_matrix(factor: torch.Tensor, size: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Downsampling by factors (B,), ≥ 1, in host memory, and upsampling along an axis as in :mod:`.fast`: (B, N, N)."""
-    matrix = torch.zeros(len(factor), size, size, dtype=torch.float64)
-    rows = torch.arange(size)
-    for one, number in zip(matrix, factor.double().tolist(), strict=True):
-        below, above, weight, inside = map(torch.from_numpy, coarse_lines(size, number))
-        one[rows, below] += (1 - weight) * inside
-        one[rows, above] += weight * inside
+    lines = zip(*(coarse_lines(size, one) for one in factor.double().tolist()), strict=True)
+    below, above, weight, inside = (
+        torch.from_numpy(np.stack(one)).to(device, non_blocking=True)[..., None] for one in lines
+    )
+    matrix = torch.zeros(len(factor), size, size, dtype=torch.float64, device=device)
+    matrix.scatter_add_(2, below, (1 - weight) * inside).scatter_add_(2, above, weight * inside)
     return matrix.float()
 
 

@@ -31,7 +31,6 @@ class Eachd(MapTransform):
     """A transform that changes each image by itself."""
 
     def change(self, image: Any) -> Any:
-        """The image, changed."""
         raise NotImplementedError
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -49,5 +48,4 @@ class FinestScaled(Eachd):
     """
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
-        """The first scale."""
         return image[0] if image.ndim == 5 else image

@@ -50,7 +50,6 @@ class ResizeToSpacingd(Eachd, InvertibleTransform):
         self.mode = mode
 
     def change(self, image: MetaTensor) -> torch.Tensor:
-        """The image on the new grid."""
         if not isinstance(image, MetaTensor):
             raise ValueError("only an image with its affine can be resampled to a spacing.")
         extent = np.asarray(image.shape[1:]) * voxel_sizes(image.affine.cpu().numpy())

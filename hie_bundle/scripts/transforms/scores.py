@@ -24,7 +24,6 @@ class ZeroBackgroundd(Eachd):
     """
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
-        """The image without its background."""
         return torch.nan_to_num(image) * (image[:1] > 0)
 
 
@@ -42,7 +41,6 @@ class ScanScored(Eachd):
     """
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
-        """The image with one more channel."""
         adc = image.as_tensor()[:1] if isinstance(image, MetaTensor) else image[:1]
         brain = brain_of(adc)
         if not brain.any():
@@ -65,7 +63,6 @@ class BrainDepthd(Eachd):
     """
 
     def change(self, image: MetaTensor) -> torch.Tensor:
-        """The image with one more channel."""
         spacing = voxel_sizes(image.affine.cpu().numpy())
         brain = np.pad(brain_of(image[0].cpu().numpy()), 1)  # beyond the volume there is no brain
         depth = ndimage.distance_transform_edt(brain, sampling=spacing)[1:-1, 1:-1, 1:-1]

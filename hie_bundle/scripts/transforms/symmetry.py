@@ -135,7 +135,6 @@ class MirrorDifferenced(Eachd):
         self.sigma_mm = sigma_mm
 
     def change(self, image: MetaTensor) -> MetaTensor:
-        """The image with one more channel for each of ``channels``."""
         affine = image.affine.cpu().numpy().astype(np.float64)
         spacing = voxel_sizes(affine)
         maps = image.as_tensor().float()
