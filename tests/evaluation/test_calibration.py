@@ -9,20 +9,26 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from scipy import ndimage
+from scipy.special import expit
 from sklearn.calibration import calibration_curve
+from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import brier_score_loss
 from test_evaluation import SHAPE, _item, _masks
+from torch import nn
 
 from scripts import report
 from scripts.evaluation import metrics
 from scripts.evaluation.calibration import (
     BINS,
     THRESHOLDS,
+    Calibration,
     CaseProbabilities,
     best_threshold,
     read_threshold,
     reliability,
 )
+from scripts.io.weights import save_weights
 from scripts.report.case_evaluation import CaseEvaluation
 from scripts.runtime.errors import UserError
 
@@ -97,6 +103,64 @@ def test_a_threshold_chosen_on_some_cases_is_told_of_others(tmp_path: Path) -> N
         "Brier",
     ):
         assert words in page
+
+
+def test_a_calibration_of_some_cases_halves_the_error_of_others(tmp_path: Path) -> None:
+    """Kept with the weights, refused for others or other settings; lesions that are mostly false are said to be."""
+    weights = tmp_path / "model.pt"
+    save_weights(nn.Linear(1, 1), weights, recipe={}, training={})
+
+    def evaluate(folder: str, seeds: range, calibration: str | None, **settings: float) -> CaseEvaluation:
+        evaluation = CaseEvaluation(
+            str(tmp_path / folder), settings, str(weights), overlays=False, calibration=calibration
+        )
+        evaluation.started()
+        for seed in seeds:
+            p, truth, _ = _case(seed, power=2.0)
+            truth = truth & (ndimage.gaussian_filter(truth.astype(float), 1) > 0.2)
+            item = _item(truth, p >= 0.8, case=f"A-{seed}")
+            item["native_probability"] = MetaTensor(torch.as_tensor(p[None]), affine=item["native_label"].affine)
+            evaluation.add(item)
+        evaluation.completed()
+        return evaluation
+
+    with pytest.raises(UserError, match=r"model\.calibration\.json is no calibration"):
+        evaluate("test", range(1), "apply")
+    evaluate("val", range(6), "fit", threshold=0.8)
+    found = evaluate("test", range(6, 12), "apply", threshold=0.8)
+    before, after = ([case.ece for case in which] for which in (found.probabilities, found.after))
+    assert np.mean(after) < np.mean(before) / 2
+    rows = report.read_rows(tmp_path / "test" / "metrics.csv")
+    assert [row["native_ece_calibrated"] for row in rows] == pytest.approx(after)
+    assert "Calibration error, mean of the cases" in (tmp_path / "test" / "report.html").read_text()
+    assert all(0 < row["real_probability"] < 1 for case in found.lesions for row in case if row["mask"] == "prediction")
+    with pytest.raises(UserError, match=r"fitted with threshold 0\.8, not 0\.5"):
+        evaluate("test", range(1), "apply", threshold=0.5)
+    save_weights(nn.Linear(1, 1), weights, recipe={}, training={})
+    with pytest.raises(UserError, match="fitted with weights_sha256"):
+        evaluate("test", range(1), "apply", threshold=0.8)
+
+
+def chance(volume_ml: float, mean_probability: float) -> float:
+    """That a lesion is real, in a world of logistic regression."""
+    return float(expit(np.log(volume_ml) + 3 * mean_probability - 2))
+
+
+def test_isotonic_regression_of_bins_is_that_of_voxels() -> None:
+    cases = [_case(seed, 2.0) for seed in range(3)]
+    fitted = Calibration.fit({}, [CaseProbabilities.of(*case) for case in cases], [])
+    p, t = (np.concatenate([case[i][case[2]] for case in cases]) for i in (0, 1))
+    expected = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(p, t)
+    at = np.linspace(0.02, 0.98, 200)
+    assert np.abs(fitted(at) - expected.predict(at)).mean() < 0.02
+    rng = np.random.default_rng(0)
+    lesions = [{"mask": "prediction", "volume_ml": v, "mean_probability": m, "touches": rng.random() < chance(v, m)}
+               for v, m in zip(np.exp(rng.normal(0, 2, 2000)), rng.uniform(0.5, 1, 2000), strict=True)]  # fmt: skip
+    real = Calibration.fit({}, [CaseProbabilities.of(*cases[0])], lesions).real(lesions)
+    truth = [chance(row["volume_ml"], row["mean_probability"]) for row in lesions]
+    assert np.abs(np.subtract(real, truth)).mean() < 0.03
+    assert fitted.real([]) == []
+    assert fitted.real([{}]) == [None]  # no lesion was drawn
 
 
 def test_what_is_no_such_file_is_one_message(tmp_path: Path) -> None:

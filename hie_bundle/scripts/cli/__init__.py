@@ -48,6 +48,9 @@ def _segment(
     lesions: Annotated[
         bool, typer.Option("--lesions", help="also write CASE_lesions.csv: volume, place, ADC, Z, probability of each")
     ] = False,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="apply the calibration kept with the weights; masks stay as they are")
+    ] = False,
     overlay: Annotated[
         str | None, typer.Option(help="picture of the slices with the outline: OUT.png or folder")
     ] = None,
@@ -75,8 +78,8 @@ def _segment(
         raise typer.BadParameter("say where the mask goes, with -o OUT.")
     import_module(".segment", __name__).segment(
         adc, zadc, output, weights=weights, recipe=recipe, probabilities=probabilities, lesions=lesions,
-        overlay=overlay, report=report, extension=extension, bids=bids, json=json, anonymise_ids=anonymise_ids,
-        quiet=quiet, openvino=openvino, shard=shard,
+        calibrated=calibrated, overlay=overlay, report=report, extension=extension, bids=bids, json=json,
+        anonymise_ids=anonymise_ids, quiet=quiet, openvino=openvino, shard=shard,
         **_others(context, device=device, threshold=threshold, flips=flips),
     )  # fmt: skip
 

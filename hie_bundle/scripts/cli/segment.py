@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ..data.layout import filesystem_key, find_cases, part_of, site_of
 from ..data.privacy import pseudonyms
+from ..evaluation.calibration import Calibration, calibration_file
 from ..geometry.components import components
 from ..inference.segmenter import CAUTION, Segmentation, Segmenter
 from ..io.files import sha256_of, try_writing, write_atomically
@@ -52,6 +54,7 @@ def segment(
     recipe: str | None = None,
     probabilities: bool = False,
     lesions: bool = False,
+    calibrated: bool = False,
     overlay: str | None = None,
     report: str | None = None,
     extension: str = ".nii.gz",
@@ -90,19 +93,22 @@ def segment(
     if share and extension_of(output):
         raise UserError("--shard needs a folder for the masks, with -o.")
     segmenter = Segmenter(weights.split(",") if "," in weights else weights, recipe, openvino, **options)
+    calibration = None
+    if calibrated:
+        calibration = Calibration.read(calibration_file(segmenter.checkpoints), segmenter.making)
     rows: list[dict[str, Any]] = []
     if bids:
         describe(output)
     with share.working() if share else nullcontext():
         todo = list(zip(jobs, places, strict=True))
         if share:
-            how = {**segmenter.making, "limits": asdict(segmenter.limits)}
+            how = {**segmenter.making, "calibrated": calibrated, "limits": asdict(segmenter.limits)}
             records = share.rows()
             mine = share.of(todo)
             todo = [one for one in mine if not share.is_done(records.get(one[0].case), how, one[0].maps, one[1])]
         hidden = quiet or json or len(jobs) == 1 or not sys.stderr.isatty()
         for job, place in tqdm(todo, unit="case", disable=hidden):
-            row, found = _segmented(job, place, segmenter)
+            row, found = _segmented(job, place, segmenter, calibration)
             rows.append(row)
             if share:
                 share.add({**row, **how}, job.maps, place)
@@ -130,11 +136,13 @@ def segment(
         sys.exit(1)
 
 
-def _segmented(job: Job, place: dict[str, Path], segmenter: Segmenter) -> tuple[dict[str, Any], Segmentation | None]:
+def _segmented(
+    job: Job, place: dict[str, Path], segmenter: Segmenter, calibration: Calibration | None
+) -> tuple[dict[str, Any], Segmentation | None]:
     """Segment a case and write its files; return its record, with ``error`` if that failed."""
     try:
         found = segmenter.result(job.adc, job.zadc, case=job.case)
-        _write(found, job, place, segmenter)
+        _write(found, job, place, segmenter, calibration)
     except Exception as error:
         mistake = user_error(error)
         if mistake is None:
@@ -236,13 +244,15 @@ def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]]) 
         )
 
 
-def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Segmenter) -> None:
+def _write(
+    found: Segmentation, job: Job, place: dict[str, Path], segmenter: Segmenter, calibration: Calibration | None
+) -> None:
     write(place["mask"], found.mask, found.affine)
     if "sidecar" in place:
         sources = {} if job.hidden else {"Sources": [path.name for path in (job.adc, job.zadc) if path]}
         write_sidecar(place["mask"], {**sources, **segmenter.making, **found.figures})
     if "probability" in place:
-        write(place["probability"], found.probability, found.affine)
+        write(place["probability"], (calibration or np.asarray)(found.probability), found.affine)
     if not {"lesion_table", "overlay", "report"} & place.keys():
         return
     from ..evaluation.lesions import COMPONENT_COLUMNS, lesions_of
@@ -251,6 +261,8 @@ def _write(found: Segmentation, job: Job, place: dict[str, Path], segmenter: Seg
     names = {"ADC": "adc", "ZADC": "z"}
     maps = {names[name]: volume for name, volume in found.maps.items()} | {"probability": found.probability}
     lesions = lesions_of(found.case, components(found.mask > 0)[0], found.affine, maps)
+    for row, real in zip(lesions, calibration.real(lesions) if calibration else [None] * len(lesions), strict=True):
+        row["real_probability"] = real
     if "lesion_table" in place:
         write_atomically(place["lesion_table"], csv_table(lesions, COMPONENT_COLUMNS))
 

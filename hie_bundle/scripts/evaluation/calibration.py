@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from ..io.files import write_json
+from ..runtime.conditions import differences
 from ..runtime.errors import UserError
 from .measure import Measure, register
 
 __all__ = [
     "BINS",
     "THRESHOLDS",
+    "Calibration",
     "CaseProbabilities",
     "best_threshold",
+    "calibration_file",
     "read_threshold",
     "reliability",
     "write_thresholds",
 ]
 
 BINS = 15  # of equal width, of the reliability curve and the calibration error (Guo et al. 2017)
+FINE = 40 * BINS  # from which a calibration is fitted
 THRESHOLDS = np.arange(1, 100) / 100
 
 register(
@@ -42,6 +47,14 @@ register(
         better="lower", digits=4, compared=False,
     ),
     Measure(
+        "brier_calibrated", "Brier score, calibrated", "That of the calibrated probabilities (--calibration apply).",
+        better="lower", digits=4, compared=False,
+    ),
+    Measure(
+        "ece_calibrated", "Calibration error, calibrated", "That of the calibrated probabilities.",
+        better="lower", digits=4, compared=False,
+    ),
+    Measure(
         "dice_chosen", "Dice at the chosen threshold",
         "Dice of the probabilities at the threshold that other cases chose (--threshold_from).",
         better="higher", compared=False,
@@ -55,16 +68,13 @@ class CaseProbabilities:
 
     Attributes:
         brier: mean squared error in the brain.
-        voxels: of the brain in each of :data:`BINS` bins of probability.
-        lesion: those of them that are lesion.
-        total: sum of the probabilities in each bin.
+        histogram: of the brain in :data:`FINE` bins of probability, (3, FINE): voxels, those of them that are lesion,
+            sum of the probabilities.
         dice: at each of :data:`THRESHOLDS`, over the whole volume.
     """
 
     brier: float
-    voxels: NDArray[np.float64]
-    lesion: NDArray[np.float64]
-    total: NDArray[np.float64]
+    histogram: NDArray[np.float64]
     dice: NDArray[np.float64]
 
     @classmethod
@@ -76,10 +86,8 @@ class CaseProbabilities:
             brain: same shape.
         """
         p, t = probability[brain].astype(np.float64), truth[brain]
-        place = np.minimum((p * BINS).astype(int), BINS - 1)
-        voxels, lesion, total = (
-            np.bincount(place, weights, BINS).astype(np.float64) for weights in (None, t.astype(np.float64), p)
-        )
+        place = np.minimum((p * FINE).astype(int), FINE - 1)
+        histogram = np.stack([np.bincount(place, weights, FINE) for weights in (None, t.astype(np.float64), p)])
         # a voxel is lesion where its probability is at least the threshold, as AsDiscrete has it
         passed = np.searchsorted(THRESHOLDS.astype(probability.dtype), probability.ravel(), side="right")
         predicted, common = (
@@ -88,15 +96,18 @@ class CaseProbabilities:
         )
         size = predicted + truth.sum()
         dice = np.where(size > 0, 2 * common / np.maximum(size, 1), 1.0)
-        brier = float(((p - t) ** 2).mean()) if len(p) else float("nan")
-        return cls(brier, voxels, lesion, total, dice)
+        return cls(float(((p - t) ** 2).mean()) if len(p) else float("nan"), histogram.astype(np.float64), dice)
+
+    @property
+    def bins(self) -> NDArray[np.float64]:
+        """The histogram in :data:`BINS` bins, (3, BINS)."""
+        return self.histogram.reshape(3, BINS, -1).sum(-1)
 
     @property
     def ece(self) -> float:
         """Expected calibration error; NaN without a brain."""
-        if not self.voxels.sum():
-            return float("nan")
-        return float(np.abs(self.total - self.lesion).sum() / self.voxels.sum())
+        voxels, lesion, total = self.bins
+        return float(np.abs(total - lesion).sum() / voxels.sum()) if voxels.any() else float("nan")
 
     def dice_at(self, threshold: float) -> float:
         """Dice at the nearest of :data:`THRESHOLDS`."""
@@ -105,7 +116,7 @@ class CaseProbabilities:
 
 def reliability(cases: Sequence[CaseProbabilities]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean probability and share of lesion among all cases' voxels, for each bin that has any."""
-    voxels, lesion, total = (sum(getattr(case, name) for case in cases) for name in ("voxels", "lesion", "total"))
+    voxels, lesion, total = np.sum([case.bins for case in cases], axis=0)
     some = voxels > 0
     return total[some] / voxels[some], lesion[some] / voxels[some]
 
@@ -115,6 +126,91 @@ def best_threshold(cases: Sequence[CaseProbabilities]) -> tuple[float, float]:
     means = np.mean([case.dice for case in cases], axis=0).round(12)
     best = np.flatnonzero(means == means.max())
     return float(THRESHOLDS[best[len(best) // 2]]), float(means.max())
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What probabilities of weights are worth, as validation cases showed it.
+
+    Attributes:
+        of: hash of the weights and the settings that change masks.
+        cases: number of cases that it was fitted on.
+        voxels: isotonic regression: probabilities, and the share of lesion at each; linear between them.
+        lesions: logistic regression of whether a drawn lesion meets a true one: weights of the logarithm of its volume
+            (ml) and of its mean probability, and the intercept; None where all were real, or none.
+    """
+
+    of: Mapping[str, Any]
+    cases: int
+    voxels: tuple[list[float], list[float]]
+    lesions: list[float] | None
+
+    @classmethod
+    def fit(
+        cls, of: Mapping[str, Any], cases: Sequence[CaseProbabilities], lesions: Sequence[Mapping[str, Any]]
+    ) -> Calibration:
+        """
+        Args:
+            of: see above.
+            cases: of validation; that chose neither the weights nor will be reported.
+            lesions: rows of :func:`.case_lesions` of the same cases.
+        """
+        from sklearn.isotonic import IsotonicRegression
+        from sklearn.linear_model import LogisticRegression
+
+        voxels, lesion, total = np.sum([case.histogram for case in cases], axis=0)
+        some = voxels > 0
+        curve = IsotonicRegression(y_min=0, y_max=1).fit(
+            total[some] / voxels[some], lesion[some] / voxels[some], sample_weight=voxels[some]
+        )
+        drawn = [row for row in lesions if row["mask"] == "prediction"]
+        real = [bool(row["touches"]) for row in drawn]
+        model = None
+        if len(set(real)) == 2:
+            fitted = LogisticRegression().fit(_features(drawn), real)
+            model = [*map(float, fitted.coef_[0]), float(fitted.intercept_[0])]
+        points = (curve.X_thresholds_.astype(float).tolist(), curve.y_thresholds_.astype(float).tolist())
+        return cls(of, len(cases), points, model)
+
+    def __call__(self, probability: NDArray[Any]) -> NDArray[np.float32]:
+        """Calibrated probabilities of voxels, same shape."""
+        return np.interp(probability, *self.voxels).astype(np.float32)
+
+    def real(self, lesions: Sequence[Mapping[str, Any]]) -> list[float | None]:
+        """The probability that each drawn lesion (a row of :func:`.lesions_of`) is real; None where none was fitted."""
+        if self.lesions is None or not lesions:
+            return [None] * len(lesions)
+        return [float(p) for p in expit(_features(lesions) @ self.lesions[:2] + self.lesions[2])]
+
+    def write(self, *files: Path) -> None:
+        """Write it as JSON."""
+        for file in files:
+            write_json(file, asdict(self), indent=1)
+
+    @classmethod
+    def read(cls, file: Path, of: Mapping[str, Any]) -> Calibration:
+        """
+        Raises:
+            UserError: when there is none, or it is of other weights or settings.
+        """
+        remedy = "Fit one on validation cases: run evaluating --split val --calibration fit."
+        try:
+            found = cls(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{file} is no calibration ({type(error).__name__}: {error}). {remedy}") from error
+        if other := differences(found.of, json.loads(json.dumps(of))):
+            name, (there, here) = next(iter(other.items()))
+            raise UserError(f"{file} was fitted with {name} {there}, not {here}. {remedy}")
+        return found
+
+
+def calibration_file(checkpoints: Sequence[str | Path]) -> Path:
+    """Where the calibration of weights is: ``model.calibration.json`` beside ``model.pt``, the first of several."""
+    return Path(checkpoints[0]).with_suffix(".calibration.json")
+
+
+def _features(lesions: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    return np.array([[np.log(row["volume_ml"]), row["mean_probability"]] for row in lesions])
 
 
 def write_thresholds(path: Path, cases: Sequence[CaseProbabilities], info: Mapping[str, Any]) -> None:

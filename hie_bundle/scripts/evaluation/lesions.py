@@ -29,7 +29,7 @@ IOU_THRESHOLDS = np.arange(1, 20) / 20
 VOLUME_BINS_ML = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
 COMPONENT_COLUMNS = (
     "case", "lesion", "volume_ml", "x_mm", "y_mm", "z_mm", "first_slice", "last_slice", "mean_adc", "lowest_adc",
-    "mean_z", "lowest_z", "mean_probability",
+    "mean_z", "lowest_z", "mean_probability", "real_probability",
 )  # fmt: skip
 LESION_COLUMNS = ("case", "mask", *COMPONENT_COLUMNS[1:], "touches", "match", "iou", "dice", "matched", "min_iou")
 Mask = NDArray[np.bool_]

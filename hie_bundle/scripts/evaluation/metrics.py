@@ -61,16 +61,7 @@ def dice(pred: Mask, truth: Mask) -> float:
             better="higher", compared=False),
 )  # fmt: skip
 def overlap_metrics(pred: Mask, truth: Mask) -> dict[str, float]:
-    """Voxel overlap; the challenge and the paper agree on it.
-
-    Args:
-        pred: predicted mask, bool, shape (X, Y, Z).
-        truth: annotated mask, same shape.
-
-    Returns:
-        ``dice``, see :func:`dice`; ``precision``, the share of the prediction that is lesion, NaN without a
-        prediction; ``sensitivity``, the share of the lesion that is predicted, NaN without a lesion.
-    """
+    """Voxel overlap of two masks of one shape (X, Y, Z); the challenge and the paper agree on it."""
     common = int((pred & truth).sum())
     predicted, true = int(pred.sum()), int(truth.sum())
     return {
@@ -101,21 +92,15 @@ def overlap_metrics(pred: Mask, truth: Mask) -> dict[str, float]:
 def challenge_metrics(
     pred: Mask, truth: Mask, spacing_mm: Sequence[float], tolerance_mm: float = 2.0
 ) -> dict[str, float]:
-    """The official surface metrics of the BONBID-HIE challenge, and the Hausdorff distance of the same surfels.
+    """The challenge's surface metrics and HD95 of the same surfels, equal to ``surface_distance``'s.
 
-    Equal to ``surface_distance.compute_surface_distances`` and what that package computes from it, from the surfels
-    alone instead of distance maps of the volume.
+    That package computes them from distance maps of the volume; here the surfels alone are compared.
 
     Args:
         pred: predicted mask, bool, shape (X, Y, Z).
         truth: annotated mask, same shape.
         spacing_mm: voxel size along each axis.
         tolerance_mm: tolerance of the normalised surface Dice; the challenge's is 2.
-
-    Returns:
-        ``masd_mm``, the mean of the two directed, surfel-area-weighted average surface distances; ``nsd``, the surface
-        Dice at the tolerance; ``hd95_mm``, the larger of the two directed 95th percentiles of the distances (not a
-        metric of the challenge). Both masks empty: 0, 1, 0. Exactly one empty: NaN, 0, infinite.
     """
     if not pred.any() and not truth.any():
         return {"masd_mm": 0.0, "nsd": 1.0, "hd95_mm": 0.0}
@@ -145,21 +130,9 @@ def challenge_metrics(
     ),
 )  # fmt: skip
 def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Sequence[float], tolerance_mm: float = 2.0) -> dict[str, float]:
-    """The surface metrics as the paper computed them, with MONAI.
+    """The paper's surface metrics, equal to MONAI's, with each directed distance computed once instead of twice.
 
-    Equal to ``monai.metrics.compute_average_surface_distance`` in both directions and ``compute_surface_dice``, with
-    each directed distance computed once instead of twice.
-
-    Args:
-        pred: predicted mask, bool, shape (X, Y, Z).
-        truth: annotated mask, same shape.
-        spacing_mm: voxel size along each axis.
-        tolerance_mm: tolerance of the normalised surface Dice; the paper does not state its own.
-
-    Returns:
-        ``paper_msd_mm``, the mean of the two directed average surface distances (Eq. 7); ``paper_nsd``, the surface
-        Dice at the tolerance (Eq. 8). With exactly one mask empty the distance is infinite and the surface Dice 0;
-        with both empty both are undefined (NaN), as MONAI leaves them.
+    Arguments as in :func:`challenge_metrics`; the paper does not state its tolerance.
     """
     if not pred.any() and not truth.any():
         return {"paper_msd_mm": math.nan, "paper_nsd": math.nan}
@@ -200,21 +173,11 @@ def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Sequence[float], toleranc
     ),
 )  # fmt: skip
 def paper_voxel_metrics(pred: Mask, truth: Mask, tolerance_mm: float = 2.0) -> dict[str, float]:
-    """The paper's surface metrics without voxel sizes, as its authors probably computed them.
+    """The paper's surface metrics without voxel sizes, as its authors probably computed them; the paper does not say.
 
-    Their preprocessing lost the maps' spacing, so that MONAI counted in voxels. That, and which of MONAI's calls they
-    took, is inferred; the paper states neither. Eq. 7 as printed is the mean of the two directed averages, which no
-    single call gives: the default averages over one mask's border, ``symmetric=True`` over both borders' voxels pooled.
-
-    Args:
-        pred: predicted mask, bool, shape (X, Y, Z).
-        truth: annotated mask, same shape.
-        tolerance_mm: of the normalised surface Dice; its number is taken as voxels.
-
-    Returns:
-        ``paper_msd_voxels`` and ``paper_nsd_voxels``, those of :func:`paper_metrics` in voxels;
-        ``paper_msd_pooled_voxels`` and ``paper_msd_directed_voxels``, what MONAI's calls give. With exactly one mask
-        empty the distances are infinite and the surface Dice 0; with both empty all are undefined (NaN).
+    Their preprocessing lost the maps' spacing, so that MONAI counted in voxels. Eq. 7 as printed is the mean of the two
+    directed averages, which no single call of MONAI gives: the default averages over one mask's border,
+    ``symmetric=True`` over both borders' voxels pooled. The tolerance's number is taken as voxels.
     """
     if not pred.any() or not truth.any():
         distance, nsd = (math.inf, 0.0) if pred.any() or truth.any() else (math.nan, math.nan)
@@ -245,19 +208,8 @@ def paper_voxel_metrics(pred: Mask, truth: Mask, tolerance_mm: float = 2.0) -> d
 def lesion_metrics(pred: Mask, truth: Mask, lesion_overlap: float = 0.0) -> dict[str, float]:
     """Detection of lesions as wholes: connected components (26-neighbourhood) of the two masks.
 
-    A lesion is detected when at least the share ``lesion_overlap`` of its voxels, and at least one, is predicted. A
-    predicted component is a false positive unless at least that share of its voxels, and at least one, is lesion.
-
-    Args:
-        pred: predicted mask, bool, shape (X, Y, Z).
-        truth: annotated mask, same shape.
-        lesion_overlap: in [0, 1]; 0 asks for one common voxel.
-
-    Returns:
-        ``lesions`` and ``predicted_lesions``, the numbers of components; ``lesion_sensitivity``, the share of the
-        lesions that is detected, NaN without a lesion; ``lesion_false_positives``, their number;
-        ``lesion_f1``, the harmonic mean of the sensitivity and of the share of predicted components that are no false
-        positives: 1 when both masks are empty, 0 when exactly one is.
+    A lesion is detected when at least the share ``lesion_overlap`` (in [0, 1]) of its voxels, and at least one, is
+    predicted. A predicted component is a false positive unless at least that share of its voxels is lesion.
 
     Raises:
         ValueError: when ``lesion_overlap`` is not in [0, 1].
@@ -294,13 +246,8 @@ def lesion_metrics(pred: Mask, truth: Mask, lesion_overlap: float = 0.0) -> dict
 def cc_dice(pred: Mask, truth: Mask) -> dict[str, float]:
     """Lesion-wise Dice, ``monai.metrics.compute_dice(per_component=True)`` (CC-Dice, arXiv:2410.18684).
 
-    Lesions are connected components (26-neighbourhood) of the truth; which one a voxel is nearest to is measured in
-    steps of the grid, as MONAI and its authors do. A voxel as near to two goes to either, so that the same masks,
-    turned, can differ by about 1e-3.
-
-    Args:
-        pred: predicted mask, bool, shape (X, Y, Z).
-        truth: annotated mask, same shape.
+    Which lesion a voxel is nearest to is measured in steps of the grid, as MONAI and its authors do. A voxel as near to
+    two goes to either, so that the same masks, turned, can differ by about 1e-3.
     """
     y_pred, y = (torch.as_tensor(np.stack([~mask, mask]))[None].float() for mask in (pred, truth))
     with warnings.catch_warnings():
@@ -317,7 +264,7 @@ def case_metrics(
     lesion_overlap: float = 0.0,
     grid: str = "",
 ) -> dict[str, float]:
-    """Everything side by side, on the part of the grid where there is something.
+    """What every registered function measures, on the part of the grid where there is something.
 
     Args:
         pred: predicted mask, bool, shape (X, Y, Z).
@@ -327,12 +274,9 @@ def case_metrics(
         lesion_overlap: see :func:`lesion_metrics`.
         grid: that the masks are on, ``native`` or ``resampled``; leaves out what is defined on the other one alone.
 
-    Returns:
-        What every registered function returns (:data:`scripts.evaluation.measure.FAMILIES`).
-
     Raises:
-        ValueError: when the masks have different shapes or are not three-dimensional, a spacing is not one positive
-            number for each axis, or ``lesion_overlap`` is not in [0, 1].
+        ValueError: when the masks have different shapes or are not three-dimensional, or a spacing is not one positive
+            number for each axis.
     """
     pred, truth = cropped(pred, truth, spacing_mm)
     options = {"spacing_mm": spacing_mm, "tolerance_mm": tolerance_mm, "lesion_overlap": lesion_overlap}

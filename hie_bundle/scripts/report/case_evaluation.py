@@ -18,13 +18,20 @@ from .. import data, report
 from ..data.mask_files import Readers
 from ..evaluation import metrics
 from ..evaluation.baselines import Baselines, FittedBaselines
-from ..evaluation.calibration import CaseProbabilities, read_threshold, write_thresholds
+from ..evaluation.calibration import (
+    Calibration,
+    CaseProbabilities,
+    calibration_file,
+    read_threshold,
+    write_thresholds,
+)
 from ..evaluation.lesions import LESION_COLUMNS, case_lesions, detection
 from ..evaluation.readers import reader_metrics
 from ..geometry.brain import brain_of
 from ..geometry.slices import upright
 from ..geometry.spacing import spacing_of
-from ..io.files import seen_from, write_atomically
+from ..inference.segmenter import DECIDING
+from ..io.files import seen_from, sha256_of, write_atomically
 from ..io.weights import read_record
 from ..runtime.distributed import from_first, gather_interleaved, is_first
 from ..runtime.errors import UserError
@@ -64,6 +71,8 @@ class CaseEvaluation:
         baselines: methods without a deep network; None takes those that need no training split.
         readers: masks of further readers; None: there are none.
         threshold_from: the ``thresholds.json`` of an evaluation of other cases: what its best threshold gives here.
+        calibration: ``fit`` one on these cases and keep it with the weights, or ``apply`` the one that is kept there;
+            masks stay as they are.
         overlays: whether to draw a picture of each case to ``overlays/<case>.png``, and its slices in the report.
         adc_window: ADC shown as black and as white.
         zadc_window: ZADC shown as black and as white.
@@ -85,6 +94,7 @@ class CaseEvaluation:
         baselines: Baselines | None = None,
         readers: Readers | None = None,
         threshold_from: str | None = None,
+        calibration: str | None = None,
         overlays: bool = True,
         adc_window: Sequence[float] = (0, 2500),
         zadc_window: Sequence[float] = (-6, 6),
@@ -100,12 +110,15 @@ class CaseEvaluation:
         self.fitted: FittedBaselines | None = None
         self.threshold_from = threshold_from
         self.chosen: float | None = None
+        self.calibration = calibration
+        self.calibrated: Calibration | None = None
         self.overlays = overlays
         self.adc_window = adc_window
         self.zadc_window = zadc_window
         self.rows: list[dict[str, Any]] = []
         self.views: dict[str, list[report.SliceView]] = {}
         self.probabilities: list[CaseProbabilities] = []
+        self.after: list[CaseProbabilities] = []  # calibrated
         self.lesions: list[list[dict[str, Any]]] = []
 
     def of(self, info: Mapping[str, Any], checkpoints: str | Sequence[str] = ()) -> CaseEvaluation:
@@ -113,7 +126,7 @@ class CaseEvaluation:
         other = copy(self)
         other.info = {**self.info, **self._with_near_paths(info)}
         other.checkpoints = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
-        other.rows, other.views, other.probabilities, other.lesions = [], {}, [], []
+        other.rows, other.views, other.probabilities, other.after, other.lesions = [], {}, [], [], []
         return other
 
     def _with_near_paths(self, info: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,12 +145,17 @@ class CaseEvaluation:
         """Forget what was measured before, and have the regression and the threshold ready.
 
         Raises:
-            UserError: when there is no threshold to be read, or a reader's mask is missing.
+            UserError: when there is no threshold to be read, or a reader's mask or the calibration is missing.
         """
         self.readers.find()
+        if self.calibration and not self.checkpoints:
+            raise UserError("--calibration belongs to weights: it is for run evaluating.")
+        if self.calibration == "apply":
+            self.calibrated = Calibration.read(calibration_file(self.checkpoints), self._making)
         self.rows.clear()
         self.views.clear()
         self.probabilities.clear()
+        self.after.clear()
         self.lesions.clear()
         if self.threshold_from is not None:
             self.chosen = read_threshold(self.threshold_from)
@@ -145,6 +163,11 @@ class CaseEvaluation:
             self.info = {**self.info, "threshold_from": f"{where}: {self.chosen:.2f}"}
         self.fitted = from_first(self.baselines.fitted() if is_first() else None)  # by one process for all
         self.info = {**self.info, "baselines": self._fitted.describe()}
+
+    @property
+    def _making(self) -> dict[str, Any]:
+        """Hash of the weights, and the settings that change masks, as a segmentation has them."""
+        return {"weights_sha256": sha256_of(*self.checkpoints), **{name: self.info.get(name) for name in DECIDING}}
 
     @property
     def _fitted(self) -> FittedBaselines:
@@ -189,7 +212,12 @@ class CaseEvaluation:
                 maps["probability"] = item["native_probability"].cpu().numpy()[0]
                 row |= self._probabilities(maps["probability"], truth, brain_of(adc))
             affine = item["native_image"].affine.cpu().numpy()
-            self.lesions.append(case_lesions(item["case"], grids["native"][0], truth, affine, maps, self.lesion_iou))
+            lesions = case_lesions(item["case"], grids["native"][0], truth, affine, maps, self.lesion_iou)
+            if self.calibrated:
+                drawn = [lesion for lesion in lesions if lesion["mask"] == "prediction"]
+                for lesion, real in zip(drawn, self.calibrated.real(drawn), strict=True):
+                    lesion["real_probability"] = real
+            self.lesions.append(lesions)
             if others := self.readers.masks(item["case"]):
                 row |= reader_metrics(grids["native"][0], [truth, *others])
             for number, member in enumerate(item.get("native_members", ()), start=1):
@@ -200,6 +228,9 @@ class CaseEvaluation:
         case = CaseProbabilities.of(probability, truth, brain)
         self.probabilities.append(case)
         measured = {"native_brier": case.brier, "native_ece": case.ece}
+        if self.calibrated:
+            self.after.append(after := CaseProbabilities.of(self.calibrated(probability), truth, brain))
+            measured |= {"native_brier_calibrated": after.brier, "native_ece_calibrated": after.ece}
         return measured if self.chosen is None else measured | {"native_dice_chosen": case.dice_at(self.chosen)}
 
     def draw(self, item: Mapping[str, Any]) -> None:
@@ -218,9 +249,11 @@ class CaseEvaluation:
         """Write the tables and the report, and log the comparison with the baselines."""
         rows, views = gather_interleaved(self.rows), gather_interleaved(list(self.views.items()))
         probabilities, lesions = gather_interleaved(self.probabilities), gather_interleaved(self.lesions)
-        if rows is None or views is None or probabilities is None or lesions is None:
+        after = gather_interleaved(self.after)
+        if rows is None or views is None or probabilities is None or lesions is None or after is None:
             return
         self.rows, self.views, self.probabilities, self.lesions = rows, dict(views), probabilities, lesions
+        self.after = after
         info = {**self.info, **report.provenance(self.checkpoints, self.output_dir)}
         if self.checkpoints:
             trainings = [read_record(Path(path)).get("training") for path in self.checkpoints]
@@ -237,6 +270,9 @@ class CaseEvaluation:
         labels, note = self._fitted.labels, f"Baselines {self._fitted.describe()}. {report.verdict(self.rows)}".strip()
         table = f"{report.comparison_table(self.rows, labels)}\n{note}"
         write_atomically(self.output_dir / "comparison.txt", table + "\n")
+        if self.calibration == "fit":
+            fitted = Calibration.fit(self._making, self.probabilities, single)
+            fitted.write(calibration_file(self.checkpoints), self.output_dir / "calibration.json")
         if self.probabilities:
             write_thresholds(self.output_dir / "thresholds.json", self.probabilities, self.info)
         report.write_report(
@@ -248,6 +284,7 @@ class CaseEvaluation:
             {"ADC (10⁻⁶ mm²/s)": self.adc_window, "ZADC": self.zadc_window},
             self.probabilities,
             single,
+            self.after,
         )
         logger.info("\n%s", table)
         logger.info("Wrote report.html, metrics.csv, metrics.json and comparison.txt to %s", self.output_dir)

@@ -56,6 +56,7 @@ def write_report(
     windows: Mapping[str, Sequence[float]] | None = None,
     probabilities: Sequence[CaseProbabilities] = (),
     lesions: tables.Rows = (),
+    after: Sequence[CaseProbabilities] = (),
 ) -> None:
     """Write ``report.html``.
 
@@ -68,6 +69,7 @@ def write_report(
         windows: what is black and what is white in the slices, by map, for the legend.
         probabilities: of the cases, where there are any.
         lesions: rows of ``lesions.csv``.
+        after: as ``probabilities``, calibrated.
     """
     order = tables.worst_first(rows)
     views = views or {}
@@ -85,7 +87,7 @@ def write_report(
         classes={name: part["cases"] for name, part in summary["by_size_class"].items()},
         metric_plots=_metric_plots(rows),
         volume_plots=[plots.dice_by_volume(rows), plots.volumes(rows), plots.bland_altman(rows)],
-        probability_plots=[plots.reliability(probabilities), plots.dice_by_threshold(probabilities)]
+        probability_plots=[plots.reliability(probabilities, after), plots.dice_by_threshold(probabilities)]
         if probabilities
         else [],
         lesion_plots=[plots.lesion_recall(lesions), plots.lesion_f1(lesions, len(rows))] if lesions else [],
@@ -254,8 +256,10 @@ def lesion_table(rows: tables.Rows) -> dict[str, Any]:
             "Centre (mm)": (", ".join(cell(f"{axis}_mm", 0)[0] for axis in "xyz"), row["z_mm"]),
             "Slices": (slices, row["first_slice"]), "Mean ADC": cell("mean_adc", 0),
             "Lowest ADC": cell("lowest_adc", 0), "Mean Z": cell("mean_z", 1), "Lowest Z": cell("lowest_z", 1),
-            "Mean prob.": cell("mean_probability", 2),
+            "Mean prob.": cell("mean_probability", 2), "Real": cell("real_probability", 2),
         }  # fmt: skip
+        if not calibrated:
+            del found["Real"]
         if "mask" not in row:  # without a truth, of one case
             return {heading: value for heading, value in found.items() if heading not in ("Case", "Mask")}
         match = f"{row['match']}" if row["matched"] else f"({row['match']})" if row["match"] else "–"
@@ -265,6 +269,7 @@ def lesion_table(rows: tables.Rows) -> dict[str, Any]:
             "Dice with it": cell("dice", 2) if row["match"] else ("–", ""),
         }
 
+    calibrated = any(row.get("real_probability") is not None for row in rows)
     shown = [cells(row) for row in sorted(rows, key=lambda row: -row["volume_ml"])[:MOST_LESIONS]]
     return {
         "count": len(rows),

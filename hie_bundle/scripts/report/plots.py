@@ -123,18 +123,26 @@ def bland_altman(axes: Axes, rows: Rows) -> tuple[str, str, str]:
 
 
 @plot
-def reliability(axes: Axes, cases: Sequence[CaseProbabilities]) -> tuple[str, str, str]:
-    """Share of lesion against predicted probability, over the brain voxels of all cases."""
+def reliability(
+    axes: Axes, cases: Sequence[CaseProbabilities], after: Sequence[CaseProbabilities] = ()
+) -> tuple[str, str, str]:
+    """Share of lesion against predicted probability, over all cases' brains, before and after calibration."""
     predicted, observed = calibration.reliability(cases)
-    voxels = np.sum([case.voxels for case in cases], axis=0)
+    voxels = np.sum([case.bins[0] for case in cases], axis=0)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="calibrated")
     axes.plot(predicted, observed, color=BLUE, linewidth=1.4, marker="o", markersize=4, label="observed")
+    if after:
+        axes.plot(*calibration.reliability(after), color=ORANGE, linewidth=1.4, marker="o", markersize=4,
+                  label="after calibration")  # fmt: skip
     axes.set_xlim(-0.03, 1.03)
     _labels(axes, "Lesion probability, mean of a bin", "Share of lesion", shares=True)
     inner = 1 - float(voxels[0] + voxels[-1]) / float(voxels.sum())
     caption = (
         f"{calibration.BINS} bins of equal width; {100 * inner:.1f} % of the brain’s voxels are in the inner ones."
     )
+    if after:
+        errors = [np.mean([case.ece for case in which]) for which in (cases, after)]
+        caption += f" Calibration error, mean of the cases: {errors[0]:.4f}, calibrated {errors[1]:.4f}."
     shares = ", ".join(f"{p:.2f}: {share:.2f}" for p, share in zip(predicted, observed, strict=True))
     return "Reliability of the probabilities", caption, f"Share of lesion by probability. {shares}."
 

@@ -175,6 +175,7 @@ _TYPES: list[tuple[Any, str]] = [
     (_TEXT, "loss_name base_url dataset_name"),
     (Literal["float32", "bfloat16"], "training_precision precision"),
     (Literal["skip", "stop"], "on_nonfinite"),
+    (Literal["fit", "apply"] | None, "calibration"),
     (Literal["auto", "device", "host"], "data_on"),
     (Literal[".nii.gz", ".nii", ".mha"], "output_ext"),
     (Literal["nearest-exact", "nearest", "trilinear", "area"], "label_mode"),
