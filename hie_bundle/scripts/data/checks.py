@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..geometry.brain import are_normalised, brain_of, clear_background
 from ..io.volumes import Volume, VolumeError, read_volume
 from ..runtime.errors import DatasetError
+from .adc_level import adc_level
 from .relations import label_faults, map_faults
 
 __all__ = ["CaseReport", "Limits", "Problem", "check_case", "grid_difference", "require_numbers"]
@@ -347,6 +348,8 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
     if zadc is not None and not like_zadc(zadc, limits):
         message = f"is no Z map: its values go from {_span([zadc.min(), zadc.max()])}, beyond ±{limits.zadc_limit:g}"
         report.problems.append(Problem(_file(report, "zadc"), message))
+    if zadc is None and not report.problems and (note := adc_level(adc, volumes["adc"].spacing_mm).note):
+        report.notes.append(note)
     if not report.problems:  # of a map in another unit it is known what is wrong
         _add_map_faults(report, adc, zadc, brain, limits)
 

@@ -23,7 +23,9 @@ from monai.transforms import (
     Transform,
 )
 from monai.utils import ImageMetaKey, MetaKeys
+from nibabel.affines import voxel_sizes
 
+from ..data.adc_level import adc_level
 from ..data.checks import Limits, are_swapped, grid_difference, like_adc
 from ..geometry.brain import are_normalised, clear_background
 from ..io.images import metatensor_of
@@ -82,7 +84,8 @@ class LoadMapsd(LoadImaged):
     refused what would give a wrong mask without an error.
 
     A case without a ZADC map has an image of one channel. With ``zadc: optional`` in ``limits`` it gets a second
-    channel of NaN, in the background too, which a transform of the recipe must replace.
+    channel of NaN, in the background too, which a transform of the recipe must replace; ADC is brought to a newborn's
+    level (:func:`scripts.data.adc_level.adc_level`).
 
     Args:
         keys: keys of file names, or of lists of file names to be stacked as channels.
@@ -126,7 +129,8 @@ class LoadMapsd(LoadImaged):
         if len(maps) == 1 and self.limits.zadc == "optional":
             if not are_normalised(maps[0]) and not like_adc(maps[0], self.limits):
                 raise UserError(f"{name}: one map, which by its values is no ADC map in 1e-6 mm²/s.")
-            both = torch.stack([torch.as_tensor(maps[0]), torch.full(maps.shape[1:], torch.nan)])
+            level = 1.0 if are_normalised(maps[0]) else adc_level(maps[0], voxel_sizes(np.asarray(image.affine))).factor
+            both = torch.stack([torch.as_tensor(maps[0] * level), torch.full(maps.shape[1:], torch.nan)])
             return MetaTensor(both, meta={**image.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0})
         if len(maps) != 2:
             raise UserError(f"{name}: {len(maps)} channel{'s' * (len(maps) != 1)}, not the two maps ADC and ZADC.")

@@ -1,0 +1,75 @@
+"""Level of an ADC map that has no Z map beside it: scanners and protocols scale ADC by up to 15 %."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from ..geometry.brain import brain_of
+
+__all__ = ["AdcLevel", "adc_level"]
+
+FLUID, TISSUE = 2800.0, 1290.0  # 1e-6 mm²/s, of newborns on right scales: tests/benchmarks/adc_level.py
+TISSUE_RANGE = (0.35, 0.75)  # of the fluid: a newborn's tissue that is not injured
+PLAUSIBLE = (0.15, 0.6)  # tissue by fluid; beyond it there is no fluid in the map, or no brain
+OLD_OR_INJURED = 0.34  # tissue by fluid; a newborn's is 0.46, an adult's 0.25
+NEWBORN_ML = 800.0
+UNCHANGED = 0.05  # smaller corrections are within the spread of healthy newborns
+
+
+@dataclass(frozen=True)
+class AdcLevel:
+    """What an ADC map says of its own scale.
+
+    Attributes:
+        fluid: 99.9th percentile in the brain, 1e-6 mm²/s.
+        tissue: median of uninjured tissue, 1e-6 mm²/s.
+        factor: by which the map is multiplied to be on the level of newborns; 1 where it is.
+        note: the same for people.
+    """
+
+    fluid: float
+    tissue: float
+    factor: float
+    note: str
+
+
+def adc_level(adc: NDArray[Any], spacing_mm: ArrayLike) -> AdcLevel:
+    """The level of cerebrospinal fluid and of tissue, and what they have in common.
+
+    Injury lowers the tissue, wide or narrow spaces of fluid move the fluid; a wrong scale moves both. So the scale is
+    the median of 1 and both quotients to a newborn's level: it is 1 unless both are off in the same direction. A brain
+    above 800 ml is no newborn's, and its tissue alone decides.
+
+    Args:
+        adc: skull-stripped, 1e-6 mm²/s, shape (X, Y, Z).
+        spacing_mm: voxel size along each axis.
+    """
+    spacing, brain = np.asarray(spacing_mm, dtype=float), brain_of(adc)
+    if not brain.any():
+        return AdcLevel(0.0, 0.0, 1.0, "")
+    across = int(np.argmax(spacing))
+    smooth = ndimage.median_filter(np.asarray(adc, np.float32), [1 if axis == across else 3 for axis in range(3)])
+    values = smooth[brain]
+    fluid = float(np.percentile(values, 99.9))
+    low, high = TISSUE_RANGE[0] * fluid, TISSUE_RANGE[1] * fluid
+    every = float(np.median(values[values < high])) if (values < high).any() else 0.0
+    inside = (values > low) & (values < high)
+    old = float(brain.sum() * spacing.prod()) / 1000 > NEWBORN_ML
+    tissue = float(np.median(values[inside])) if inside.any() and not old else every
+    if not (fluid > 0 and PLAUSIBLE[0] <= every / fluid and tissue / fluid <= PLAUSIBLE[1]):
+        return AdcLevel(fluid, tissue, 1.0, "")
+    scale = tissue / TISSUE if old else float(np.median([1.0, fluid / FLUID, tissue / TISSUE]))
+    factor = 1.0 if abs(scale - 1) < UNCHANGED else 1 / scale
+    found = f"fluid {fluid:.0f}, tissue {tissue:.0f} (newborns: {FLUID:.0f}, {TISSUE:.0f} · 1e-6 mm²/s)"
+    notes = [] if factor == 1 else [f"ADC level: {found}; segmented after multiplication by {factor:.2f}"]
+    if every < OLD_OR_INJURED * fluid:
+        notes.append(
+            f"tissue has {every / fluid:.0%} of the fluid's ADC (newborns: {TISSUE / FLUID:.0%}): an adult's brain, or "
+            "most of it is injured"
+        )
+    return AdcLevel(fluid, tissue, factor, ". ".join(notes))
