@@ -1,5 +1,7 @@
 import inspect
+import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,16 @@ def test_rerun_completes_what_is_missing_and_touches_nothing_else(cohort: Path) 
     assert lost.read_bytes() == content
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert not list(cohort.rglob(".partial-*"))
+
+
+@pytest.mark.parametrize(("kinds", "stops"), [({}, False), ({"laminar": 1.0}, True)])
+def test_the_plain_cohort_of_0_10_is_todays(tmp_path: Path, kinds: dict[str, float], stops: bool) -> None:
+    phantom.write_cohort(tmp_path, 1, 0, 0, seed=3, num_workers=0, progress=False, **TINY)
+    manifest = json.loads((tmp_path / "phantom.json").read_text())
+    manifest["options"] |= {"kinds": kinds, "z_clip": 10.0}
+    (tmp_path / "phantom.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="other settings") if stops else nullcontext():
+        phantom.write_cohort(tmp_path, 1, 0, 0, seed=3, num_workers=0, progress=False, **TINY)
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"num_val": 1}, {"fine_mm": 3.0}])

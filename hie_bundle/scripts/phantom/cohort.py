@@ -120,7 +120,11 @@ def claim(root: Path, manifest: dict[str, Any]) -> None:
     """Mark ``root`` as the folder of this cohort, or raise if it is another's."""
     path = root / MANIFEST
     if path.exists():
-        if json.loads(path.read_text()) != manifest:
+        before = json.loads(path.read_text())
+        options = before.get("options", {})
+        # up to 0.10 a cohort had further settings; the plain one, without kinds of injury of its own, is today's
+        same = {name: options.get(name) for name in manifest["options"]}
+        if options.get("kinds") or before | {"options": same} != manifest:
             raise UserError(
                 f"{root} holds a phantom cohort made with other settings (see {path}). "
                 "Choose another output_dir, or delete that folder first."

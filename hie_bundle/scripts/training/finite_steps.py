@@ -102,14 +102,15 @@ class FiniteSteps:
             self._restore(fine)
             if not scaled:
                 self.network.zero_grad(set_to_none=True)
-        self._unread.append((torch.stack([fine.float(), loss.float(), norm.float()]), step))
+        self._unread.append((torch.stack([fine.float(), loss.float().mean(), norm.float()]), step))
         if len(self._unread) >= self.read_every:
             self.read(engine)
 
     def read(self, engine: SupervisedTrainer) -> None:
         """Read back what happened since the last reading."""
         unread, self._unread = self._unread, []
-        for (fine, loss, norm), (_, step) in zip([one.tolist() for one, _ in unread], unread, strict=True):
+        values = torch.stack([one for one, _ in unread]).tolist() if unread else []
+        for (fine, loss, norm), (_, step) in zip(values, unread, strict=True):
             self.in_a_row = 0 if fine else self.in_a_row + 1
             if fine:
                 continue

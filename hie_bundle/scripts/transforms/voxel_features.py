@@ -15,12 +15,11 @@ from ..geometry.brain import brain_of
 from ..io.volumes import Volume
 from .symmetry import mid_sagittal_plane, mirrored
 
-__all__ = ["MINIMA_MM", "NUMBER", "SCALES_MM", "features", "local_means"]
+__all__ = ["MINIMA_MM", "SCALES_MM", "features", "local_means"]
 
 SCALES_MM = (1.0, 2.0, 4.0, 8.0)  # standard deviations of the Gaussians
 MINIMA_MM = (3.0, 6.0)  # sides of the boxes
 QUANTILES = (0.05, 0.25, 0.5, 0.75)
-NUMBER = 33  # of features
 Floats = NDArray[np.float32]
 
 
