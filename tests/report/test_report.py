@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -186,6 +186,14 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: py
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
+def _slices(adc: np.ndarray, zadc: np.ndarray, truth: np.ndarray, pred: np.ndarray, spacing_mm: Sequence[float],
+            *windows: Sequence[float]) -> report.CaseSlices:  # fmt: skip
+    named = {"windows": dict(zip(("ADC", "ZADC"), windows, strict=True))} if windows else {}
+    return report.CaseSlices(
+        {"ADC": adc, "ZADC": zadc}, {"truth": truth, "pred": pred}, np.diag([*spacing_mm, 1]), **named
+    )
+
+
 def _picture(truth_at: tuple[int, int] | None, pred_at: tuple[int, int] | None) -> np.ndarray:
     adc = np.zeros((40, 60, 10))
     adc[5:35, 5:55, 1:9] = 1200
@@ -195,7 +203,7 @@ def _picture(truth_at: tuple[int, int] | None, pred_at: tuple[int, int] | None) 
         if place:
             mask[place[0] - 3 : place[0] + 3, place[1] - 3 : place[1] + 3, 6] = True
         masks.append(mask)
-    png = report.render_case(adc, np.where(adc > 0, -1.0, 0), *masks, (2.0, 2.0, 4.0), "case <1> $x")
+    png = _slices(adc, np.where(adc > 0, -1.0, 0), *masks, (2.0, 2.0, 4.0)).overlay("case <1> $x")
     return imread(io.BytesIO(png))[..., :3]
 
 
@@ -236,26 +244,26 @@ def test_the_slices_that_matter() -> None:
     truth[10:20, 10:20, 4] = True
     truth[10:15, 10:15, 7] = pred[10:20, 10:20, 4] = True
     pred[10:25, 25:30, 8] = True
-    views = report.case_views(adc, zadc, truth, pred, (1.5, 1.2, 4.0))
-    assert [(view.slice, view.reasons) for view in views] == [(5, ("most lesion",)), (9, ("worst error",))]
-    assert [view.lesion_mm2 for view in views] == pytest.approx([180.0, 0.0])
-    assert [view.added_mm2 for view in views] == pytest.approx([0.0, 135.0])
-    assert [view.missed_mm2 for view in views] == [0.0, 0.0]
+    views = _slices(adc, zadc, truth, pred, (1.5, 1.2, 4.0)).views_of_errors()
+    assert [(view.slice, view.reasons) for view in views] == [(5, ["most lesion"]), (9, ["worst error"])]
+    assert [view.area_mm2["truth"] for view in views] == pytest.approx([180.0, 0.0])
+    assert [view.area_mm2["added"] for view in views] == pytest.approx([0.0, 135.0])
+    assert [view.area_mm2["missed"] for view in views] == [0.0, 0.0]
     pred[10:20, 10:20, 4] = False  # now the slice with most lesion is also the worst
-    (view,) = report.case_views(adc, zadc, truth, pred, (1.5, 1.2, 4.0))
-    assert (view.slice, view.reasons) == (5, ("most lesion", "worst error"))
-    assert view.missed_mm2 == pytest.approx(180.0)
+    (view,) = _slices(adc, zadc, truth, pred, (1.5, 1.2, 4.0)).views_of_errors()
+    assert (view.slice, view.reasons) == (5, ["most lesion", "worst error"])
+    assert view.area_mm2["missed"] == pytest.approx(180.0)
 
 
 def test_slices_of_cases_without_lesion() -> None:
     adc, zadc, truth, pred = _volumes()
-    (view,) = report.case_views(adc, zadc, truth, pred, (1.0, 1.0, 1.0))
-    assert (view.reasons, view.truth, view.pred) == (("most brain",), "", "")
+    (view,) = _slices(adc, zadc, truth, pred, (1.0, 1.0, 1.0)).views_of_errors()
+    assert (view.reasons, view.outlines["truth"], view.outlines["pred"]) == (["most brain"], "", "")
     pred[10, 10, 3] = True
-    (view,) = report.case_views(adc, zadc, truth, pred, (1.0, 1.0, 1.0))
-    assert (view.slice, view.reasons) == (4, ("most prediction", "worst error"))
+    (view,) = _slices(adc, zadc, truth, pred, (1.0, 1.0, 1.0)).views_of_errors()
+    assert (view.slice, view.reasons) == (4, ["most prediction", "worst error"])
     nothing = np.zeros((5, 6, 7))
-    (view,) = report.case_views(nothing, nothing, nothing > 0, nothing > 0, (1.0, 1.0, 1.0))
+    (view,) = _slices(nothing, nothing, nothing > 0, nothing > 0, (1.0, 1.0, 1.0)).views_of_errors()
     assert view.size_mm == (5.0, 6.0)
 
 
@@ -269,26 +277,26 @@ def test_outlines_lie_where_the_masks_are() -> None:
     truth[6:10, 8:18, 5] = True  # the patient's left: the viewer's right; towards the back: below
     truth[20, 30, 5] = True
     pred[18:24, 20:30, 5] = True
-    (view,) = report.case_views(adc, zadc, truth, pred, (2.0, 1.0, 3.0))
+    (view,) = _slices(adc, zadc, truth, pred, (2.0, 1.0, 3.0)).views_of_errors()
     assert view.size_mm == ((22 + 6) * 2.0, (29 + 6) * 1.0)  # the brain and three voxels around it
-    block, single = sorted(_polygons(view.truth), key=len, reverse=True)
+    block, single = sorted(_polygons(view.outlines["truth"]), key=len, reverse=True)
     right, bottom = (26 + 3) * 2.0, 35 + 3  # where the box ends, in voxel edges of the volume
     assert [block[:, 0].min(), block[:, 0].max()] == pytest.approx([right - 10 * 2, right - 6 * 2])
     assert [block[:, 1].min(), block[:, 1].max()] == pytest.approx([bottom - 18, bottom - 8])
     assert single.mean(axis=0) == pytest.approx([right - 20.5 * 2, bottom - 30.5])
-    (outline,) = _polygons(view.pred)
+    (outline,) = _polygons(view.outlines["pred"])
     x, y = outline.T
     area = 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
     corners = 4 * 0.5 * (2.0 / 2) * (1.0 / 2)  # cut off at the middle of the edges
-    assert area == pytest.approx(view.predicted_mm2 - corners)
+    assert area == pytest.approx(view.area_mm2["pred"] - corners)
 
 
 def test_slices_show_the_window() -> None:
     adc, zadc, truth, pred = _volumes()
     truth[10, 10, 5] = True
-    (view,) = report.case_views(adc, zadc, truth, pred, (1.0, 1.0, 1.0), (500, 2000), (-4, 4))
+    (view,) = _slices(adc, zadc, truth, pred, (1.0, 1.0, 1.0), (500, 2000), (-4, 4)).views_of_errors()
     box = np.s_[1:29, 3:38, 5]
-    for png, volume, (low, high) in ((view.adc, adc, (500, 2000)), (view.zadc, zadc, (-4, 4))):
+    for png, volume, (low, high) in ((view.pictures["ADC"], adc, (500, 2000)), (view.pictures["ZADC"], zadc, (-4, 4))):
         shown = imread(io.BytesIO(base64.b64decode(png)))
         inside = adc[box].T[::-1, ::-1] > 0
         grey = ((volume[box].T[::-1, ::-1] - low) / (high - low)).clip(0, 1)
@@ -322,18 +330,18 @@ def test_a_plot_of_nothing_defined_is_a_plot() -> None:
 
 def test_volume_plots_have_a_place_for_zero() -> None:
     rows = many_rows(40)
-    for plot in (plots.dice_by_volume(rows), plots.volumes(rows), plots.bland_altman(rows)):
+    for plot in (plots.dice_by_volume(rows), plots.bland_altman(rows)):
         assert {"0", "0.1", "1", "10"} <= set(_texts(plot))
     limits = report.volume_agreement(rows)
     told = plots.bland_altman(rows).caption.replace("−", "-")
     figures = [float(text) for text in re.findall(r"[-+]\d+\.\d", told)]
     assert figures == pytest.approx([limits["bias"], limits["low"], limits["high"]], abs=0.05)
-    for plot in (plots.dice_by_volume(ROWS[:1]), plots.volumes(ROWS[:1]), plots.bland_altman(ROWS[:1])):
+    for plot in (plots.dice_by_volume(ROWS[:1]), plots.bland_altman(ROWS[:1])):
         assert "0" in _texts(plot)  # one case, no volume at all
 
 
 def test_plots_are_reproducible() -> None:
-    assert plots.volumes(many_rows(9)) == plots.volumes(many_rows(9))
+    assert plots.bland_altman(many_rows(9)) == plots.bland_altman(many_rows(9))
 
 
 def test_gain_of_an_ensemble() -> None:
@@ -365,8 +373,8 @@ def test_curves_are_read_from_event_files(tmp_path: Path) -> None:
         for epoch, dice in enumerate((0.1, 0.5, 0.3), 1):
             writer.add_scalar("val_mean_dice", dice, epoch, walltime=epoch)
     curves = report.read_curves(tmp_path / "logs")
-    steps, values = zip(*curves["loss"], strict=True)
-    assert steps == tuple(range(1, 61))
+    steps, values = list(curves["loss"]), list(curves["loss"].values())
+    assert steps == list(range(1, 61))
     assert values == pytest.approx([(1 if step < 31 else 2) / step for step in steps], rel=1e-6)
     loss, dice = plots.training_curves(curves)
     assert "mean of 2 batches" in _texts(loss)

@@ -23,7 +23,7 @@ from test_report import many_rows
 from scripts import report
 from scripts.evaluation.measures import column
 from scripts.report.case_evaluation import CaseEvaluation
-from scripts.report.columns import grouped
+from scripts.report.table import grouped
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 EVIL = "<script>alert(1)</script>"
@@ -80,7 +80,8 @@ def _views(rows: list[dict[str, Any]]) -> dict[str, list[report.SliceView]]:
     adc = rng.uniform(100, 2000, (20, 24, 6))
     truth, pred = np.zeros(adc.shape, bool), np.zeros(adc.shape, bool)
     truth[5:9, 5:9, 2] = pred[12:18, 6:9, 4] = True
-    return {row["case"]: report.case_views(adc, adc / 1000, truth, pred, (1.0, 1.0, 3.0)) for row in rows}
+    slices = report.CaseSlices({"ADC": adc, "ZADC": adc / 1000}, {"truth": truth, "pred": pred}, np.diag([1, 1, 3, 1]))
+    return {row["case"]: slices.views_of_errors() for row in rows}
 
 
 def _write(folder: Path, rows: list[dict[str, Any]], info: dict[str, Any] | None = None, **more: Any) -> str:
@@ -95,7 +96,7 @@ def page_text(tmp_path_factory: pytest.TempPathFactory) -> str:
     rows[3]["case"] = EVIL
     for row in rows:
         row |= {"member_1_dice": row["native_dice"] * 0.9}
-    curves = {"loss": [(i, 1 / i) for i in range(1, 50)], "val_mean_dice": [(1, 0.2), (2, 0.4)]}
+    curves = {"loss": {i: 1 / i for i in range(1, 50)}, "val_mean_dice": {1: 0.2, 2: 0.4}}
     info = {"split": "test", "dataset_dir": f"/data/{EVIL}", "features": [8, 16], **report.provenance()}
     return _write(
         tmp_path_factory.mktemp("page"), rows, info, views=_views(rows), curves=curves, windows={"ADC": (0, 2500)}
@@ -130,7 +131,7 @@ def test_names_of_cases_and_folders_are_harmless(page_text: str) -> None:
 def test_what_a_screen_reader_needs(page_text: str) -> None:
     page = Page(page_text)
     assert page.attributes("html", "lang") == ["en"]
-    assert len(page.attributes("img", "alt")) == page.count("img") > 10
+    assert len(page.attributes("img", "alt")) == page.count("img") >= 10
     assert all(len(alt) > 20 for alt in page.attributes("img", "alt"))
     assert len(page.attributes("th", "scope")) == page.count("th")
     assert page.count("caption") == page.count("table")

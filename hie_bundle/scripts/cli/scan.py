@@ -13,10 +13,10 @@ import numpy as np
 
 from ..data.checks import Limits, grid_difference
 from ..inference.segmenter import CAUTION, Segmenter
-from ..io.files import whole_folder, write_json
+from ..io.files import whole_folder, write_atomically, write_json
 from ..io.images import write
 from ..io.volumes import Volume
-from ..report.segmented import write_case_picture
+from ..report.pictures import CaseSlices
 from ..runtime.errors import UserError
 from ..runtime.mixins import bundle_version
 from ..scanner.adc import adc_from_dicom, b0_of
@@ -109,7 +109,8 @@ def write_scan(
         write(work / "lesion.nii.gz", result.mask, result.affine)
         segmentation_of(result.mask, source).save_as(work / "lesion.dcm")
         maps = {"ADC": stripped.array} | ({} if zadc is None else {"ZADC": zadc})
-        write_case_picture(work / "lesion.png", maps, result.mask, result.affine, result.line)
+        slices = CaseSlices(maps, {"pred": result.mask}, result.affine)
+        write_atomically(work / "lesion.png", slices.spread_picture(result.line))
         if secondary_capture:
             capture_of(work / "lesion.png", source).save_as(work / "lesion_picture.dcm")
         write_json(

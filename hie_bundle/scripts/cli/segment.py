@@ -256,7 +256,8 @@ def _write(
     if not {"lesion_table", "overlay", "report"} & place.keys():
         return
     from ..evaluation.lesions import COMPONENT_COLUMNS, lesions_of
-    from ..report.segmented import write_case_page, write_case_picture
+    from ..report.page import write_case_page
+    from ..report.pictures import CaseSlices
 
     names = {"ADC": "adc", "ZADC": "z"}
     maps = {names[name]: volume for name, volume in found.maps.items()} | {"probability": found.probability}
@@ -266,8 +267,9 @@ def _write(
     if "lesion_table" in place:
         write_atomically(place["lesion_table"], csv_table(lesions, COMPONENT_COLUMNS))
 
+    slices = CaseSlices(found.maps, {"pred": found.mask}, found.affine)
     if "overlay" in place:
-        write_case_picture(place["overlay"], found.maps, found.mask, found.affine, found.line)
+        write_atomically(place["overlay"], slices.spread_picture(found.line))
     if "report" in place:
         tiles = [("Lesion", f"{found.lesion_ml:.2f} ml"), ("Of the brain", f"{100 * found.lesion_fraction:.2f} %"),
                  ("Lesions", str(found.lesions)), ("Brain", f"{found.brain_ml:.0f} ml")]  # fmt: skip
@@ -279,7 +281,7 @@ def _write(
         facts["Smallest lesion"] = f"{segmenter.smallest_lesion_mm3:g} mm³"
         facts["Limited to the brain"] = "yes" if segmenter.limit_to_brain else "no"
         notes = [found.plausibility.line, *found.notes]
-        write_case_page(place["report"], found.maps, found.mask, found.affine, found.case, tiles, notes, facts, lesions)
+        write_case_page(place["report"], slices, found.case, tiles, notes, facts, lesions)
 
 
 def _files(job: Job) -> dict[str, Any]:

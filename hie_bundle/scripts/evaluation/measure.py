@@ -73,6 +73,11 @@ class Measure:
         """The label with its unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
+    @property
+    def arrow(self) -> str:
+        """Which way is better."""
+        return {"higher": "↑", "lower": "↓"}.get(self.better, "")
+
     def text(self, value: float | None) -> str:
         """A value as it is printed; "–" where there is none, "∞" where it is infinite."""
         if value is None or value != value:
@@ -80,6 +85,15 @@ class Measure:
         if value in (float("inf"), float("-inf")):
             return "∞" if value > 0 else "−∞"
         return f"{value:.{self.digits}f}".replace("-", "−")
+
+    def with_unit(self, value: float | None) -> str:
+        """A value with its unit, where there is one."""
+        text = self.text(value)
+        return f"{text} {self.unit}" if self.unit and text not in "–∞" else text
+
+    def signed(self, value: float) -> str:
+        """A difference with its sign."""
+        return f"{'+' * (value > 0)}{self.text(value)}"
 
     def interval(self, figures: Mapping[str, Any]) -> str:
         """The ``low`` and ``high`` of :func:`.describe` as they are printed; empty without any."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 
-from .. import data, report
+from ..data.datalists import held_out
+from ..data.folds import size_class
+from ..data.layout import file_name
 from ..data.mask_files import Readers
 from ..evaluation import metrics
 from ..evaluation.baselines import Baselines, FittedBaselines
@@ -28,13 +31,17 @@ from ..evaluation.calibration import (
 from ..evaluation.lesions import LESION_COLUMNS, case_lesions, detection
 from ..evaluation.readers import reader_metrics
 from ..geometry.brain import brain_of
-from ..geometry.slices import upright
 from ..geometry.spacing import spacing_of
 from ..inference.segmenter import DECIDING
 from ..io.files import seen_from, sha256_of, write_atomically
 from ..io.weights import read_record
 from ..runtime.distributed import from_first, gather_interleaved, is_first
 from ..runtime.errors import UserError
+from ..runtime.text import csv_table
+from .page import provenance, write_report
+from .pictures import CaseSlices, SliceView
+from .plots import read_curves
+from .tables import comparison_table, verdict, write_results
 
 __all__ = ["CaseEvaluation"]
 
@@ -42,6 +49,7 @@ logger = logging.getLogger(__name__)
 PATHS = ("dataset_dir", "datalist", "predictions_dir")  # names in the results, without their folders
 
 
+@dataclass(eq=False)
 class CaseEvaluation:
     """Measure every case on its native and on the resampled grid and write the results when all are done.
 
@@ -56,11 +64,11 @@ class CaseEvaluation:
     spacing in mm comes from. Without a ``native_image`` there is nothing on the native grid, no size class, no brain,
     no baseline and no picture, and the volumes are those of the network's grid.
 
-    Args:
+    Attributes:
         output_dir: folder for ``metrics.csv`` (one row a case), ``lesions.csv`` (one row a lesion), ``metrics.json``
-            (the summary), ``comparison.txt`` (the prediction against the baselines), ``report.html``, ``overlays/`` (a
-            picture of each case) and, of probabilities, ``thresholds.json`` (the mean Dice at each threshold, and the
-            best one). The report shows the training curves of ``tensorboard/`` in this folder, if there are any.
+            (the summary), ``comparison.txt`` (against the baselines), ``report.html``, ``overlays/`` (a picture of each
+            case) and, of probabilities, ``thresholds.json`` (mean Dice at each threshold, and the best one). The report
+            shows the training curves of ``tensorboard/`` in this folder, if there are any.
         info: what the results are of (data, split, settings …); repeated in the summary and the report.
         checkpoints: file or files with the weights that predicted; named with their SHA-256 and what they say of their
             training.
@@ -68,72 +76,48 @@ class CaseEvaluation:
         lesion_overlap: share of a lesion that must be met for it to count as detected, see
             :func:`scripts.evaluation.metrics.lesion_metrics`.
         lesion_iou: IoU from which a predicted component matches a lesion, see :func:`.case_lesions`.
-        baselines: methods without a deep network; None takes those that need no training split.
-        readers: masks of further readers; None: there are none.
+        baselines: methods without a deep network; by default those that need no training split.
+        readers: masks of further readers; by default there are none.
         threshold_from: the ``thresholds.json`` of an evaluation of other cases: what its best threshold gives here.
         calibration: ``fit`` one on these cases and keep it with the weights, or ``apply`` the one that is kept there;
             masks stay as they are.
         overlays: whether to draw a picture of each case to ``overlays/<case>.png``, and its slices in the report.
         adc_window: ADC shown as black and as white.
         zadc_window: ZADC shown as black and as white.
-
-    Attributes:
         rows: what was measured, one a case, in plain numbers and words.
         views: the slices of each case for the report.
         lesions: the rows of ``lesions.csv`` of each case.
     """
 
-    def __init__(
-        self,
-        output_dir: str,
-        info: Mapping[str, Any] | None = None,
-        checkpoints: str | Sequence[str] = (),
-        tolerance_mm: float = 2.0,
-        lesion_overlap: float = 0.0,
-        lesion_iou: float = 0.1,
-        baselines: Baselines | None = None,
-        readers: Readers | None = None,
-        threshold_from: str | None = None,
-        calibration: str | None = None,
-        overlays: bool = True,
-        adc_window: Sequence[float] = (0, 2500),
-        zadc_window: Sequence[float] = (-6, 6),
-    ) -> None:
-        self.output_dir = Path(output_dir).resolve()
-        self.info = self._with_near_paths(info or {})
-        self.checkpoints = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
-        self.tolerance_mm = tolerance_mm
-        self.lesion_overlap = lesion_overlap
-        self.lesion_iou = lesion_iou
-        self.baselines = baselines or Baselines()
-        self.readers = readers or Readers()
-        self.fitted: FittedBaselines | None = None
-        self.threshold_from = threshold_from
-        self.chosen: float | None = None
-        self.calibration = calibration
-        self.calibrated: Calibration | None = None
-        self.overlays = overlays
-        self.adc_window = adc_window
-        self.zadc_window = zadc_window
-        self.rows: list[dict[str, Any]] = []
-        self.views: dict[str, list[report.SliceView]] = {}
-        self.probabilities: list[CaseProbabilities] = []
-        self.after: list[CaseProbabilities] = []  # calibrated
-        self.lesions: list[list[dict[str, Any]]] = []
+    output_dir: str | Path
+    info: Mapping[str, Any] = field(default_factory=dict)
+    checkpoints: str | Sequence[str] = ()
+    tolerance_mm: float = 2.0
+    lesion_overlap: float = 0.0
+    lesion_iou: float = 0.1
+    baselines: Baselines = field(default_factory=Baselines)
+    readers: Readers = field(default_factory=Readers)
+    threshold_from: str | None = None
+    calibration: str | None = None
+    overlays: bool = True
+    adc_window: Sequence[float] = (0, 2500)
+    zadc_window: Sequence[float] = (-6, 6)
+    rows: list[dict[str, Any]] = field(init=False, default_factory=list)
+    views: dict[str, list[SliceView]] = field(init=False, default_factory=dict)
+    probabilities: list[CaseProbabilities] = field(init=False, default_factory=list)
+    after: list[CaseProbabilities] = field(init=False, default_factory=list)  # calibrated
+    lesions: list[list[dict[str, Any]]] = field(init=False, default_factory=list)
+    chosen: float | None = field(init=False, default=None)
+    calibrated: Calibration | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.output_dir).resolve()
+        self.windows = {"ADC": self.adc_window, "ZADC": self.zadc_window}
+        self.weights = [self.checkpoints] if isinstance(self.checkpoints, str) else list(self.checkpoints)
 
     def of(self, info: Mapping[str, Any], checkpoints: str | Sequence[str] = ()) -> CaseEvaluation:
         """The same for other predictions: with more ``info``, and the weights that they come from."""
-        other = copy(self)
-        other.info = {**self.info, **self._with_near_paths(info)}
-        other.checkpoints = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
-        other.rows, other.views, other.probabilities, other.after, other.lesions = [], {}, [], [], []
-        return other
-
-    def _with_near_paths(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            name: seen_from(value, self.output_dir) if value is not None and name in PATHS else value
-            for name, value in info.items()
-        }
+        return replace(self, info={**self.info, **info}, checkpoints=checkpoints)
 
     def attach(self, engine: SupervisedEvaluator) -> None:
         """Act after each case and at the end."""
@@ -148,33 +132,28 @@ class CaseEvaluation:
             UserError: when there is no threshold to be read, or a reader's mask or the calibration is missing.
         """
         self.readers.find()
-        if self.calibration and not self.checkpoints:
+        if self.calibration and not self.weights:
             raise UserError("--calibration belongs to weights: it is for run evaluating.")
         if self.calibration == "apply":
-            self.calibrated = Calibration.read(calibration_file(self.checkpoints), self._making)
-        self.rows.clear()
-        self.views.clear()
-        self.probabilities.clear()
-        self.after.clear()
-        self.lesions.clear()
+            self.calibrated = Calibration.read(calibration_file(self.weights), self._making)
+        self.rows, self.views, self.probabilities, self.after, self.lesions = [], {}, [], [], []
+        self.info = {**self.info, "baselines": self._fitted.describe()}
         if self.threshold_from is not None:
             self.chosen = read_threshold(self.threshold_from)
-            where = seen_from(self.threshold_from, self.output_dir)
-            self.info = {**self.info, "threshold_from": f"{where}: {self.chosen:.2f}"}
-        self.fitted = from_first(self.baselines.fitted() if is_first() else None)  # by one process for all
-        self.info = {**self.info, "baselines": self._fitted.describe()}
+            where = seen_from(self.threshold_from, self.folder)
+            self.info["threshold_from"] = f"{where}: {self.chosen:.2f}"
 
     @property
     def _making(self) -> dict[str, Any]:
         """Hash of the weights, and the settings that change masks, as a segmentation has them."""
-        return {"weights_sha256": sha256_of(*self.checkpoints), **{name: self.info.get(name) for name in DECIDING}}
+        return {"weights_sha256": sha256_of(*self.weights), **{name: self.info.get(name) for name in DECIDING}}
 
-    @property
+    @cached_property
     def _fitted(self) -> FittedBaselines:
         """Fitted when the evaluation starts, or with the first case of one that is fed by hand."""
-        if self.fitted is None:
-            self.fitted = self.baselines.fitted()
-        return self.fitted
+        fitted = from_first(self.baselines.fitted() if is_first() else None)  # by one process for all
+        assert fitted is not None
+        return fitted
 
     def __call__(self, engine: SupervisedEvaluator) -> None:
         for inputs, outputs in zip(engine.state.batch, engine.state.output, strict=True):
@@ -194,9 +173,9 @@ class CaseEvaluation:
         if "pred" in item:
             compared["resampled"] = (_mask(item["pred"]), _mask(item["label"]), item["label"])
         grids = {grid: (pred, truth, spacing_of(on)) for grid, (pred, truth, on) in compared.items()}
-        row = {"case": item["case"], "site": item.get("site") or "", "size_class": data.size_class(None)}
+        row = {"case": item["case"], "site": item.get("site") or "", "size_class": size_class(None)}
         if "native" in grids:
-            row |= _brain_and_lesion(item, *grids["native"])
+            row |= _brain_and_lesion(brain_of(item["native_image"][0].cpu().numpy()), *grids["native"])
         row |= _volumes(*next(iter(grids.values())))
         for grid, masks_on in grids.items():
             measured = metrics.case_metrics(*masks_on, self.tolerance_mm, self.lesion_overlap, grid)
@@ -235,15 +214,13 @@ class CaseEvaluation:
 
     def draw(self, item: Mapping[str, Any]) -> None:
         """Write the picture of one case, and keep its slices for the report."""
-        arrays = [*item["native_image"].cpu().numpy(), *(_mask(item[f"native_{name}"]) for name in ("label", "pred"))]
+        adc, zadc = item["native_image"].cpu().numpy()
+        masks = {name: _mask(item[f"native_{of}"]) for name, of in (("truth", "label"), ("pred", "pred"))}
         affine = item["native_image"].affine.cpu().numpy()
-        (adc, spacing_mm), *others = (upright(array, affine) for array in arrays)
-        zadc, truth, pred = (array for array, _ in others)
-        volumes = (adc, zadc, truth, pred, spacing_mm)
-        windows = (self.adc_window, self.zadc_window)
-        self.views[item["case"]] = report.case_views(*volumes, *windows)
-        file = f"{data.file_name(item['case'])}.png"
-        write_atomically(self.output_dir / "overlays" / file, report.render_case(*volumes, item["case"], *windows))
+        slices = CaseSlices({"ADC": adc, "ZADC": zadc}, masks, affine, self.windows)
+        self.views[item["case"]] = slices.views_of_errors()
+        picture = self.folder / "overlays" / f"{file_name(item['case'])}.png"
+        write_atomically(picture, slices.overlay(item["case"]))
 
     def completed(self, _: SupervisedEvaluator | None = None) -> None:
         """Write the tables and the report, and log the comparison with the baselines."""
@@ -254,40 +231,33 @@ class CaseEvaluation:
             return
         self.rows, self.views, self.probabilities, self.lesions = rows, dict(views), probabilities, lesions
         self.after = after
-        info = {**self.info, **report.provenance(self.checkpoints, self.output_dir)}
-        if self.checkpoints:
-            trainings = [read_record(Path(path)).get("training") for path in self.checkpoints]
+        here = {name: seen_from(self.info[name], self.folder) for name in PATHS if self.info.get(name) is not None}
+        info = {**self.info, **here, **provenance(self.weights, self.folder)}
+        if self.weights:
+            trainings = [read_record(Path(path)).get("training") for path in self.weights]
             info["training"] = [_said(training) for training in trainings]
             where = [info.get(name) for name in ("split", "fold", "num_folds", "test_site")]
-            answers = [data.held_out(training, *where) for training in trainings]
+            answers = [held_out(training, *where) for training in trainings]
             # of several weights the one that knew most decides
             info["held_out"] = None if None in answers else min(map(str, answers))
         single = [row for case in self.lesions for row in case]
-        found = detection(single, len(self.rows), self.lesion_iou) if self.lesions else None
-        summary = report.write_results(self.rows, self.output_dir, info, {"lesions": found} if found else {})
+        more = {"lesions": detection(single, len(self.rows), self.lesion_iou)} if self.lesions else {}
+        summary = write_results(self.rows, self.folder, info, more)
         if self.lesions:
-            report.write_csv(self.output_dir / "lesions.csv", single, LESION_COLUMNS)
-        labels, note = self._fitted.labels, f"Baselines {self._fitted.describe()}. {report.verdict(self.rows)}".strip()
-        table = f"{report.comparison_table(self.rows, labels)}\n{note}"
-        write_atomically(self.output_dir / "comparison.txt", table + "\n")
+            write_atomically(self.folder / "lesions.csv", csv_table(single, LESION_COLUMNS))
         if self.calibration == "fit":
             fitted = Calibration.fit(self._making, self.probabilities, single)
-            fitted.write(calibration_file(self.checkpoints), self.output_dir / "calibration.json")
+            fitted.write(calibration_file(self.weights), self.folder / "calibration.json")
         if self.probabilities:
-            write_thresholds(self.output_dir / "thresholds.json", self.probabilities, self.info)
-        report.write_report(
-            self.output_dir / "report.html",
-            self.rows,
-            summary,
-            self.views,
-            report.read_curves(self.output_dir / "tensorboard"),
-            {"ADC (10⁻⁶ mm²/s)": self.adc_window, "ZADC": self.zadc_window},
-            self.probabilities,
-            single,
-            self.after,
-        )
+            write_thresholds(self.folder / "thresholds.json", self.probabilities, {**self.info, **here})
+        note = f"Baselines {self._fitted.describe()}. {verdict(self.rows)}".strip()
+        table = f"{comparison_table(self.rows, self._fitted.labels)}\n{note}"
+        write_atomically(self.folder / "comparison.txt", table + "\n")
+        curves = read_curves(self.folder / "tensorboard")
+        page = self.folder / "report.html"
+        write_report(page, self.rows, summary, self.views, curves, self.windows, self.probabilities, single, self.after)
         logger.info("\n%s", table)
-        logger.info("Wrote report.html, metrics.csv, metrics.json and comparison.txt to %s", self.output_dir)
+        logger.info("Wrote report.html, metrics.csv, metrics.json and comparison.txt to %s", self.folder)
 
 
 def _said(training: Mapping[str, Any] | None) -> str:
@@ -299,43 +269,30 @@ def _said(training: Mapping[str, Any] | None) -> str:
 
 
 def _brain_and_lesion(
-    item: Mapping[str, Any], pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
+    brain: np.ndarray, pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
 ) -> dict[str, Any]:
-    brain = brain_of(item["native_image"][0].cpu().numpy())
     lesion_fraction = float(truth.sum() / max(brain.sum(), 1))
+    anything = np.argwhere(brain | truth | pred)
+    box = np.ptp(anything, axis=0) + 1 if len(anything) else np.zeros(3)
     return {
-        "size_class": data.size_class(lesion_fraction),
+        "size_class": size_class(lesion_fraction),
         "lesion_fraction": lesion_fraction,
         "brain_ml": float(brain.sum()) * float(np.prod(spacing_mm)) / 1000,
-        "largest_distance_mm": _diagonal(brain | truth | pred, spacing_mm),
+        "largest_distance_mm": float(np.linalg.norm(box * spacing_mm)),
     }
 
 
 def _volumes(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     lesion_ml, predicted_ml = (float(mask.sum()) * voxel_ml for mask in (truth, pred))
+    difference = predicted_ml - lesion_ml
+    without_lesion = math.inf if difference else 0.0
     return {
         "lesion_ml": lesion_ml,
         "predicted_ml": predicted_ml,
-        "volume_difference_ml": predicted_ml - lesion_ml,
-        "relative_volume_difference": _relative(predicted_ml - lesion_ml, lesion_ml),
+        "volume_difference_ml": difference,
+        "relative_volume_difference": difference / lesion_ml if lesion_ml else without_lesion,
     }
-
-
-def _relative(difference: float, volume: float) -> float:
-    if volume:
-        return difference / volume
-    return math.inf if difference else 0.0
-
-
-def _diagonal(mask: np.ndarray, spacing_mm: Sequence[float]) -> float:
-    """Of the box around a mask in mm; 0 of an empty one."""
-    if not mask.any():
-        return 0.0
-    extent = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    return float(
-        np.linalg.norm([(axis[-1] - axis[0] + 1) * step for axis, step in zip(extent, spacing_mm, strict=True)])
-    )
 
 
 def _mask(tensor: torch.Tensor) -> np.ndarray:

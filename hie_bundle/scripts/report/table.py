@@ -1,44 +1,30 @@
-"""Tables of the report and of the study: built once, shown as HTML (macros.jinja) and as Markdown."""
+"""Tables of the report and of the study: which columns they have, and one form for HTML (macros.jinja) and Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation.measures import Measure
+from ..evaluation.measures import Measure, column
 
-__all__ = ["Cell", "Table", "figures_cell", "heading_cell"]
+__all__ = ["GROUPS", "Cell", "Group", "Table", "case_columns", "figures_cell", "grouped", "heading_cell"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell.
-
-    Attributes:
-        text: main line.
-        small: further lines.
-        bold: whether the main line is bold.
-        style: CSS class; ``paper`` are published figures, which Markdown puts into the cell before.
-        better: of a heading: ``higher`` or ``lower``, shown as an arrow.
-    """
+    """One cell: the main line, further lines, whether the main line is bold, and a CSS class."""
 
     text: str
     small: Sequence[str] = ()
     bold: bool = False
     style: str = ""
-    better: str = ""
-
-    @property
-    def arrow(self) -> str:
-        """Which way is better."""
-        return {"higher": "↑", "lower": "↓"}.get(self.better, "")
 
     @property
     def markdown(self) -> str:
         """The cell in one line."""
-        main = f"**{self.text}**" if self.bold else f"{self.text} {self.arrow}".rstrip()
-        return f"{main} ({', '.join(self.small)})" if self.small else main
+        main = f"**{self.text}**" if self.bold else self.text
+        return (f"{main} ({', '.join(self.small)})" if self.small else main).replace("|", "\\|")
 
 
 @dataclass(frozen=True)
@@ -63,26 +49,134 @@ class Table:
     def markdown(self) -> list[str]:
         """Lines of a Markdown table."""
         lines = [self.header, [Cell("---")] * len(self.header), *self.rows]
-        return [self._line(cells) for cells in lines]
-
-    def _line(self, cells: Sequence[Cell]) -> str:
-        texts: list[str] = []
-        for cell, heading in zip(cells, self.header, strict=True):
-            if heading.style != "paper":
-                texts.append(cell.markdown)
-            elif cell is heading and cell.small[-1].startswith("("):  # what the paper leaves open
-                texts[-1] += f"; paper: {cell.small[-1][1:-1]}"
-            elif cell is not heading and cell.text not in ("–", "---"):
-                texts[-1] += f"; paper: {cell.text}"
-        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+        return [f"| {' | '.join(cell.markdown for cell in cells)} |" for cells in lines]
 
 
 def heading_cell(known: Measure, *small: str) -> Cell:
     """The heading of a measure's column."""
-    return Cell(known.heading, small, better=known.better if known.better in ("higher", "lower") else "")
+    return Cell(f"{known.heading} {known.arrow}".strip(), small)
 
 
 def figures_cell(known: Measure, figures: Mapping[str, Any], *notes: str, bold: bool = False, style: str = "") -> Cell:
     """Mean and interval of :func:`.describe`."""
-    interval = known.interval(figures)
-    return Cell(known.text(figures["mean"]), [one for one in (interval, *notes) if one], bold, style)
+    return Cell(known.text(figures["mean"]), [*filter(None, (known.interval(figures), *notes))], bold, style)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns of one table.
+
+    Attributes:
+        title: its heading.
+        explanation: how they were measured.
+        grid: of the columns: ``native`` or ``resampled``.
+        definitions: whose; see :data:`scripts.evaluation.measure.GROUPS`.
+        compared: whether it is a table of the study, too, for its measures that compare.
+        folded: whether the page folds it.
+    """
+
+    title: str
+    explanation: str
+    grid: str
+    definitions: tuple[str, ...]
+    compared: bool = False
+    folded: bool = False
+
+    def takes(self, known: Measure) -> bool:
+        """Whether a column is in it."""
+        grid = "resampled" if known.name.startswith("resampled_") else "native"
+        return grid == self.grid and known.group in self.definitions
+
+
+PAPER = Group(
+    "Paper’s protocol, resampled grid",
+    "The paper’s definitions on the grid that the network works on, with the label resampled to it. Its Table 1 has "
+    "figures of four real validation cases and an unstated tolerance of the NSD. Its distances were probably counted "
+    "in voxels, as its preprocessing lost the voxel size (inferred, as are MONAI’s calls): compare the Dice, and the "
+    "distances by the columns in voxels; an order of magnitude, no more.",
+    "resampled",
+    ("shared", "paper"),
+    compared=True,
+)
+GROUPS = (
+    Group(
+        "Challenge’s definitions, native grid",
+        "Masks compared on the grid of the label file; surfaces are weighted by their area. The numbers of the "
+        "BONBID-HIE challenge.",
+        "native",
+        ("shared", "challenge"),
+        compared=True,
+    ),
+    Group(
+        "Paper’s definitions, native grid",
+        "The same masks, measured with MONAI’s metrics as in the paper, which count border voxels.",
+        "native",
+        ("shared", "paper"),
+    ),
+    PAPER,
+    Group(
+        "Further measures, native grid",
+        "How far off the worst surfaces are, what is missed and what is invented, as volumes and as single lesions.",
+        "native",
+        ("further",),
+        compared=True,
+    ),
+    Group(
+        "Readers, native grid",
+        "The label is reader 1; the others are those of --readers. The only published agreement of readers on such "
+        "lesions is a median F1 of 0.56 (Murphy et al. 2017).",
+        "native",
+        ("readers",),
+    ),
+    Group(
+        "Baselines and single models, native grid",
+        "Dice of methods without a deep network: thresholds on ZADC and on smoothed ZADC, and a voxelwise logistic "
+        "regression, fitted on the training cases; of an ensemble also each member alone.",
+        "native",
+        ("shared", "baseline"),
+    ),
+    Group(
+        "Challenge’s and further measures, resampled grid",
+        "For completeness; no published figure was measured like this.",
+        "resampled",
+        ("challenge", "further"),
+        folded=True,
+    ),
+)
+
+
+def grouped(names: Iterable[str]) -> list[tuple[Group, list[Measure]]]:
+    """The columns of a table in the groups of the report, without empty groups.
+
+    Args:
+        names: of the columns; each appears, in one group at least, except those that describe the cases.
+
+    Raises:
+        ValueError: when nobody registered a column.
+    """
+    columns = [column(name) for name in names if name != "case"]
+    result, seen = [], set()
+    for group in GROUPS:
+        members = sorted(filter(group.takes, columns), key=lambda known: group.definitions.index(known.group))
+        if any(known.name not in seen for known in members):
+            result.append((group, members))
+            seen |= {known.name for known in members}
+    return result
+
+
+def case_columns(names: Iterable[str]) -> list[Measure]:
+    """The columns that the report shows of each case: the size, everybody's measures, the baseline's, the volumes, the
+    others on the native grid, and everybody's on the resampled one.
+
+    Raises:
+        ValueError: when nobody registered a column.
+    """
+
+    def place(known: Measure) -> int:
+        if known.name.startswith("resampled_"):
+            return 5
+        return 0 if known.name == "size_class" else {"shared": 1, "baseline": 2, "case": 3}.get(known.group, 4)
+
+    columns = [column(name) for name in names if name != "case"]
+    shown = [known for known in columns if known.in_cases and (place(known) < 5 or known.group == "shared")]
+    return sorted(shown, key=place)

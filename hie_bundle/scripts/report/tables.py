@@ -15,13 +15,13 @@ from ..evaluation.measures import column
 from ..evaluation.statistics import describe
 from ..io.files import write_atomically
 from ..runtime.text import csv_table, csv_value
-from .columns import NO_NUMBERS
 
 __all__ = [
-    "BASELINES", "best_baseline", "comparison_table", "gain_over", "read_rows", "readers_sentence", "summarise",
-    "verdict", "volume_agreement", "write_csv", "write_results",
+    "BASELINES", "NO_NUMBERS", "best_baseline", "by_size_class", "comparison_table", "gain_over", "lead_grid",
+    "read_rows", "readers_sentence", "summarise", "verdict", "volume_agreement", "worst_first", "write_results",
 ]  # fmt: skip
 
+NO_NUMBERS = ("case", "site", "size_class")
 # methods without a deep network, by the column of their Dice
 BASELINES = {
     "baseline_dice": "the challenge’s threshold",
@@ -33,15 +33,10 @@ BASELINES = {
 Rows = Sequence[Mapping[str, Any]]
 
 
-def write_csv(path: Path, rows: Rows, columns: Sequence[str] | None = None) -> None:
-    """Write rows as a CSV file; see :func:`scripts.runtime.text.csv_table`."""
-    write_atomically(path, csv_table(rows, columns))
-
-
 def write_results(
     rows: Rows, output_dir: Path, info: Mapping[str, Any], more: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write ``metrics.csv``, one row a case in the given order, and ``metrics.json``, their summary.
+    """Write ``metrics.csv``, one row a case in the given order, and ``metrics.json``, their summary; return this.
 
     Args:
         rows: equal keys in each; numbers may be NaN (undefined) or infinite.
@@ -49,15 +44,12 @@ def write_results(
         info: what the results are of; goes into the summary as it is.
         more: what else goes into the summary.
 
-    Returns:
-        The summary, as written.
-
     Raises:
         ValueError: when there are no rows.
     """
     if not rows:
         raise ValueError("there are no results to write.")
-    write_csv(output_dir / "metrics.csv", rows)
+    write_atomically(output_dir / "metrics.csv", csv_table(rows))
     summary = {"info": dict(info), **summarise(rows), **(more or {})}
     write_atomically(output_dir / "metrics.json", json.dumps(summary, indent=2, allow_nan=False, default=str) + "\n")
     return summary
@@ -82,19 +74,18 @@ def summarise(rows: Rows) -> dict[str, Any]:
         of each hospital, where there are several; ``volume_agreement_ml`` as in :func:`volume_agreement`.
     """
     columns = [name for name in rows[0] if name not in NO_NUMBERS]
-    truth_empty = np.array([row["lesion_ml"] == 0 for row in rows])
-    pred_empty = np.array([row["predicted_ml"] == 0 for row in rows])
+    empty = {
+        "truth": [row["lesion_ml"] == 0 for row in rows],
+        "prediction": [row["predicted_ml"] == 0 for row in rows],
+        "both": [row["lesion_ml"] == row["predicted_ml"] == 0 for row in rows],
+    }
 
     def metrics(members: Rows) -> dict[str, Any]:
         return {name: describe([row[name] for row in members], bounds=column(name).bounds) for name in columns}
 
     return {
         "cases": len(rows),
-        "empty": {
-            "truth": int(truth_empty.sum()),
-            "prediction": int(pred_empty.sum()),
-            "both": int((truth_empty & pred_empty).sum()),
-        },
+        "empty": {name: sum(of) for name, of in empty.items()},
         "metrics": metrics(rows),
         "by_size_class": {
             name: {"cases": len(members), "metrics": metrics(members)} for name, members in by_size_class(rows).items()
@@ -143,25 +134,29 @@ def volume_agreement(rows: Rows) -> dict[str, float | None]:
 def comparison_table(rows: Rows, labels: Mapping[str, str] | None = None) -> str:
     """Mean Dice of the prediction and of the baselines with 95 % confidence intervals, by lesion size, as text.
 
-    Args:
-        rows: one a case; without figures on the native grid those of the resampled one are shown.
-        labels: of the baselines, by column.
+    Without figures on the native grid those of the resampled one are shown. ``labels`` are the baselines', by column.
     """
     grid = lead_grid(rows)
-    columns = {f"{grid}_dice": "prediction"} | {name: (labels or {}).get(name) or BASELINES[name] for name in BASELINES}
-    shown = {name: label for name, label in columns.items() if name in rows[0]}
+    names = {name: (labels or {}).get(name) or label for name, label in BASELINES.items() if name in rows[0]}
+    shown = {f"{grid}_dice": "prediction", **names}
+
+    def cell(name: str, members: Rows) -> str:
+        figures = describe([row[name] for row in members], bounds=(0, 1))
+        interval = "" if figures["low"] is None else f" [{figures['low']:.3f}, {figures['high']:.3f}]"
+        return "-" if figures["mean"] is None else f"{figures['mean']:.3f}{interval}"
+
     heading = " ".join(f"{label:<22}" for label in shown.values())
     lines = [f"{'lesion size':<12} {'cases':>5}   {heading} (mean Dice, {grid} grid)"]
     for size, members in {**by_size_class(rows), "all": rows}.items():
-        cells = [_interval(describe([row[name] for row in members], bounds=(0, 1))) for name in shown]
-        lines.append(f"{size:<12} {len(members):>5}   {' '.join(f'{cell:<22}' for cell in cells)}".rstrip())
+        cells = " ".join(f"{cell(name, members):<22}" for name in shown)
+        lines.append(f"{size:<12} {len(members):>5}   {cells}".rstrip())
     return "\n".join(lines)
 
 
 def gain_over(rows: Rows, baseline: str, repeats: Sequence[float] = ()) -> dict[str, Any] | None:
     """Dice of the prediction minus that of a column of :data:`BASELINES`, summarised by :func:`.describe`; None without
     the column. ``repeats`` are those of :func:`.describe`."""
-    if baseline not in rows[0]:
+    if baseline not in rows[0] or "native_dice" not in rows[0]:
         return None
     return describe([row["native_dice"] - row[baseline] for row in rows], bounds=(-1, 1), repeats=repeats)
 
@@ -172,28 +167,22 @@ def best_baseline(rows: Rows) -> str | None:
     Chosen on the evaluated cases themselves, so that the comparison favours the baseline.
     """
     values = {name: np.array([row[name] for row in rows]) for name in BASELINES if name in rows[0]}
-    means = {name: of.mean(where=np.isfinite(of)) for name, of in values.items() if np.isfinite(of).any()}
-    return max(means, key=lambda name: means[name]) if means else None
+    means = {name: of[np.isfinite(of)].mean() for name, of in values.items() if np.isfinite(of).any()}
+    return max(means, key=lambda name: means[name], default=None)
 
 
 def verdict(rows: Rows) -> str:
     """A sentence: whether the prediction beats the best baseline, by the interval of the difference of Dice."""
-    if (best := best_baseline(rows)) is None or "native_dice" not in rows[0]:
+    if (best := best_baseline(rows)) is None or (gain := gain_over(rows, best)) is None:
         return ""
-    gain = gain_over(rows, best)
-    assert gain is not None
     name = f"{BASELINES[best]}, the best method without a deep network"
-    by = f"mean Dice {gain['mean']:+.3f}"
+    by = f"(mean Dice {gain['mean']:+.3f}"
     if gain["low"] is None:
-        return f"Too few cases to say whether the prediction beats {name} ({by}).".replace("-", "−")
-    by += f", 95 % CI {gain['low']:.3f} to {gain['high']:.3f}"
-    if gain["low"] > 0:
-        sentence = f"The prediction beats {name} ({by})."
-    elif gain["high"] < 0:
-        sentence = f"The prediction is worse than {name} ({by})."
-    else:
-        sentence = f"The prediction does not beat {name}, beyond chance ({by})."
-    return sentence.replace("-", "−")
+        return f"Too few cases to say whether the prediction beats {name} {by}).".replace("-", "−")
+    by += f", 95 % CI {gain['low']:.3f} to {gain['high']:.3f})"
+    beats = "beats" if gain["low"] > 0 else "is worse than" if gain["high"] < 0 else "does not beat"
+    chance = ", beyond chance" if beats == "does not beat" else ""
+    return f"The prediction {beats} {name}{chance} {by}.".replace("-", "−")
 
 
 def readers_sentence(summary: Mapping[str, Any]) -> str:
@@ -206,20 +195,12 @@ def readers_sentence(summary: Mapping[str, Any]) -> str:
     return f"{sentence} {against:.3f} (difference {gap['mean']:+.3f}{interval}).".replace("-", "−")
 
 
-def _interval(figures: Mapping[str, Any]) -> str:
-    if figures["mean"] is None:
-        return "-"
-    text = f"{figures['mean']:.3f}"
-    return text if figures["low"] is None else f"{text} [{figures['low']:.3f}, {figures['high']:.3f}]"
+def worst_first(rows: Rows) -> list[Mapping[str, Any]]:
+    """The rows, the lowest Dice first, an undefined one before; among equals the largest error of volume."""
+    dice = f"{lead_grid(rows)}_dice"
 
+    def place(row: Mapping[str, Any]) -> tuple[float, float]:
+        value = row[dice] if math.isfinite(row[dice]) else -1.0
+        return value, -abs(row["predicted_ml"] - row["lesion_ml"])
 
-def worst_first(rows: Rows) -> list[int]:
-    """Places of the rows, the lowest Dice first; among equals the largest error of volume."""
-    dice = [row[f"{lead_grid(rows)}_dice"] for row in rows]
-    return sorted(
-        range(len(rows)),
-        key=lambda i: (
-            dice[i] if math.isfinite(dice[i]) else -1.0,
-            -abs(rows[i]["predicted_ml"] - rows[i]["lesion_ml"]),
-        ),
-    )
+    return sorted(rows, key=place)

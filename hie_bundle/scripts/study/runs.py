@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -19,35 +20,33 @@ from ..data.checks import Limits
 from ..data.gate import require_usable
 from ..data.layout import as_native, item_files
 from ..io.files import sha256_of, write_atomically, write_json
-from ..runtime.conditions import differences, flat
+from ..runtime.conditions import differences
 from ..runtime.errors import UserError
 from ..runtime.literals import literal
-from .variants import Variant
+from .variants import Variant, listed_names
 
-__all__ = ["Cohort", "Run", "find_cases", "record_done", "refuse_other_conditions", "whole_numbers", "write_configs"]
+__all__ = ["Cohort", "Run", "conditions_of", "find_cases", "whole_numbers"]
 
-TRAINING, EVALUATION = "train.yaml", "evaluate.yaml"  # the configs in a run's folder
+RUN_IDS = {"train.yaml": "$@training", "evaluate.yaml": "$@evaluating"}  # configs in a run's folder, and what they run
 INNER_FOLDS, ENOUGH_CASES = 5, 40  # one part of eight cases or more then chooses the weights
-RUN_IDS = {TRAINING: "$@training", EVALUATION: "$@evaluating"}  # what plain `run` does with them
 # where things are and how fast they go; everything else decides what comes out
-_IRRELEVANT_ENDS = ("_dir", "_path", "_root")
-_IRRELEVANT = ("device", "progress", "verbose", "resume", "overwrite", "cache_rate", "datalist", "anonymise_ids", "run")
+_IRRELEVANT = re.compile(
+    r"^\w+\.yaml#(\w+_(dir|path|root)|device|progress|verbose|resume|overwrite|cache_rate|datalist|anonymise_ids|run)(#|$)"
+)
 _STUDY_KEYS = (
-    "variants", "seeds", "parallel", "devices", "threads", "compare", "evaluation_config", "loss_study", "executor",
-    "executor_options",
+    "_meta_", "variants", "seeds", "parallel", "devices", "threads", "compare", "evaluation_config", "loss_study",
+    "executor", "executor_options",
 )  # fmt: skip
+SHOWN = 4  # differences in a message
+_ADVICE = (
+    "Results are comparable only under the same conditions: choose another --output_dir, or remove that folder to run "
+    "it anew."
+)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One variant, trained and evaluated with one seed on one fold.
-
-    Attributes:
-        variant: which.
-        seed: of everything random.
-        fold: which is held out; None for the official split.
-        folder: where everything of this run lies.
-    """
+    """One variant, trained and evaluated with one seed on one fold (None: the official split), in its folder."""
 
     variant: Variant
     seed: int
@@ -67,36 +66,51 @@ class Run:
         """Of a run that is done: ``epochs`` that were trained, ``best_epoch``, ``best_val_dice``."""
         return json.loads((self.folder / "done.json").read_text())
 
+    def settled(self, parser: ConfigParser, common: Mapping[str, Any]) -> dict[str, Any]:
+        """A variant's merged config with everything that the study decides set; ``common``: what all runs share."""
+        models = self.folder / "models"
+        content = json.loads(json.dumps({k: value for k, value in parser.get().items() if k not in _STUDY_KEYS}))
+        own = {"output_dir": str(self.folder), "ckpt_dir": str(models), "ckpt_path": str(models / "model.pt"),
+               "seed": self.seed, "fold": self.fold, "resume": True}  # fmt: skip
+        return content | literal({**common, **own})
 
-@dataclass(frozen=True)
-class Cohort:
+    def write_configs(self, configs: Mapping[str, ConfigParser], common: Mapping[str, Any]) -> None:
+        """Write the configs, by file name, to the run's folder: with them MONAI repeats the run by hand."""
+        for name, parser in configs.items():
+            content = self.settled(parser, common) | {"run": RUN_IDS[name]}
+            write_atomically(self.folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def record_done(self) -> None:
+        """Note that it has been trained and evaluated, and for how long it trained."""
+        state = torch.load(self.folder / "models" / "resume_state.pt", map_location="cpu", weights_only=True)
+        best = float(state["best_metric"])
+        best_dice = best if math.isfinite(best) else None
+        record = {"epochs": state["epoch"], "best_epoch": state["best_metric_epoch"], "best_val_dice": best_dice}
+        write_json(self.folder / "done.json", record)
+
+
+class Cohort(NamedTuple):
     """The cases of one seed and fold.
 
     Attributes:
         items: MONAI data items of ``train``, ``val`` (which choose the weights) and ``evaluated``.
-        fingerprint: the case ids of the three, and the SHA-256 of all files.
+        fingerprint: number and SHA-256 of the ids and files of each part.
     """
 
     items: Mapping[str, list[dict[str, Any]]]
-    fingerprint: Mapping[str, Any]
+    fingerprint: Mapping[str, str]
 
 
 def whole_numbers(value: Any, what: str, least: int) -> list[int]:
     """Numbers from the command line: ``0,1,2`` as a text, a tuple, or one number.
 
     Raises:
-        UserError: when one is not a whole number, is smaller than ``least``, or stands twice.
+        UserError: when one is not a whole number, is smaller than ``least``, or is given twice.
     """
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    numbers = []
-    for part in parts:
-        text = str(part).strip()
-        if isinstance(part, bool) or not text.lstrip("-").isdigit() or int(text) < least:
-            raise UserError(f"{what} takes whole numbers from {least} on, with commas between; not {value!r}.")
-        numbers.append(int(text))
-    if not numbers or len(set(numbers)) < len(numbers):
-        raise UserError(f"{what} needs at least one number, and each once; not {value!r}.")
-    return numbers
+    texts = listed_names(value)
+    if not all(text.isdigit() and int(text) >= least for text in texts or [""]) or len(set(texts)) < len(texts):
+        raise UserError(f"{what} takes whole numbers from {least} on, each once, with commas between; not {value!r}.")
+    return [int(text) for text in texts]
 
 
 def find_cases(
@@ -111,11 +125,11 @@ def find_cases(
     """The cases of every seed and fold, checked, and in how many parts the training cases are divided.
 
     Args:
-        dataset_dir: folder with the dataset.
+        dataset_dir: for messages.
         split: which cases are evaluated; ``val`` are those of the fold, if there are folds.
         seeds: of the folds.
-        num_folds: how many; None for the official split.
-        datalist: the config's ``cases``: :func:`scripts.data.datalists.datalist` with its settings.
+        num_folds: None for the official split.
+        datalist: :func:`scripts.data.datalists.datalist` with the config's settings.
         limits: what a usable case looks like.
         inner_folds: of how many parts of the training cases one chooses the weights; None: the split ``val`` does;
             ``auto``: 5 where ``val`` is evaluated and at least 40 cases train in every fold, else None.
@@ -124,155 +138,63 @@ def find_cases(
         DatasetError: when there are none, or some are unusable; names each.
         UserError: when there are fewer patients than folds.
     """
-    folds: Sequence[int | None] = [None]
-    if num_folds is not None:
-        (number,) = whole_numbers(num_folds, "--num_folds", 2)
-        folds = range(number)
+    places = [(seed, fold) for seed in seeds for fold in ([None] if num_folds is None else range(num_folds))]
+    listed = partial(datalist, num_folds=num_folds, inner_folds=None)
     if inner_folds == "auto":
-        outer = partial(datalist, split="train", num_folds=num_folds, inner_folds=None)
-        enough = split == "val" and all(len(outer(seed=s, fold=f)) >= ENOUGH_CASES for s in seeds for f in folds)
-        inner_folds = INNER_FOLDS if enough else None
-    elif inner_folds is not None:
-        (inner_folds,) = whole_numbers(inner_folds, "--inner_folds", 2)
-    cohorts = {}
-    everything: dict[str, dict[str, Any]] = {}
-    for seed in seeds:
-        for fold in folds:
-            items = {
-                name: datalist(split=wanted, fold=fold, num_folds=num_folds, seed=seed, **options)
-                for name, wanted, options in (
-                    ("train", "train", {"inner_folds": inner_folds}),
-                    ("val", "val", {"inner_folds": inner_folds}),
-                    ("evaluated", split, {"inner_folds": None, "native": True}),
-                )
-            }
-            if fold is not None and (not items["train"] or not items["val"]):
-                pool = {item["case"] for item in items["train"] + items["val"]}
-                if pool:  # no run at all is reported below
-                    raise UserError(
-                        f"The {len(pool)} cases of {dataset_dir} are too few patients for {num_folds} folds; "
-                        "use a smaller --num_folds."
-                    )
-            for name, purpose in (("train", "training"), ("evaluated", f"evaluation on the split {split}")):
-                if not items[name]:
-                    require_usable(items[name], dataset_dir, purpose, limits)
-            # the evaluated last: they know where prepared cases came from
-            everything |= {item["case"]: item for name in ("train", "val", "evaluated") for item in items[name]}
-            cohorts[seed, fold] = items
-    require_usable(list(everything.values()), dataset_dir, "the study", limits)
-    evaluated = {item["case"]: item for items in cohorts.values() for item in items["evaluated"]}
+        enough = all(len(listed(split="train", seed=s, fold=f)) >= ENOUGH_CASES for s, f in places)
+        inner_folds = INNER_FOLDS if split == "val" and enough else None
+    found: dict[tuple[int, int | None], dict[str, list[dict[str, Any]]]] = {}
+    for seed, fold in places:
+        here = partial(listed, seed=seed, fold=fold)
+        items = {part: here(split=part, inner_folds=inner_folds) for part in ("train", "val")}
+        items["evaluated"] = here(split=split, native=True)
+        pool = {item["case"] for item in items["train"] + items["val"]}
+        if fold is not None and pool and not (items["train"] and items["val"]):
+            raise UserError(
+                f"The {len(pool)} cases of {dataset_dir} are too few patients for {num_folds} folds; "
+                "use a smaller --num_folds."
+            )
+        for part, purpose in (("train", "training"), ("evaluated", f"evaluation on the split {split}")):
+            if not items[part]:
+                require_usable([], dataset_dir, purpose, limits)
+        found[seed, fold] = items
+    # the evaluated last: they know where prepared cases came from
+    every = {item["case"]: item for part in ("train", "val", "evaluated") for of in found.values() for item in of[part]}
+    evaluated = {item["case"]: item for of in found.values() for item in of["evaluated"]}
+    require_usable(list(every.values()), dataset_dir, "the study", limits)
     require_usable(list(evaluated.values()), dataset_dir, "evaluation", limits, native="wanted")
     # of prepared cases also the files that they were made from
-    files = {
-        c: dict.fromkeys([*item_files(i).values(), *item_files(as_native(i)).values()]) for c, i in everything.items()
-    }
-    digests = {case: sha256_of(*paths) for case, paths in files.items()}
+    files = {c: dict.fromkeys([*item_files(i).values(), *item_files(as_native(i)).values()]) for c, i in every.items()}
+    digests = {case: f"{case} {sha256_of(*paths)}" for case, paths in files.items()}
+
+    def told(items: Sequence[Mapping[str, Any]]) -> str:
+        text = "\n".join(digests[item["case"]] for item in items)
+        return f"{len(items)}, SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
     return {
-        key: Cohort(
-            items,
-            {name: [item["case"] for item in part] for name, part in items.items()}
-            | {"sha256": _joined(digests[item["case"]] for part in items.values() for item in part)},
-        )
-        for key, items in cohorts.items()
+        key: Cohort(of, {f"{part} cases": told(items) for part, items in of.items()}) for key, of in found.items()
     }, inner_folds
 
 
-def write_configs(run: Run, configs: Mapping[str, ConfigParser], common: Mapping[str, Any]) -> None:
-    """Write a run's configs to its folder: with them MONAI repeats the run by hand.
-
-    Args:
-        run: which.
-        configs: merged configs, by the name of the file.
-        common: values that all runs share: where the bundle, the data are, the folds.
-    """
-    for name, parser in configs.items():
-        content = _settled(run, parser, common) | {"run": RUN_IDS[name]}
-        write_atomically(run.folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-def refuse_other_conditions(
+def conditions_of(
     run: Run, configs: Mapping[str, ConfigParser], common: Mapping[str, Any], cohort: Cohort, version: str
 ) -> dict[str, Any]:
-    """Make sure that what an earlier study left in a run's folder was made under the same conditions.
-
-    Returns:
-        The conditions, to be written to the folder before the run starts.
+    """The conditions of a run: version, cases, and every value of its configs.
 
     Raises:
-        UserError: when they differ, with what differs.
+        UserError: when an earlier study left a run of other conditions in its folder, with what differs.
     """
-    conditions = {
-        "version": version,
-        "data": dict(cohort.fingerprint),
-        "settings": {name: flat(_relevant(_settled(run, parser, common))) for name, parser in configs.items()},
-    }
-    conditions = json.loads(json.dumps(conditions))
+    settings = {name: run.settled(parser, common) for name, parser in configs.items()}
+    conditions = json.loads(json.dumps({"version": version, **cohort.fingerprint, **settings}))
     path = run.folder / "conditions.json"
     if not path.is_file():
         return conditions
-    advice = (
-        "Results are comparable only under the same conditions: choose another --output_dir, or remove that folder "
-        "to run it anew."
-    )
     try:
-        before = json.loads(path.read_text())
-        data = before["data"]
-        changed: dict[str, str] = {}
-        for name in configs:
-            for key, (old, new) in differences(before["settings"][name], conditions["settings"][name]).items():
-                changed.setdefault(key, f"{key} was {old}, is {new}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as the conditions of a run ({error!r}). {advice}") from error
-    if data != conditions["data"]:
-        parts = [part for part in ("train", "val", "evaluated") if data.get(part) != conditions["data"][part]]
-        what = f"other cases ({', '.join(parts)})" if parts else "cases of the same names in other files"
-        raise UserError(f"{run.folder} holds a run on {what}. {advice}")
-    if changed:
-        shown = "; ".join(list(changed.values())[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
-        raise UserError(f"{run.folder} holds a run with other settings: {shown}. {advice}")
-    if before.get("version") != version:
-        raise UserError(f"{run.folder} holds a run of version {before.get('version')}; this is {version}. {advice}")
+        changed = differences(json.loads(path.read_text()), conditions, _IRRELEVANT)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as the conditions of a run ({error!r}). {_ADVICE}") from error
+    pairs = {re.sub(r"^\w+\.yaml#", "", name): pair for name, pair in changed.items()}  # what both configs have, once
+    if lines := [f"{name} was {old}, is {new}" for name, (old, new) in pairs.items()]:
+        shown = "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
+        raise UserError(f"{run.folder} holds a run under other conditions: {shown}. {_ADVICE}")
     return conditions
-
-
-def record_done(run: Run) -> None:
-    """Note that a run has been trained and evaluated, and for how long it trained."""
-    state = torch.load(run.folder / "models" / "resume_state.pt", map_location="cpu", weights_only=True)
-    best = float(state["best_metric"])
-    write_json(
-        run.folder / "done.json",
-        {
-            "epochs": state["epoch"],
-            "best_epoch": state["best_metric_epoch"],
-            "best_val_dice": best if math.isfinite(best) else None,
-        },
-    )
-
-
-def _settled(run: Run, parser: ConfigParser, common: Mapping[str, Any]) -> dict[str, Any]:
-    """A merged config with everything that the study decides set."""
-    content = json.loads(
-        json.dumps({key: value for key, value in parser.get().items() if key not in ("_meta_", *_STUDY_KEYS)})
-    )
-    content |= literal(
-        {
-            **common,
-            "output_dir": str(run.folder),
-            "ckpt_dir": str(run.folder / "models"),
-            "ckpt_path": str(run.folder / "models" / "model.pt"),
-            "seed": run.seed,
-            "fold": run.fold,
-            "resume": True,
-        }
-    )
-    return content
-
-
-def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value for key, value in config.items() if key not in _IRRELEVANT and not key.endswith(_IRRELEVANT_ENDS)
-    }
-
-
-def _joined(digests: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

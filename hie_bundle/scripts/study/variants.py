@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from monai.bundle import ConfigParser
 from monai.bundle.utils import merge_kv
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
-from ..runtime.errors import UserError, first_cause, user_error
+from ..runtime.errors import UserError, choose, first_cause, user_error
 
-__all__ = ["PUBLISHED", "Variant", "read_variants", "rehearse", "select", "variant_configs"]
+__all__ = ["PUBLISHED", "Variant", "listed_names", "read_variants", "rehearse", "select", "variant_configs"]
 
 # the figures that a variant may bring, each with what its publication leaves open
 PUBLISHED = {"dice": "", "msd": "unit not stated, probably voxels", "nsd": "tolerance not stated", "epochs": ""}
-_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 # what a variant must not set: it would see other data, or the study itself sets it
 _RESERVED = (
     "bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "ckpt_path", "seed", "fold", "num_folds",
@@ -28,85 +27,70 @@ _RESERVED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"extra": "forbid", "coerce_numbers_to_str": True})
 class Variant:
     """One of the things that are compared.
 
     Attributes:
         name: of its folder.
-        label: for people.
+        label: for people; the name by default.
         overrides: the values it sets, by id.
-        published: figures that someone else published for it, those of ``dice``, ``msd``, ``nsd`` and
-            ``epochs`` that there are.
+        published: figures that someone else published for it, by the names of :data:`PUBLISHED`.
         mixins: configs that it puts last before its values, as on the command line: files, or names of configs of the
             bundle.
     """
 
-    name: str
-    label: str
-    overrides: Mapping[str, Any]
-    published: Mapping[str, float]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]
+    label: str = ""
+    overrides: Mapping[str, Any] = Field(default_factory=dict)
+    published: Mapping[str, float] = Field(default_factory=dict)
     mixins: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.name)
+        _refuse_reserved(self.name, self.overrides)
+        if unknown := set(self.published) - set(PUBLISHED):
+            raise UserError(f"published knows only {', '.join(PUBLISHED)}; not {', '.join(unknown)}.")
 
 
 def read_variants(content: Any) -> list[Variant]:
-    """Variants from the list in a config.
-
-    Args:
-        content: mappings with ``name``, perhaps ``label``, ``mixins``, ``overrides`` and ``published``.
+    """Variants from the list in a config: mappings with the attributes of :class:`Variant`.
 
     Raises:
-        UserError: when it is another type, or a name is not a folder name or is repeated.
+        UserError: when it is another type, a name is no folder name or is repeated, or a variant sets what all share.
     """
-    if not isinstance(content, list) or not content:
+    if not content:
         raise UserError("variants must be a list of at least one mapping with a name and overrides.")
-    variants = []
-    for place, entry in enumerate(content):
-        where = f"variants: number {place + 1}"
-        if not isinstance(entry, Mapping) or "name" not in entry:
-            raise UserError(f"{where} is not a mapping with a name.")
-        if unknown := set(entry) - {"name", "label", "mixins", "overrides", "published"}:
-            raise UserError(f"{where} has unknown keys: {', '.join(sorted(map(str, unknown)))}.")
-        name = str(entry["name"])
-        if not _NAME.fullmatch(name):
-            raise UserError(f"{where}: the name {name!r} cannot be a folder's; use letters, digits and . _ + -")
-        overrides, published = entry.get("overrides") or {}, entry.get("published") or {}
-        if not isinstance(overrides, Mapping) or not isinstance(published, Mapping):
-            raise UserError(f"variant {name}: overrides and published must be mappings.")
-        if unknown := set(published) - set(PUBLISHED):
-            raise UserError(f"variant {name}: published knows only {', '.join(PUBLISHED)}; not {', '.join(unknown)}.")
-        mixins = entry.get("mixins") or []
-        if not isinstance(mixins, list) or not all(isinstance(file, str) for file in mixins):
-            raise UserError(f"variant {name}: mixins must be a list of files.")
-        _refuse_reserved(name, overrides)
-        figures = {key: float(value) for key, value in published.items()}
-        variants.append(Variant(name, str(entry.get("label", name)), dict(overrides), figures, tuple(mixins)))
+    try:
+        variants = TypeAdapter(list[Variant]).validate_python(content)
+    except ValidationError as error:
+        lines = ["#".join(map(str, ["variants", *one["loc"]])) + f": {one['msg']}" for one in error.errors()]
+        raise UserError("\n".join(lines)) from error
     names = [variant.name.lower() for variant in variants]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"variants: several are called {', '.join(sorted(twice))}.")
     return variants
 
 
-def select(variants: Sequence[Variant], compare: Any) -> list[Variant]:
-    """The variants that were asked for, in the order of the list.
+def listed_names(value: Any) -> list[str]:
+    """Several values of the command line: ``a,b`` as a text, a sequence, or one value."""
+    values = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    return [str(one).strip() for one in values]
 
-    Args:
-        variants: to choose from.
-        compare: ``all``, or names as a text with commas or as a sequence.
+
+def select(variants: Sequence[Variant], compare: Any) -> list[Variant]:
+    """The variants that were asked for (``all``, or several names), in the order of the list.
 
     Raises:
         UserError: an unknown name, or none.
     """
-    wanted = compare.split(",") if isinstance(compare, str) else compare
-    wanted = [str(name).strip() for name in (wanted if isinstance(wanted, list | tuple) else [wanted])]
-    names = [variant.name for variant in variants]
+    wanted, names = listed_names(compare), [variant.name for variant in variants]
     if wanted == ["all"]:
         return list(variants)
     for name in wanted:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]}?" if near else "."
-            raise UserError(f"--compare: there is no variant {name!r}{hint} Choose from: {', '.join(names)}; or all.")
+            there = f"Choose from: {', '.join(names)}; or all."
+            raise UserError(f"--compare: there is no variant {name!r}{_nearest(name, names)} {there}")
     return [variant for variant in variants if variant.name in wanted]
 
 
@@ -115,21 +99,22 @@ def variant_configs(
 ) -> tuple[ConfigParser, ConfigParser]:
     """The configs of one variant, of its training and of its evaluation.
 
-    A value is set in both, or where its key exists: those of the evaluation alone are unknown to the training.
-
-    Args:
-        config: what all variants share: the merged config of the study, with the values of the command line.
-        variant: what this one sets; its mixins' values go over those of the command line, its own over the mixins'.
-        evaluation_config: adds an evaluation to a training; existing values stay. The same folder has the
-            mixins that are named without a folder.
+    A value is set in both, or where its key exists: those of the evaluation alone are unknown to the training. Values
+    of the variant's mixins go over those of ``config``, its own over the mixins'. Mixins named without a folder
+    lie beside ``evaluation_config``, which adds an evaluation to a training.
 
     Raises:
         UserError: when a key exists in neither, a mixin is not there, or sets what all variants share.
     """
     training = ConfigParser(_copy(config))
     evaluation = ConfigParser({**ConfigParser.load_config_file(str(evaluation_config)), **_copy(config)})
+    folder = Path(evaluation_config).parent
     for file in variant.mixins:
-        content = _load_mixin(file, variant, Path(evaluation_config).parent)
+        path = next((path for path in (Path(file), folder / file) if path.is_file()), None)
+        if path is None:
+            raise UserError(f"variant {variant.name}: there is no mixin {file}, here or in {folder}.")
+        content = ConfigParser.load_config_file(str(path))
+        _refuse_reserved(variant.name, content)
         for parser in (training, evaluation):
             for name, value in content.items():
                 merge_kv(parser, name, _copy(value))
@@ -137,7 +122,9 @@ def variant_configs(
         name = name.replace("::", "#")
         takers = [parser for parser in (training, evaluation) if _takes(parser, name)]
         if not takers:
-            hint = _hint(evaluation, name)
+            parent, _, last = name.rpartition("#")
+            siblings = evaluation.get(parent, None)
+            hint = _nearest(last, siblings if isinstance(siblings, Mapping) else (), parent)
             raise UserError(f"variant {variant.name}: {name}: the config has no such key{hint}")
         for parser in takers:
             parser[name] = _copy(value)
@@ -151,14 +138,10 @@ def rehearse(config: ConfigParser, variant: Variant) -> None:
         UserError: when that fails, with the first cause.
     """
     parser = ConfigParser(_copy(config.get()))
-    losses, name = parser.get("losses"), parser.get("loss_name")
-    if isinstance(losses, Mapping) and name not in losses:
-        raise UserError(
-            f"variant {variant.name}: its loss cannot be made: loss_name '{name}' is unknown; choose one of: "
-            f"{', '.join(losses)}."
-        )
     for part in ("loss", "network_def", "transforms", "augment"):
         try:
+            if part == "loss" and isinstance(losses := parser.get("losses"), Mapping):
+                choose(losses, parser.get("loss_name"), "loss_name")
             parser.get_parsed_content(part)
         except Exception as error:
             cause = user_error(error) or first_cause(error)
@@ -175,25 +158,14 @@ def _refuse_reserved(variant: str, values: Mapping[str, Any]) -> None:
             )
 
 
-def _load_mixin(file: str, variant: Variant, folder: Path) -> Mapping[str, Any]:
-    paths = [path for path in (Path(file), folder / file) if path.is_file()]
-    if not paths:
-        raise UserError(f"variant {variant.name}: there is no mixin {file}, here or in {folder}.")
-    content = ConfigParser.load_config_file(str(paths[0]))
-    _refuse_reserved(variant.name, content)
-    return content
-
-
 def _takes(parser: ConfigParser, name: str) -> bool:
     """Whether a value of this name exists, or would be a new argument of something that is instantiated."""
     parent = parser.get(name.rpartition("#")[0], None) if "#" in name else None
     return name in parser or (isinstance(parent, Mapping) and "_target_" in parent)
 
 
-def _hint(parser: ConfigParser, name: str) -> str:
-    parent, _, last = name.rpartition("#")
-    siblings = parser.get(parent, None)
-    near = difflib.get_close_matches(last, [str(key) for key in siblings] if isinstance(siblings, Mapping) else [], 1)
+def _nearest(name: str, names: Iterable[str], parent: str = "") -> str:
+    near = difflib.get_close_matches(name, map(str, names), 1)
     return f"; did you mean {'#'.join(filter(None, [parent, near[0]]))}?" if near else "."
 
 
