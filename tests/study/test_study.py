@@ -661,7 +661,7 @@ def test_other_conditions_are_not_mixed_with_those_of_a_folder(
     ):
         with pytest.raises(UserError, match=message):
             _again(tiny_cohort, studied, changed=changed)
-    other_cases = r"other conditions: evaluated cases was \"2, SHA-256 \w+\", is \"2, SHA-256"
+    other_cases = r"other conditions: evaluated cases was \"2, SHA-256 \w+\", is \"3, SHA-256"
     with pytest.raises(UserError, match=other_cases):
         _again(tiny_cohort, studied, split="test")
     label = next((tiny_cohort / "BONBID2023_Train" / "3LABEL").iterdir())

@@ -39,11 +39,7 @@ PUBLISHED: dict[str, str] = {
 
 
 def _cases(dataset_dir: str | Path) -> list[dict[str, Any]]:
-    """MONAI data items of every case below ``dataset_dir`` with ADC, ZADC and a label, by split and id.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """MONAI data items of every case below ``dataset_dir`` with ADC, ZADC and a label, by split and id."""
     items: list[dict[str, Any]] = [
         {"case": case.case, "image": [str(case.adc), str(case.zadc)], "label": str(case.label)}
         for case in find_cases(dataset_dir)
@@ -55,22 +51,20 @@ def _cases(dataset_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def _case_stats(item: Mapping[str, Any], baselines: FittedBaselines) -> dict[str, float]:
-    """Figures of one case; sums and sums of squares allow pooling over cases."""
-    image = sitk.ReadImage(item["image"][0])
-    adc = sitk.GetArrayFromImage(image)
-    zadc, label = (sitk.GetArrayFromImage(sitk.ReadImage(path)) for path in (item["image"][1], item["label"]))
+    """Figures of one case."""
+    images = [sitk.ReadImage(path) for path in (*item["image"], item["label"])]
+    adc, zadc, label = map(sitk.GetArrayFromImage, images)
+    spacing_mm = images[0].GetSpacing()
     brain, lesion = brain_of(adc), label > 0
     row = {"voxels": float(brain.sum()), "fraction": float(lesion.sum() / brain.sum())}
-    row["volume_ml"] = row["voxels"] * float(np.prod(image.GetSpacing())) / 1000
-    for name, mask in baselines.masks(adc, zadc, image.GetSpacing()[::-1]).items():
-        row[name] = dice(mask, lesion)
-    row["healthy_below"] = float((brain & (zadc < baselines.challenge) & ~lesion).sum() / brain.sum())
+    row["brain_volume_ml"] = row["voxels"] * float(np.prod(spacing_mm)) / 1000
+    row["healthy_share_below"] = float((brain & (zadc < baselines.challenge) & ~lesion).sum() / brain.sum())
+    row |= {name: dice(mask, lesion) for name, mask in baselines.masks(adc, zadc, spacing_mm[::-1]).items()}
     for name, volume in (("adc", adc), ("zadc", zadc)):
         values = volume[brain].astype(np.float64)
-        row |= {f"{name}_sum": values.sum(), f"{name}_squares": (values**2).sum()}
-        row |= {f"{name}_mean": values.mean(), f"{name}_std": values.std()}
+        row |= {f"{name}_mean_of_cases": values.mean(), f"{name}_std_of_cases": values.std()}
         row[f"lesion_{name}"] = float(volume[lesion].mean()) if lesion.any() else np.nan
-    return row | {f"size_{axis}": float(n) for axis, n in zip("xyz", image.GetSize(), strict=True)}
+    return row | {f"mean_size_{axis}": float(n) for axis, n in zip("xyz", images[0].GetSize(), strict=True)}
 
 
 def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0, fit: bool = False) -> dict[str, float]:
@@ -95,33 +89,27 @@ def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0, fit: bool = F
         halves = [items[::2], items[1::2]]
         fitted = [Baselines(half, challenge=threshold).fitted() for half in halves[::-1]]
     rows = [_case_stats(item, one) for half, one in zip(halves, fitted, strict=True) for item in half]
-    column = {key: np.array([row.get(key, np.nan) for row in rows]) for key in set().union(*rows)}
-    fraction, voxels = column["fraction"], column["voxels"].sum()
+    names = dict.fromkeys(name for row in rows for name in row)
+    column = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+    fraction, weights = column.pop("fraction"), column.pop("voxels")
 
     def mean(values: np.ndarray) -> float:
         values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else float("nan")
 
-    stats = {
-        "num_cases": len(rows),
-        "share_empty": mean(fraction == 0),
-        "share_under_1_percent": mean(fraction < 0.01),
-        "share_over_20_percent": mean(fraction > 0.2),
-    }
+    stats = {"num_cases": len(rows), "share_empty": mean(fraction == 0)}
+    stats |= {"share_under_1_percent": mean(fraction < 0.01), "share_over_20_percent": mean(fraction > 0.2)}
     for name in ("adc", "zadc"):
-        pooled = column[f"{name}_sum"].sum() / voxels
-        stats[f"{name}_mean"] = float(pooled)
-        stats[f"{name}_std"] = float(np.sqrt(column[f"{name}_squares"].sum() / voxels - pooled**2))
-        stats |= {f"{name}_{one}_of_cases": mean(column[f"{name}_{one}"]) for one in ("mean", "std")}
-        stats[f"lesion_{name}"] = mean(column[f"lesion_{name}"])
+        means, spreads = column[f"{name}_mean_of_cases"], column[f"{name}_std_of_cases"]
+        pooled = float(np.average(means, weights=weights))
+        variance = np.average(spreads**2 + (means - pooled) ** 2, weights=weights)
+        stats |= {f"{name}_mean": pooled, f"{name}_std": float(np.sqrt(variance))}
+    stats |= {name: mean(values) for name, values in column.items()}
     classes = np.array([size_class(value) for value in fraction])
     for method in filter(column.__contains__, BASELINES):
-        stats[method] = mean(column[method])
         stats[f"{method}_lesioned"] = mean(column[method][fraction > 0])
         stats |= {f"{method} {name}": mean(column[method][classes == name]) for name in SIZE_CLASSES}
-    stats["healthy_share_below"] = mean(column["healthy_below"])
-    stats["brain_volume_ml"] = mean(column["volume_ml"])
-    return stats | {f"mean_size_{axis}": mean(column[f"size_{axis}"]) for axis in "xyz"}
+    return stats
 
 
 def print_stats(stats: dict[str, float], published: Mapping[str, str] | None = None) -> None:
