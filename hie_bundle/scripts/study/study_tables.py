@@ -15,15 +15,8 @@ from .results import Results, measure_text
 from .variants import PUBLISHED
 
 __all__ = [
-    "all_groups",
-    "cases_csv",
-    "markdown",
-    "ranking_table",
-    "size_table",
-    "study_csv",
-    "tests_csv",
-    "tests_table",
-]
+    "all_groups", "cases_csv", "markdown", "ranking_table", "size_table", "study_csv", "tests_csv", "tests_table",
+]  # fmt: skip
 
 EFFECT = Measure("effect", "Effect size", "", digits=2)
 MANY = 8  # variants, above which only the tests against the first one are shown
