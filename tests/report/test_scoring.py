@@ -340,6 +340,7 @@ def test_scoring_the_written_masks_gives_what_evaluating_measured(tiny_cohort: P
     for a, b in zip(first, second, strict=True):
         assert b.pop("case") == a.pop("case")
         assert b.pop("size_class") == a.pop("size_class")
+        assert b.pop("site") == a.pop("site")
         assert b == pytest.approx({name: a[name] for name in b}, rel=1e-5, nan_ok=True)
         of_probabilities = {"native_brier", "native_ece"}
         resampled = {name for name in a if name.startswith("resampled_")}
