@@ -140,7 +140,7 @@ class WeightsLoader(_Handler):
         load_dict: networks by their name in the checkpoint.
         recipe: the config's, see :func:`scripts.runtime.recipe.describe`; None compares nothing.
         other_recipe: accept weights of another recipe.
-        map_location: of MONAI's ``CheckpointLoader``; not needed.
+        map_location: of configs up to version 0.10; not used.
 
     Raises:
         UserError: when a path does not exist or is no checkpoint, its weights do not fit the network, naming the
