@@ -1,6 +1,6 @@
 """Check the prose of pages, docstrings and comments with proselint and the words of ``vocabulary.yaml``.
 
-``python docs/prose.py`` fails on findings in pages and counts those in Python files and configs (``--all`` lists them).
+``python docs/prose.py`` lists the findings and fails if there are any.
 """
 
 from __future__ import annotations
@@ -74,21 +74,18 @@ def findings(path: Path, prose: Callable[[str], str]) -> list[str]:
 
 
 def main() -> int:
-    """Print the findings; 1 if a page has any."""
+    """Print the findings; 1 if there are any."""
     CheckRegistry().register_many((*__register__, vocabulary()))
     pages = [
         *ROOT.glob("*.md"),
         *(p for part in ("docs", "hie_bundle", "integrations") for p in (ROOT / part).rglob("*.md")),
     ]
     wrong = [line for page in sorted(pages) if page.name != "CHANGELOG.md" for line in findings(page, of_page)]
-    code = [line for path in sorted((ROOT / "hie_bundle").rglob("*.py")) for line in findings(path, of_module)]
-    code += [
+    wrong += [line for path in sorted((ROOT / "hie_bundle").rglob("*.py")) for line in findings(path, of_module)]
+    wrong += [
         line for path in sorted((ROOT / "hie_bundle" / "configs").glob("*.yaml")) for line in findings(path, of_config)
     ]
-    print("\n".join(wrong + (code if "--all" in sys.argv else [])))
-    print(
-        f"prose: {len(wrong)} findings in pages, {len(code)} in Python files and configs (python docs/prose.py --all)"
-    )
+    print("\n".join([*wrong, f"prose: {len(wrong)} findings in pages, Python files and configs"]))
     return bool(wrong)
 
 

@@ -35,6 +35,6 @@ def test_words_are_found_in_prose_only(
     assert [re.match(r"file:(\d+): ", line)[1] for line in found] == lines
 
 
-def test_the_pages_have_none() -> None:
+def test_pages_modules_and_configs_have_none() -> None:
     result = subprocess.run([sys.executable, ROOT / "docs" / "prose.py"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout

@@ -64,7 +64,7 @@ def write_scan(
         adc: further arguments of :func:`scripts.scanner.adc.adc_from_dicom`.
         zscore: of :func:`scripts.scanner.zscore.write_zscore`.
         series: numbers of DICOM series to take; all if empty.
-        list: folder of DICOM, or True for ``images``; print its series and why one is left out, and do nothing else.
+        list: folder of DICOM, or True for ``images``: only print its series and why one is excluded.
         secondary_capture: also write ``lesion_picture.dcm``, which is ``lesion.png`` as DICOM Secondary Capture.
 
     Raises:

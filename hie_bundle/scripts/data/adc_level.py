@@ -1,4 +1,4 @@
-"""Level of an ADC map that has no Z map beside it: scanners and protocols scale ADC by up to 15 %."""
+"""Level of an ADC map without a Z map: scanners and protocols scale ADC by up to 15 %."""
 
 from __future__ import annotations
 

@@ -404,7 +404,7 @@ def _native_files(entry: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 
 def portable(paths: str | Sequence[str], folder: Path) -> str | list[str]:
-    """Paths for a file in a folder: relative to it where they lie in it or beside it, absolute otherwise."""
+    """Paths for a file in a folder: relative if they are below the folder or its parent, else absolute."""
     if not isinstance(paths, str):
         return [str(portable(path, folder)) for path in paths]
     near = Path(paths).is_relative_to(folder.parent)

@@ -136,5 +136,5 @@ def patients_in_list(entries: Iterable[Mapping[str, Any]], pattern: str | None =
 
 
 def count_of_patients(cases: int, patients: int) -> str:
-    """Both in words: ``40 cases of 34 patients``."""
+    """Both numbers as text: ``40 cases of 34 patients``."""
     return f"{cases} case{'s'[: cases != 1]} of {patients} patient{'s'[: patients != 1]}"

@@ -165,8 +165,8 @@ def require_usable(
         validation: of training: those of the items by which the best epoch is chosen.
 
     Raises:
-        DatasetError: there is no case, all labels to train on are empty, or some are unusable; names each with its
-            files, and says what to do.
+        DatasetError: no cases, only empty training labels, or unusable cases; the message names each case with its
+            files and says what to do.
     """
     if not items:
         raise DatasetError(nothing_found(Path(dataset_dir), purpose))

@@ -43,8 +43,8 @@ class LoadingError(UserError):
 class CaseLoader(StockDataLoader):
     """``monai.data.DataLoader`` with a time limit for each batch; its errors name the case (:func:`in_words`).
 
-    A thread takes the batches, one when it is asked for one, so that random numbers are drawn in the same order. The
-    main thread waits with a limit, also where it reads by itself (``num_workers=0``), and ends when a signal asks it.
+    A thread takes one batch for each request, so that the order of random numbers stays the same. The main thread
+    waits with a time limit, also if it reads the files itself (``num_workers=0``), and ends at a signal.
 
     Args:
         dataset: with a length; of MONAI data items.

@@ -172,8 +172,7 @@ def detection(rows: Rows, cases: int, min_iou: float) -> dict[str, float | None]
 
 
 def recall_by_volume(rows: Rows) -> list[tuple[str, int, int]]:
-    """Of each bin of lesion volume its label, the number of lesions and how many of them are matched; empty bins left
-    out."""
+    """Label, number of lesions and number of matched lesions of each volume bin that is not empty."""
     found = []
     for low, high in pairwise(VOLUME_BINS_ML):
         inside = [row["matched"] for row in rows if row["mask"] == "truth" and low <= row["volume_ml"] < high]

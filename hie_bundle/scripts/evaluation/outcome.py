@@ -88,17 +88,17 @@ def write_outcome(
     output_file: str | Path | None = None,
     volumes: Sequence[str] | None = None,
 ) -> None:
-    """Print the AUC of lesion volumes for an outcome, for all children and by hospital, beside that of low Z.
+    """Print the AUC of lesion volumes and of low Z for an outcome, for all children and by hospital.
 
-    Nothing of a single child is written.
+    No value of a single child is written.
 
     Args:
         segmented: JSON that `hie-bundle segment --json` printed, or the ``manifest.csv`` of its shards.
         outcomes: table of the children, ``.csv`` or ``.xlsx``.
         id_column: of that table: case ids or patient ids.
-        outcome_column: of that table; children without a value are left out.
-        adverse: its values that are an adverse outcome.
-        output_file: CSV file of the results; None: none.
+        outcome_column: of that table; children without a value are excluded.
+        adverse: values of that column that mean an adverse outcome.
+        output_file: CSV file of the results; None: no file.
         volumes: columns of ``segmented`` to try; None: whole lesion, share of the brain, and every region's volume.
 
     Raises:

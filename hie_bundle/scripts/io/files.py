@@ -154,7 +154,7 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 
 def seen_from(path: str | Path, folder: str | Path) -> str:
-    """Name a path for a file in ``folder``: relative, if it is there or in a sibling folder, else the name alone."""
+    """Name a path for a file in ``folder``: relative if below the folder or its parent, else the file name alone."""
     path, folder = Path(path).absolute(), Path(folder).absolute()
     return Path(os.path.relpath(path, folder)).as_posix() if path.is_relative_to(folder.parent) else path.name
 

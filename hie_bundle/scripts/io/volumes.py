@@ -201,7 +201,7 @@ def read_grid(path: str | Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
 def _read(path: Path, meta_image: Any, nifti: Any, *arguments: Any) -> Any:
     try:
         str(path).encode()
-    except UnicodeEncodeError as error:  # ITK, which reads what is written beside it, would end the program
+    except UnicodeEncodeError as error:  # ITK, which later reads masks of the same name, would end the program
         raise VolumeError("has a name that is not UTF-8; rename it") from error
     if not path.exists():
         raise FileNotFoundError(path)

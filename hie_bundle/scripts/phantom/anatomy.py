@@ -110,7 +110,7 @@ class Folding:
         return np.abs(sample(field / slope, self.common.index(points_mm)))
 
 
-# ADC of healthy term newborns by tissue (1e-6 mm²/s); docs/phantom.md has the published values beside them.
+# ADC of healthy term newborns by tissue (1e-6 mm²/s); docs/phantom.md compares them with published values.
 ADC = {
     "white": 1410, "cortex": 1050, "callosum": 1260, "optic_radiation": 1250, "caudate": 1180, "putamen": 1150,
     "pallidum": 1080, "thalamus": 1080, "ventrolateral": 1010, "capsule": 1030, "anterior_capsule": 1120,

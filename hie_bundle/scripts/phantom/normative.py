@@ -99,7 +99,7 @@ REGIONS: dict[str, tuple[tuple[float, float, float], str]] = {
 
 
 def print_regions(seed: int = 0, num_healthy: int = 13, atlas_step_mm: float = 1.5, radius_mm: float = 3.0) -> None:
-    """Print the atlas' mean ADC within ``radius_mm`` of a point of each structure, published values beside it."""
+    """Print the atlas' mean ADC within ``radius_mm`` of a point of each structure, and the published values."""
     atlas = build_atlas(seed, num_healthy, atlas_step_mm)
     ball = np.stack(np.meshgrid(*[np.arange(-radius_mm, radius_mm + 0.5)] * 3)).reshape(3, -1)
     ball = ball[:, np.square(ball).sum(0) <= radius_mm**2].astype(np.float32)

@@ -81,7 +81,7 @@ def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0, fit: bool = F
             reverse.
 
     Raises:
-        UserError: if there is no case.
+        UserError: the folder has no cases.
     """
     items = _cases(dataset_dir)
     halves, fitted = [items], [FittedBaselines([], challenge=threshold)]
@@ -113,7 +113,7 @@ def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0, fit: bool = F
 
 
 def print_stats(stats: dict[str, float], published: Mapping[str, str] | None = None) -> None:
-    """Print the figures of :func:`cohort_stats` as a table, the published figures beside them if there are any."""
+    """Print the figures of :func:`cohort_stats` as a table, with a column of published figures if given."""
     width = max(map(len, stats))
     if published:
         print(f"{'':<{width}}  {'here':>10}  {'published':>10}")
@@ -139,7 +139,7 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
         num_cases: at most this many.
 
     Raises:
-        UserError: if there is no case.
+        UserError: the folder has no cases.
     """
     cases = _cases(dataset_dir)
     cases = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, num_cases).round().astype(int))]

@@ -47,7 +47,7 @@ CLOSING_MM = 5.0
 FIELD_GRID_MM = 6.0  # on which coils' receive field is estimated
 # Of N4, at half maximum: at ITK's 0.15 a strong field stays; at 0.5 muscle becomes as bright as brain.
 FIELD_WIDTH = 0.3
-STRIPPED = 0.9  # share of what is not 0 that the brain takes up; of a head with skull and scalp it is 0.6 to 0.7
+STRIPPED = 0.9  # brain's share of the voxels above 0; 0.6 to 0.7 in a head with skull and scalp
 CUT = 0.5  # of the largest section, at an end of the image
 MEDIAN_MM = 8.0  # radius of the reference method's median, DIPY's four voxels of 2 mm
 AGREEMENT = 0.8  # least Dice of the two methods
@@ -167,7 +167,7 @@ def given_mask(path: str | Path, grid: Volume, name: str) -> Mask:
 
 
 def strip(adc: Volume, mask: Mask) -> Volume:
-    """An ADC map in 1e-6 mm²/s, 0 outside the brain and at least 1 in it, which is how a brain is told from then on."""
+    """An ADC map in 1e-6 mm²/s, 0 outside the brain and at least 1 in it; later steps take ADC > 0 as brain."""
     values = np.where(mask, np.maximum(adc.array, 1), 0).astype(np.float32)
     return Volume(values, adc.affine, adc.header_spacing_mm)
 
@@ -192,7 +192,7 @@ def show_and_judge(mask: Mask, image: Volume, picture: Path, limits: Limits, nam
     volume = _ml(mask, image.spacing_mm)
     reference = median_otsu(image) if whole else None
     outlines(picture, image, mask, f"{volume:.0f} ml", "brain", reference, "median and Otsu's threshold")
-    # A part that is empty is no part of the image.
+    # Crop empty borders.
     seen = ndimage.find_objects((image.array > 0).astype(np.uint8))[0] if whole else np.s_[:]
     problem = brain_problem(mask[seen], image.spacing_mm, limits, whole)
     if problem := problem or ("" if reference is None else mask_doubt(mask, image, reference)):
@@ -213,7 +213,7 @@ def write_brain(
     adc_scale: float | None = None,
     series: Sequence[int] = (),
 ) -> None:
-    """Write a brain mask, uint8, and beside it a picture of the image with its outline (``.png``).
+    """Write a brain mask (uint8) and a picture of its outline on the image (``.png``, in the same folder).
 
     Args:
         images: the image with b = 0: a file, or a folder of DICOM with one.
@@ -271,7 +271,7 @@ def _is_stripped(values: NDArray[np.float32], mask: Mask) -> bool:
 
 
 def _logs(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Logarithms, of what is above 0 without the darkest and the brightest hundredth."""
+    """Logarithms, clipped to the 1st and 99th percentile of the values above 0."""
     known = values[values > 0]
     if not known.size:  # after a median: single voxels
         raise UserError(f"Nothing in the image is thicker than {2 * OPENING_MM:g} mm; there is no brain in it.")

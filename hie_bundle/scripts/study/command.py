@@ -68,7 +68,7 @@ def loss_study(
     configs, log, weights and evaluation. A finished run is not repeated; an interrupted one resumes. The results are
     those of :func:`.write_study`.
 
-    Args are the keys of ``study.yaml``, which explains them, and of ``train.yaml``; beside them:
+    Args are the keys of ``study.yaml``, which explains them, and of ``train.yaml``. In addition:
         cases: :func:`scripts.data.datalists.datalist` with the config's settings.
         fold: must be None: the study runs every fold.
         limits: what a usable case looks like.
