@@ -53,9 +53,8 @@ PATHS = ("dataset_dir", "datalist", "predictions_dir")  # names in the results, 
 class CaseEvaluation:
     """Measure every case on its native and on the resampled grid and write the results when all are done.
 
-    Of several processes each measures and draws its cases, and the first one writes the results of all.
-
-    An Ignite handler of an evaluator; without one, call :meth:`add` for each case and :meth:`completed` at the end.
+    An Ignite handler of an evaluator; without one, call :meth:`add` for each case and :meth:`completed` at the end. Of
+    several processes each measures and draws its cases, and the first one writes the results of all.
 
     Of each case it reads ``case``, its id; ``native_image`` (ADC in 1e-6 mm²/s, ZADC, as they were acquired),
     ``native_label`` and ``native_pred`` (masks on their grid, of one channel); and, where there are any,
@@ -64,26 +63,18 @@ class CaseEvaluation:
     spacing in mm comes from. Without a ``native_image`` there is nothing on the native grid, no size class, no brain,
     no baseline and no picture, and the volumes are those of the network's grid.
 
-    Attributes:
-        output_dir: folder for ``metrics.csv`` (one row a case), ``lesions.csv`` (one row a lesion), ``metrics.json``
-            (the summary), ``comparison.txt`` (against the baselines), ``report.html``, ``overlays/`` (a picture of each
-            case) and, of probabilities, ``thresholds.json`` (mean Dice at each threshold, and the best one). The report
-            shows the training curves of ``tensorboard/`` in this folder, if there are any.
+    Attributes (those of ``evaluate.yaml`` are explained there):
+        output_dir: folder for ``metrics.csv``, ``lesions.csv``, ``metrics.json``, ``comparison.txt`` (against the
+            baselines), ``report.html``, ``overlays/`` and, of probabilities, ``thresholds.json``. The report shows the
+            training curves of ``tensorboard/`` in this folder, if there are any.
         info: what the results are of (data, split, settings …); repeated in the summary and the report.
         checkpoints: file or files with the weights that predicted; named with their SHA-256 and what they say of their
             training.
-        tolerance_mm: tolerance of the normalised surface Dice.
-        lesion_overlap: share of a lesion that must be met for it to count as detected, see
-            :func:`scripts.evaluation.metrics.lesion_metrics`.
-        lesion_iou: IoU from which a predicted component matches a lesion, see :func:`.case_lesions`.
         baselines: methods without a deep network; by default those that need no training split.
         readers: masks of further readers; by default there are none.
-        threshold_from: the ``thresholds.json`` of an evaluation of other cases: what its best threshold gives here.
         calibration: ``fit`` one on these cases and keep it with the weights, or ``apply`` the one that is kept there;
             masks stay as they are.
-        overlays: whether to draw a picture of each case to ``overlays/<case>.png``, and its slices in the report.
-        adc_window: ADC shown as black and as white.
-        zadc_window: ZADC shown as black and as white.
+        overlays: whether to draw a picture of each case, and its slices in the report.
         rows: what was measured, one a case, in plain numbers and words.
         views: the slices of each case for the report.
         lesions: the rows of ``lesions.csv`` of each case.
@@ -224,13 +215,12 @@ class CaseEvaluation:
 
     def completed(self, _: SupervisedEvaluator | None = None) -> None:
         """Write the tables and the report, and log the comparison with the baselines."""
-        rows, views = gather_interleaved(self.rows), gather_interleaved(list(self.views.items()))
-        probabilities, lesions = gather_interleaved(self.probabilities), gather_interleaved(self.lesions)
-        after = gather_interleaved(self.after)
-        if rows is None or views is None or probabilities is None or lesions is None or after is None:
+        mine = (self.rows, self.views.items(), self.probabilities, self.after, self.lesions)
+        parts: list[Any] = [gather_interleaved(list(of)) for of in mine]
+        if None in parts:
             return
-        self.rows, self.views, self.probabilities, self.lesions = rows, dict(views), probabilities, lesions
-        self.after = after
+        self.rows, views, self.probabilities, self.after, self.lesions = parts
+        self.views = dict(views)
         here = {name: seen_from(self.info[name], self.folder) for name in PATHS if self.info.get(name) is not None}
         info = {**self.info, **here, **provenance(self.weights, self.folder)}
         if self.weights:

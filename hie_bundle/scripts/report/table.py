@@ -29,15 +29,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows.
-
-    Attributes:
-        title: what it shows.
-        header: a cell a column.
-        rows: as many cells each.
-        note: explanation above it.
-        folded: whether the page folds it.
-    """
+    """A table whose first column names the rows; ``note``: explanation above it; ``folded``: on the page."""
 
     title: str
     header: Sequence[Cell]
@@ -64,15 +56,9 @@ def figures_cell(known: Measure, figures: Mapping[str, Any], *notes: str, bold: 
 
 @dataclass(frozen=True)
 class Group:
-    """Columns of one table.
+    """Columns of one table: those on a grid (``native`` or ``resampled``) by some definitions (``measure.GROUPS``).
 
-    Attributes:
-        title: its heading.
-        explanation: how they were measured.
-        grid: of the columns: ``native`` or ``resampled``.
-        definitions: whose; see :data:`scripts.evaluation.measure.GROUPS`.
-        compared: whether it is a table of the study, too, for its measures that compare.
-        folded: whether the page folds it.
+    ``compared``: whether it is a table of the study, too, for its measures that compare; ``folded``: on the page.
     """
 
     title: str
