@@ -30,7 +30,7 @@ from scipy import stats
 
 from scripts import data
 from scripts.runtime.errors import UserError
-from scripts.study.command import _fitting, loss_study, variants_configs
+from scripts.study.command import _fitting, loss_study, rehearsed_configs
 from scripts.study.jobs import Cluster, Job, Processes, exclusive, run_jobs
 from scripts.study.results import collect
 from scripts.study.runs import Run, find_cases, whole_numbers
@@ -194,7 +194,7 @@ def test_a_list_that_is_none(content: Any, message: str) -> None:
 
 def test_mistakes_in_a_variant_are_named_before_anything_runs() -> None:
     def configs(**overrides: Any) -> None:
-        variants_configs(_config(TRAIN, STUDY, **SETTINGS), [Variant("odd", "odd", overrides, {})], EVALUATE)
+        rehearsed_configs(_config(TRAIN, STUDY, **SETTINGS), [Variant("odd", "odd", overrides, {})], EVALUATE)
 
     with pytest.raises(UserError, match=r"variant odd: learning_rat: .* did you mean learning_rate\?"):
         configs(learning_rat=0.1)
@@ -224,7 +224,7 @@ def test_a_value_reaches_every_workflow_and_evaluation_alone_takes_its_own() -> 
 
 def test_variants_start_from_the_same_weights_and_see_the_same_batches(tiny_cohort: Path, tmp_path: Path) -> None:
     variants = select(_shipped(TRAIN, STUDY), "dice,tversky_hausdorff,hausdorff")
-    configs = variants_configs(_config(TRAIN, STUDY, **SETTINGS), variants, EVALUATE)
+    configs = rehearsed_configs(_config(TRAIN, STUDY, **SETTINGS), variants, EVALUATE)
     seen: dict[tuple[str, int], list[str]] = {}
     for variant, seed in [*((variant, 0) for variant in variants), (variants[0], 1)]:
         run = Run(variant, seed, None, tmp_path / f"{variant.name}{seed}")
@@ -347,7 +347,7 @@ def _write_run(
         for i, row in enumerate(values):
             fraction = (0.005, 0.03)[i % 2]
             writer.writerow([f"case_{i}", ("<1 %", "1–5 %")[i % 2], fraction, lesion_ml, *row, *more.values()])
-    (run.folder / "done.json").write_text(json.dumps({"epochs": 10 + seed, "best_epoch": 4, "best_val_dice": 0.5}))
+    (run.folder / "done.json").write_text(json.dumps({"epochs": 10 + seed, "best_epoch": 4}))
     return run
 
 
@@ -575,7 +575,7 @@ def test_auto_runs_as_many_trainings_as_fit_on_a_gpu(
 ) -> None:
     """A device of that much memory; a training of the tiny network takes little more than a CUDA context."""
     variants = select(_shipped(TRAIN, STUDY), "dice,tversky")
-    configs = variants_configs(_config(TRAIN, STUDY, **SETTINGS), variants, EVALUATE)
+    configs = rehearsed_configs(_config(TRAIN, STUDY, **SETTINGS), variants, EVALUATE)
     monkeypatch.setattr("scripts.study.command.available_memory", lambda _: free_gb * 1e9)
     monkeypatch.setattr("scripts.study.command.available_cores", lambda: 16)
     assert _fitting(configs, ["cuda:0"]) == at_once

@@ -87,7 +87,7 @@ def loss_study(
     if executor is not None and devices is not None:
         raise UserError("--devices are of this machine; with --executor a job has its own: leave them out.")
     all_seeds, places = whole_numbers(seeds, "--seeds", 0), _devices(devices)
-    configs = variants_configs(config, chosen, evaluation_config)
+    configs = rehearsed_configs(config, chosen, evaluation_config)
     at_once = _fitting(configs, places) if parallel == "auto" else parallel
     cohorts, inner = find_cases(Path(dataset_dir), split, all_seeds, num_folds, cases, limits, inner_folds)
     folder, root = Path(output_dir).resolve(), Path(bundle_root).resolve()
@@ -133,7 +133,7 @@ def loss_study(
         raise UserError("\n".join([*failures.values(), again]))
 
 
-def variants_configs(
+def rehearsed_configs(
     config: Mapping[str, Any], variants: Sequence[Variant], evaluation_config: str | Path
 ) -> dict[str, dict[str, ConfigParser]]:
     """The merged configs of each variant, by the name of their file, once each has been tried.

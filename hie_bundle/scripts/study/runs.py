@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Of a run that is done: ``epochs`` that were trained, ``best_epoch``, ``best_val_dice``."""
+        """Of a run that is done: ``epochs`` that were trained, ``best_epoch``."""
         return json.loads((self.folder / "done.json").read_text())
 
     def settled(self, parser: ConfigParser, common: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,9 +82,7 @@ class Run:
     def record_done(self) -> None:
         """Note that it has been trained and evaluated, and for how long it trained."""
         state = torch.load(self.folder / "models" / "resume_state.pt", map_location="cpu", weights_only=True)
-        best = float(state["best_metric"])
-        best_dice = best if math.isfinite(best) else None
-        record = {"epochs": state["epoch"], "best_epoch": state["best_metric_epoch"], "best_val_dice": best_dice}
+        record = {"epochs": state["epoch"], "best_epoch": state["best_metric_epoch"]}
         write_json(self.folder / "done.json", record)
 
 
