@@ -51,6 +51,9 @@ def _segment(
     calibrated: Annotated[
         bool, typer.Option("--calibrated", help="apply the calibration kept with the weights; masks stay as they are")
     ] = False,
+    regions: Annotated[
+        str | None, typer.Option(help="folder of an atlas with regions: the share of each that is injured")
+    ] = None,
     overlay: Annotated[
         str | None, typer.Option(help="picture of the slices with the outline: OUT.png or folder")
     ] = None,
@@ -78,8 +81,8 @@ def _segment(
         raise typer.BadParameter("say where the mask goes, with -o OUT.")
     import_module(".segment", __name__).segment(
         adc, zadc, output, weights=weights, recipe=recipe, probabilities=probabilities, lesions=lesions,
-        calibrated=calibrated, overlay=overlay, report=report, extension=extension, bids=bids, json=json,
-        anonymise_ids=anonymise_ids, quiet=quiet, openvino=openvino, shard=shard,
+        calibrated=calibrated, regions=regions, overlay=overlay, report=report, extension=extension, bids=bids,
+        json=json, anonymise_ids=anonymise_ids, quiet=quiet, openvino=openvino, shard=shard,
         **_others(context, device=device, threshold=threshold, flips=flips),
     )  # fmt: skip
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json as json_format
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..data.layout import filesystem_key, find_cases, part_of, site_of
@@ -20,12 +21,15 @@ from ..geometry.components import components
 from ..inference.segmenter import CAUTION, Segmentation, Segmenter
 from ..io.files import sha256_of, try_writing, write_atomically
 from ..io.images import write
-from ..io.volumes import EXTENSIONS, extension_of
+from ..io.volumes import EXTENSIONS, Volume, extension_of
 from ..runtime.errors import UserError, user_error
 from ..runtime.redaction import redacted
 from ..runtime.text import csv_table, printable
 from .bids import describe, mask_place, sidecar_of, write_sidecar
 from .shards import Shard
+
+if TYPE_CHECKING:
+    from ..scanner.regions import RegionAtlas
 
 __all__ = ["find_jobs", "segment"]
 
@@ -55,6 +59,7 @@ def segment(
     probabilities: bool = False,
     lesions: bool = False,
     calibrated: bool = False,
+    regions: str | None = None,
     overlay: str | None = None,
     report: str | None = None,
     extension: str = ".nii.gz",
@@ -96,19 +101,24 @@ def segment(
     calibration = None
     if calibrated:
         calibration = Calibration.read(calibration_file(segmenter.checkpoints), segmenter.making)
+    atlas = None
+    if regions:  # SimpleITK is imported where it is needed
+        from ..scanner.regions import RegionAtlas
+
+        atlas = RegionAtlas(regions)
     rows: list[dict[str, Any]] = []
     if bids:
         describe(output)
     with share.working() if share else nullcontext():
         todo = list(zip(jobs, places, strict=True))
         if share:
-            how = {**segmenter.making, "calibrated": calibrated, "limits": asdict(segmenter.limits)}
+            how = {**segmenter.making, "calibrated": calibrated, "regions": regions, "limits": asdict(segmenter.limits)}
             records = share.rows()
             mine = share.of(todo)
             todo = [one for one in mine if not share.is_done(records.get(one[0].case), how, one[0].maps, one[1])]
         hidden = quiet or json or len(jobs) == 1 or not sys.stderr.isatty()
         for job, place in tqdm(todo, unit="case", disable=hidden):
-            row, found = _segmented(job, place, segmenter, calibration)
+            row, found = _segmented(job, place, segmenter, calibration, atlas)
             rows.append(row)
             if share:
                 share.add({**row, **how}, job.maps, place)
@@ -137,19 +147,25 @@ def segment(
 
 
 def _segmented(
-    job: Job, place: dict[str, Path], segmenter: Segmenter, calibration: Calibration | None
+    job: Job, place: dict[str, Path], segmenter: Segmenter, calibration: Calibration | None, atlas: RegionAtlas | None
 ) -> tuple[dict[str, Any], Segmentation | None]:
     """Segment a case and write its files; return its record, with ``error`` if that failed."""
     try:
         found = segmenter.result(job.adc, job.zadc, case=job.case)
-        _write(found, job, place, segmenter, calibration)
+        labels, figures = None, found.figures
+        parts: list[dict[str, Any]] = []
+        if atlas:
+            labels, parts, note = atlas.injured(Volume(found.maps["ADC"], found.affine), found.mask)
+            found = replace(found, notes=(*found.notes, note))
+            figures = {**found.figures, **atlas.figures(parts)}
+        _write(found, job, place, segmenter, calibration, figures, labels, parts)
     except Exception as error:
         mistake = user_error(error)
         if mistake is None:
             raise
         tqdm.write(f"error: {printable(mistake)}", file=sys.stderr)
         return {**_files(job), "error": redacted(str(mistake))}, None
-    return {**_files(job), **{name: str(path) for name, path in place.items()}, **found.figures}, found
+    return {**_files(job), **{name: str(path) for name, path in place.items()}, **figures}, found
 
 
 def find_jobs(adc: Path, zadc: Path | None) -> list[Job]:
@@ -245,19 +261,20 @@ def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]]) 
 
 
 def _write(
-    found: Segmentation, job: Job, place: dict[str, Path], segmenter: Segmenter, calibration: Calibration | None
-) -> None:
+    found: Segmentation, job: Job, place: dict[str, Path], segmenter: Segmenter, calibration: Calibration | None,
+    figures: Mapping[str, Any], labels: NDArray[np.uint8] | None, parts: Sequence[Mapping[str, Any]],
+) -> None:  # fmt: skip
     write(place["mask"], found.mask, found.affine)
     if "sidecar" in place:
         sources = {} if job.hidden else {"Sources": [path.name for path in (job.adc, job.zadc) if path]}
-        write_sidecar(place["mask"], {**sources, **segmenter.making, **found.figures})
+        write_sidecar(place["mask"], {**sources, **segmenter.making, **figures})
     if "probability" in place:
         write(place["probability"], (calibration or np.asarray)(found.probability), found.affine)
     if not {"lesion_table", "overlay", "report"} & place.keys():
         return
     from ..evaluation.lesions import COMPONENT_COLUMNS, lesions_of
     from ..report.page import write_case_page
-    from ..report.pictures import CaseSlices
+    from ..report.pictures import CaseSlices, region_slices
 
     names = {"ADC": "adc", "ZADC": "z"}
     maps = {names[name]: volume for name, volume in found.maps.items()} | {"probability": found.probability}
@@ -281,7 +298,8 @@ def _write(
         facts["Smallest lesion"] = f"{segmenter.smallest_lesion_mm3:g} mm³"
         facts["Limited to the brain"] = "yes" if segmenter.limit_to_brain else "no"
         notes = [found.plausibility.line, *found.notes]
-        write_case_page(place["report"], slices, found.case, tiles, notes, facts, lesions)
+        diagram = [] if labels is None else region_slices(labels, parts, found.affine)
+        write_case_page(place["report"], slices, found.case, tiles, notes, facts, lesions, parts, diagram)
 
 
 def _files(job: Job) -> dict[str, Any]:

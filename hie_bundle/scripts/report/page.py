@@ -24,6 +24,7 @@ __all__ = ["GAIN", "cases_text", "provenance", "render_page", "write_case_page",
 HERE = Path(__file__).parent
 HEADLINE = ("dice", "masd_mm", "nsd")
 MOST_LESIONS = 500  # rows of the page's table; lesions.csv has all
+ML = ("injured_ml", "volume_ml")
 GAIN = Measure("gain", "gain", "")
 
 
@@ -99,6 +100,8 @@ def write_case_page(
     notes: Sequence[str],
     facts: Mapping[str, str],
     lesions: tables.Rows = (),
+    regions: tables.Rows = (),
+    diagram: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the page of a segmented case: its figures, slices of its maps, where it all came from.
 
@@ -110,12 +113,21 @@ def write_case_page(
         notes: what is to be known of the input.
         facts: files, weights, versions.
         lesions: rows of :func:`.lesions_of`.
+        regions: of an atlas, if there is one: ``region``, ``number``, ``volume_ml``, ``injured_ml`` and ``share``.
+        diagram: of :func:`.region_slices`.
     """
+    header = [Cell(name) for name in ("Region", "Injured", "Injured (ml)", "Volume (ml)")]
+    parts = [
+        [Cell(row["region"]), Cell(f"{100 * row['share']:.1f} %"), *(Cell(f"{row[n]:.2f}") for n in ML)]
+        for row in regions
+    ]
     views = [slices.view(z) for z in slices.spread()]
     shown = [{"label": label, "value": value} for label, value in tiles]
     page = render_page(
         "segmented.html.jinja", title=title, tiles=shown, notes=notes, facts=facts, views=views,
         windows=slices.windows, lesions=_largest(lesions), lesion_count=len(lesions),
+        regions=Table("Share of each region that is injured", header, parts),
+        diagram=diagram,
     )  # fmt: skip
     write_atomically(path, page)
 

@@ -17,7 +17,7 @@ from ..geometry.brain import brain_of
 from ..geometry.slices import axial, shown_box, upright
 from ..io.panels import BLUE, ORANGE, Panel, grey_slice, panels_png
 
-__all__ = ["PRED_COLOUR", "TRUTH_COLOUR", "WINDOWS", "CaseSlices", "SliceView"]
+__all__ = ["PRED_COLOUR", "TRUTH_COLOUR", "WINDOWS", "CaseSlices", "SliceView", "region_slices"]
 
 TRUTH_COLOUR, PRED_COLOUR = BLUE, ORANGE
 WINDOWS: Mapping[str, Sequence[float]] = {"ADC": (0, 2500), "ZADC": (-6, 6)}  # as in evaluate.yaml
@@ -146,6 +146,33 @@ class CaseSlices:
 
     def _grey(self, name: str, z: int) -> NDArray[np.float64]:
         return grey_slice(self.maps[name], self.windows[name], self.box, z, self.brain)
+
+
+def region_slices(
+    labels: NDArray[np.uint8], regions: Sequence[Mapping[str, Any]], affine: NDArray[Any]
+) -> list[dict[str, Any]]:
+    """Three axial slices of an atlas' regions, the darker the larger the injured share; white lines between regions.
+
+    Args:
+        labels: number of each voxel's region, 0 outside the brain.
+        regions: ``number`` and ``share`` of each.
+        affine: (4, 4) from voxel indices to millimetres, RAS+.
+
+    Returns:
+        Of each slice ``number``, ``picture`` (PNG in base64) and ``size_mm``.
+    """
+    shown, spacing_mm = upright(labels, affine)
+    box, inside = shown_box(shown > 0), np.flatnonzero(shown.any((0, 1)))
+    grey = np.ones(256)
+    for row in regions:
+        grey[row["number"]] = 0.9 - 0.75 * np.sqrt(row["share"])  # small shares are seen, too
+    pictures = []
+    for z in (int(inside[round(part * (len(inside) - 1))]) for part in (0.25, 0.5, 0.7)):
+        area = axial(shown, box, z)
+        edge = (area != np.roll(area, 1, 0)) | (area != np.roll(area, 1, 1))
+        size_mm = area.shape[1] * spacing_mm[0], area.shape[0] * spacing_mm[1]
+        pictures.append({"number": z + 1, "picture": _png(np.where(edge, 1, grey[area])), "size_mm": size_mm})
+    return pictures
 
 
 def _png(grey: NDArray[np.float64]) -> str:

@@ -1,0 +1,115 @@
+"""Regions of an atlas on a case, and the share of each that is injured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ..geometry.brain import brain_of
+from ..io.volumes import Volume, to_itk
+from ..runtime.errors import UserError
+from .inputs import read, refuse_other_grid, resample
+from .registration import register
+from .zscore import FitLimits, read_atlas
+
+__all__ = ["RegionAtlas", "shares"]
+
+
+class RegionAtlas:
+    """A normative atlas with regions, brought to cases by the registration of ``run zscore``.
+
+    Args:
+        folder: with ``mean.nii.gz`` and ``std.nii.gz`` of healthy newborns' ADC, ``regions.nii.gz`` (a number a region,
+            on the same grid) and ``regions.json`` (``{"1": "left cerebellum", …}``).
+        limits: of a usable fit; the defaults if None. A doubtful one is not usable here.
+
+    Raises:
+        UserError: when a file is missing or does not fit the others.
+    """
+
+    def __init__(self, folder: str | Path, limits: FitLimits | None = None) -> None:
+        folder = Path(folder)
+        self.limits = limits or FitLimits()
+        self.atlas = read_atlas(folder / "mean.nii.gz", folder / "std.nii.gz")
+        regions, mean = read(folder / "regions.nii.gz", 3), read(folder / "mean.nii.gz", 3)
+        refuse_other_grid(mean, regions, (str(folder / "mean.nii.gz"), str(folder / "regions.nii.gz")))
+        self.regions = to_itk(regions.array.astype(np.uint8), regions.affine)
+        try:
+            names = json.loads((folder / "regions.json").read_text(encoding="utf-8"))
+            self.names = {int(number): str(name) for number, name in names.items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{folder / 'regions.json'} does not name regions by number ({error}).") from error
+        if unnamed := set(np.unique(regions.array).astype(int).tolist()) - {0, *self.names}:
+            raise UserError(f"{folder / 'regions.json'} does not name the regions {sorted(unnamed)}.")
+
+    def on(self, adc: Volume) -> tuple[NDArray[np.uint8] | None, str]:
+        """The regions on a case.
+
+        Args:
+            adc: skull-stripped ADC map, 1e-6 mm²/s.
+
+        Returns:
+            The number of each brain voxel's region, 0 outside the brain, shape (X, Y, Z); and a remark. Where the atlas
+            does not fit None, and why.
+        """
+        brain = brain_of(adc.array)
+        image = to_itk(np.asarray(adc.array, np.float32), adc.affine)
+        found = register(image, to_itk(brain, adc.affine), *self.atlas)
+        problems = self.limits.problems(found.fit)
+        if not problems and found.fit.correlation < self.limits.doubtful:
+            problems = [f"ADC and atlas correlate by {found.fit.correlation:.2f} only"]
+        if problems:
+            return None, f"no regions: the atlas does not fit ({'; '.join(problems)})"
+        moved = resample(self.regions, image, found.transform, nearest=True)
+        labels = sitk.GetArrayFromImage(moved).transpose(2, 1, 0)
+        # a brain voxel beyond the atlas' brain is of the nearest region
+        nearest = ndimage.distance_transform_edt(
+            labels == 0, adc.spacing_mm, return_distances=False, return_indices=True
+        )
+        return np.where(brain, labels[tuple(nearest)], 0).astype(np.uint8), (
+            f"regions: atlas fitted with a correlation of {found.fit.correlation:.2f}"
+        )
+
+    def injured(self, adc: Volume, mask: NDArray[Any]) -> tuple[NDArray[np.uint8] | None, list[dict[str, Any]], str]:
+        """Regions of a case, a row for each with the share that a mask of lesion covers, and a remark.
+
+        Returns:
+            See :meth:`on`; rows with ``region``, ``number``, ``volume_ml``, ``injured_ml`` and ``share`` (in [0, 1]).
+        """
+        labels, note = self.on(adc)
+        if labels is None:
+            return None, [], note
+        return labels, shares(labels, self.names, mask, float(np.prod(adc.spacing_mm)) / 1000), note
+
+    @staticmethod
+    def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Rows as a record: ``region_left_cerebellum_ml`` and ``region_left_cerebellum_share`` of each."""
+        return {
+            f"region_{row['region'].replace(' ', '_')}_{unit}": round(row[key], 4)
+            for row in rows
+            for unit, key in (("ml", "injured_ml"), ("share", "share"))
+        }
+
+
+def shares(
+    labels: NDArray[np.uint8], names: Mapping[int, str], mask: NDArray[Any], voxel_ml: float
+) -> list[dict[str, Any]]:
+    """The rows of :meth:`RegionAtlas.injured`; a region that the case does not have is left out."""
+    sizes, hurt = (
+        np.bincount(part, minlength=max(names) + 1) * voxel_ml for part in (labels.ravel(), labels[mask > 0])
+    )
+    return [
+        {
+            "region": name, "number": n, "volume_ml": float(sizes[n]), "injured_ml": float(hurt[n]),
+            "share": float(hurt[n] / sizes[n]),
+        }
+        for n, name in names.items()
+        if sizes[n]
+    ]  # fmt: skip
