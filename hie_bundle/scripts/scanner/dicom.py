@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 Header = Any  # pydicom.Dataset; the package is an extra
 
+POSITION = "ImagePositionPatient"
 POSITION_MM = 0.05  # slices whose distances differ by more than this, or 2 %, are not one volume
 MAX_BYTES = 1 << 31  # of the pixels of one series
 TIMEOUT_S = 600
@@ -52,6 +53,10 @@ TAGS: tuple[Any, ...] = (
     "PerFrameFunctionalGroupsSequence", 0x0019100C, 0x00431030, 0x00431039, 0x20011003, 0x20011004, 0x20011013,
     0x00651009,
 )  # fmt: skip
+SEQUENCES = {  # of enhanced images
+    "ImagePositionPatient": "PlanePositionSequence", "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+}  # fmt: skip
 UNITS = {"um2/s": 1.0, "10-6.mm2/s": 1.0, "10*-6.mm2/s": 1.0, "10-3.mm2/s": 1e3, "10*-3.mm2/s": 1e3, "mm2/s": 1e6}
 
 # Values of ImageType (0008,0008) and of frame types, which the standard and the vendors define.
@@ -233,7 +238,7 @@ def _headers(root: Path) -> tuple[list[Header], list[tuple[int, str]]]:
             ignored["copies of an image"] += 1
             continue
         found[str(header.get("SOPInstanceUID") or path)] = header
-    headers = list(found.values())
+    headers = [part for header in found.values() for part in _parts(header)]
     if not headers:
         raise UserError(
             f"{root} holds no DICOM image of MR." + "".join(f" {n} {what} left out." for what, n in ignored.items())
@@ -292,6 +297,65 @@ def _header(path: Path) -> Header | None:
     return header
 
 
+def _parts(header: Header) -> list[Header]:
+    """The volumes of an enhanced image, each with its ``frames``; any other image is one part.
+
+    dcm2niix would mix averages with directions, and takes the standard's b-values of few vendors.
+
+    Raises:
+        UserError: where frames do not make up volumes.
+    """
+    groups = header.get("PerFrameFunctionalGroupsSequence") or []
+    if len(groups) < 2 or not all("PlanePositionSequence" in group for group in groups):
+        return [header]
+    kinds: dict[Any, list[Header]] = defaultdict(list)
+    for number in range(len(groups)):
+        one = _of_frames(header, [number])
+        directions = [d.get("DiffusionGradientDirectionSequence") for d in _element(one, "MRDiffusionSequence")]
+        kinds[(tuple(sorted(_words(one))), _b_value(one), _is_trace(one), _echo_ms(one), str(directions))].append(one)
+    parts = []
+    for frames in kinds.values():
+        for volume in zip(*_stack(frames, f"Series {_number(header)}").values(), strict=True):
+            parts.append(_of_frames(header, [one.frames[0] for one in volume]))
+    return parts if len(parts) > 1 else [header]
+
+
+def _with(header: Header, **elements: Any) -> Header:
+    """Another header of the same file with some elements replaced; pydicom would change the first one's, too."""
+    copied = require_pydicom().Dataset(dict(header.items()))
+    copied.file_meta, copied.filename = header.file_meta, header.filename
+    for keyword, value in elements.items():
+        if keyword in copied:
+            del copied[keyword]
+        setattr(copied, keyword, value)
+    return copied
+
+
+def _of_frames(header: Header, frames: Sequence[int]) -> Header:
+    groups = [header.PerFrameFunctionalGroupsSequence[i] for i in frames]
+    part = _with(header, PerFrameFunctionalGroupsSequence=groups, NumberOfFrames=len(frames))
+    part.frames = list(frames)
+    return part
+
+
+def _cut(header: Header, path: Path) -> None:
+    """Write the frames of a part of an enhanced image as an image of their own."""
+    pydicom = require_pydicom()
+    whole = pydicom.dcmread(header.filename)
+    count, packed = int(whole.NumberOfFrames), whole.file_meta.TransferSyntaxUID.is_compressed
+    if packed:
+        pixels = list(pydicom.encaps.generate_frames(whole.PixelData, number_of_frames=count))
+        chosen = pydicom.encaps.encapsulate([pixels[i] for i in header.frames])
+    else:
+        size = len(whole.PixelData) // count
+        chosen = b"".join(whole.PixelData[i * size : (i + 1) * size] for i in header.frames)
+    one = _of_frames(whole, header.frames)
+    del one.PixelData
+    one.add_new("PixelData", "OB" if packed else "OW", chosen)
+    one["PixelData"].is_undefined_length = packed
+    one.save_as(path, enforce_file_format=True)
+
+
 def _no_image(header: Header) -> str:
     """Why a DICOM object is no MR image; empty if it is one."""
     if header.get("Modality") != "MR":
@@ -315,10 +379,10 @@ def _read(members: list[Header], work: Path) -> Series:
     if 4 * pixels > MAX_BYTES:
         raise UserError(f"{name} declares {4 * pixels / 1e9:.0f} GB of voxels, more than is read.")
     packed = _packed(first)
-    if not packed and len({tuple(h.get("ImagePositionPatient") or ()) for h in members}) < 2:
+    if not packed and len({tuple(_element(h, SEQUENCES[POSITION], POSITION)) for h in members}) < 2:
         return Series("other", number, reason="one slice only")
     volumes = [[header] for header in sorted(members, key=_order)] if packed else _volumes(members, name)
-    if not packed and kind == "adc" and len(volumes) > 1:
+    if kind == "adc" and len(volumes) > 1:
         raise UserError(f"{name} (adc) has {len(volumes)} images of each slice; one is needed.")
     found = [_converted(volume, name, work) for volume in volumes]
     if not packed and any(part[0].shape[2:] != (len(volume), 1) for part, volume in zip(found, volumes, strict=True)):
@@ -362,7 +426,7 @@ def _group(header: Header) -> tuple[str, ...]:
     """What the images of one conversion have in common: dcm2niix would mix traces with directions."""
     words = sorted(_words(header) & (ADC_WORDS | TRACE_WORDS | OTHER_WORDS))
     trace = _is_trace(header)
-    return (str(header.get("SeriesInstanceUID", "")), *words, str(trace), str(header.get("EchoTime", "")))
+    return (str(header.get("SeriesInstanceUID", "")), *words, str(trace), str(_echo_ms(header)))
 
 
 def _kind(members: Sequence[Header]) -> tuple[str, str]:
@@ -401,6 +465,11 @@ def _functional_groups(header: Header) -> list[Header]:
     return [*shared, *(header.get("PerFrameFunctionalGroupsSequence") or [])[:1]]
 
 
+def _echo_ms(header: Header) -> float | None:
+    echo = _element(header, "MREchoSequence", "EffectiveEchoTime") or None
+    return _first_number(header.get("EchoTime") if echo is None else echo)
+
+
 def _is_trace(header: Header) -> bool:
     """Whether a scanner has averaged the directions.
 
@@ -410,7 +479,7 @@ def _is_trace(header: Header) -> bool:
         return True
     if (_b_value(header) or 0) <= B0_MAX:
         return False
-    directionality = str(header.get("DiffusionDirectionality") or "")
+    directionality = str(_element(header, "MRDiffusionSequence", "DiffusionDirectionality") or "")
     philips = str(_private(header, "PHILIPS", 0x2001, 0x1004) or "")
     ge = str(_private(header, "GE", 0x0043, 0x1030) or "")
     return directionality.upper() == "ISOTROPIC" or philips.strip().upper() == "I" or ge in ("15", "16")
@@ -511,7 +580,7 @@ def _numbers(header: Header, keyword: str, count: int) -> NDArray[np.float64]:
     Raises:
         UserError: naming the series, if it is missing or has another count.
     """
-    values = np.array([float(value) for value in header.get(keyword) or ()])
+    values = np.array([float(value) for value in _element(header, SEQUENCES[keyword], keyword)])
     if len(values) != count:
         what = f"has no {keyword}" if not len(values) else f"has a {keyword} that is not {count} numbers"
         raise UserError(f"Series {_number(header)}: an image {what}.")
@@ -523,15 +592,35 @@ def _normal(header: Header) -> NDArray[np.float64]:
     return np.cross(row, column)
 
 
-def _positions(members: Sequence[Header]) -> dict[float, list[Header]]:
-    """Single slices by their place along the normal, least first."""
+def _stack(members: Sequence[Header], name: str) -> dict[float, list[Header]]:
+    """Single slices by their place along the normal (mm), least first.
+
+    Raises:
+        UserError: where one is missing or double.
+    """
     normal = _normal(members[0])
-    places: dict[float, list[Header]] = {}
+    found: dict[float, list[Header]] = {}
     for header in members:
-        at = float(np.dot(normal, _numbers(header, "ImagePositionPatient", 3)))
-        near = next((known for known in places if abs(known - at) < POSITION_MM), at)
-        places.setdefault(near, []).append(header)
-    return dict(sorted(places.items()))
+        at = float(np.dot(normal, _numbers(header, POSITION, 3)))
+        near = next((known for known in found if abs(known - at) < POSITION_MM), at)
+        found.setdefault(near, []).append(header)
+    order = sorted(found)
+    counts = [len(found[at]) for at in order]
+    usual = Counter(counts).most_common(1)[0][0]
+    if odd := [i for i, count in enumerate(counts) if count != usual]:
+        raise UserError(
+            f"{name} has {counts[odd[0]]} images at slice {odd[0] + 1} of {len(order)}, and {usual} at others: slices "
+            "are missing or double."
+        )
+    steps = np.diff(order)
+    step = float(np.median(steps)) if len(steps) else 0.0
+    if (off := np.abs(steps - step) > max(POSITION_MM, 0.02 * step)).any():
+        where = int(off.argmax())
+        raise UserError(
+            f"{name} has a gap: slices {where + 1} and {where + 2} of {len(order)} are {steps[where]:.2f} mm apart, "
+            f"others {step:.2f} mm. An image is missing."
+        )
+    return {at: found[at] for at in order}
 
 
 def _order(header: Header) -> tuple[int, int]:
@@ -553,23 +642,8 @@ def _volumes(members: Sequence[Header], name: str) -> list[list[Header]]:
     )
     if (kinds := len(np.unique(np.round(geometry / 2e-3), axis=0))) > 1 and (np.ptp(geometry, axis=0) > 1e-3).any():
         raise UserError(f"{name} mixes images of {kinds} orientations, sizes or spacings; they are not one volume.")
-    places = _positions(members)
-    order = list(places)
-    counts = [len(places[at]) for at in order]
-    usual = Counter(counts).most_common(1)[0][0]
-    if odd := [i for i, count in enumerate(counts) if count != usual]:
-        raise UserError(
-            f"{name} has {counts[odd[0]]} images at slice {odd[0] + 1} of {len(order)}, and {usual} at others: slices "
-            "are missing or double."
-        )
-    steps = np.diff(order)
-    step = float(np.median(steps))
-    if (off := np.abs(steps - step) > max(POSITION_MM, 0.02 * step)).any():
-        where = int(off.argmax())
-        raise UserError(
-            f"{name} has a gap: slices {where + 1} and {where + 2} of {len(order)} are {steps[where]:.2f} mm apart, "
-            f"others {step:.2f} mm. An image is missing."
-        )
+    places = _stack(members, name)
+    order, usual = list(places), len(next(iter(places.values())))
     stated = _int(members[0], "ImagesInAcquisition")
     if stated > len(members) and stated % len(order) and "ORIGINAL" in _words(members[0]):
         raise UserError(
@@ -614,6 +688,9 @@ def _converted(
         steps = np.diff([_int(header, "InstanceNumber") for header in members])
         for number, header in enumerate(members):
             source, link = Path(header.filename).resolve(), into / f"{number:06d}.dcm"
+            if hasattr(header, "frames"):
+                _cut(header, link)
+                continue
             if not ((steps > 0).all() or (steps < 0).all()):  # dcm2niix splits or drops Siemens' slices by it
                 image = require_pydicom().dcmread(source)
                 image.InstanceNumber = number + 1
@@ -688,6 +765,11 @@ def _mapped(one: Series, side: dict[str, Any]) -> Series:
     return replace(one, array=array * factors + offsets, unit=scale)
 
 
-def _element(header: Header, keyword: str) -> Any:
-    """A sequence of an image, or of its functional groups; empty if there is none."""
-    return next((group[keyword].value for group in (header, *_functional_groups(header)) if group.get(keyword)), [])
+def _element(header: Header, sequence: str, keyword: str = "") -> Any:
+    """A sequence of an image or of its functional groups, or an element there; empty if there is none."""
+    if keyword and header.get(keyword):
+        return header[keyword].value
+    found: Any = next(
+        (group[sequence].value for group in (header, *_functional_groups(header)) if group.get(sequence)), []
+    )
+    return found[0].get(keyword) or () if keyword and found else found
