@@ -106,7 +106,7 @@ class HIEUNet(nn.Module):
             UserError: with another number of maps, or a size that is not divisible by 8 (three poolings by 2).
         """
         if x.shape[1] != self.in_channels:
-            raise UserError(f"The network takes {self.in_channels} maps (in_channels), and was given {x.shape[1]}.")
+            raise UserError(f"The network needs {self.in_channels} input channels (in_channels), but got {x.shape[1]}.")
         for size in x.shape[2:]:
             if size % 8 != 0:
                 raise UserError(

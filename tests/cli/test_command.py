@@ -144,7 +144,7 @@ def test_a_folder_and_what_is_wrong_with_it(run: Run, options: list[str], cohort
     status, text, err = run("segment", cohort, "-o", tmp_path / "out", *options)
     cases = [path.name.removesuffix("-ADC_ss.mha") for path in adcs]
     assert status == 1
-    assert "is no ADC map in 1e-6 mm²/s" in err
+    assert "is not an ADC map in 1e-6 mm²/s" in err
     assert err.splitlines()[-1] == "error: 1 of 3 cases could not be segmented."
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == [f"{cases[n]}_lesion.nii.gz" for n in (0, 2)]
@@ -202,7 +202,7 @@ def test_the_challenges_container(run: Run, options: list[str], cohort: Path, tm
     shutil.copy(there / "1f3a.mha", there / "other.mha")
     status, _, err = run(*words)
     assert status == 1
-    assert "z-score-adc holds 2 maps; a case has one there." in err
+    assert "z-score-adc has 2 maps; it must have exactly one." in err
 
 
 def test_masks_as_a_bids_derivative(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
@@ -230,7 +230,8 @@ def test_masks_as_a_bids_derivative(run: Run, options: list[str], cohort: Path, 
         volume = np.asarray(image.dataobj).sum() * np.prod(image.header.get_zooms()) / 1000
         assert volume == pytest.approx(case["lesion_ml"], rel=1e-3)
     for words, why in (
-        (["-o", tmp_path / "x.nii.gz"], "needs a folder"), (["-o", out, "--shard", "1/2"], "does not go with --shard"),
+        (["-o", tmp_path / "x.nii.gz"], "needs an output folder"),
+        (["-o", out, "--shard", "1/2"], "cannot be combined with --shard"),
         (["-o", out, "--extension", ".mha"], "BIDS has no .mha"),
     ):  # fmt: skip
         status, _, err = run("segment", cohort, "--bids", *words, *options)
@@ -249,7 +250,7 @@ def test_folders_are_matched_by_name_or_case(tmp_path: Path) -> None:
     for adc, zadc, message in [
         ("adc", "none", "No file in"),
         ("none", None, "holds no ADC map"),
-        ("adc/a.nii.gz", "z", "one is a file and one a folder"),
+        ("adc/a.nii.gz", "z", "are a file and a folder"),
         ("x", None, "no file or folder"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -265,7 +266,7 @@ def test_masks_that_are_one_file_on_some_disks(names: tuple[str, str], run: Run,
         pytest.skip("this disk does not tell them apart")
     status, _, err = run("segment", tmp_path, "-o", tmp_path / "masks")
     assert status == 1
-    assert "are the same file on disks that ignore case or Unicode form" in err
+    assert "are the same file on file systems that ignore case or Unicode form" in err
     assert not (tmp_path / "masks").exists()
 
 
@@ -276,7 +277,7 @@ def test_mistakes(run: Run, options: list[str], cohort: Path, tmp_path: Path) ->
         (("sgment",), 2, "No such command 'sgment'"),
         (("segment", adc, zadc), 2, "say where the mask goes"),
         (("segment",), 2, "adc"),
-        (("segment", adc, zadc, "-o", adc), 1, "is one of the maps"),
+        (("segment", adc, zadc, "-o", adc), 1, "is an input map"),
         (("segment", cohort, "-o", tmp_path / "x.nii.gz"), 1, "is one file, but there are several cases"),
         (("segment", adc, zadc, "-o", tmp_path / "o", "--thresold", "0.4", *options), 1, "did you mean --threshold?"),
         (("segment", adc, zadc, "-o", tmp_path / "o", "--weights", tmp_path / "no.pt"), 1, "There is no checkpoint"),

@@ -50,7 +50,7 @@ def test_it_is_loaded_with_a_channel_of_nan(form: str, extension: str, tmp_path:
     alone = Compose([LoadImaged("image"), EnsureChannelFirstd("image")])({"image": paths[0]})["image"]
     torch.testing.assert_close(loaded.affine, alone.affine)
     assert loaded.meta["filename_or_obj"] == paths[0]
-    with pytest.raises(UserError, match="by its values is no ADC map"):
+    with pytest.raises(UserError, match="is not an ADC map"):
         LoadMapsd("image", limits=OPTIONAL)({"image": zadc})
 
 
@@ -80,7 +80,7 @@ def test_it_is_found_and_checked_where_it_is_allowed(tmp_path: Path, capsys: pyt
     for wrong in (brain / 1e6, arrays()["zadc"]):  # mm²/s; no ADC map
         SimpleITK.WriteImage(image(wrong.astype(np.float32)), lone["adc"])
         (report,) = data.check_items(items[1:], OPTIONAL)
-        assert report.problems[0].message.startswith("is no ADC map in 1e-6 mm²/s")
+        assert report.problems[0].message.startswith("is not an ADC map in 1e-6 mm²/s")
     with pytest.raises(DatasetError, match="'required' or 'optional', not 'maybe'"):
         data.Limits(zadc="maybe")  # type: ignore[arg-type]
 

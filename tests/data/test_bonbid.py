@@ -92,7 +92,7 @@ def test_both_parts_of_bonbid(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert {item["site"] for item in sides["train"]} == {"MGH", "BCH"} - {site}
     folds = [data.datalist(tmp_path, "val", False, fold, 3, test_site="BCH") for fold in range(3)]
     assert sorted(item["case"] for fold in folds for item in fold) == sorted(c for c in cases if c[0] == "M")
-    with pytest.raises(DatasetError, match=r"the cases in .* are of BCH, MGH"):
+    with pytest.raises(DatasetError, match=r"the cases in .* are from BCH, MGH"):
         data.datalist(tmp_path, "train", test_site="UCSF")
 
 
@@ -207,7 +207,7 @@ def test_patients_by_a_pattern() -> None:
     for pattern in (r"^(.+)s\d", r"(?P<visit>s\d)?(?P<patient>^[A-Z]\d)", r"^[A-Z]\d"):
         assert data.patients_of(cases, pattern) == {"A7s1": "A7", "A7s2": "A7", "B1s1": "B1"}
     assert len(set(data.patients_of(cases).values())) == 3
-    with pytest.raises(DatasetError, match="is no regular expression"):
+    with pytest.raises(DatasetError, match="is not a valid regular expression"):
         data.patients_of(cases, "(")
     with pytest.raises(DatasetError, match="finds no patient in the names of these cases: B1s1"):
         data.patients_of(cases, "^A7")

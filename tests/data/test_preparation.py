@@ -240,11 +240,11 @@ def test_refusals(cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no extension '\.mha'"):
         preprocess(cohort, tmp_path / "out", "native_stack", extension=".mha")
     for inside in (cohort, cohort / "prepared"):
-        with pytest.raises(DatasetError, match="must lie outside dataset_dir"):
+        with pytest.raises(DatasetError, match="must be outside dataset_dir"):
             preprocess(cohort, inside, "native_stack")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
-    with pytest.raises(DatasetError, match="holds other files"):
+    with pytest.raises(DatasetError, match="has other files in it"):
         preprocess(cohort, tmp_path / "mine", "native_stack")
     resample(cohort, tmp_path / "out")
     before = times(tmp_path / "out")

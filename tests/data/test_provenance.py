@@ -81,7 +81,7 @@ def test_a_run_is_a_record_or_a_state_but_not_weights_alone(tmp_path: Path) -> N
     (tmp_path / "models" / "model.pt").write_bytes(b"weights")
     _folder(tmp_path).claim()
     _state(tmp_path)
-    with pytest.raises(UserError, match="has not finished; --resume True goes on with it"):
+    with pytest.raises(UserError, match="has not finished; --resume True continues it"):
         _folder(tmp_path).claim()
     _folder(tmp_path, resume=True).claim()
 

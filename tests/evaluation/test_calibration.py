@@ -124,7 +124,7 @@ def test_a_calibration_of_some_cases_halves_the_error_of_others(tmp_path: Path) 
         evaluation.completed()
         return evaluation
 
-    with pytest.raises(UserError, match=r"model\.calibration\.json is no calibration"):
+    with pytest.raises(UserError, match=r"model\.calibration\.json is not a calibration"):
         evaluate("test", range(1), "apply")
     evaluate("val", range(6), "fit", threshold=0.8)
     found = evaluate("test", range(6, 12), "apply", threshold=0.8)
@@ -166,5 +166,5 @@ def test_isotonic_regression_of_bins_is_that_of_voxels() -> None:
 def test_what_is_no_such_file_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
     for name in ("absent.json", "other.json"):
-        with pytest.raises(UserError, match=r"--threshold_from .* is no thresholds\.json"):
+        with pytest.raises(UserError, match=r"--threshold_from .* is not a thresholds\.json"):
             read_threshold(tmp_path / name)

@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_named(tables: Callable[..., dict[str, Any]], tmp_p
         ({"volumes": ["region_x"]}, "column 'region_x' is unknown"),
         ({"id_column": "Name"}, "No case has an id of the column Name"),
         ({"outcomes": tmp_path / "no.csv"}, "cannot be read as a table"),
-        ({"adverse": []}, "Say what to join"),
+        ({"adverse": []}, "Name tables and columns"),
     ):
         with pytest.raises(UserError, match=message):
             write_outcome(**{**given, **change})

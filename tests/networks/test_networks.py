@@ -46,7 +46,7 @@ def test_indivisible_size_is_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_another_number_of_maps_is_refused() -> None:
-    with pytest.raises(UserError, match=r"takes 3 maps \(in_channels\), and was given 2"):
+    with pytest.raises(UserError, match=r"needs 3 input channels \(in_channels\), but got 2"):
         HIEUNet(in_channels=3, features=(2, 4, 6, 8))(torch.zeros(1, 2, 8, 8, 8))
 
 

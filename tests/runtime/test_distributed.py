@@ -93,7 +93,7 @@ def test_a_process_is_not_told_another_place_than_torchruns(
     """--rank 0 would make every process the first."""
     for name, value in {"LOCAL_RANK": 1, "RANK": 1, "WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(UserError, match="--rank and --world_size are for torchrun to say"):
+    with pytest.raises(UserError, match="--rank and --world_size are set by torchrun"):
         start("cpu", place=place)
 
 

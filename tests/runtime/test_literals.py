@@ -60,9 +60,9 @@ def test_every_value_of_every_workflow(name: str, text: str) -> None:
 
 def test_objects_are_for_config_files() -> None:
     for value in ({"_target_": "os.system", "command": "touch PWNED"}, [{"a": {"_target_": "os.getcwd"}}]):
-        with pytest.raises(UserError, match=r"--loss.*is described in a config file"):
+        with pytest.raises(UserError, match=r"--loss.*must be in a config file"):
             Workflow([str(CONFIGS / "train.yaml")], logging_file=False, loss=value)
-    with pytest.raises(UserError, match="described in a config file"):
+    with pytest.raises(UserError, match="must be in a config file"):
         Workflow([str(CONFIGS / "train.yaml")], logging_file=False, **{"optimizer#_target_": "os.system"})
 
 

@@ -192,11 +192,11 @@ def test_an_option_in_no_section(wrong: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("trian.yaml", None, "There is no config file .*trian.yaml; did you mean .*train.yaml"),
-        ("a.yaml", "", "a.yaml is no config file: it holds no values with names"),
-        ("a.yaml", "- 1", "a.yaml is no config file: it holds no values with names"),
-        ("a.yaml", "a: [", "a.yaml is no config file: while parsing a flow"),
-        ("a.txt", "a: 1", "a.txt is no config file: unknown file input"),
+        ("trian.yaml", None, "There is not a config file .*trian.yaml; did you mean .*train.yaml"),
+        ("a.yaml", "", "a.yaml is not a config file: it has no named values"),
+        ("a.yaml", "- 1", "a.yaml is not a config file: it has no named values"),
+        ("a.yaml", "a: [", "a.yaml is not a config file: while parsing a flow"),
+        ("a.txt", "a: 1", "a.txt is not a config file: unknown file input"),
     ],
 )
 def test_no_config_file(name: str, content: str | None, said: str, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_the_key_is_made_once_and_for_its_owner(tmp_path: Path) -> None:
     assert list(file.parent.iterdir()) == [file]
     assert pseudonymised([{"case": "A", "image": "A.nii"}], tmp_path / "other")[0]["case"] not in names
     file.write_text("short\n")
-    with pytest.raises(DatasetError, match=r"key has 5 bytes; 16 are the least"):
+    with pytest.raises(DatasetError, match=r"has 5 bytes; it needs at least 16"):
         pseudonymised([{"case": "A", "image": "A.nii"}], file)
     with pytest.raises(DatasetError, match="Is a directory"):
         pseudonymised([{"case": "A", "image": "A.nii"}], tmp_path)
@@ -187,9 +187,9 @@ def test_prepared_cases_and_folds_of_them(format: str, tiny_cohort: Path, tmp_pa
     if format != "nnunet":
         names = set(pseudonyms([case.case for case in cases], tmp_path / "key").values())
         assert {case.case for case in find_cases(tmp_path / "out")} == names
-    with pytest.raises(DatasetError, match="cannot be without their ids; nothing was written"):
+    with pytest.raises(DatasetError, match="does not work for a data list, which names files; nothing was written"):
         write_datalist(tiny_cohort, tmp_path / "list.json", anonymise_ids=tmp_path / "key")
-    with pytest.raises(DatasetError, match="leave one out"):
+    with pytest.raises(DatasetError, match="use one of the two"):
         preprocess(
             tiny_cohort, tmp_path / "x", format, patient_pattern="(.+)-", anonymise_ids=tmp_path / "key", **options
         )
@@ -242,7 +242,7 @@ def test_what_ends_a_run_is_kept_without_the_id(tiny_cohort: Path, tmp_path: Pat
 
 def test_a_key_that_others_see_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(DatasetError, match="would be among the results"):
+    with pytest.raises(DatasetError, match="is inside the results"):
         pseudonyms(["A"], tmp_path / "out" / "key", output_dir=tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     pseudonyms(["A"], tmp_path / "key", output_dir=tmp_path / "out")
@@ -250,7 +250,7 @@ def test_a_key_that_others_see_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="can be read by others: chmod 600"):
         pseudonyms(["A"], tmp_path / "key")
     for value in (True, "True", "", None):
-        with pytest.raises(DatasetError, match="takes the file of a key"):
+        with pytest.raises(DatasetError, match="needs the path of a key file"):
             pseudonyms(["A"], value)  # type: ignore[arg-type]
 
 

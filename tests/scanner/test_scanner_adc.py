@@ -112,7 +112,13 @@ def test_units_are_told(factor: float, caplog: pytest.LogCaptureFixture) -> None
 
 @pytest.mark.parametrize(
     ("bs", "message"),
-    [((0, 40), "b-value"), ((500, 1000), "b = 0"), ((0,), "each image"), ((0, -5), "no b-values"), ((0, 1e7), "no b")],
+    [
+        ((0, 40), "b-value"),
+        ((500, 1000), "b = 0"),
+        ((0,), "each image"),
+        ((0, -5), "not valid b-values"),
+        ((0, 1e7), "no b"),
+    ],
 )
 def test_bad_b_values_are_named(bs: tuple[float, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -293,7 +299,7 @@ def test_values_that_would_not_be_read_are_refused(tmp_path: Path) -> None:
         (tmp_path / "in", {"adc_source": "both"}, "choose one of: map, fit"),
         (tmp_path / "in", {"series": [8]}, "There is no series 8; there are 3"),
         (tmp_path / "none", {}, "is missing"),
-        (None, {}, "Say which images"),
+        (None, {}, "Name the images"),
     ]:
         with pytest.raises(UserError, match=message):
             write_adc(images, **{"output_file": out, **given})

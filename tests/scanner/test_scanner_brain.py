@@ -140,8 +140,8 @@ def test_a_mask_of_the_users_wins(head: Head, tmp_path: Path) -> None:
     out.unlink()
     for values, affine, message in [
         (mine[:-1], head.affine, "not on one grid"),
-        (mine & False, head.affine, "nowhere above 0"),
-        (mine | True, head.affine, "everywhere above 0"),
+        (mine & False, head.affine, "none of its voxels"),
+        (mine | True, head.affine, "all of its voxels"),
     ]:
         write(tmp_path / "mine.nii.gz", values.astype(np.uint8), affine)
         with pytest.raises(UserError, match=message):

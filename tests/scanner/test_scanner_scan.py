@@ -93,7 +93,7 @@ def test_from_dicom_to_the_segmentation(
         np.testing.assert_array_equal(picture.pixel_array[: shown.height], np.asarray(shown.convert("RGB")))
         assert picture.Rows > shown.height  # what it is for stands below
     assert SECRET not in caplog.text + (out / "scan.json").read_text()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         write_scan(folder, out, NEWBORN, FitLimits())
 
 
@@ -124,7 +124,7 @@ def test_nothing_is_written_halfway(head: Head, folder: Path, tmp_path: Path) ->
         ({"brain_file": mine}, "not on one grid", set()),
         ({"limits": Limits(brain_ml_range=(100, 200))}, r"ml, not 100 to 200. See .*/out/brain.png", {"brain.png"}),
         ({"images": maps}, "no image with b = 0 on the grid of series 5", {"brain.png"}),
-        ({"atlas_mean": mine}, "go together", {"brain.png"}),
+        ({"atlas_mean": mine}, "give both, or neither", {"brain.png"}),
         ({"images": unstated}, r"on the grid of series 5 \(adc\).* No b-value is stated by series 3", {"brain.png"}),
         ({"images": half}, "the image ends within it. See .*/out/brain.png", {"brain.png"}),
         ({"images": unit}, "adc_scale", {"brain.png"}),

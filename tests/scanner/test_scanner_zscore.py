@@ -143,7 +143,7 @@ def _spoil(case: Case, files: Path, folder: Path, fault: str) -> dict[str, Any]:
         ("half a brain", "does not fit"),
         ("upside down", "does not fit"),
         ("not stripped", "not skull-stripped"),
-        ("no brain", "nowhere above 0"),
+        ("no brain", "no voxel above 0"),
         ("unit unknown", "adc_scale"),
         ("other grid", "not on one grid"),
     ],
@@ -157,7 +157,7 @@ def test_what_cannot_fit_is_refused(fault: str, message: str, case: Case, files:
 
 
 def test_all_files_must_be_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Say which maps"):
+    with pytest.raises(UserError, match="Name the maps"):
         write_zscore(tmp_path / "adc.nii.gz", None, None, tmp_path / "z.nii.gz")
 
 
@@ -169,7 +169,7 @@ def test_a_standard_deviation_in_another_unit_is_refused(factor: float, tmp_path
     paths = [tmp_path / f"{name}.nii.gz" for name in parts]
     for path, values in zip(paths, parts.values(), strict=True):
         write(path, values, np.eye(4))
-    with pytest.raises(UserError, match=r"std.nii.gz is no standard deviation to .*mean.nii.gz"):
+    with pytest.raises(UserError, match=r"std.nii.gz is not the standard deviation of .*mean.nii.gz"):
         read_atlas(*paths)
     write(paths[0], level * 1e-3, np.eye(4))
     write(paths[1], level * 0.05e-3, np.eye(4))

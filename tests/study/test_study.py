@@ -180,7 +180,7 @@ def test_other_seeds_are_refused(value: Any) -> None:
         ([], "must be a list"),
         ([{"overrides": {}}], "variants#0#name: Field required"),
         ([{"name": "../up"}], "variants#0#name: String should match pattern"),
-        ([{"name": "a"}, {"name": "A"}], "several are called a"),
+        ([{"name": "a"}, {"name": "A"}], "names occur twice: a"),
         ([{"name": "a", "override": {}}], "variants#0#override: Unexpected keyword argument"),
         ([{"name": "a", "overrides": {"fold": 1}}], "sets fold"),
         ([{"name": "a", "overrides": {"train#dataset#data#seed": 1}}], "train#dataset#data must be the same"),
@@ -198,9 +198,9 @@ def test_mistakes_in_a_variant_are_named_before_anything_runs() -> None:
 
     with pytest.raises(UserError, match=r"variant odd: learning_rat: .* did you mean learning_rate\?"):
         configs(learning_rat=0.1)
-    with pytest.raises(UserError, match=r"variant odd: its loss cannot be made: loss_name 'dcie' is unknown"):
+    with pytest.raises(UserError, match=r"variant odd: its loss cannot be created: loss_name 'dcie' is unknown"):
         configs(loss_name="dcie")
-    with pytest.raises(UserError, match=r"variant odd: its network_def cannot be made"):
+    with pytest.raises(UserError, match=r"variant odd: its network_def cannot be created"):
         configs(**{"network_def#depth": 3})
     configs(
         **{"losses#dice#batch": True, "network_def": {"_target_": "SegResNet", "in_channels": 2, "out_channels": 1}}
@@ -632,7 +632,7 @@ def test_a_failed_variant_is_named_on_the_page_of_the_others(
     monkeypatch.setattr("scripts.study.command._job", lambda run, *_: Job(
         str(run), run.variant.name, run.folder / "log.txt", [("training", _python("raise SystemExit('disk full')"))],
         lambda: None))  # fmt: skip
-    with pytest.raises(UserError, match=r"(?s)tversky_hausdorff, seed 0 failed .*disk full.*goes on where"):
+    with pytest.raises(UserError, match=r"(?s)tversky_hausdorff, seed 0 failed .*disk full.*resumes where"):
         _again(tiny_cohort, folder)
     lines = list(csv.DictReader((folder / "study.csv").open()))
     assert {line["variant"] for line in lines} == {"dice"}
@@ -679,7 +679,7 @@ def test_bad_input_is_one_message_before_anything_starts(tiny_cohort: Path, tmp_
         ({"compare": "dice,twersky"}, r"no variant 'twersky'; did you mean tversky\? Choose from: dice, dice_focal"),
         ({"seeds": "0,x"}, "--seeds takes whole numbers"),
         ({"num_folds": 40}, r"The 7 cases of .* are too few patients for 40 folds"),
-        ({"fold": 1}, "leave out --fold"),
+        ({"fold": 1}, "remove --fold"),
         ({"devices": "gpu7"}, "--devices: 'gpu7' cannot be used"),
         ({"split": "dev"}, "There is no split 'dev'"),
     ):

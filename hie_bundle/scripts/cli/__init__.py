@@ -109,7 +109,7 @@ def _challenge(
 def _only_map(folder: Path) -> Path:
     found = sorted(path for path in folder.glob("*") if path.is_file() and extension_of(path))
     if len(found) != 1:
-        raise UserError(f"{folder} holds {len(found)} maps; a case has one there.")
+        raise UserError(f"{folder} has {len(found)} maps; it must have exactly one.")
     return found[0]
 
 
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         completion_init()
         words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
         _app(words)(prog_name="hie-bundle", complete_var=COMPLETE)
-        sys.exit(f"{instruction} is no completion")
+        sys.exit(f"{instruction} is not a valid instruction of completion")
     try:
         command = typer.main.get_command(_app(words))
         known, others = separated(words, getattr(command, "commands", {}).get(words[0] if words else ""))

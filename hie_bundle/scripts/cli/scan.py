@@ -76,11 +76,11 @@ def write_scan(
     start = time.monotonic()
     folders = paths_of(images)
     if len(folders) != 1 or not output_dir:
-        raise UserError("Say which folder of DICOM and where the results go: --images DIR --output_dir DIR.")
+        raise UserError("Name the folder of DICOM and the output folder: --images DIR --output_dir DIR.")
     if (atlas_mean is None) != (atlas_std is None):
-        raise UserError("--atlas_mean and --atlas_std go together.")
+        raise UserError("Only one of --atlas_mean and --atlas_std is given; give both, or neither.")
     if Path(output_dir).resolve().is_relative_to(folders[0].resolve()):
-        raise UserError(f"{output_dir} is among the images; nothing is written there.")
+        raise UserError(f"{output_dir} is inside the folder of images; choose another --output_dir.")
     require_highdicom()  # it is missed here, not after minutes
     with whole_folder(output_dir, left=".png") as work:
         segmenter = Segmenter(weights)
@@ -146,7 +146,7 @@ def _b0_on_grid(series: Sequence[Series], adc: Volume, name: str) -> Volume:
         problem = str(error)
     if problem:
         raise UserError(
-            f"There is no image with b = 0 on the grid of {name} to find the brain in ({problem}). Give the brain's "
+            f"No image with b = 0 is on the grid of {name} ({problem}), so the brain cannot be found. Give a brain "
             "mask: --brain_file FILE."
         )
     return b0

@@ -87,7 +87,7 @@ def segment(
         renamed = [replace(job, case=names[job.case], hidden=True) for job in jobs]
         jobs = sorted(renamed, key=lambda job: job.case)
     if bids and (shard or extension_of(output)):
-        raise UserError("--bids needs a folder, with -o, and does not go with --shard.")
+        raise UserError("--bids needs an output folder (-o DIR) and cannot be combined with --shard.")
     places = [
         _places(job, len(jobs) == 1, output, overlay, report, probabilities, lesions, extension, bids) for job in jobs
     ]
@@ -96,7 +96,7 @@ def segment(
         try_writing(folder)
     share = Shard(shard, output) if shard else None
     if share and extension_of(output):
-        raise UserError("--shard needs a folder for the masks, with -o.")
+        raise UserError("--shard needs an output folder: -o DIR.")
     segmenter = Segmenter(weights.split(",") if "," in weights else weights, recipe, openvino, **options)
     calibration = None
     if calibrated:
@@ -176,9 +176,9 @@ def find_jobs(adc: Path, zadc: Path | None) -> list[Job]:
     """
     for path in (adc, *([zadc] if zadc else [])):
         if not path.exists():
-            raise UserError(f"There is no file or folder {path}.")
+            raise UserError(f"{path} does not exist.")
     if zadc and adc.is_dir() != zadc.is_dir():
-        raise UserError(f"Of {adc} and {zadc} one is a file and one a folder: give two files, or two folders.")
+        raise UserError(f"{adc} and {zadc} are a file and a folder; give two files or two folders.")
     if not adc.is_dir():
         return [Job(_case_of(adc), adc, zadc)]
     if zadc is None:
@@ -188,7 +188,7 @@ def find_jobs(adc: Path, zadc: Path | None) -> list[Job]:
         partners = {_case_of(path): path for path in _images(zadc)}
         jobs = [Job(_case_of(path), path, partners.get(_case_of(path))) for path in _images(adc)]
         if jobs and not any(job.zadc for job in jobs):
-            raise UserError(f"No file in {zadc} has the name of one in {adc}, or that of its case.")
+            raise UserError(f"No file in {zadc} matches a file in {adc}; give both maps of a case one file name.")
     if not jobs:
         raise UserError(
             f"{adc} holds no ADC map. Files have names like X-ADC_ss.nii.gz and Zmap_X-ADC_smooth2mm_clipped10.nii.gz "
@@ -246,17 +246,17 @@ def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]]) 
     inputs = {path.resolve() for job in jobs for path in (job.adc, job.zadc) if path}
     outputs = [path.resolve() for place in places for path in place.values()]
     if both := inputs & set(outputs):
-        raise UserError(f"{min(both)} is one of the maps; write to another place.")
+        raise UserError(f"{min(both)} is an input map and is not overwritten; choose another -o.")
     first: dict[str, Path] = {}
     for path in outputs:
         other = first.setdefault(filesystem_key(str(path)), path)
         if other is path:
             continue
         if other == path:
-            raise UserError(f"Two cases would be written to {path}: their files have the same name.")
+            raise UserError(f"Two cases would be written to {path}: their files have the same name; rename one.")
         raise UserError(
-            f"{other} and {path} are the same file on disks that ignore case or Unicode form; rename one of the two "
-            "cases."
+            f"{other} and {path} are the same file on file systems that ignore case or Unicode form; "
+            "rename one of the two cases."
         )
 
 

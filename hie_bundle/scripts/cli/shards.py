@@ -114,7 +114,7 @@ class Shard:
         other |= differences(names, wanted)
         for name, (before, now) in other.items():
             raise UserError(
-                f"{self.output} holds masks that were made otherwise: {row['case']} with {name} {before}, not {now}. "
+                f"{self.output} has masks of other settings: {row['case']} with {name} {before}, not {now}. "
                 "Choose another folder."
             )
         if row.get("maps_sha256") != _hash(maps):

@@ -155,7 +155,7 @@ def run_workflow(name: str, words: Sequence[str], options: Mapping[str, Any]) ->
     workflow = WORKFLOWS[name]
     given = dict(options)
     if words and not workflow.words:
-        raise UserError(f"`hie-bundle {name}` does not know what '{words[0]}' is; values have names: --NAME VALUE.")
+        raise UserError(f"`hie-bundle {name}` takes no argument '{words[0]}'; write options as --NAME VALUE.")
     if words:
         given[workflow.words] = list(words)
     recipe = given.pop("recipe", "paper")

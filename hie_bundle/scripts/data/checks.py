@@ -333,20 +333,20 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
         report.problems.append(Problem(_file(report, "adc"), message))
     if not like_adc(adc, limits):
         median = float(np.median(adc[brain])) if brain.any() else 0.0
-        message = f"is no ADC map in 1e-6 mm²/s: the median of its positive voxels is {median:.4g}, not between "
+        message = f"is not an ADC map in 1e-6 mm²/s: the median of its positive voxels is {median:.4g}, not between "
         message += f"{limits.adc_range[0]:g} and {limits.adc_range[1]:g}"
         for factor in (1e3, 1e6):
             if limits.adc_range[0] <= median * factor <= limits.adc_range[1]:
                 message += f" (multiply it by {factor:g})"
         report.problems.append(Problem(_file(report, "adc"), message))
     elif limits.brain_ml_range and not limits.brain_ml_range[0] <= report.brain_ml <= limits.brain_ml_range[1]:
-        message = f"is no newborn's brain: {report.brain_ml:.0f} ml are above 0, not between "
+        message = f"is not a newborn's brain: {report.brain_ml:.0f} ml are above 0, not between "
         message += f"{limits.brain_ml_range[0]:g} and {limits.brain_ml_range[1]:g} "
         big = report.brain_ml > limits.brain_ml_range[1]
         message += "(an adult's, another part of the body, or not skull-stripped)" if big else "(a part of one?)"
         report.problems.append(Problem(_file(report, "adc"), message))
     if zadc is not None and not like_zadc(zadc, limits):
-        message = f"is no Z map: its values go from {_span([zadc.min(), zadc.max()])}, beyond ±{limits.zadc_limit:g}"
+        message = f"is not a Z map: its values go from {_span([zadc.min(), zadc.max()])}, beyond ±{limits.zadc_limit:g}"
         report.problems.append(Problem(_file(report, "zadc"), message))
     if zadc is None and not report.problems and (note := adc_level(adc, volumes["adc"].spacing_mm).note):
         report.notes.append(note)

@@ -89,7 +89,9 @@ def datalist(
     outer = "train" if inner else split
     if file is not None:
         if test_site is not None:
-            raise DatasetError("--test_site and --datalist do not go together; write the list with --test_site.")
+            raise DatasetError(
+                "--test_site and --datalist cannot be combined; give --test_site to `run folds`, which writes the list."
+            )
         items, patients = _from_file(Path(file), outer, labels, fold, patient_pattern)
     else:
         items, patients = _from_folder(
@@ -129,7 +131,7 @@ def _from_folder(
     if test_site is not None and cases:
         sites = sorted({str(case.site) for case in cases})
         if test_site not in sites or len(sites) < 2:
-            raise DatasetError(f"--test_site {test_site}: the cases in {dataset_dir} are of {', '.join(sites)}.")
+            raise DatasetError(f"--test_site {test_site}: the cases in {dataset_dir} are from {', '.join(sites)}.")
         elsewhere = {"val": "val"}
         cases = [
             replace(case, split="test" if case.site == test_site else elsewhere.get(str(case.split), "train"))
@@ -175,8 +177,8 @@ def _refuse_shared_patients(cases: Sequence[Case], patients: Mapping[str, str], 
     if split is not None and shared:
         lines = [f"  {patient}: {', '.join(where)}" for patient, where in shared.items()]
         raise DatasetError(
-            "These patients are in several splits; move all of a patient's cases into one, or say with "
-            "--patient_pattern what in a case's name is the patient's:\n" + "\n".join(lines)
+            "These patients are in several splits; move all of a patient's cases into one, or give "
+            "--patient_pattern, a regular expression that finds the patient in a case id:\n" + "\n".join(lines)
         )
 
 
@@ -237,7 +239,7 @@ def _from_file(
         sides["val"] = [entry for entry in sides["train"] if entry.get("fold") == fold]
         sides["train"] = [entry for entry in sides["train"] if entry.get("fold") != fold]
     elif any("fold" in entry for entry in sides["train"]) and not sides["val"] and split in ("train", "val"):
-        raise DatasetError(f"The data list {file} has folds and no validation list; choose the fold with --fold.")
+        raise DatasetError(f"The data list {file} has folds but no validation list; choose the fold with --fold.")
     patients = patients_in_list([entry for entries in sides.values() for entry in entries], patient_pattern)
     seen: dict[str, str] = {}
     for name, entries in sides.items():
@@ -318,8 +320,8 @@ def write_datalist(
     """
     if anonymise_ids is not None:
         raise DatasetError(
-            "A data list names the cases' files, so it cannot be without their ids; nothing was written. Write it of "
-            "what `run preprocessing --anonymise_ids` has written."
+            "--anonymise_ids does not work for a data list, which names files; nothing was written. Make the list from "
+            "the output of `run preprocessing --anonymise_ids`."
         )
     output_file = Path(output_file).absolute()
     everything = datalist(dataset_dir, None, labels, limits=limits)
@@ -387,7 +389,7 @@ def entries_of(file: Path, key: str) -> list[dict[str, Any]]:
     for entry in found:
         if not is_printable(entry["case"] + str(entry.get("patient", ""))):
             raise DatasetError(
-                f"The data list {file} has a case {entry['case']!a}: an id without control characters is needed."
+                f"The data list {file} has the case id {entry['case']!a}; write it without control characters."
             )
     return found
 

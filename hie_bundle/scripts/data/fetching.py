@@ -66,7 +66,7 @@ def download(
     unknown = [split for split in wanted if split not in archives]
     if unknown or not wanted:
         raise DatasetError(
-            f"There is no split {', '.join(unknown) or '(none given)'}; choose of {', '.join(archives)}."
+            f"There is no split {', '.join(unknown) or '(none given)'}; choose one of {', '.join(archives)}."
         )
     if not base_url.startswith(("http://", "https://")):
         raise DatasetError(f"base_url must start with http:// or https://, but is {base_url}.")
@@ -92,8 +92,8 @@ def download(
                 part.unlink()
                 if not resumed:
                     raise DatasetError(
-                        f"{url} is not the file it should be: its sha256 is {found}, not {sha256}. It was removed "
-                        "again. Try later, or another base_url."
+                        f"{url} is damaged or another file: its sha256 is {found}, not {sha256}. It was deleted. "
+                        "Try again later, or set another base_url."
                     )
             _unpack(part, folder)
         except _ArchiveError as error:
@@ -101,7 +101,7 @@ def download(
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DatasetError(
-                    f"The disk of {root} is full. Make room and run the command again; it goes on where it stopped."
+                    f"The disk of {root} is full. Free some space and run the command again; it resumes."
                 ) from error
             raise DatasetError(f"{error.filename or root} cannot be written ({error.strerror or error}).") from error
         part.unlink()
@@ -123,7 +123,7 @@ def _complete(url: str, part: Path, tries: int, pause_s: float, timeout_s: float
             after = _size(part)
             left, wait_s = (tries, pause_s) if after > before else (left - 1, wait_s * 2)
             if left <= 0:
-                kept = f" {after} bytes are kept; the same command goes on from there." if after else ""
+                kept = f" {after} bytes are kept; the same command resumes there." if after else ""
                 raise DatasetError(f"{url} cannot be fetched: {error}.{kept}") from error
             time.sleep(min(wait_s, 30.0))
 
@@ -150,7 +150,7 @@ def _transfer(url: str, part: Path, timeout_s: float, max_bytes: int) -> None:
             length = response.headers.get("Content-Length", "")
             total = have + int(length) if length.isdigit() else None
             if (total or 0) > max_bytes:
-                raise DatasetError(f"{url} has {total} bytes; at most {max_bytes} are fetched.")
+                raise DatasetError(f"{url} has {total} bytes, more than the limit of {max_bytes}.")
             if total is not None and total - have > shutil.disk_usage(part.parent).free:
                 raise OSError(errno.ENOSPC, "not enough room", str(part))
             response.raw.enforce_content_length = False  # a short answer is kept, and counted below
@@ -160,7 +160,7 @@ def _transfer(url: str, part: Path, timeout_s: float, max_bytes: int) -> None:
                     have += sink.write(chunk)
                     bar.update(len(chunk))
                     if have > max_bytes:
-                        raise DatasetError(f"{url} is larger than {max_bytes} bytes.")
+                        raise DatasetError(f"{url} has more bytes than the limit of {max_bytes}.")
             if total is not None and have < total:
                 raise _Broken(f"the connection ended after {have} of {total} bytes")
     except requests.RequestException as error:
@@ -229,6 +229,6 @@ def _require_unchanged(folder: Path) -> None:
     if lines:
         more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
         raise DatasetError(
-            f"{folder} is there, but cannot be verified. Move it away and run the command again to fetch it anew.\n  "
+            f"{folder} exists, but cannot be verified. Move it away and run the command again to download it.\n  "
             + "\n  ".join(lines[:10] + more)
         )

@@ -119,7 +119,7 @@ def patients_of(cases: Iterable[str], pattern: str | None = None) -> dict[str, s
     try:
         expression = re.compile(str(pattern))
     except re.error as error:
-        raise DatasetError(f"--patient_pattern {pattern!r} is no regular expression: {error}.") from error
+        raise DatasetError(f"--patient_pattern {pattern!r} is not a valid regular expression: {error}.") from error
     group: str | int = "patient" if "patient" in expression.groupindex else min(expression.groups, 1)
     found = {case: match[group] for case in cases if (match := expression.search(case)) and match[group]}
     if missing := [case for case in cases if case not in found]:

@@ -199,7 +199,7 @@ def _require_lesions(reports: Sequence[CaseReport], validation: Sequence[Mapping
         if not sizes or any(size != 0 for size in sizes):
             continue
         if not chooses:
-            raise DatasetError(f"All {len(sizes)} training labels are empty: there is nothing to learn from.")
+            raise DatasetError(f"All {len(sizes)} training labels are empty; training needs at least one lesion.")
         logger.warning(
             "All %d labels of the validation cases are empty: an empty mask has a Dice of 1, so the first epoch may "
             "be kept as the best. Move a case with a lesion into the validation split.",
@@ -217,11 +217,11 @@ def _note_repeated(reports: Sequence[CaseReport]) -> None:
             first[name] = report.case, file
             continue
         case, other = first[name]
-        message = f"is a second file of this case, beside {other}"
+        message = f"is a second file of this case; the first is {other}"
         if case != report.case:
             message = (
-                f"has the same name as {other} on disks that do not tell capitals, or forms of a letter, apart, and so "
-                "would their masks; rename one of the two cases"
+                f"and {other} have the same name on file systems that ignore case or Unicode form, and so would "
+                "their masks; rename one of the two cases"
             )
         report.problems.append(Problem(file, message))
 
@@ -238,7 +238,7 @@ def _note_ambiguous(reports: Sequence[CaseReport], dataset_dir: str | Path) -> N
 def duplicate_problems(case: Case, labels: bool) -> list[Problem]:
     """A problem for each further file of a case; labels are excluded unless requested."""
     files = [path for path in case.duplicates if labels or part_of(path)[0] != "label"]
-    return [Problem(str(path), "is there beside another file of the same case") for path in files]
+    return [Problem(str(path), "is a second file of the same case") for path in files]
 
 
 def _check_natives(

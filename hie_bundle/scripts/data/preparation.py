@@ -81,7 +81,7 @@ def preprocess(
     root = Path(output_dir).absolute()
     source = Path(dataset_dir).absolute()
     if root == source or source in root.parents:
-        raise DatasetError(f"output_dir {root} must lie outside dataset_dir {source}, or its files would be cases too.")
+        raise DatasetError(f"output_dir {root} must be outside dataset_dir {source}; its files would be read as cases.")
     cases = [case for case in find_cases(source) if labels or case.adc or case.zadc or case.stacked]
     items = [case.item(labels or case.label is not None) for case in cases]
     if items:
@@ -101,9 +101,7 @@ def preprocess(
         place, settings["extension"] = partial(_stack_paths, root, extension), extension
     if anonymise_ids is not None:
         if patient_pattern is not None:
-            raise DatasetError(
-                "--patient_pattern finds no patient in the ids that --anonymise_ids gives; leave one out."
-            )
+            raise DatasetError("--patient_pattern finds no patient in the ids of --anonymise_ids; use one of the two.")
         names = pseudonyms([case.case for case in cases], anonymise_ids, output_dir=root)
         cases = sorted((replace(case, case=names[case.case]) for case in cases), key=lambda case: case.case)
         settings["dataset_dir"] = source.name
@@ -127,7 +125,7 @@ def _claim(manifest: Path, settings: Mapping[str, Any]) -> None:
     """Mark the folder as this preprocessing's, or raise if it is another's."""
     if not manifest.exists():
         if manifest.parent.is_dir() and any(manifest.parent.iterdir()):
-            raise DatasetError(f"{manifest.parent} holds other files. Choose another output_dir.")
+            raise DatasetError(f"{manifest.parent} has other files in it. Choose another output_dir.")
         write_json(manifest, settings, indent=1)
     try:
         known = json.loads(manifest.read_text())
@@ -210,7 +208,9 @@ def _resampling_writer(
     from ..runtime.recipe import recipe_of
 
     if not recipe_configs:
-        raise DatasetError("The format resampled needs the configs of the recipe whose transforms it applies.")
+        raise DatasetError(
+            "--format resampled needs --recipe_configs, the configs of the recipe whose transforms it applies."
+        )
     parser = ConfigParser()
     parser.read_config([str(file) for file in recipe_configs])
     parser.update(literal(overrides))

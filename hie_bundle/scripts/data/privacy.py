@@ -79,20 +79,26 @@ def original_id(item: Mapping[str, Any]) -> str:
 
 def _key(key_file: Any, output_dir: str | Path | None) -> bytes:
     if not isinstance(key_file, str | os.PathLike) or str(key_file).lower() in ("", "true", "false", "none"):
-        raise DatasetError(f"--anonymise_ids takes the file of a key, not {key_file!r}; it is made if it is missing.")
+        raise DatasetError(
+            f"--anonymise_ids needs the path of a key file, not {key_file!r}; a missing file is created."
+        )
     path = Path(key_file)
     if output_dir is not None and Path(output_dir).resolve() in path.resolve().parents:
-        raise DatasetError(f"The key of --anonymise_ids, {path}, would be among the results in {output_dir}: move it.")
+        raise DatasetError(f"The key file {path} of --anonymise_ids is inside the results in {output_dir}; move it.")
     try:
         if not path.exists():
             _make(path)
         key, mode = path.read_bytes().strip(), path.stat().st_mode
     except OSError as error:
-        raise DatasetError(f"The key of --anonymise_ids, {path}: {error.strerror}.") from error
+        raise DatasetError(
+            f"The key file {path} of --anonymise_ids cannot be read or created ({error.strerror})."
+        ) from error
     if os.name == "posix" and mode & 0o077:
-        raise DatasetError(f"The key of --anonymise_ids, {path}, can be read by others: chmod 600 {path}.")
+        raise DatasetError(f"The key file {path} of --anonymise_ids can be read by others: chmod 600 {path}.")
     if len(key) < LEAST_KEY:
-        raise DatasetError(f"The key of --anonymise_ids in {path} has {len(key)} bytes; {LEAST_KEY} are the least.")
+        raise DatasetError(
+            f"The key file {path} of --anonymise_ids has {len(key)} bytes; it needs at least {LEAST_KEY}."
+        )
     return key
 
 

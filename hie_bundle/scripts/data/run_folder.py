@@ -111,13 +111,13 @@ class RunFolder:
         if self.before.get("status") == "finished":
             what = f"holds a finished training, of {self.before.get('ended')}"
         elif state.is_file():
-            what = "holds a training that has not finished; --resume True goes on with it"
+            what = "holds a training that has not finished; --resume True continues it"
         elif self.curves and not self.before and curves_in(self.curves):
             what = f"would take what is in {self.curves}: the curves of another training"
         else:
             return
         raise UserError(
-            f"{self.folder} {what}. Choose another --ckpt_dir (and --output_dir), or say --overwrite True; "
+            f"{self.folder} {what}. Choose another --ckpt_dir (and --output_dir), or give --overwrite True; "
             "nothing was started."
         )
 
@@ -244,6 +244,7 @@ class RunFolder:
             return "Files that were written are whole; the same command starts again."
         if (self.folder / STATE).is_file():
             return (
-                f"What {self.folder} holds is whole: the same command with --resume True goes on after the last epoch."
+                f"The files in {self.folder} are complete: "
+                "the same command with --resume True continues after the last epoch."
             )
         return "No epoch was complete; the same command starts again."

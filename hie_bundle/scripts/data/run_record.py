@@ -124,5 +124,5 @@ def _refuse(folder: Path, what: str, changed: Sequence[str]) -> None:
     if changed:
         raise UserError(
             f"The training in {folder} was started with {what}:\n{listed(changed)}\nResume with what it was started "
-            "with, or choose another --ckpt_dir; if you mean it, --resume force."
+            "with, or choose another --ckpt_dir; --resume force resumes anyway."
         )

@@ -254,7 +254,7 @@ def fit_boosting(
 
     if len(items) < folds:
         raise UserError(
-            f"Boosting needs at least {folds} training cases to choose its threshold; here are {len(items)}."
+            f"Boosting needs at least {folds} training cases to choose its threshold; there are {len(items)}."
         )
     try:
         drawn = list(draw_training_voxels(items, limits or Limits(), features, voxels, seed))

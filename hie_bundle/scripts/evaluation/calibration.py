@@ -197,7 +197,7 @@ class Calibration:
         try:
             found = cls(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{file} is no calibration ({type(error).__name__}: {error}). {remedy}") from error
+            raise UserError(f"{file} is not a calibration ({type(error).__name__}: {error}). {remedy}") from error
         if other := differences(found.of, json.loads(json.dumps(of))):
             name, (there, here) = next(iter(other.items()))
             raise UserError(f"{file} was fitted with {name} {there}, not {here}. {remedy}")
@@ -242,6 +242,6 @@ def read_threshold(path: str | Path) -> float:
         threshold = float(json.loads(Path(path).read_text())["threshold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--threshold_from {path} is no thresholds.json that an evaluation wrote ({type(error).__name__}: {error})."
+            f"--threshold_from {path} is not a thresholds.json of an evaluation ({type(error).__name__}: {error})."
         ) from error
     return threshold

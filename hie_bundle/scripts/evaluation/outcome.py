@@ -106,7 +106,8 @@ def write_outcome(
     """
     if not (segmented and outcomes and id_column and outcome_column and adverse):
         raise UserError(
-            "Say what to join: --segmented FILE --outcomes FILE --id_column NAME --outcome_column NAME --adverse [1]."
+            "Name tables and columns: --segmented FILE --outcomes FILE --id_column NAME --outcome_column NAME "
+            "--adverse [1]."
         )
     table = _joined(_read(segmented), _read(outcomes, dtype=str), str(id_column), str(outcome_column), adverse)
     regions = [name for name in table.columns if name.startswith("region_") and name.endswith("_ml")]

@@ -193,6 +193,6 @@ def _lesion_logit(logits: torch.Tensor) -> torch.Tensor:
     if logits.shape[1] == 2:
         return logits[:, 1:] - logits[:, :1]
     raise UserError(
-        f"The network has {logits.shape[1]} output channels; several checkpoints or mirrored inputs are averaged for "
+        f"The network has {logits.shape[1]} output channels; checkpoints and flipped inputs are averaged only for "
         "networks with one logit (the lesion's) or two (background, lesion)."
     )

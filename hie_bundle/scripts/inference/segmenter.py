@@ -189,7 +189,9 @@ class Segmenter:
         if output is None:
             return same_type_as(adc, found.mask, found.affine)
         if not isinstance(adc, str | Path):
-            raise UserError("`output` is for maps that are files; images in memory come back as an image.")
+            raise UserError(
+                "`output` is for maps that are files; for images in memory, write the returned mask yourself."
+            )
         write(output, found.mask, found.affine)
         return Path(output)
 

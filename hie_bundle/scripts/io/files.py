@@ -119,7 +119,7 @@ def whole_folder(path: str | Path, left: str) -> Iterator[Path]:
     """
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(one.suffix != left for one in folder.iterdir())):
-        raise UserError(f"{folder} is there already; name another folder for the results.")
+        raise UserError(f"{folder} already exists; choose another folder for the results.")
 
     def take_place(work: Path) -> None:
         if folder.exists():  # what an earlier refusal left

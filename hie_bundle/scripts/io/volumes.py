@@ -155,9 +155,11 @@ def require_size(declared: int, possible: int, max_bytes: int = MAX_BYTES) -> No
         VolumeError: when the size exceeds either.
     """
     if declared > possible:
-        raise VolumeError(f"is truncated: its header declares {declared} bytes of voxels, at most {possible} are there")
+        raise VolumeError(
+            f"is truncated: its header declares {declared} bytes of voxels, the file has at most {possible}"
+        )
     if declared > max_bytes:
-        raise VolumeError(f"declares {declared} bytes of voxels; at most {max_bytes} are read")
+        raise VolumeError(f"declares {declared} bytes of voxels, more than the limit of {max_bytes}")
 
 
 def read_volume(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
@@ -259,7 +261,7 @@ def _meta_header(file: BinaryIO) -> dict[str, str]:
             raise VolumeError("has no complete MetaImage header")
         key, equals, value = (part.strip() for part in line.decode("ascii", "replace").partition("="))
         if not equals or not key or key in header:
-            raise VolumeError(f"has a header line that is not 'key = value', or comes twice: {line[:60]!r}")
+            raise VolumeError(f"has a header line that is repeated or not 'key = value': {line[:60]!r}")
         header[key] = value
     if missing := [key for key in _META_REQUIRED if key not in header]:
         raise VolumeError(f"has no {', '.join(missing)} in its header")
@@ -313,7 +315,7 @@ def _read_nifti(path: Path, max_bytes: int) -> Volume:
             raise VolumeError(f"has a voxel size of {_mm(stated)} in its header (pixdim)")
         offset = float(header["vox_offset"])
         if not (math.isfinite(offset) and 0 <= offset <= MAX_HEADER_BYTES):
-            raise VolumeError(f"has its voxels at offset {offset}")
+            raise VolumeError(f"has an impossible voxel offset in its header (vox_offset {offset})")
         declared = int(offset) + math.prod(int(n) for n in shape) * dtype.itemsize
         require_size(declared, size * (DEFLATE_RATIO if packed else 1), max_bytes)
         data = start + file.read(declared + 1 - len(start))  # one byte more: reads on to gzip's checksum

@@ -145,14 +145,16 @@ def read_record(path: Path) -> dict[str, Any]:
         elif beside.is_file():
             record = json.loads(beside.read_text(encoding="utf-8"))
             if record["sha256"] != sha256_of(path):
-                raise UserError(f"{beside} describes other weights than {path.name}; remove it, or get the right one.")
+                raise UserError(
+                    f"{beside} describes other weights than {path.name}; remove it, or replace it by the right one."
+                )
         else:
             return {}
         if not all(isinstance(record.get(name, {}), Mapping) for name in ("recipe", "training")):
-            raise TypeError("the recipe or the training is no mapping")
+            raise TypeError("the recipe or the training is not a mapping")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         file = path if "recipe" in content else beside
-        raise UserError(f"{file} does not say what {path.name} was trained with ({error!r}). {DAMAGED}") from error
+        raise UserError(f"{file} does not state what {path.name} was trained with ({error!r}). {DAMAGED}") from error
     return record
 
 
@@ -183,7 +185,7 @@ def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: M
     """
     content: dict[str, Any] = {"model": unwrap_ddp(network).state_dict()}
     if bad := not_finite(content["model"]):
-        raise UserError(f"The weights are not finite ({bad}): they are not saved, {path} is as it was.")
+        raise UserError(f"The weights are not finite ({bad}) and were not saved; {path} is unchanged.")
     if recipe is not None:
         content |= {"recipe": json.dumps(recipe), "training": json.dumps(training or {})}
     save_atomically(content, path)
@@ -207,7 +209,7 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError for a full disk, without the reason
         why = getattr(error, "strerror", None) or "is the disk full?"
-        raise UserError(f"{path} cannot be written ({why}); what stood there before is as it was.") from error
+        raise UserError(f"{path} cannot be written ({why}); an earlier file is unchanged.") from error
 
 
 def _read(path: Path) -> Mapping[str, Any]:

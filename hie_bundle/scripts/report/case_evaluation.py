@@ -124,7 +124,9 @@ class CaseEvaluation:
         """
         self.readers.find()
         if self.calibration and not self.weights:
-            raise UserError("--calibration belongs to weights: it is for run evaluating.")
+            raise UserError(
+                "--calibration works with `run evaluating` only, since it is kept with the weights; remove it."
+            )
         if self.calibration == "apply":
             self.calibrated = Calibration.read(calibration_file(self.weights), self._making)
         self.rows, self.views, self.probabilities, self.after, self.lesions = [], {}, [], [], []
@@ -292,7 +294,7 @@ def _mask(tensor: torch.Tensor) -> np.ndarray:
     """
     if len(tensor) != 1:
         raise UserError(
-            f"A mask has one channel, not {len(tensor)}: what the recipe's `activate` and `decide` make of the "
-            "network's output must be the lesion alone."
+            f"A mask has one channel, not {len(tensor)}: the recipe's `activate` and `decide` must return the "
+            "lesion only."
         )
     return tensor.cpu().numpy()[0] > 0.5

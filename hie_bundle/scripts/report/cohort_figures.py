@@ -46,7 +46,7 @@ def _cases(dataset_dir: str | Path) -> list[dict[str, Any]]:
         if case.adc and case.zadc and case.label
     ]
     if not items:
-        raise UserError(f"There is no case with ADC, ZADC and a label below {dataset_dir}.")
+        raise UserError(f"{dataset_dir} has no case with ADC, ZADC and a label; check the file names with `run check`.")
     return items
 
 

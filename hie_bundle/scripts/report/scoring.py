@@ -43,7 +43,7 @@ def score(
     limits = limits or Limits()
     items = [as_native(item) for item in items]
     if predictions_dir is None:
-        raise UserError("Say where the masks are: --predictions_dir DIR.")
+        raise UserError("Name the folder of masks: --predictions_dir DIR.")
     found = usable_masks(predictions_dir, items, limits)
     evaluation.started()
     for item in items:

@@ -49,10 +49,10 @@ def start(device: str | torch.device, timeout_minutes: float = 60, place: Sequen
     if "LOCAL_RANK" not in os.environ:
         raise UserError(
             "multi_gpu_*.yaml are for several processes. Start them with: torchrun --standalone --nproc_per_node=N "
-            "-m monai.bundle run … (docs/scaling.md), or leave this config out."
+            "-m monai.bundle run … (docs/scaling.md), or remove this config."
         )
     if place is not None and list(place) != [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")]:
-        raise UserError("--rank and --world_size are for torchrun to say, to each process its own; leave them out.")
+        raise UserError("--rank and --world_size are set by torchrun; remove them from the command.")
     device = torch.device(device)
     if on_cuda := device.type == "cuda":
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
@@ -101,7 +101,7 @@ def batch_share(batch_size: int, world_size: int) -> int:
     """
     if batch_size % world_size:
         raise UserError(
-            f"batch_size is that of all processes together, and {batch_size} cannot be divided evenly among "
+            f"The batch_size of all processes together, {batch_size}, cannot be divided evenly among "
             f"{world_size}; set --batch_size to a multiple of it, or start another number of processes."
         )
     return batch_size // world_size

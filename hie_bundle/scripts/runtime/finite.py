@@ -39,6 +39,6 @@ def require_finite_output(logits: torch.Tensor, inputs: torch.Tensor) -> None:
     names = ", ".join(map(str, files)) if isinstance(files, list | tuple) else str(files)
     seen = "" if bool(torch.isfinite(inputs).all()) else ", nor is its input"
     raise UserError(
-        f"{names}: the network's output is not finite{seen}; there is no mask of it. If other cases go well, look at "
+        f"{names}: the network's output is not finite{seen}; it has no mask. If other cases work, check "
         "this one (`run check`); else the weights are damaged, or --precision float32 is needed."
     )

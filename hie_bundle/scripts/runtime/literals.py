@@ -32,7 +32,7 @@ def literal(value: Any, name: str = "") -> Any:
         UserError: when it describes an object (``_target_``), which only config files may do.
     """
     if re.search(r"(#|::|^)_\w+_$", name):
-        raise UserError(f"--{name}: an object (_target_) is described in a config file: --config_file FILE.")
+        raise UserError(f"--{name}: an object (_target_) must be in a config file: --config_file FILE.")
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str) and _SPECIAL.search(value):

@@ -276,7 +276,7 @@ def refuse_unknown(workflow: ConfigWorkflow | None = None) -> None:
         lines.append(f"{name}: no config has such a value" + _nearest(name, near, "--"))
     if run_id not in parser and run_id != "run":  # MONAI's default, which tools leave
         lines.append(f"run_id {run_id}: no config has this to run" + _nearest(run_id, config))
-    _refuse("that nothing would read", lines)
+    _refuse("that no config uses", lines)
     lines = [*_wrong_parts(config, shipped), *_wrong_arguments(config, shipped), *_wrong_values(parser)]
     _refuse("with values that are not allowed", lines)
 

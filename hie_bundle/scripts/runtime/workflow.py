@@ -62,9 +62,9 @@ def _wrong_file(files: Sequence[str]) -> str | None:
         try:
             content = ConfigParser.load_config_file(path)
         except (OSError, ValueError, yaml.YAMLError) as error:
-            return f"{path} is no config file: {' '.join(str(error).split())}"
+            return f"{path} is not a config file: {' '.join(str(error).split())}"
         if not isinstance(content, dict):
-            return f"{path} is no config file: it holds no values with names."
+            return f"{path} is not a config file: it has no named values."
     return None
 
 

@@ -86,7 +86,7 @@ def fit_adc(
     if len(values) != len(signals):
         raise UserError(f"There are {len(signals)} images and {len(values)} b-values; each image needs its own.")
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > 20000:
-        raise UserError(f"The b-values {_listed(values)} are no b-values in s/mm².")
+        raise UserError(f"{_listed(values)} are not valid b-values in s/mm².")
     if values.min() > B0_MAX or values.max() - values.min() < 100:
         raise UserError(
             f"An ADC map needs an image with b = 0 (at most {B0_MAX:g}) and one with a larger b-value; the b-values "
@@ -95,7 +95,7 @@ def fit_adc(
     shells = _shells(values)
     finite = np.all([np.isfinite(image) for image in signals], axis=0)
     if not finite.any():
-        raise UserError("The images hold NaN or Inf everywhere.")
+        raise UserError("The images have no voxel without NaN or Inf.")
     signals = [np.where(finite, image, 0) for image in signals]
     if noise is None:
         noise = noise_of(signals[int(values.argmax())])
@@ -191,7 +191,7 @@ def write_adc(
         UserError: for bad or missing images or b-values.
     """
     if not images or not output_file:
-        raise UserError("Say which images and where the map goes: --images FILES --output_file FILE.")
+        raise UserError("Name the images and the output file: --images FILES --output_file FILE.")
     paths = paths_of(images)
     if Path(output_file).resolve() in [path.resolve() for path in paths]:
         raise UserError(f"{output_file} is one of the images; nothing is overwritten.")
@@ -218,7 +218,7 @@ def write_adc(
         write(output_file, to_micro(volumes[0].array, adc_scale), volumes[0].affine)
         return
     if adc_scale is not None:
-        raise UserError("--adc_scale is of a scanner's own map; ADC fitted from images needs none.")
+        raise UserError("--adc_scale is for a scanner's ADC map only; remove it to fit ADC from images.")
     signals: list[NDArray[np.floating]] = []
     found: list[float] = []
     for path, volume in zip(paths, volumes, strict=True):
@@ -255,7 +255,7 @@ def adc_from_dicom(
     maps = [one for one in series if one.kind == "adc"]
     if len(maps) > 1 and adc_source != "fit":
         names = ", ".join(one.name for one in maps)
-        raise UserError(f"There are several ADC maps: {names}. Name one with --series, or take --adc_source fit.")
+        raise UserError(f"There are several ADC maps: {names}. Name one with --series, or give --adc_source fit.")
     if maps and adc_source != "fit":
         logger.info("ADC map of the scanner: %s.", maps[0].name)
         return Volume(to_micro(maps[0].array[..., 0], adc_scale or maps[0].unit), maps[0].affine), maps[0]
@@ -303,8 +303,8 @@ def _fitted_from(series: Sequence[Series]) -> list[Series]:
     for other in chosen[1:]:
         if difference := _difference(first, other):
             raise UserError(
-                f"{first.name.capitalize()} and {other.name} are not of one fit: {difference}. Name the series that "
-                "belong together with --series."
+                f"{first.name.capitalize()} and {other.name} do not belong to one fit: {difference}. Name the series "
+                "that belong together with --series."
             )
     if weighted[0] and weighted[1]:
         logger.info("Left out, as averages of directions that are there: %s.", ", ".join(o.name for o in weighted[1]))
@@ -316,7 +316,7 @@ def _fitted_from(series: Sequence[Series]) -> list[Series]:
     excluded = [f"{one.name}: {why}" for one, why in zip(plain, differences, strict=True) if why]
     if not b0:
         reasons = "".join(f" {reason.capitalize()}." for reason in excluded)
-        raise UserError(f"There is no image with b = 0 to {first.name}.{reasons}{_why(series)}")
+        raise UserError(f"No image with b = 0 belongs to {first.name}.{reasons}{_why(series)}")
     for reason in excluded:
         logger.info("Left out: %s.", reason)
     for other in b0[1:]:
@@ -358,12 +358,12 @@ def _bvals(path: Path, count: int) -> list[float]:
     file = path.with_name(path.name.removesuffix(extension_of(path)) + ".bval")
     if not file.exists():
         raise UserError(
-            f"The b-values of {path} are not known: there is no {file.name} beside it. Name them: --b_values."
+            f"The b-values of {path} are unknown: its folder has no {file.name}. Give them with --b_values."
         )
     try:
         values = [float(word) for word in file.read_text(encoding="utf-8-sig").split()]
     except ValueError as error:
-        raise UserError(f"{file} holds something that is no number.") from error
+        raise UserError(f"{file} has a b-value that is not a number.") from error
     if len(values) != count:
         raise UserError(f"{file} has {len(values)} b-values for {count} images.")
     return values

@@ -208,12 +208,12 @@ def write_atlas(
         UserError: naming every map that cannot be used, and why; for too few maps; when no age is given.
     """
     if not images or not output_dir:
-        raise UserError("Say which ADC maps and where the atlas goes: --images FOLDER --output_dir DIR.")
+        raise UserError("Name the ADC maps and the output folder: --images FOLDER --output_dir DIR.")
     ages = [float(age) for age in age_days or ()]
     if len(ages) != 2 or not 0 <= ages[0] <= ages[1]:
-        raise UserError("Say how old the newborns were at the scan, least and greatest age in days: --age_days [1,7].")
+        raise UserError("Give the range of the newborns' age at the scan in days: --age_days [1,7].")
     if step_mm <= 0 or rounds < 0:
-        raise UserError(f"step_mm must be above 0 and rounds not below, got {step_mm:g} and {rounds}.")
+        raise UserError(f"step_mm must be above 0 and rounds at least 0; they are {step_mm:g} and {rounds}.")
     paths = paths_of(images)
     if len(paths) == 1 and paths[0].is_dir():
         paths = sorted(path for path in paths[0].iterdir() if extension_of(path) and not path.name.startswith("."))

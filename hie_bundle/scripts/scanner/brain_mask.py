@@ -162,7 +162,7 @@ def given_mask(path: str | Path, grid: Volume, name: str) -> Mask:
     refuse_other_grid(grid, volume, (name, str(path)))
     mask = np.asarray(volume.array > 0)
     if not mask.any() or mask.all():
-        raise UserError(f"{path} is no brain mask: it is {'everywhere' if mask.any() else 'nowhere'} above 0.")
+        raise UserError(f"{path} is not a brain mask: {'all' if mask.any() else 'none'} of its voxels are above 0.")
     return mask
 
 
@@ -197,8 +197,8 @@ def show_and_judge(mask: Mask, image: Volume, picture: Path, limits: Limits, nam
     problem = brain_problem(mask[seen], image.spacing_mm, limits, whole)
     if problem := problem or ("" if reference is None else mask_doubt(mask, image, reference)):
         raise UserError(
-            f"No newborn's brain was found in {name}: {problem}. See {picture}. No mask is written; a mask of yours is "
-            "taken with --brain_file."
+            f"No newborn's brain was found in {name}: {problem}. See {picture}. No mask was written; "
+            "give your own with --brain_file."
         )
     return volume
 
@@ -230,9 +230,11 @@ def write_brain(
     """
     files = paths_of(images)
     if len(files) != 1 or not output_file:
-        raise UserError("Say which image has b = 0 and where the mask goes: --images FILE --output_file FILE.")
+        raise UserError("Name the image with b = 0 and the output file: --images FILE --output_file FILE.")
     if (adc_file is None) != (stripped_file is None):
-        raise UserError("--adc_file and --stripped_file go together: the ADC map, and where it goes without its skull.")
+        raise UserError(
+            "Only one of --adc_file (ADC map) and --stripped_file (its skull-stripped copy) is given; give both."
+        )
     source, stem = files[0], stem_of(output_file)
     if stripped_file:
         stem_of(stripped_file)
@@ -257,7 +259,7 @@ def _ml(mask: Mask, spacing_mm: NDArray[np.floating]) -> float:
 def _finite(image: Volume) -> NDArray[np.float32]:
     values = np.nan_to_num(np.asarray(image.array, dtype=np.float32), posinf=0, neginf=0)
     if not (values > 0).any():
-        raise UserError("The image is nowhere above 0.")
+        raise UserError("The image has no voxel above 0.")
     return values
 
 

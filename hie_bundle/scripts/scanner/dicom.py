@@ -241,7 +241,7 @@ def _headers(root: Path) -> tuple[list[Header], list[tuple[int, str]]]:
     headers = [part for header in found.values() for part in _parts(header)]
     if not headers:
         raise UserError(
-            f"{root} holds no DICOM image of MR." + "".join(f" {n} {what} left out." for what, n in ignored.items())
+            f"{root} holds no DICOM image of MR." + "".join(f" Excluded: {n} {what}." for what, n in ignored.items())
         )
     for what, count in ignored.items():
         logger.info("%d left out: %s.", count, what)
@@ -285,7 +285,7 @@ def _header(path: Path) -> Header | None:
             values = header.get(keyword)
             numbers = [float(value) for value in ((values,) if isinstance(values, str | float | int) else values or ())]
         except Exception as error:  # pydicom converts a value at its first access
-            raise UserError(f"{path} is damaged: its {keyword} is no number.") from error
+            raise UserError(f"{path} is damaged: its {keyword} is not a number.") from error
         if not np.isfinite(numbers).all():
             raise UserError(f"{path} is damaged: its {keyword} holds NaN or Inf.")
     if header.get("SOPClassUID") in MR_IMAGES:
@@ -363,7 +363,7 @@ def _no_image(header: Header) -> str:
     if header.get("SOPClassUID") not in MR_IMAGES:
         return "an object that is no MR image (a screenshot, a report, a spectrum)"
     if int(header.get("SamplesPerPixel") or 1) != 1:
-        return "a colour picture, whose values are no measurement"
+        return "a colour picture, whose values are not a measurement"
     return ""
 
 
@@ -377,7 +377,7 @@ def _read(members: list[Header], work: Path) -> Series:
     name = f"Series {number}"
     pixels = sum(int(h.Rows) * int(h.Columns) * _int(h, "NumberOfFrames", 1) for h in members)
     if 4 * pixels > MAX_BYTES:
-        raise UserError(f"{name} declares {4 * pixels / 1e9:.0f} GB of voxels, more than is read.")
+        raise UserError(f"{name} declares {4 * pixels / 1e9:.0f} GB of voxels, more than the limit.")
     packed = _packed(first)
     if not packed and len({tuple(_element(h, SEQUENCES[POSITION], POSITION)) for h in members}) < 2:
         return Series("other", number, reason="one slice only")
@@ -654,7 +654,10 @@ def _volumes(members: Sequence[Header], name: str) -> list[list[Header]]:
     for at in order:
         shift = _numbers(places[at][0], "ImagePositionPatient", 3) - origin
         if np.linalg.norm(shift - normal * np.dot(normal, shift)) > 0.5:
-            raise UserError(f"{name} is sheared (a gantry tilt): its slices do not lie above each other.")
+            raise UserError(
+                f"{name} is sheared (a gantry tilt): its slices are shifted against each other. "
+                "Export or resample it without tilt."
+            )
     rows = [sorted(places[at], key=_order) for at in order]
     double = any(len({_order(header) for header in row}) < usual for row in rows)
     if double or not _of_one_b_value(rows):

@@ -60,18 +60,20 @@ def write_dicom_seg(
         UserError: for bad files, or when no series lies on the mask's grid.
     """
     if not mask_file or not images or not output_file:
-        raise UserError("Say which mask, where its series is and where it goes: --mask_file --images --output_file.")
+        raise UserError(
+            "Name the mask, the folder of its series and the output file: --mask_file --images --output_file."
+        )
     folder = Path(images)
     for file in (output_file, capture_file) if capture_file else (output_file,):
         if not str(file).lower().endswith(".dcm"):
             raise UserError(f"{file}: a DICOM segmentation is written as .dcm.")
         if Path(file).exists() and Path(file).resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{file} is among the images; nothing is overwritten there.")
+            raise UserError(f"{file} is inside the folder of images; choose another output file.")
     if capture_file and Path(capture_file).resolve() == Path(output_file).resolve():
-        raise UserError(f"{output_file} is to hold the segmentation and the picture; give them two names.")
+        raise UserError(f"{output_file} is named for both the segmentation and the picture; give two names.")
     mask = read(mask_file, 3)
     if not np.isin(mask.array, (0, 1)).all():
-        raise UserError(f"{mask_file} has other values than 0 and 1; it is no mask.")
+        raise UserError(f"{mask_file} is not a mask: it has other values than 0 and 1.")
     found = sorted(
         (one for one in read_folder(folder, series) if one.kind != "other"),
         key=lambda one: (one.kind != "adc", min((np.inf if b is None else b for b in one.b_values), default=np.inf)),
@@ -79,7 +81,9 @@ def write_dicom_seg(
     differences = [grid_difference(one.volume(), mask, GRID_TOLERANCE_MM) for one in found]
     if "" not in differences:
         reasons = "; ".join(f"{one.name}: {why}" for one, why in zip(found, differences, strict=True))
-        raise UserError(f"{mask_file} is on the grid of no series in {folder} ({reasons or 'none is of diffusion'}).")
+        raise UserError(
+            f"{mask_file} is not on the grid of any series in {folder} ({reasons or 'none is of diffusion'})."
+        )
     source = found[differences.index("")]
     segmentation = segmentation_of(mask.array, source)
     if capture_file:

@@ -116,7 +116,7 @@ def scale_of(adc: Floats, brain: NDArray[np.bool_] | None = None) -> tuple[float
         if HEAD_MEDIAN[0] <= median * scale <= HEAD_MEDIAN[1]:
             return scale, unit
     raise UserError(
-        f"The median of the ADC map is {median:.4g}, which is an ADC of a newborn's head in none of the units "
+        f"The median of the ADC map is {median:.4g}, which is implausible for a newborn's head in each of the units "
         f"{', '.join(SCALES.values())}. Is it an ADC map? If so, name the factor to 1e-6 mm²/s with --adc_scale."
     )
 

@@ -83,12 +83,14 @@ def read_atlas(mean_file: str | Path, std_file: str | Path) -> tuple[sitk.Image,
     refuse_other_grid(mean, std, (str(mean_file), str(std_file)))
     inside = np.isfinite(mean.array) & (mean.array > 0) & np.isfinite(std.array) & (std.array > 0)
     if not inside.any():
-        raise UserError(f"{std_file} is nowhere above 0 where {mean_file} is.")
+        raise UserError(
+            f"{std_file} has no voxel above 0 where {mean_file} has one; give mean and standard deviation of one atlas."
+        )
     ratio = float(np.median(std.array[inside] / mean.array[inside]))
     if not SPREAD[0] <= ratio <= SPREAD[1]:
         raise UserError(
-            f"{std_file} is no standard deviation to {mean_file}: in the median it is {ratio:.2g} times the mean, not "
-            f"{SPREAD[0]:g} to {SPREAD[1]:g} times. Are the two in one unit, and not exchanged?"
+            f"{std_file} is not the standard deviation of {mean_file}: its median is {ratio:.2g} times the mean, not "
+            f"{SPREAD[0]:g} to {SPREAD[1]:g} times. Check their units, and whether they are exchanged."
         )
     values = to_micro(mean.array)
     scale = float(np.median(values[inside] / mean.array[inside]))
@@ -169,13 +171,13 @@ def write_zscore(
         UserError: for bad files, and for a bad fit, of which the picture alone is written.
     """
     if not (adc_file and atlas_mean and atlas_std and output_file):
-        raise UserError("Say which maps and where Z goes: --adc_file --atlas_mean --atlas_std --output_file.")
+        raise UserError("Name the maps and the output file: --adc_file --atlas_mean --atlas_std --output_file.")
     limits = limits or FitLimits()
     stem = stem_of(output_file)
     adc, name = read(adc_file, 3), name or str(adc_file)
     brain = brain_of(adc.array)
     if not brain.any():
-        raise UserError(f"{name} is nowhere above 0.")
+        raise UserError(f"{name} has no voxel above 0.")
     if brain.mean() > 0.98:
         raise UserError(f"{name} is not skull-stripped: it is above 0 everywhere.")
     adc = Volume(to_micro(adc.array, adc_scale), adc.affine, adc.header_spacing_mm)

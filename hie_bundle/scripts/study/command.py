@@ -83,9 +83,9 @@ def loss_study(
     config = {key: value for key, value in workflow.parser.get().items() if key != "_meta_"}
     chosen = select(read_variants(config.get("variants")), compare)
     if fold is not None:
-        raise UserError("The study runs every fold; leave out --fold.")
+        raise UserError("The study runs every fold; remove --fold.")
     if executor is not None and devices is not None:
-        raise UserError("--devices are of this machine; with --executor a job has its own: leave them out.")
+        raise UserError("--devices are devices of this machine, but --executor jobs have their own; remove --devices.")
     all_seeds, places = whole_numbers(seeds, "--seeds", 0), _devices(devices)
     configs = rehearsed_configs(config, chosen, evaluation_config)
     at_once = _fitting(configs, places) if parallel == "auto" else parallel
@@ -129,7 +129,7 @@ def loss_study(
             write_study(results, evaluated, folder, info, adc_window)
             logger.info("Wrote study.html, study.csv and study.md to %s", folder)
     if failures:
-        again = "The same command, started again, goes on where this one stopped."
+        again = "The same command, started again, resumes where this one stopped."
         raise UserError("\n".join([*failures.values(), again]))
 
 

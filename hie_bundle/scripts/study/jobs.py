@@ -74,7 +74,7 @@ def run_jobs(jobs: Sequence[Job], executor: Processes | Cluster) -> dict[str, st
     """
     waiting, failures = deque(jobs), dict[str, str]()
     running: list[tuple[Job, Generator[None, None, None]]] = []
-    interruption = Interruption(lambda: "The same command, started again, goes on from here.", lambda: None)
+    interruption = Interruption(lambda: "The same command, started again, resumes here.", lambda: None)
     interruption.install()
     try:
         while waiting or running:

@@ -106,7 +106,7 @@ def whole_numbers(value: Any, what: str, least: int) -> list[int]:
     """
     texts = listed_names(value)
     if not all(text.isdigit() and int(text) >= least for text in texts or [""]) or len(set(texts)) < len(texts):
-        raise UserError(f"{what} takes whole numbers from {least} on, each once, with commas between; not {value!r}.")
+        raise UserError(f"{what} takes different whole numbers from {least} on, separated by commas, not {value!r}.")
     return [int(text) for text in texts]
 
 

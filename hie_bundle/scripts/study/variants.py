@@ -68,7 +68,7 @@ def read_variants(content: Any) -> list[Variant]:
         raise UserError("\n".join(lines)) from error
     names = [variant.name.lower() for variant in variants]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"variants: several are called {', '.join(sorted(twice))}.")
+        raise UserError(f"variants: these names occur twice: {', '.join(sorted(twice))}; rename one.")
     return variants
 
 
@@ -145,7 +145,7 @@ def rehearse(config: ConfigParser, variant: Variant) -> None:
             parser.get_parsed_content(part)
         except Exception as error:
             cause = user_error(error) or first_cause(error)
-            raise UserError(f"variant {variant.name}: its {part} cannot be made: {cause}") from error
+            raise UserError(f"variant {variant.name}: its {part} cannot be created: {cause}") from error
 
 
 def _refuse_reserved(variant: str, values: Mapping[str, Any]) -> None:

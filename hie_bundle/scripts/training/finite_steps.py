@@ -119,7 +119,7 @@ class FiniteSteps:
             text = f"Step {step['iteration']} (epoch {step['epoch']}) is not finite: {shown}"
             if self.in_a_row > (IN_A_ROW_SCALED if overflow else self.allowed):
                 raise UserError(
-                    f"{text}.\nThe training has ended; weights and state that were saved before are as they were. A "
+                    f"{text}.\nThe training has ended; weights and state saved before are unchanged. A "
                     "lower --learning_rate, or --amp False, may help. Look at cases that are named again and again."
                 )
             if not overflow:
@@ -141,7 +141,7 @@ class FiniteSteps:
             shown = _shown({"values": _values(engine), **_step(engine)})
             raise UserError(
                 f"After step {engine.state.iteration} (epoch {engine.state.epoch}) weights are not finite: {bad}. "
-                f"{shown}. The training has ended; what was saved before is as it was. "
+                f"{shown}. The training has ended; files saved before are unchanged. "
                 "Is --learning_rate or --weight_decay too high?"
             )
 

@@ -374,7 +374,7 @@ def _restore_schedule(scheduler: LRScheduler, state: Mapping[str, Any], path: Pa
     if not hasattr(scheduler, "_get_closed_form_lr"):
         differences = ", ".join(f"{name} {old} in the run, {configured[name]} here" for name, old in before.items())
         raise UserError(
-            f"The training in {path.parent} cannot go on with another {type(scheduler).__name__} ({differences}). "
+            f"The training in {path.parent} cannot continue with another {type(scheduler).__name__} ({differences}). "
             f"Start a new one from its weights: another --ckpt_dir, and --init_weights {path.parent / 'model.pt'}."
         )
     vars(scheduler).update(configured)

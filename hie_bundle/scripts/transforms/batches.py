@@ -54,7 +54,7 @@ class RandBatch(PrepareBatchDefault):
         dropped: Sequence[int] = (),
     ) -> None:
         if not all(type(channel) is int and channel >= 0 for channel in dropped):
-            raise UserError(f"prepare_batch#dropped: numbers of channels from 0 on, not {dropped!r}.")
+            raise UserError(f"prepare_batch#dropped must list channel numbers from 0 on, not {dropped!r}.")
         self.spatial_size = tuple(spatial_size)
         self.spacing_mm = torch.tensor(spacing_mm, dtype=torch.float32)
         self.rotation = torch.tensor(rotation, dtype=torch.float32)

@@ -128,7 +128,7 @@ class LoadMapsd(LoadImaged):
             name = " and ".join(map(str, files))
         if len(maps) == 1 and self.limits.zadc == "optional":
             if not are_normalised(maps[0]) and not like_adc(maps[0], self.limits):
-                raise UserError(f"{name}: one map, which by its values is no ADC map in 1e-6 mm²/s.")
+                raise UserError(f"{name}: the only map is not an ADC map in 1e-6 mm²/s, judged by its values.")
             level = 1.0 if are_normalised(maps[0]) else adc_level(maps[0], voxel_sizes(np.asarray(image.affine))).factor
             both = torch.stack([torch.as_tensor(maps[0] * level), torch.full(maps.shape[1:], torch.nan)])
             return MetaTensor(both, meta={**image.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0})

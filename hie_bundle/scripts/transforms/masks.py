@@ -89,8 +89,8 @@ class SaveMaskd(SaveImaged):
         except (OSError, RuntimeError, VolumeError) as error:
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(
-                f"{case}: the mask cannot be written to {path} ({why}). What stood there before is as it was; masks of "
-                "other cases are whole. Make room, or choose another --output_dir."
+                f"{case}: the mask cannot be written to {path} ({why}). An earlier file and the masks of other cases "
+                "are unchanged. Free some space, or choose another --output_dir."
             ) from error
         if self.print_log:
             logger.info("%s", path)
@@ -110,9 +110,9 @@ def _grid(source: str, array: np.ndarray, affine: np.ndarray) -> Volume:
 def _compare(path: Path, array: np.ndarray, grid: Volume) -> None:
     written = read_volume(path)
     if difference := grid_difference(grid, written, TOLERANCE_MM):
-        raise VolumeError(f"what was read back is on another grid: {difference}")
+        raise VolumeError(f"the written file has another grid: {difference}")
     if written.array.shape != array.shape or not np.array_equal(written.array, array):
-        raise VolumeError("what was read back differs from what was written; is the disk full?")
+        raise VolumeError("the written file has other values than the mask; is the disk full?")
 
 
 class MeanLabeld(Transform):
