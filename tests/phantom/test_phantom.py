@@ -113,7 +113,7 @@ def test_rerun_completes_what_is_missing_and_touches_nothing_else(cohort: Path) 
     phantom.write_cohort(cohort, 5, 2, 3, seed=3, num_workers=0, progress=False, **TINY)
     assert lost.read_bytes() == content
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert not list(cohort.rglob(".partial-*"))
+    assert not list(cohort.rglob(".*"))
 
 
 @pytest.mark.parametrize(("kinds", "stops"), [({}, False), ({"laminar": 1.0}, True)])

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,12 +79,7 @@ def _segment(
     """Segment lesions: masks from files or folders."""
     if output is None:
         raise typer.BadParameter("say where the mask goes, with -o OUT.")
-    import_module(".segment", __name__).segment(
-        adc, zadc, output, weights=weights, recipe=recipe, probabilities=probabilities, lesions=lesions,
-        calibrated=calibrated, regions=regions, overlay=overlay, report=report, extension=extension, bids=bids,
-        json=json, anonymise_ids=anonymise_ids, quiet=quiet, openvino=openvino, shard=shard,
-        **_others(context, device=device, threshold=threshold, flips=flips),
-    )  # fmt: skip
+    import_module(".segment", __name__).segment(**_options(context))
 
 
 def _challenge(
@@ -99,11 +94,11 @@ def _challenge(
     flips: Flips = None,
 ) -> None:
     """Segment the case in /input, as the challenge's containers do."""
-    options = {"weights": weights, "recipe": recipe, "openvino": openvino}
-    others = _others(context, device=device, threshold=threshold, flips=flips)
-    adc, zadc = (_only_map(Path(input) / "images" / kind) for kind in ("skull-stripped-adc-brain-mri", "z-score-adc"))
+    maps = (Path(input) / "images" / kind for kind in ("skull-stripped-adc-brain-mri", "z-score-adc"))
+    adc, zadc = map(_only_map, maps)
     mask = Path(output) / "images" / "hie-lesion-segmentation" / "overlay.mha"
-    import_module(".segment", __name__).segment(str(adc), str(zadc), str(mask), **options, **others)
+    others = {name: value for name, value in _options(context).items() if name not in ("input", "output")}
+    import_module(".segment", __name__).segment(str(adc), str(zadc), str(mask), **others)
 
 
 def _only_map(folder: Path) -> Path:
@@ -113,9 +108,11 @@ def _only_map(folder: Path) -> Path:
     return found[0]
 
 
-def _others(context: typer.Context, **named: str | None) -> dict[str, object]:
-    """Values of the config: those with an option of their own, and all others."""
-    return {**parsed({name: text for name, text in named.items() if text is not None}), **parsed(context.obj)}
+def _options(context: typer.Context) -> dict[str, Any]:
+    """A command's options by name, and the values of the config that have none."""
+    own = {name: value for name, value in context.params.items() if name not in ("device", "threshold", "flips")}
+    config = {name: value for name, value in context.params.items() if name not in own and value is not None}
+    return {**own, **parsed(config), **parsed(context.obj)}
 
 
 def _doctor() -> None:

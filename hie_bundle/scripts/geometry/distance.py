@@ -82,18 +82,13 @@ def boundary_distance(
 
 
 def signed_distance(
-    mask: torch.Tensor,
-    spacing_mm: Sequence[float] | None = None,
-    method: Method = "auto",
-    threads: int | None = None,
-    chunk_mb: int = 64,
+    mask: torch.Tensor, spacing_mm: Sequence[float] | None = None, method: Method = "auto"
 ) -> torch.Tensor:
     """:func:`boundary_distance` with a sign: positive outside the mask, negative inside.
 
-    Equals ``distance_transform_edt(~mask) - distance_transform_edt(mask)`` of SciPy; arguments, result and errors are
-    those of :func:`boundary_distance`.
+    Equals ``distance_transform_edt(~mask) - distance_transform_edt(mask)`` of SciPy.
     """
-    distance = boundary_distance(mask, spacing_mm, method, threads, chunk_mb)
+    distance = boundary_distance(mask, spacing_mm, method)
     return torch.where(mask.as_subclass(torch.Tensor), -distance, distance)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import tempfile
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..io.files import write_json
+from ..io.files import atomic_path, write_json
 from ..runtime.cores import available_cores
 from ..runtime.errors import UserError
 from .case import simulate_case
@@ -95,25 +96,16 @@ def write_cohort(
                 jobs.append((folder, case_number))
         number += count
 
+    num_workers = min(available_cores() if num_workers is None else num_workers, len(jobs))
     write = partial(write_case, seed=int(seed), settings=options)
-    if num_workers is None:
-        num_workers = available_cores()
-    num_workers = min(num_workers, len(jobs))
-    with tqdm(total=len(jobs), desc="phantom", unit="case", disable=not progress) as bar:
-        if num_workers <= 1:
-            for job in jobs:
-                write(*job)
-                bar.update()
-            return
-        with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
-            futures: list[Future[None]] = [pool.submit(write, *job) for job in jobs]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    with ExitStack() as stack:
+        run: Callable[..., Iterator[None]] = map
+        if num_workers > 1:  # the first error cancels what has not begun
+            pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"))
+            run = stack.enter_context(pool).map
+        written = run(write, *zip(*jobs, strict=True)) if jobs else iter([])
+        for _ in tqdm(written, "phantom", len(jobs), unit="case", disable=not progress):
+            pass
 
 
 def claim(root: Path, manifest: dict[str, Any]) -> None:
@@ -141,18 +133,11 @@ def claim(root: Path, manifest: dict[str, Any]) -> None:
 def write_case(folder: Path, case_number: int, *, seed: int, settings: Settings) -> None:
     """Simulate one case and write its three files, each whole or not at all."""
     case = simulate_case(seed, case_number, settings)
-
-    def save(values: NDArray[Any], path: Path) -> None:
+    maps: tuple[NDArray[Any], ...] = (case.adc, case.zadc, case.label)
+    for path, values in zip(case_paths(folder, case_number), maps, strict=True):
         image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose(2, 1, 0)))
         image.SetSpacing(case.spacing_mm.tolist())
         image.SetOrigin(case.origin_mm.tolist())
         image.SetDirection(case.direction.ravel().tolist())
-        draft = Path(scratch) / path.name
-        sitk.WriteImage(image, str(draft), useCompression=True, compressionLevel=3)
-        draft.replace(path)
-
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
-        adc_path, zadc_path, label_path = case_paths(folder, case_number)
-        save(case.adc, adc_path)
-        save(case.zadc, zadc_path)
-        save(case.label, label_path)
+        with atomic_path(path) as draft:
+            sitk.WriteImage(image, str(draft), useCompression=True, compressionLevel=3)

@@ -188,10 +188,12 @@ class KeepNatived(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         if "native_image" in data:
             return dict(self._load(data))  # type: ignore[arg-type]
-        adc, zadc = data["image"][:2].numpy()
+        maps = data["image"][:2].clone()  # without further acquired channels
+        adc, zadc = maps.numpy()
         if are_normalised(adc, None if np.isnan(zadc).all() else zadc):
             return dict(data)
-        return {**data, **{f"native_{key}": data[key].clone() for key in ("image", "label") if key in data}}
+        label: dict[Hashable, Any] = {"native_label": data["label"].clone()} if "label" in data else {}
+        return {**data, "native_image": maps, **label}
 
 
 class ToNatived(MapTransform):

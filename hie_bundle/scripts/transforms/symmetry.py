@@ -18,17 +18,14 @@ from .pipeline import Eachd
 
 __all__ = ["MirrorDifferenced", "Plane", "mid_sagittal_plane", "mirrored"]
 
+SAMPLING_MM = 4.0  # voxel size of the coarse copy of a map
+START_DEGREES = 15.0  # the search starts from tilts of 0 and plus and minus this about either axis
+LARGEST_ADC = 3000.0  # larger values count as this
 # a plane in the volume's own millimetres (voxel index times spacing): a point on it, and its unit normal
 Plane = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def mid_sagittal_plane(
-    adc: NDArray[Any],
-    affine: NDArray[np.float64],
-    sampling_mm: float = 4.0,
-    start_degrees: float = 15.0,
-    largest_adc: float = 3000.0,
-) -> Plane:
+def mid_sagittal_plane(adc: NDArray[Any], affine: NDArray[np.float64]) -> Plane:
     """The plane in which the brain resembles its mirror image most.
 
     It is found on a coarse, smoothed copy of the ADC map: the outline of the brain and the bright fluid spaces are
@@ -38,9 +35,6 @@ def mid_sagittal_plane(
     Args:
         adc: skull-stripped ADC map, shape (X, Y, Z), 1e-6 mm²/s, 0 outside of the brain.
         affine: from voxel indices to world millimetres, x running from left to right (or right to left).
-        sampling_mm: voxel size of the coarse copy.
-        start_degrees: the tilts to start from are 0 and plus and minus this about either axis.
-        largest_adc: larger values count as this.
 
     Returns:
         A point on the plane and its unit normal, in the volume's own millimetres (index times spacing).
@@ -51,8 +45,8 @@ def mid_sagittal_plane(
     if not brain_of(adc).any():
         raise ValueError("there is no brain in the map: no voxel is above 0.")
     spacing = voxel_sizes(affine)
-    smoothed = ndimage.gaussian_filter(np.clip(adc, 0, largest_adc).astype(np.float32), sampling_mm / 2 / spacing)
-    coarse = ndimage.zoom(smoothed, spacing / sampling_mm, order=1, grid_mode=True, mode="nearest") / largest_adc
+    smoothed = ndimage.gaussian_filter(np.clip(adc, 0, LARGEST_ADC).astype(np.float32), SAMPLING_MM / 2 / spacing)
+    coarse = ndimage.zoom(smoothed, spacing / SAMPLING_MM, order=1, grid_mode=True, mode="nearest") / LARGEST_ADC
     actual = np.array(adc.shape) * spacing / coarse.shape  # a voxel of the coarse grid, mm
     centres = (np.indices(coarse.shape).reshape(3, -1).T + 0.5) * actual
     values = coarse.ravel()
@@ -72,10 +66,10 @@ def mid_sagittal_plane(
         mirrored_values = ndimage.map_coordinates(coarse, other.T, order=1, mode="constant")
         return float(np.square(mirrored_values - values).mean())
 
-    tilt = np.radians(start_degrees)
+    tilt = np.radians(START_DEGREES)
     starts = [np.array([yaw, roll, 0.0]) for yaw in (-tilt, 0, tilt) for roll in (-tilt, 0, tilt)]
     start = min(starts, key=difference)
-    steps = np.vstack([start, start + np.diag([tilt / 2, tilt / 2, sampling_mm])])
+    steps = np.vstack([start, start + np.diag([tilt / 2, tilt / 2, SAMPLING_MM])])
     found = optimize.minimize(
         difference, start, method="Nelder-Mead",
         options={"initial_simplex": steps, "xatol": 1e-3, "fatol": 1e-7, "maxiter": 120},
