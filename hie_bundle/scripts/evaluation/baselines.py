@@ -47,15 +47,9 @@ Floats = NDArray[np.float64]
 
 
 def local_features(adc: NDArray[Any], zadc: NDArray[Any], spacing_mm: Sequence[float]) -> Floats:
-    """ADC (1e-3 mm²/s) and ZADC of each voxel of the brain, and their Gaussian means within it (2 mm).
+    """ADC (1e-3 mm²/s) and ZADC of each voxel of the brain, their Gaussian means within it (2 mm): (voxels, 4).
 
-    Args:
-        adc: shape (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
-        zadc: same shape.
-        spacing_mm: voxel size along each axis.
-
-    Returns:
-        Shape (voxels of the brain, 4).
+    ``adc`` is in 1e-6 mm²/s, 0 outside the brain; both maps have shape (X, Y, Z).
     """
     brain = brain_of(adc)
     maps = np.where(brain, np.stack([adc / 1000, zadc]), 0).astype(np.float32)
@@ -97,9 +91,8 @@ class FittedBaselines:
         found["smoothed_dice"] = given[:, 3] < self.smoothed
         if self.weights is not None:
             found["regression_dice"] = expit(given @ self.weights + self.intercept) > self.probability
-        masks = {}
+        masks = {name: np.zeros(brain.shape, bool) for name in found}
         for name, lesion in found.items():
-            masks[name] = np.zeros(brain.shape, bool)
             masks[name][brain] = lesion
         return masks
 
@@ -130,9 +123,9 @@ class Baselines:
         items: labelled training cases; of prepared cases the files that they were made from are read.
         file: JSON file that keeps the fit, which is reused while files and options are the same; None keeps nothing.
         limits: of the sizes of files; the defaults if None.
-        challenge: threshold of the challenge's baseline: lesion is where ZADC is lower.
-        voxels: number of voxels that are drawn from each brain for the regression; thresholds see all of them.
-        seed: of the draw.
+        challenge: threshold of the challenge's baseline on ZADC.
+        voxels: number of voxels of each brain for the regression; thresholds see all of them.
+        seed: of their draw.
     """
 
     def __init__(
@@ -211,12 +204,7 @@ class Baselines:
 
 @dataclass(frozen=True)
 class Boosting:
-    """Gradient boosting on :func:`.features` of single voxels.
-
-    Attributes:
-        model: scikit-learn's.
-        threshold: a voxel is lesion where the probability is above it.
-    """
+    """Gradient boosting on :func:`.features` of single voxels; lesion is where it is above ``threshold``."""
 
     model: HistGradientBoostingClassifier
     threshold: float
@@ -236,14 +224,14 @@ def fit_boosting(
     folds: int = 3,
     seed: int = 0,
 ) -> Boosting:
-    """Fit gradient boosting on labelled cases, with the operating point chosen by cross-validation.
+    """Fit gradient boosting on labelled cases, with the operating point chosen by cross-validation over the cases.
 
     Args:
         items: of the training split; of prepared cases the files that they were made from are read.
         limits: of the sizes of files; the defaults if None.
         voxels: number of voxels that are drawn from each brain.
         trees: number of trees.
-        folds: of the cross-validation, by case.
+        folds: of the cross-validation.
         seed: of the draw and of the model.
 
     Raises:
@@ -277,13 +265,7 @@ def segment_split(
     output_dir: str | Path,
     limits: Limits | None = None,
 ) -> None:
-    """Fit boosting on one split and write the masks of another, as ``<case>_lesion.nii.gz``.
-
-    Args:
-        training: see :func:`fit_boosting`.
-        items: cases to segment; of prepared cases the files that they were made from are read.
-        output_dir: folder for the masks.
-        limits: of the sizes of files; the defaults if None.
+    """Fit boosting on the cases ``training`` and write the masks of ``items``, as ``<case>_lesion.nii.gz``.
 
     Raises:
         UserError: see :func:`fit_boosting`; and when a case has no Z map.
@@ -300,11 +282,7 @@ def segment_split(
 
 
 def _together(drawn: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Features and truth of all cases.
-
-    Raises:
-        ValueError: when there are not both lesion and healthy brain.
-    """
+    """Features and truth of all cases; ValueError without both lesion and healthy brain."""
     truth = np.concatenate([lesion for _, lesion in drawn])
     if truth.all() or not truth.any():
         raise ValueError("the training split has no lesion and healthy brain to tell apart")

@@ -18,16 +18,9 @@ from ..runtime.errors import UserError
 from .measure import Measure, register
 
 __all__ = [
-    "BINS",
-    "THRESHOLDS",
-    "Calibration",
-    "CaseProbabilities",
-    "best_threshold",
-    "calibration_file",
-    "read_threshold",
-    "reliability",
-    "write_thresholds",
-]
+    "BINS", "THRESHOLDS", "Calibration", "CaseProbabilities", "best_threshold", "calibration_file", "read_threshold",
+    "reliability", "write_thresholds",
+]  # fmt: skip
 
 BINS = 15  # of equal width, of the reliability curve and the calibration error (Guo et al. 2017)
 FINE = 40 * BINS  # from which a calibration is fitted
@@ -79,12 +72,7 @@ class CaseProbabilities:
 
     @classmethod
     def of(cls, probability: NDArray[Any], truth: NDArray[np.bool_], brain: NDArray[np.bool_]) -> CaseProbabilities:
-        """
-        Args:
-            probability: of lesion, in [0, 1], shape (X, Y, Z).
-            truth: annotated mask, same shape.
-            brain: same shape.
-        """
+        """From the probability of lesion, the annotated mask and the brain, all of shape (X, Y, Z)."""
         p, t = probability[brain].astype(np.float64), truth[brain]
         place = np.minimum((p * FINE).astype(int), FINE - 1)
         histogram = np.stack([np.bincount(place, weights, FINE) for weights in (None, t.astype(np.float64), p)])
@@ -149,12 +137,7 @@ class Calibration:
     def fit(
         cls, of: Mapping[str, Any], cases: Sequence[CaseProbabilities], lesions: Sequence[Mapping[str, Any]]
     ) -> Calibration:
-        """
-        Args:
-            of: see above.
-            cases: of validation; that chose neither the weights nor will be reported.
-            lesions: rows of :func:`.case_lesions` of the same cases.
-        """
+        """From the probabilities of validation cases, and the rows of :func:`.case_lesions` of the same cases."""
         from sklearn.isotonic import IsotonicRegression
         from sklearn.linear_model import LogisticRegression
 
@@ -214,22 +197,12 @@ def _features(lesions: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
 
 
 def write_thresholds(path: Path, cases: Sequence[CaseProbabilities], info: Mapping[str, Any]) -> None:
-    """Write a JSON file that an evaluation of other cases can take its threshold from.
-
-    Args:
-        path: of the file.
-        cases: all of the evaluation.
-        info: what they are.
-    """
+    """Write a JSON file that an evaluation of other cases can take its threshold from; ``info`` says what they are."""
     threshold, dice = best_threshold(cases)
-    curve = {
-        f"{t:.2f}": round(float(m), 6) for t, m in zip(THRESHOLDS, np.mean([c.dice for c in cases], 0), strict=True)
-    }
-    write_json(
-        path,
-        {"threshold": threshold, "mean_dice": dice, "cases": len(cases), "of": dict(info), "mean_dice_at": curve},
-        indent=1,
-    )
+    means = np.mean([case.dice for case in cases], axis=0)
+    curve = {f"{t:.2f}": round(float(mean), 6) for t, mean in zip(THRESHOLDS, means, strict=True)}
+    found = {"threshold": threshold, "mean_dice": dice, "cases": len(cases), "of": dict(info), "mean_dice_at": curve}
+    write_json(path, found, indent=1)
 
 
 def read_threshold(path: str | Path) -> float:
@@ -239,9 +212,8 @@ def read_threshold(path: str | Path) -> float:
         UserError: when there is none to be read.
     """
     try:
-        threshold = float(json.loads(Path(path).read_text())["threshold"])
+        return float(json.loads(Path(path).read_text())["threshold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--threshold_from {path} is not a thresholds.json of an evaluation ({type(error).__name__}: {error})."
         ) from error
-    return threshold

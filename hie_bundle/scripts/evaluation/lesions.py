@@ -142,16 +142,11 @@ def case_lesions(
 
 
 def detection(rows: Rows, cases: int, min_iou: float) -> dict[str, float | None]:
-    """Detection over all lesions of all cases at one IoU threshold.
-
-    Args:
-        rows: of :func:`case_lesions`, of all cases.
-        cases: number of cases.
-        min_iou: IoU from which on a pair counts as a match.
+    """Detection over all lesions of all cases (rows of :func:`case_lesions`) at one IoU threshold.
 
     Returns:
-        ``lesions``, ``predicted`` and ``matched``, counts; ``recall``, ``precision`` and ``f1`` (None where nothing
-        can be counted); ``false_positives_a_case``; ``min_iou``.
+        ``lesions``, ``predicted`` and ``matched``, counts; ``recall``, ``precision``, ``f1`` and
+        ``false_positives_a_case`` (None where nothing can be counted); ``min_iou``.
     """
     counts = {name: sum(row["mask"] == name for row in rows) for name in ("truth", "prediction")}
     matched = sum(row["mask"] == "truth" and row["match"] > 0 and row["iou"] >= min_iou for row in rows)

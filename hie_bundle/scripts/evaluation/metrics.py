@@ -29,16 +29,9 @@ from ..geometry.surfaces import Mask, border_distances, cropped, share_within, s
 from .measure import FAMILIES, Measure, measured_by
 
 __all__ = [
-    "CaseMetric",
-    "case_metrics",
-    "cc_dice",
-    "challenge_metrics",
-    "dice",
-    "lesion_metrics",
-    "overlap_metrics",
-    "paper_metrics",
-    "paper_voxel_metrics",
-]
+    "CaseMetric", "case_metrics", "cc_dice", "challenge_metrics", "dice", "lesion_metrics", "overlap_metrics",
+    "paper_metrics", "paper_voxel_metrics",
+]  # fmt: skip
 
 _CHALLENGE = "challenge's definition (surface elements weighted by area)"
 _PAPER = "paper's definition (MONAI, border voxels)"
@@ -285,15 +278,14 @@ def case_metrics(
 
 
 class CaseMetric(CumulativeIterationMetric):
-    """One of the metrics above as a MONAI metric, for ``IgniteMetricHandler`` and everywhere else.
+    """One of :func:`case_metrics` as a MONAI metric, for ``IgniteMetricHandler`` and everywhere else.
 
-    Called with ``y_pred`` and ``y``, masks of shape (B, C, X, Y, Z) with values 0 and 1, it gives a float32 tensor
-    (B, C). ``aggregate`` gives the mean over the values that are finite, NaN without any: an infinite distance would
-    hide all others. ``get_buffer`` has every value.
+    Called with masks ``y_pred`` and ``y`` of shape (B, C, X, Y, Z) it gives a float32 tensor (B, C). ``aggregate`` is
+    the mean over the finite values, NaN without any: an infinite distance would hide all others.
 
     Args:
-        name: a key of :func:`case_metrics`.
-        spacing_mm: voxel size along each axis; by default from the affine of ``y``, which must then be a MetaTensor.
+        name: of the metric.
+        spacing_mm: voxel size along each axis; by default from the affine of ``y``, a MetaTensor then.
         tolerance_mm: of the surface Dices.
         lesion_overlap: see :func:`lesion_metrics`.
 

@@ -9,15 +9,16 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-__all__ = ["describe", "holm", "paired_tests", "penalised", "ranking", "smallest_p"]
+__all__ = ["auc", "auc_difference", "describe", "holm", "paired_tests", "penalised", "ranking", "smallest_p"]
 
 
 # with fewer values no interval that could be had holds what it promises; see docs/statistics.md
 LEAST_FOR_INTERVAL = 4
 _CHUNK = 1000  # resamples at a time
+Interval = tuple[float, float, float]  # value, low, high
 
 
 def describe(
@@ -28,10 +29,10 @@ def describe(
     bounds: tuple[float, float] = (-math.inf, math.inf),
     repeats: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Mean, spread and a bootstrap confidence interval of one metric over the cases.
+    """Mean, spread and a studentised bootstrap interval (Efron 1981; docs/statistics.md) of one metric over the cases.
 
     Args:
-        values: one value a case; NaN where the metric is undefined, infinite where a surface is missing.
+        values: one a case; NaN where the metric is undefined, infinite where a surface is missing.
         resamples: how often the cases are drawn with replacement.
         confidence: coverage of the interval, in (0, 1).
         seed: of the resampling.
@@ -40,12 +41,9 @@ def describe(
             over the cases. The interval then holds for other seeds, too; see :func:`_widened`.
 
     Returns:
-        ``mean``, ``median`` and ``std`` (of the sample as a population) over the finite values, and ``low`` and
-        ``high``, the studentised bootstrap interval of that mean (Efron 1981; docs/statistics.md has its coverage); all
-        None when no value is finite. With fewer than four finite values the interval is None. ``mean_as_printed``: the
-        mean over the values that are not NaN, as text to four digits, which is "Inf" as soon as one is infinite (paper,
-        Table 1), and "-" without any. ``defined``, ``undefined`` and ``infinite``: how many values are finite, NaN and
-        infinite.
+        ``mean``, ``median``, ``std`` (of a population) and the interval ``low``, ``high`` of the finite values, None
+        without any, or with fewer than four. ``mean_as_printed``: as text, "Inf" as soon as one is infinite (paper,
+        Table 1). ``defined``, ``undefined`` and ``infinite``: how many values are finite, NaN and infinite.
     """
     array = np.asarray(values, dtype=float)
     finite = array[np.isfinite(array)]
@@ -128,15 +126,8 @@ def smallest_p(cases: int, tests: int) -> float:
 
 
 def penalised(values: Sequence[float], failed: Sequence[bool], largest: Sequence[float]) -> list[float]:
-    """Distances that can be compared: where exactly one of the two masks is empty, the case's largest possible one.
-
-    A variant that leaves most masks empty would otherwise be compared by its easiest cases alone, and win.
-
-    Args:
-        values: one a case, NaN or infinite where there is no distance.
-        failed: whether exactly one of the masks is empty.
-        largest: the case's largest possible distance.
-    """
+    """Distances that can be compared: where exactly one of the two masks is empty (``failed``), the case's largest
+    possible one. A variant that leaves most masks empty would otherwise be compared by its easiest cases alone."""
     return [most if bad and not math.isfinite(value) else value
             for value, bad, most in zip(values, failed, largest, strict=True)]  # fmt: skip
 
@@ -148,11 +139,9 @@ def paired_tests(values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
         values: for each variant one value a case, the cases in the same order.
 
     Returns:
-        A row for each pair: ``a``, ``b``; ``cases`` that entered; ``median_difference`` of a − b; ``statistic`` and
-        two-sided ``p`` (SciPy; zero differences split between the signs, after Pratt: they count in the ranking);
-        ``p_holm``, corrected for the number of pairs; ``effect_size``, the matched-pairs rank-biserial correlation
-        (Kerby 2014) in [−1, 1], positive where a is larger. Without a case that differs, p is 1 and the effect 0; with
-        no common case both are NaN, and the pair does not count in the correction.
+        A row for each pair: ``a``, ``b``; ``cases``; ``median_difference`` of a − b; ``statistic`` and two-sided ``p``
+        (SciPy; zero differences after Pratt), 1 without a case that differs; ``p_holm``, corrected for the number of
+        pairs; ``effect_size``, the matched-pairs rank-biserial correlation (Kerby 2014), positive where a is larger.
 
     Raises:
         ValueError: when the variants have different numbers of cases.
@@ -172,17 +161,9 @@ def paired_tests(values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
             effect = float((ranks * np.sign(difference)).sum() / ranks[difference != 0].sum())
             test = stats.wilcoxon(difference, zero_method="pratt")
             statistic, p = float(test.statistic), float(test.pvalue)
-        rows.append(
-            {
-                "a": a,
-                "b": b,
-                "cases": len(difference),
-                "median_difference": float(np.median(difference)) if len(difference) else math.nan,
-                "statistic": statistic,
-                "p": p,
-                "effect_size": effect,
-            }
-        )
+        median = float(np.median(difference)) if len(difference) else math.nan
+        rows.append({"a": a, "b": b, "cases": len(difference), "median_difference": median, "statistic": statistic,
+                     "p": p, "effect_size": effect})  # fmt: skip
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = corrected
     return rows
@@ -218,9 +199,8 @@ def ranking(
         seed: of the draws.
 
     Returns:
-        For each variant ``rank`` (1 is best; ties share the mean of their ranks), ``low`` and ``high``, the interval of
-        its rank over the draws, and ``share_of_draws_first``: the share of the bootstrap draws that it wins (ties share
-        a draw), which is not the probability of being the best. All NaN without a case to rank on.
+        For each variant ``rank`` (1 is best; ties share their mean), the interval ``low``, ``high`` of its rank, and
+        ``share_of_draws_first``, which is not the probability of being the best. All NaN without a case to rank on.
 
     Raises:
         ValueError: when the variants have different numbers of cases.
@@ -242,12 +222,54 @@ def ranking(
     shares = (wins / wins.sum(axis=1, keepdims=True)).mean(axis=0)
     low, high = np.quantile(ranks, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     overall = stats.rankdata(np.round(table.mean(axis=1), 12))
-    return {
-        name: {
-            "rank": float(overall[i]),
-            "low": float(low[i]),
-            "high": float(high[i]),
-            "share_of_draws_first": float(shares[i]),
-        }
-        for i, name in enumerate(values)
-    }
+    columns = zip(overall, low, high, shares, strict=True)
+    keys = ("rank", "low", "high", "share_of_draws_first")
+    return {name: dict(zip(keys, map(float, row), strict=True)) for name, row in zip(values, columns, strict=True)}
+
+
+def auc(values: ArrayLike, adverse: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Area under the ROC curve with DeLong's interval on the logit scale (DeLong et al. 1988; Qin and Hotilovac 2008).
+
+    Args:
+        values: one a child; a higher one speaks for an adverse outcome.
+        adverse: whether the outcome is, same length.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        Area, low and high; NaN with fewer than two children on a side. Where values separate the outcomes, and DeLong's
+        variance is 0, the interval is Hanley and McNeil's (1982) one step from there.
+    """
+    above, below = _placements(values, adverse)
+    if min(len(above), len(below)) < 2:
+        return math.nan, math.nan, math.nan
+    area = float(above.mean())
+    variance = above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below)
+    step = 0.5 / (len(above) * len(below))
+    a = min(max(area, step), 1 - step)
+    if variance == 0:
+        more, less = a / (2 - a) - a**2, 2 * a**2 / (1 + a) - a**2
+        variance = (a * (1 - a) + (len(above) - 1) * more + (len(below) - 1) * less) / (len(above) * len(below))
+    width = stats.norm.ppf((1 + confidence) / 2) * math.sqrt(variance) / (a * (1 - a))
+    low, high = 1 / (1 + np.exp(-(math.log(a / (1 - a)) + np.array([-width, width]))))
+    return area, float(min(low, area)), float(max(high, area))
+
+
+def auc_difference(values: ArrayLike, others: ArrayLike, adverse: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Area of ``values`` minus that of ``others`` in the same children, with DeLong's interval for paired curves."""
+    above, below = (a - b for a, b in zip(_placements(values, adverse), _placements(others, adverse), strict=True))
+    if min(len(above), len(below)) < 2:
+        return math.nan, math.nan, math.nan
+    error = math.sqrt(above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below))
+    difference, width = float(above.mean()), float(stats.norm.ppf((1 + confidence) / 2)) * error
+    return difference, max(difference - width, -1.0), min(difference + width, 1.0)
+
+
+def _placements(values: ArrayLike, adverse: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each child with an adverse outcome the share of the others that are lower; of each other the share of the
+    adverse that are higher; ties count half."""
+    bad = np.asarray(adverse, bool)
+    ranks, (x, y) = stats.rankdata(values), (np.asarray(values, float)[side] for side in (bad, ~bad))
+    return (
+        (ranks[bad] - stats.rankdata(x)) / max(len(y), 1),
+        1 - (ranks[~bad] - stats.rankdata(y)) / max(len(x), 1),
+    )

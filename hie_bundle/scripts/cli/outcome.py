@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
-
 from ..data.folds import patient_of
 from ..data.layout import site_of
+from ..evaluation.statistics import auc, auc_difference
 from ..io.files import write_atomically
 from ..runtime.errors import UserError, choose
 from ..runtime.text import csv_table
@@ -22,61 +18,11 @@ from ..runtime.text import csv_table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["auc", "auc_difference", "write_outcome"]
+__all__ = ["write_outcome"]
 
 logger = logging.getLogger(__name__)
 
 REFERENCE = "low_z_ml"  # the challenge's baseline as a volume: what a mask has to beat
-Interval = tuple[float, float, float]
-
-
-def auc(values: ArrayLike, adverse: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Area under the ROC curve with DeLong's interval on the logit scale (DeLong et al. 1988; Qin and Hotilovac 2008).
-
-    Args:
-        values: one a child; a higher one speaks for an adverse outcome.
-        adverse: whether the outcome is, same length.
-        confidence: coverage of the interval, in (0, 1).
-
-    Returns:
-        The area, in [0, 1], and the ends of its interval; all NaN with fewer than two children on a side. Where the
-        outcomes are separated, and DeLong's variance is 0, the interval takes Hanley and McNeil's (1982) one step from
-        there.
-    """
-    above, below = _placements(values, adverse)
-    if min(len(above), len(below)) < 2:
-        return math.nan, math.nan, math.nan
-    area = float(above.mean())
-    variance = above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below)
-    step = 0.5 / (len(above) * len(below))
-    a = min(max(area, step), 1 - step)
-    if variance == 0:
-        more, less = a / (2 - a) - a**2, 2 * a**2 / (1 + a) - a**2
-        variance = (a * (1 - a) + (len(above) - 1) * more + (len(below) - 1) * less) / (len(above) * len(below))
-    width = stats.norm.ppf((1 + confidence) / 2) * math.sqrt(variance) / (a * (1 - a))
-    low, high = 1 / (1 + np.exp(-(math.log(a / (1 - a)) + np.array([-width, width]))))
-    return area, float(min(low, area)), float(max(high, area))
-
-
-def auc_difference(values: ArrayLike, others: ArrayLike, adverse: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Area of ``values`` minus that of ``others`` in the same children, with DeLong's interval for paired curves."""
-    above, below = (a - b for a, b in zip(_placements(values, adverse), _placements(others, adverse), strict=True))
-    if min(len(above), len(below)) < 2:
-        return math.nan, math.nan, math.nan
-    error = math.sqrt(above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below))
-    difference, width = float(above.mean()), float(stats.norm.ppf((1 + confidence) / 2)) * error
-    return difference, max(difference - width, -1.0), min(difference + width, 1.0)
-
-
-def _placements(values: ArrayLike, adverse: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each child with an adverse outcome the share of the others that are lower; of each other the share of the
-    adverse that are higher; ties count half."""
-    bad = np.asarray(adverse, bool)
-    ranks, (x, y) = stats.rankdata(values), (np.asarray(values, float)[side] for side in (bad, ~bad))
-    return (
-        (ranks[bad] - stats.rankdata(x)) / max(len(y), 1),
-        1 - (ranks[~bad] - stats.rankdata(y)) / max(len(x), 1),
-    )
 
 
 def write_outcome(

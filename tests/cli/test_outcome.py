@@ -14,7 +14,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from scripts.evaluation.outcome import auc, auc_difference, write_outcome
+from scripts.cli.outcome import write_outcome
+from scripts.evaluation.statistics import auc, auc_difference
 from scripts.runtime.errors import UserError
 
 SHIFT = 1.1  # of the logarithm of the volume in the region that decides, in standard deviations
