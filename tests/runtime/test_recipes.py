@@ -18,7 +18,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.io.weights import read_record, write_bare
 from scripts.runtime.errors import UserError, user_error
-from scripts.runtime.recipe import recipe_of, refuse_other_recipe
+from scripts.runtime.recipe import recipe_of, refuse_other_recipe, same_recipe
 
 CONFIGS = BUNDLE / "configs"
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -251,3 +251,19 @@ def test_two_ways_to_write_the_same_are_the_same() -> None:
     ):
         refuse_other_recipe(one, wider, "m.pt", "")
     refuse_other_recipe(None, wider, "m.pt", "")
+
+
+def test_the_background_of_0_10_is_todays() -> None:
+    """Weights of 0.10 have a lambda where a transform has a name now."""
+
+    def recipe(background: dict[str, str]) -> dict[str, Any]:
+        return {"transforms": {"values": {"background": background}}}
+
+    before = {
+        "_target_": "Lambdad",
+        "keys": "image",
+        "func": "$lambda image: torch.nan_to_num(image) * (image[:1] > 0)",
+    }
+    today = recipe({"_target_": "scripts.transforms.ZeroBackgroundd", "keys": "image"})
+    assert same_recipe(recipe(before), today)
+    assert not same_recipe(recipe(before | {"func": "$lambda image: image * (image[:1] > 0)"}), today)

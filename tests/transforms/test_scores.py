@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from scipy.stats import median_abs_deviation
 
-from scripts.transforms.scores import BrainDepthd, ScanScored
+from scripts.transforms.scores import BrainDepthd, ScanScored, ZeroBackgroundd
 
 SHAPE, SPACING = (24, 20, 12), (2.0, 1.5, 4.0)
 
@@ -61,3 +61,9 @@ def test_a_brain_at_the_volumes_edge_ends_there() -> None:
     depth = BrainDepthd("image")({"image": full})["image"][2]
     assert float(depth[0, 2, 2]) == 1.0
     assert float(depth[2, 2, 2]) == 3.0
+
+
+def test_the_background_is_zero_in_all_channels() -> None:
+    image = torch.tensor([[[[700.0, 0.0, -3.0]]], [[[-2.0, 9.0, 1.0]]], [[[torch.nan, torch.nan, 5.0]]]])
+    (changed,) = ZeroBackgroundd("image")({"image": image}).values()
+    assert changed.flatten(1).tolist() == [[700, 0, 0], [-2, 0, 0], [0, 0, 0]]

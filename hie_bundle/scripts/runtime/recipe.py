@@ -22,7 +22,7 @@ _IRRELEVANT = re.compile(r"(^|#)(limits|loaded|allow_missing_keys|prior|drop\w*)
 _REFERENCE = re.compile(r"@([A-Za-z]\w*(?:(?:#|::)\w+)*)")
 
 # how version 0.10 wrote a transform that has a name now
-_FORMER = {"$lambda image: torch.nan_to_num(image) * (image[:1] > 0)": "ZeroBackgroundd"}
+_FORMER = {"$lambda image: torch.nan_to_num(image) * (image[:1] > 0)": "scripts.transforms.ZeroBackgroundd"}
 
 Recipe = Mapping[str, Any]
 
@@ -63,6 +63,7 @@ def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str,
     """
     if trained is None or here is None or same_recipe(trained, here):
         return
+    trained, here = _renewed(trained), _renewed(here)
     named = all(isinstance(stage, Mapping) for one in (trained, here) for stage in one.get("transforms", {}).values())
     before, now = (recipe if named else _without_names(recipe) for recipe in (trained, here))
     lines = [f"  {name}: {old} in the training, {new} here"
@@ -72,7 +73,7 @@ def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str,
 
 def same_recipe(one: Recipe, other: Recipe) -> bool:
     """Whether two recipes are the same, however they are written."""
-    return _resolved(one) == _resolved(other)
+    return _resolved(_renewed(one)) == _resolved(_renewed(other))
 
 
 def references(content: Any) -> Iterator[str]:
@@ -86,14 +87,20 @@ def references(content: Any) -> Iterator[str]:
         yield from (found.replace("::", "#") for found in _REFERENCE.findall(content))
 
 
+def _renewed(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        if content.get("func") in _FORMER:
+            return {"_target_": _FORMER[content["func"]], "keys": content["keys"]}
+        return {name: _renewed(value) for name, value in content.items()}
+    return [_renewed(value) for value in content] if isinstance(content, list) else content
+
+
 def _resolved(recipe: Recipe) -> dict[str, Any]:
     """Its parts with what they refer to in place: two ways to write the same are the same."""
 
     def resolve(content: Any) -> Any:
         content = _listed(content)
         if isinstance(content, dict):
-            if content.get("func") in _FORMER:
-                content = {"_target_": _FORMER[content["func"]], "keys": content["keys"]}
             named = {name: _class_name(value) if name == "_target_" else value for name, value in content.items()}
             return {name: resolve(value) for name, value in named.items() if not _IRRELEVANT.search(name)}
         if isinstance(content, list):
