@@ -51,10 +51,8 @@ WORKFLOWS = {
     "scan": Workflow("Segment a folder of DICOM; the mask is DICOM, too.", "scan", ("scanner",), {}, words="images"),
     "adc": Workflow("Compute an ADC map from diffusion images.", "adc", ("scanner",), {}, words="images"),
     "brain": Workflow("Make a brain mask from the image with b = 0.", "brain", ("scanner",), {}, words="images"),
-    "zscore": Workflow("Make a Z map of an ADC map by an atlas.", "zscore", ("scanner",), {}),
-    "atlas": Workflow(
-        "Make such an atlas from ADC maps of healthy newborns.", "atlas", ("scanner",), {}, words="images"
-    ),
+    "zscore": Workflow("Make a Z map from an ADC map and an atlas.", "zscore", ("scanner",), {}),
+    "atlas": Workflow("Make an atlas from ADC maps of healthy newborns.", "atlas", ("scanner",), {}, words="images"),
     "dicom_seg": Workflow("Write a mask as DICOM segmentation on its series.", "dicom_seg", ("scanner",), {}),
 }
 EXTRA = {

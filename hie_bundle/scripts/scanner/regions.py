@@ -101,7 +101,7 @@ class RegionAtlas:
 def shares(
     labels: NDArray[np.uint8], names: Mapping[int, str], mask: NDArray[Any], voxel_ml: float
 ) -> list[dict[str, Any]]:
-    """The rows of :meth:`RegionAtlas.injured`; a region that the case does not have is left out."""
+    """The rows of :meth:`RegionAtlas.injured`; a region that the case does not have is excluded."""
     sizes, hurt = (
         np.bincount(part, minlength=max(names) + 1) * voxel_ml for part in (labels.ravel(), labels[mask > 0])
     )
