@@ -656,12 +656,12 @@ def test_other_conditions_are_not_mixed_with_those_of_a_folder(
     studied: Path, tiny_cohort: Path, tmp_path: Path
 ) -> None:
     for changed, message in (
-        ({"epochs": 3}, r"dice/seed_0 holds a run under other conditions: epochs was 2, is 3\. "),
+        ({"epochs": 3}, r"dice/seed_0 holds a run under other conditions:\n  epochs was 2, is 3\n"),
         ({"threshold": 0.5}, r"threshold was 0.02, is 0.5"),
     ):
         with pytest.raises(UserError, match=message):
             _again(tiny_cohort, studied, changed=changed)
-    other_cases = r"other conditions: evaluated cases was \"2, SHA-256 \w+\", is \"3, SHA-256"
+    other_cases = r"other conditions:\n  evaluated cases was \"2, SHA-256 \w+\", is \"3, SHA-256"
     with pytest.raises(UserError, match=other_cases):
         _again(tiny_cohort, studied, split="test")
     label = next((tiny_cohort / "BONBID2023_Train" / "3LABEL").iterdir())

@@ -40,11 +40,7 @@ PUBLISHED: dict[str, str] = {
 
 def _cases(dataset_dir: str | Path) -> list[dict[str, Any]]:
     """MONAI data items of every case below ``dataset_dir`` with ADC, ZADC and a label, by split and id."""
-    items: list[dict[str, Any]] = [
-        {"case": case.case, "image": [str(case.adc), str(case.zadc)], "label": str(case.label)}
-        for case in find_cases(dataset_dir)
-        if case.adc and case.zadc and case.label
-    ]
+    items = [case.item() for case in find_cases(dataset_dir) if case.adc and case.zadc and case.label]
     if not items:
         raise UserError(f"{dataset_dir} has no case with ADC, ZADC and a label; check the file names with `run check`.")
     return items

@@ -19,7 +19,7 @@ from ..data.checks import Limits
 from ..data.gate import require_usable
 from ..data.layout import as_native, item_files
 from ..io.files import sha256_of, write_atomically, write_json
-from ..runtime.conditions import differences
+from ..runtime.conditions import differences, listed
 from ..runtime.errors import UserError
 from ..runtime.literals import literal
 from .variants import Variant, listed_names
@@ -36,7 +36,6 @@ _STUDY_KEYS = (
     "_meta_", "variants", "seeds", "parallel", "devices", "threads", "compare", "evaluation_config", "loss_study",
     "executor", "executor_options",
 )  # fmt: skip
-SHOWN = 4  # differences in a message
 _ADVICE = (
     "Results are comparable only under the same conditions: choose another --output_dir, or remove that folder to run "
     "it anew."
@@ -191,7 +190,6 @@ def conditions_of(
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as the conditions of a run ({error!r}). {_ADVICE}") from error
     pairs = {re.sub(r"^\w+\.yaml#", "", name): pair for name, pair in changed.items()}  # what both configs have, once
-    if lines := [f"{name} was {old}, is {new}" for name, (old, new) in pairs.items()]:
-        shown = "; ".join(lines[:SHOWN]) + (f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
-        raise UserError(f"{run.folder} holds a run under other conditions: {shown}. {_ADVICE}")
+    if lines := [f"  {name} was {old}, is {new}" for name, (old, new) in pairs.items()]:
+        raise UserError(f"{run.folder} holds a run under other conditions:\n{listed(lines)}\n{_ADVICE}")
     return conditions
