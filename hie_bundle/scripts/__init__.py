@@ -3,7 +3,7 @@
 ==============  ====================================================================================================
 ``runtime``     a run without its images: errors, options, recipes, machine, processes, interruption
 ``geometry``    arrays in millimetres: brain, connected components, distances, surfaces, spacing, slices
-``io``          files: volumes, weights, curves, images; read with checks, written whole or not at all
+``io``          files: volumes, weights, curves, pictures; read with checks, written whole or not at all
 ``data``        the dataset: cases, splits, folds, checks, download, loaders, run folders
 ``transforms``  loading two maps, resampling, derived channels, augmentation, masks on disk
 ``networks``    the study's U-Net; ``losses``: Hausdorff distance loss, its logarithm, compounds
