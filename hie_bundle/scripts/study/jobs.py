@@ -139,10 +139,10 @@ class Processes:
             try:
                 while process.poll() is None:
                     yield
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+            except GeneratorExit:
+                process.kill()
+                process.wait()
+                raise
             if process.returncode:
                 self._free.append(device)
                 signalled = f"was ended by signal {-process.returncode}"
@@ -191,9 +191,9 @@ class Cluster:
         try:
             while not handle.done():
                 yield
-        finally:
-            if not handle.done():
-                handle.cancel()
+        except GeneratorExit:
+            handle.cancel()
+            raise
         if handle.exception():  # its message repeats the whole log
             raise ChildProcessError("failed")
 
