@@ -251,7 +251,7 @@ def test_folders_are_matched_by_name_or_case(tmp_path: Path) -> None:
         ("adc", "none", "No file in"),
         ("none", None, "holds no ADC map"),
         ("adc/a.nii.gz", "z", "are a file and a folder"),
-        ("x", None, "no file or folder"),
+        ("x", None, "does not exist"),
     ]:
         with pytest.raises(UserError, match=message):
             find_jobs(tmp_path / adc, tmp_path / zadc if zadc else None)
@@ -397,7 +397,7 @@ def test_workflows_are_those_of_monai_bundle(tmp_path: Path) -> None:
 def test_doctor(run: Run) -> None:
     status, text, _ = run("doctor")
     assert status == 0
-    assert "Everything that is needed is there." in text
+    assert "All required packages are installed." in text
     assert "  monai 1.6" in text
 
 

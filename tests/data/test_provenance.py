@@ -273,7 +273,7 @@ def test_going_on_with_other_settings_or_cases_is_named_and_refused(tmp_path: Pa
 def test_a_broken_state_is_one_clear_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "resume_state.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"resume_state\.pt is not .*cannot go on from it") as caught:
+    with pytest.raises(UserError, match=r"resume_state\.pt is not .*cannot resume from it") as caught:
         _folder(tmp_path, resume=True).claim()
     assert "\n" not in str(caught.value)
     assert "weights_only" not in str(caught.value)

@@ -193,7 +193,7 @@ def test_every_column_has_a_table() -> None:
     shown = {known.name: group.title for group, members in grouped(names) for known in members}
     describing = {"case", "size_class", "lesion_fraction", "brain_ml", "lesion_ml", "predicted_ml"}
     assert set(names) - set(shown) == describing
-    with pytest.raises(ValueError, match="'unheard_of' is in no registration"):
+    with pytest.raises(ValueError, match="'unheard_of' is not registered"):
         grouped([*names, "unheard_of"])
     assert column("native_paper_nsd").origin == "paper’s"
     assert column("resampled_nsd").origin == "challenge’s, resampled"

@@ -294,7 +294,7 @@ def test_values_that_would_not_be_read_are_refused(tmp_path: Path) -> None:
         (one, {"output_file": one}, "is one of the images"),
         (one, {"b_values": [1000]}, "b = 0"),
         (one, {"series": [3]}, "for folders of DICOM"),
-        ([b0, one], {"b_values": [0, 1000], "adc_scale": 10}, "needs none"),
+        ([b0, one], {"b_values": [0, 1000], "adc_scale": 10}, "for a scanner.s ADC map only"),
         (tmp_path / "in", {"b_values": [0]}, "those of their headers"),
         (tmp_path / "in", {"adc_source": "both"}, "choose one of: map, fit"),
         (tmp_path / "in", {"series": [8]}, "There is no series 8; there are 3"),

@@ -129,8 +129,8 @@ def test_zscore_takes_it_as_it_is(ellipsoids: Path, tmp_path: Path) -> None:
 
 BAD = {
     "few": "7 ADC maps are too few .* at least 8",
-    "age": "age in days",
-    "backwards": "age in days",
+    "age": "age at the scan in days",
+    "backwards": "age at the scan in days",
     "adult": r"newborn2.nii.gz holds no newborn's brain.* has 1\d\d\d ml",
     "unit": "newborn2.nii.gz: The median of the ADC map is",
     "not stripped": "newborn2.nii.gz is not skull-stripped",

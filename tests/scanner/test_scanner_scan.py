@@ -123,13 +123,13 @@ def test_nothing_is_written_halfway(head: Head, folder: Path, tmp_path: Path) ->
     refused: list[tuple[dict[str, Any], str, set[str]]] = [
         ({"brain_file": mine}, "not on one grid", set()),
         ({"limits": Limits(brain_ml_range=(100, 200))}, r"ml, not 100 to 200. See .*/out/brain.png", {"brain.png"}),
-        ({"images": maps}, "no image with b = 0 on the grid of series 5", {"brain.png"}),
+        ({"images": maps}, "No image with b = 0 is on the grid of series 5", {"brain.png"}),
         ({"atlas_mean": mine}, "give both, or neither", {"brain.png"}),
         ({"images": unstated}, r"on the grid of series 5 \(adc\).* No b-value is stated by series 3", {"brain.png"}),
         ({"images": half}, "the image ends within it. See .*/out/brain.png", {"brain.png"}),
         ({"images": unit}, "adc_scale", {"brain.png"}),
         ({"images": two}, "images of 2 patients", {"brain.png"}),
-        ({"output_dir": folder / "out"}, "among the images", {"brain.png"}),
+        ({"output_dir": folder / "out"}, "inside the folder of images", {"brain.png"}),
         ({"weights": tmp_path / "none.pt"}, "none.pt", {"brain.png"}),
     ]
     for changed, message, pictures in refused:

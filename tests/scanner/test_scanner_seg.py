@@ -137,8 +137,8 @@ def test_bad_masks_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     there, out = tmp_path / "mask.nii.gz", tmp_path / "mask.dcm"
     for values, where, message in [
         (mask * 2, affine, "other values than 0 and 1"),
-        (mask[:-1], affine, "no series .*series 7 .adc.: 29 × 34 × 6 voxels, not 30 × 34 × 6"),
-        (mask, affine_of("straight"), "no series .*directions"),
+        (mask[:-1], affine, "any series .*series 7 .adc.: 29 × 34 × 6 voxels, not 30 × 34 × 6"),
+        (mask, affine_of("straight"), "any series .*directions"),
     ]:
         write(there, values, where)
         with pytest.raises(UserError, match=message):
@@ -147,7 +147,7 @@ def test_bad_masks_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     for given, message in [
         ((None, tmp_path / "in", out), "Name the mask"),
         ((there, tmp_path / "in", tmp_path / "mask.nii"), "written as .dcm"),
-        ((there, tmp_path / "in", tmp_path / "in" / "007_000.dcm"), "among the images"),
+        ((there, tmp_path / "in", tmp_path / "in" / "007_000.dcm"), "inside the folder of images"),
         ((there, tmp_path / "none", out), "not a folder"),
     ]:
         with pytest.raises(UserError, match=message):

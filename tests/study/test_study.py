@@ -323,7 +323,10 @@ with exclusive(folder) as lock:
 
 def exclusive_fails(folder: Path) -> Any:
     """A context that checks that the folder is taken."""
-    with pytest.raises(UserError, match="Another study works in"), exclusive(folder):
+    with (
+        pytest.raises(UserError, match="Another study, or a training that it started, is running in"),
+        exclusive(folder),
+    ):
         pass
     return exclusive(folder / "elsewhere")
 

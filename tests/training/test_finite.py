@@ -230,9 +230,9 @@ def test_compound_losses_have_parts_to_tell() -> None:
     ("change", "message"),
     [
         ({"model": [1.0]}, "holds a list as 'model', not the weights"),
-        ({"recipe": 3}, "does not say what bad.pt was trained with"),
-        ({"recipe": "[1]"}, "does not say what bad.pt was trained with"),
-        ({"recipe": "{", "training": "{}"}, "does not say what bad.pt was trained with"),
+        ({"recipe": 3}, "does not state what bad.pt was trained with"),
+        ({"recipe": "[1]"}, "does not state what bad.pt was trained with"),
+        ({"recipe": "{", "training": "{}"}, "does not state what bad.pt was trained with"),
     ],
 )
 def test_checkpoints_with_parts_of_another_type_are_refused(

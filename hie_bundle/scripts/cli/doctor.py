@@ -22,7 +22,7 @@ def doctor() -> None:
     """Print what is installed, what the machine has, and whether the shipped weights are there.
 
     Raises:
-        UserError: when something that is needed is missing, or of another version than is supported.
+        UserError: a required package is missing or has an unsupported version.
     """
     import psutil
     import torch
@@ -48,8 +48,11 @@ def doctor() -> None:
     weights = [f"{path.name}, {path.stat().st_size / 1e6:.1f} MB" for path in (MODELS / "simulated").glob("model*.pt")]
     print(f"shipped weights: {'; '.join(sorted(weights)) or 'none, so `segment` needs --weights'}")
     if problems:
-        raise UserError("This installation lacks something:\n" + "\n".join(f"  {problem}" for problem in problems))
-    print("Everything that is needed is there.")
+        raise UserError(
+            "Required packages are missing or have unsupported versions; install or update them:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+        )
+    print("All required packages are installed.")
 
 
 def _installed(name: str) -> str:
@@ -60,7 +63,7 @@ def _installed(name: str) -> str:
 
 
 def _needed() -> list[tuple[str, str]]:
-    """Packages and the versions that will do, by the installed project; in a bare folder by the bundle's metadata."""
+    """Required packages and their version ranges, from the installed project or else from the bundle's metadata."""
     try:
         lines = [Requirement(line) for line in requires("hie-bundle") or []]
         return [(line.name, str(line.specifier)) for line in lines if "extra" not in str(line.marker)]

@@ -1,4 +1,4 @@
-"""``run scan``: from a folder of DICOM to the lesion mask and its DICOM segmentation, by the steps that stand alone."""
+"""``run scan``: a folder of DICOM to a lesion mask and its DICOM segmentation, through `run adc`, `brain` …"""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def write_scan(
     secondary_capture: bool = False,
     list: str | Path | bool | None = None,
 ) -> None:
-    """Segment a scan. All files appear at the end, or none; of a refused one the pictures.
+    """Segment a scan. All files appear together at the end; after an error only the pictures do.
 
     ``adc.nii.gz`` (stripped), ``brain.nii.gz``, ``zadc.nii.gz`` with the other files of `run zscore` if there is an
     atlas, ``lesion.nii.gz``, ``lesion.dcm`` (DICOM SEG on the series that ADC is of), ``brain.png``, ``lesion.png``,
-    ``scan.json`` (figures, weights, seconds). Nothing in the JSON, the log or a picture tells who the patient is.
+    ``scan.json`` (figures, weights, seconds). JSON, log and pictures do not identify the patient.
 
     Args:
         images: folder of DICOM with an image with b = 0 and weighted ones, or the scanner's ADC map.
-        output_dir: folder of the results; it must not hold any yet.
+        output_dir: folder of the results; must not exist, unless it has only pictures of an earlier error.
         limits: of the brain's volume.
         fit_limits: of the atlas' fit.
         atlas_mean: with ``atlas_std`` for a Z map; without both ADC alone is segmented.
@@ -62,13 +62,13 @@ def write_scan(
         brain_file: brain mask; None to make one from the image with b = 0.
         weights: see :class:`scripts.inference.segmenter.Segmenter`; their recipe comes from the file.
         adc: further arguments of :func:`scripts.scanner.adc.adc_from_dicom`.
-        zscore: of :func:`scripts.scanner.zscore.write_zscore`.
+        zscore: further arguments of :func:`scripts.scanner.zscore.write_zscore`.
         series: numbers of DICOM series to take; all if empty.
         list: folder of DICOM, or True for ``images``: only print its series and why one is excluded.
         secondary_capture: also write ``lesion_picture.dcm``, which is ``lesion.png`` as DICOM Secondary Capture.
 
     Raises:
-        UserError: see each step.
+        UserError: a step fails, or files or options are wrong.
     """
     if list:
         print(listed(read_folder(paths_of(images)[0] if list is True and images else str(list), series, strict=False)))
@@ -81,12 +81,12 @@ def write_scan(
         raise UserError("Only one of --atlas_mean and --atlas_std is given; give both, or neither.")
     if Path(output_dir).resolve().is_relative_to(folders[0].resolve()):
         raise UserError(f"{output_dir} is inside the folder of images; choose another --output_dir.")
-    require_highdicom()  # it is missed here, not after minutes
+    require_highdicom()  # fail here, not after minutes
     with whole_folder(output_dir, left=".png") as work:
         segmenter = Segmenter(weights)
         found_series = read_folder(folders[0], series, work=work)
         found, source = adc_from_dicom(found_series, **(adc or {}))
-        source_images(source)  # what it lacks is an error here, not after minutes
+        source_images(source)  # fail here, not after minutes
         b0: Volume | None = None
         if brain_file:
             mask = given_mask(brain_file, found, source.name)
@@ -104,7 +104,7 @@ def write_scan(
                 name=f"the ADC map of {source.name}", **(zscore or {}),
             )  # fmt: skip
         zadc = read(work / "zadc.nii.gz").array if fit else None
-        # From memory: files in `work` may not be there any more when a refusal names them.
+        # Arrays, not files: a message must not name files in the temporary `work`.
         result = segmenter.result(stripped.array, zadc, affine=found.affine, case="scan")
         write(work / "lesion.nii.gz", result.mask, result.affine)
         segmentation_of(result.mask, source).save_as(work / "lesion.dcm")
@@ -137,7 +137,7 @@ def _b0_on_grid(series: Sequence[Series], adc: Volume, name: str) -> Volume:
     """The image with b = 0 on the grid of the ADC map. A scanner's map may be on another grid than its images.
 
     Raises:
-        UserError: if there is none.
+        UserError: there is no such image.
     """
     try:
         b0 = b0_of(series).volume()

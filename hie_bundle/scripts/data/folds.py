@@ -49,14 +49,14 @@ def fold_of_case(
 
     Patients are shuffled within each size class (that of their largest lesion) and dealt out to the folds in turn, so
     that two folds differ by at most one patient in total and at most one in each class. (scikit-learn's
-    ``StratifiedGroupKFold`` promises neither, and would deal the cases of every seed anew.) Reads the cases' labels.
+    ``StratifiedGroupKFold`` guarantees neither and would give other folds.) Reads the cases' labels.
 
     Args:
         items: MONAI data items to be divided.
         patients: of each case, by its id.
         num_folds: at least 1.
         seed: of the shuffling.
-        limits: what a case may look like; the defaults if None.
+        limits: see :class:`scripts.data.checks.Limits`; the defaults if None.
 
     Returns:
         Fold, 0 to ``num_folds`` - 1, by case id.
@@ -78,7 +78,7 @@ def fold_of_case(
 
 
 _BIDS = re.compile(r"(sub-[a-z0-9]+)(?:_|$)", re.IGNORECASE)
-# what may follow a patient's name, with a separator before it; plain numbers may not, they number patients as well
+# suffixes of a visit, after a separator; plain numbers are excluded, since patients are numbered as well
 _VISIT = re.compile(
     r"(?P<patient>.+?)[-_. ]+(?:"
     r"(?:visit|vis|session|ses|scan|exam|mri|timepoint|tp|follow[-_]?up|fu|day|week|month)[-_. ]?\d+"  # VISIT_01, ses-2
@@ -93,7 +93,7 @@ _VISIT = re.compile(
 
 
 def patient_of(case: str) -> str:
-    """The patient's id: the case id without its visit, if one is recognised.
+    """Patient id: the case id without a recognised visit.
 
     ``MGHNICU_010-VISIT_01``, ``P1-V1``, ``P1_day3``, ``P1_followup`` and the like; of BIDS names (``sub-01_ses-acute``)
     the subject. Plain numbers (``P1_2``) are not taken for visits.
@@ -111,7 +111,7 @@ def patients_of(cases: Iterable[str], pattern: str | None = None) -> dict[str, s
             group, or all that it matches. None recognises visits as :func:`patient_of` does.
 
     Raises:
-        DatasetError: the pattern is none, or is not found in a case's id.
+        DatasetError: the pattern is not a regular expression or does not match a case id.
     """
     cases = list(cases)
     if pattern is None:
@@ -129,7 +129,7 @@ def patients_of(cases: Iterable[str], pattern: str | None = None) -> dict[str, s
 
 
 def patients_in_list(entries: Iterable[Mapping[str, Any]], pattern: str | None = None) -> dict[str, str]:
-    """The patient of each entry of a data list, by its case: its field ``patient``, or else by its case id."""
+    """Patient by case id of a data list: the field ``patient`` of an entry, or else derived from the case id."""
     entries = list(entries)
     said = {str(entry["case"]): str(entry["patient"]) for entry in entries if entry.get("patient") is not None}
     return {**patients_of([case for e in entries if (case := str(e["case"])) not in said], pattern), **said}

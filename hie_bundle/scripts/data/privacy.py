@@ -27,17 +27,19 @@ def pseudonyms(
 ) -> dict[str, str]:
     """A pseudonym of each case: ``case-`` and the first 12 hexadecimal digits of HMAC-SHA256 (RFC 2104) of its id.
 
-    Of a case whose id tells the patient from the visit (:func:`.patient_of`) they are the patient's, and ``_ses-`` with
-    8 digits of the case follows: scans of one patient stay together in folds.
+    If the id contains patient and visit (:func:`.patient_of`), the hash is that of the patient, followed by ``_ses-``
+    and
+    8 digits of the case's hash, so that scans of one patient stay in one fold.
 
     Args:
         cases: ids.
-        key_file: the secret, 16 bytes or more without white space at its ends; made for its owner alone if missing.
-        files: of the cases: their folders are removed from messages that are kept, as the ids are replaced.
-        output_dir: where results go, which are passed on: the key must not be there.
+        key_file: the secret, at least 16 bytes without surrounding white space; created, readable by its owner only, if
+            missing.
+        files: of the cases; their folders are removed from stored messages.
+        output_dir: folder of the results, which may be shared; the key must not be in it.
 
     Raises:
-        DatasetError: the key cannot be read or made, is too short, readable for others, or among the results.
+        DatasetError: the key cannot be read or created, is too short, readable by others, or inside ``output_dir``.
     """
     key = _key(key_file, output_dir)
 
@@ -61,7 +63,7 @@ def pseudonymised(items: Sequence[Mapping[str, Any]], key_file: str | Path) -> l
         key_file: see there.
 
     Returns:
-        The items, sorted by pseudonym, so that their order tells nothing; the id is kept in ``original_id``.
+        The items, sorted by pseudonym, so that their order does not identify them; ``original_id`` holds the id.
 
     Raises:
         DatasetError: see there.
@@ -73,7 +75,7 @@ def pseudonymised(items: Sequence[Mapping[str, Any]], key_file: str | Path) -> l
 
 
 def original_id(item: Mapping[str, Any]) -> str:
-    """The id that a case has in its files."""
+    """The case id in the file names."""
     return str(item.get("original_id", item["case"]))
 
 
@@ -103,7 +105,7 @@ def _key(key_file: Any, output_dir: str | Path | None) -> bytes:
 
 
 def _make(path: Path) -> None:
-    """Make the key at once, for its owner alone; of several processes one succeeds."""
+    """Create the key atomically, readable by its owner only; of several processes one succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
         file.write(secrets.token_hex(32).encode() + b"\n")

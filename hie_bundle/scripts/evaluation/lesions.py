@@ -108,17 +108,17 @@ def case_lesions(
     """The rows of a case for ``lesions.csv``: the lesions of the truth, then the predicted components.
 
     Args:
-        case: its id, with the next three as in :func:`lesions_of`.
+        case: its id.
         pred: predicted mask, shape (X, Y, Z).
         truth: annotated mask, same shape.
-        affine: see there.
-        maps: see there.
+        affine: see :func:`lesions_of`.
+        maps: see :func:`lesions_of`.
         min_iou: IoU from which on a pair counts as a match.
 
     Returns:
         Rows of :func:`lesions_of` with ``mask`` (truth or prediction); ``touches``, whether it has a voxel in common
         with the other mask; ``match``, the number of its partner in the other mask (0 without), with ``iou`` and
-        ``dice``; ``matched``, whether the IoU reaches ``min_iou``, which is named in each row.
+        ``dice``; ``matched``, whether the IoU reaches ``min_iou``; and ``min_iou``.
     """
     labels = components(truth)[0], components(pred)[0]
     pairs = match(*labels)

@@ -1,7 +1,7 @@
-"""What is known about each measured figure: the one registration that tables, plots, pages and the study follow.
+"""Registration of measures: name, unit, direction and meaning, which tables, plots, pages and the study use.
 
 A figure is registered where it is computed: :func:`measured_by` on a function of two masks (:mod:`.metrics`), or
-:func:`register` for those of a case as a whole. A column of a table that nobody registered is an error.
+:func:`register` for those of a case as a whole. An unregistered column of a table is an error.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ __all__ = ["DIRECTIONS", "FAMILIES", "MEASURES", "Family", "Measure", "measured_
 
 DIRECTIONS = ("higher", "lower", "zero", "")
 GRIDS = ("native", "resampled")
-# whose definition it is; `shared` is everybody's, `case` is not of a prediction on a grid
+# origin of the definition; `shared`: common to all, `case`: describes the case, not a prediction
 GROUPS = ("shared", "challenge", "paper", "further", "readers", "baseline", "case")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measured figure, and as :func:`column` gives it, a column of the table of cases.
+    """A measure, or (from :func:`column`) a column of the table of cases.
 
     Attributes:
         name: as the function that measures it calls it; as a column with ``native_`` or ``resampled_`` before it.
         label: for people, without unit and grid.
-        meaning: its definition in a sentence or two, for the glossary, with what it is where a mask is empty.
+        meaning: its definition for the glossary, including its value for empty masks.
         unit: of the values; empty for ratios.
         better: ``higher``, ``lower``, ``zero`` (closer to it) or empty.
-        digits: decimals that are worth printing.
-        group: one of :data:`GROUPS`; says in which tables it stands.
+        digits: decimals to print.
+        group: one of :data:`GROUPS`, which selects its tables.
         in_cases: whether the report's table of cases shows it.
         compared: whether the study compares variants by it.
-        grid: where it is measured alone: ``resampled``; empty: on both grids.
-        published: which of the figures that a study's variant may bring it compares with, on the resampled grid.
+        grid: ``resampled`` if measured on that grid only; empty: on both grids.
+        published: name of the published figure in a study's variants that it compares with, on the resampled grid.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Measure:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Least and greatest value that there can be."""
+        """Smallest and largest possible value."""
         if self.better == "higher" and not self.unit:
             return 0.0, 1.0
         return (0.0 if self.better == "lower" else -math.inf), math.inf
@@ -64,7 +64,7 @@ class Measure:
 
     @property
     def origin(self) -> str:
-        """By whose definition, and on which grid if that is not the native one."""
+        """Origin of the definition, and the grid if it is not the native one."""
         by = f"{self.group}’s" if self.group in ("paper", "challenge") else ""
         return ", ".join(part for part in (by, "resampled" if self.name.startswith("resampled_") else "") if part)
 
@@ -75,11 +75,11 @@ class Measure:
 
     @property
     def arrow(self) -> str:
-        """Which way is better."""
+        """Arrow in the direction of better values."""
         return {"higher": "↑", "lower": "↓"}.get(self.better, "")
 
     def text(self, value: float | None) -> str:
-        """A value as it is printed; "–" where there is none, "∞" where it is infinite."""
+        """A printed value; "–" if undefined, "∞" if infinite."""
         if value is None or value != value:
             return "–"
         if value in (float("inf"), float("-inf")):
@@ -87,7 +87,7 @@ class Measure:
         return f"{value:.{self.digits}f}".replace("-", "−")
 
     def with_unit(self, value: float | None) -> str:
-        """A value with its unit, where there is one."""
+        """A printed value with its unit, if it has one."""
         text = self.text(value)
         return f"{text} {self.unit}" if self.unit and text not in "–∞" else text
 
@@ -96,7 +96,7 @@ class Measure:
         return f"{'+' * (value > 0)}{self.text(value)}"
 
     def interval(self, figures: Mapping[str, Any]) -> str:
-        """The ``low`` and ``high`` of :func:`.describe` as they are printed; empty without any."""
+        """Printed interval (``low`` and ``high`` of :func:`.describe`); empty if there is none."""
         return "" if figures["low"] is None else f"{self.text(figures['low'])} to {self.text(figures['high'])}"
 
 
@@ -107,7 +107,7 @@ class Family:
     Attributes:
         function: takes ``pred`` and ``truth`` and some of the options of :func:`.case_metrics`.
         names: of its results.
-        grid: where it is measured alone; empty: on both.
+        grid: the only grid on which it is measured; empty: both.
     """
 
     function: Callable[..., Mapping[str, float]]
@@ -115,16 +115,16 @@ class Family:
     grid: str = ""
 
     def __call__(self, pred: Any, truth: Any, **options: Any) -> Mapping[str, float]:
-        """With those of the options that the function takes.
+        """Call the function with those options that it accepts.
 
         Raises:
-            ValueError: when it gives other measures than were registered.
+            ValueError: the function returns other measures than registered.
         """
         takes = inspect.signature(self.function).parameters
         measured = self.function(pred, truth, **{name: value for name, value in options.items() if name in takes})
         if odd := set(measured) ^ set(self.names):
             raise ValueError(
-                f"{self.function.__name__} gives other measures than it registers: {', '.join(sorted(odd))}"
+                f"{self.function.__name__} returns other measures than registered: {', '.join(sorted(odd))}"
             )
         return measured
 
@@ -141,14 +141,14 @@ def register(*measures: Measure) -> None:
     """
     for measure in measures:
         if measure.name in MEASURES:
-            raise ValueError(f"there is a measure '{measure.name}' already.")
+            raise ValueError(f"measure '{measure.name}' is already registered.")
         if measure.better not in DIRECTIONS or measure.group not in GROUPS or not measure.meaning:
-            raise ValueError(f"measure '{measure.name}': better, group or meaning is not one that there is.")
+            raise ValueError(f"measure '{measure.name}': better or group is unknown, or meaning is empty.")
         MEASURES[measure.name] = measure
 
 
 def measured_by(*measures: Measure) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register what a function of two masks measures; from then on every case is measured by it."""
+    """Register the measures of a function of two masks, which is then applied to every case."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         register(*measures)

@@ -18,10 +18,10 @@ _NUMBERED = re.compile(r"(member|reader)_(\d+)_dice")
 
 
 def column(name: str) -> Measure:
-    """What is known about a column of the table of cases.
+    """The :class:`Measure` of a column of the table of cases.
 
     Raises:
-        ValueError: when nobody registered it.
+        ValueError: the column is not registered.
     """
     if match := _NUMBERED.fullmatch(name):
         label, group = {"member": ("Dice of model", "baseline"), "reader": ("Dice against reader", "readers")}[match[1]]
@@ -29,5 +29,5 @@ def column(name: str) -> Measure:
     bare = name.removeprefix("native_").removeprefix("resampled_")
     known = MEASURES.get(name) or MEASURES.get(bare)
     if known is None:
-        raise ValueError(f"column '{name}' is in no registration; see scripts.evaluation.measures.")
+        raise ValueError(f"column '{name}' is not registered; see scripts.evaluation.measures.")
     return replace(known, name=name)

@@ -1,4 +1,4 @@
-"""The lesions of a mask as wholes: its connected components."""
+"""Connected components of a mask."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def components(
         connectivity: 26 (corners touch), 18, or 6 (faces touch).
 
     Returns:
-        Each voxel's component, 0 outside, numbered in storage order, the last axis fastest; how many there are.
+        Component number of each voxel (0 is background; numbered in C order), and the number of components.
     """
-    import cc3d  # not before a training starts: only some losses and recipes need it there
+    import cc3d  # imported late: only some losses and recipes need it
 
     labels, count = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=connectivity, return_N=True)
     return labels, int(count)
 
 
 def without_small(mask: NDArray[np.bool_], voxels: float) -> NDArray[np.bool_]:
-    """The mask without its components (26 neighbours) of fewer voxels than that.
+    """Remove components (26 neighbours) of fewer than ``voxels`` voxels.
 
     Args:
         mask: bool, shape (X, Y, Z).
-        voxels: may be a fraction; what differs from a whole number by rounding counts as that.
+        voxels: smallest kept size; may be a fraction (a rounding error around a whole number is ignored).
     """
     import cc3d
 

@@ -68,7 +68,7 @@ def boundary_distance(
     if method != "edt" or mask.device.type != "cpu":
         raise ValueError(f"method must be auto, separable or, for a mask in host memory, edt; not '{method}'.")
     transform = edt.edtsq if squared else edt.edt
-    fields = []  # kept until all are there: memory given back and taken anew costs more than an eighth of the time
+    fields = []  # kept until all are computed: freeing and reallocating memory costs more than an eighth of the time
     for one_mask in mask.flatten(0, 1):
         foreground = one_mask.contiguous().numpy()
         if not foreground.any() or foreground.all():

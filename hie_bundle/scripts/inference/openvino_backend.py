@@ -1,4 +1,4 @@
-"""OpenVINO as the network's backend; a module of its own because its import is slow."""
+"""OpenVINO as the network's backend; separate from the others because its import is slow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class OpenVINOBackend:
-    """Run the network by OpenVINO on the CPU.
+    """Run the network with OpenVINO on the CPU.
 
     The network is converted at the first call and compiled once per input shape; its weights must be final by then.
     Without the package, PyTorch runs the network, with a warning.

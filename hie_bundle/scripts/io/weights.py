@@ -1,4 +1,4 @@
-"""Weights on disk, with the recipe and the training that they come from; read only where they fit.
+"""Checkpoints with a record of their recipe and training, which is checked when they are loaded.
 
 A training writes ``{"model": state_dict, "recipe": JSON, "training": JSON}``, which ``torch.load(weights_only=True)``,
 MONAI's ``CheckpointLoader`` and MONAI Label read. For tools that need a bare state dict (the Model Zoo's
@@ -75,7 +75,7 @@ def require_there(path: Path) -> None:
 
 
 def load_weights(network: nn.Module, paths: Sequence[Path], recipe: Recipe | None, other_recipe: bool = False) -> None:
-    """Load the first checkpoint into the network, once all are known to fit the network and the recipe.
+    """Check that all checkpoints fit the network and the recipe, then load the first.
 
     Raises:
         UserError: when they do not fit, or cannot be read.
@@ -90,7 +90,7 @@ def load_weights(network: nn.Module, paths: Sequence[Path], recipe: Recipe | Non
 def check_recipe(
     path: Path,
     recipe: Recipe | None,
-    remedy: str = "Give the training's configs and options here, too; or, if you mean it, --other_recipe True.",
+    remedy: str = "Give the training's configs and options here, too; --other_recipe True loads them anyway.",
 ) -> None:
     """Refuse a checkpoint that was trained with another recipe; warn where it has no record.
 
@@ -106,12 +106,12 @@ def check_recipe(
         return
     trained = read_record(path).get("recipe")
     if trained is None:
-        logger.warning("%s does not say what it was trained with; the config's recipe is taken.", path)
+        logger.warning("%s has no record of its recipe; the recipe of the config is used.", path)
     refuse_other_recipe(trained, recipe, str(path), remedy)
 
 
 def read_weights(path: Path, network: nn.Module, name: str = "model") -> Mapping[str, Any]:
-    """The state dict of a checkpoint, under ``name`` or bare, once it is known to fit the network.
+    """Read the state dict of a checkpoint (the entry ``name``, or the whole file) and check that it fits the network.
 
     Raises:
         UserError: when it does not fit, is not finite, or cannot be read.
@@ -128,12 +128,12 @@ def read_weights(path: Path, network: nn.Module, name: str = "model") -> Mapping
             + "\n".join(problems)
         )
     if bad := not_finite(weights):
-        raise UserError(f"The weights in {path} are not finite: {bad}. They give no masks; use others.")
+        raise UserError(f"The weights in {path} are not finite: {bad}. Use other weights.")
     return weights
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A checkpoint's ``recipe`` and ``training``, or nothing.
+    """``recipe`` and ``training`` of a checkpoint; empty if it has no record.
 
     Raises:
         UserError: when the checkpoint or its record cannot be read, or the JSON file belongs to other weights.
@@ -164,7 +164,7 @@ def read_state(path: Path) -> Mapping[str, Any]:
     Raises:
         UserError: when it cannot be read.
     """
-    remedy = "The training cannot go on from it. Weights that were saved are whole; --overwrite True starts anew."
+    remedy = "The training cannot resume from it. Saved weights are complete; --overwrite True starts again."
     state = _load(path, remedy)
     if missing := {"objects", "epoch", "iteration", "scaler", "best_metric", "best_metric_epoch"} - state.keys():
         raise UserError(f"{path} is not the state of a training: it has no {', '.join(sorted(missing))}. {remedy}")
@@ -175,7 +175,7 @@ def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: M
     """Write a network's weights and their record, atomically.
 
     Args:
-        network: perhaps wrapped in ``DistributedDataParallel``.
+        network: bare or wrapped in ``DistributedDataParallel``.
         path: of the file.
         recipe: see :func:`scripts.runtime.recipe.describe`; None: no record.
         training: loss, epoch, seed …; plain values.
@@ -213,7 +213,7 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """A checkpoint's content; read once as long as the file stays the same."""
+    """Content of a checkpoint; cached while the file does not change."""
     require_there(path)
     stat = path.stat()
     return _cached(path, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)

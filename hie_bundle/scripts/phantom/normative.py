@@ -15,7 +15,7 @@ from .anatomy import BOX_CENTRE_MM, BOX_HALF_MM, FOLD_MM, FloatArray, RandomFiel
 
 __all__ = ["ATLAS_STREAM", "Atlas", "build_atlas", "common_folding", "z_map"]
 
-ATLAS_STREAM = 1  # first word of the seed sequences that draw the population, 0 being the cases
+ATLAS_STREAM = 1  # first word of the population's seed sequences; cases have 0
 
 
 @dataclass(frozen=True)

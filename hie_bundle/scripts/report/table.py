@@ -29,7 +29,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows; ``note``: explanation above it; ``folded``: on the page."""
+    """A table whose first column names the rows; ``note``: text above it; ``folded``: collapsed on the page."""
 
     title: str
     header: Sequence[Cell]
@@ -56,9 +56,10 @@ def figures_cell(known: Measure, figures: Mapping[str, Any], *notes: str, bold: 
 
 @dataclass(frozen=True)
 class Group:
-    """Columns of one table: those on a grid (``native`` or ``resampled``) by some definitions (``measure.GROUPS``).
+    """Columns of one table: measures of one grid (``native`` or ``resampled``) and of some ``measure.GROUPS``.
 
-    ``compared``: whether it is a table of the study, too, for its measures that compare; ``folded``: on the page.
+    ``compared``: whether the study has this table, too, with its measures for comparison; ``folded``: collapsed on the
+    page.
     """
 
     title: str
@@ -69,7 +70,7 @@ class Group:
     folded: bool = False
 
     def takes(self, known: Measure) -> bool:
-        """Whether a column is in it."""
+        """Whether a column belongs to the group."""
         grid = "resampled" if known.name.startswith("resampled_") else "native"
         return grid == self.grid and known.group in self.definitions
 
@@ -102,7 +103,7 @@ GROUPS = (
     PAPER,
     Group(
         "Further measures, native grid",
-        "How far off the worst surfaces are, what is missed and what is invented, as volumes and as single lesions.",
+        "Largest surface distances, and missed and false-positive volumes and lesions.",
         "native",
         ("further",),
         compared=True,
@@ -123,7 +124,7 @@ GROUPS = (
     ),
     Group(
         "Challenge’s and further measures, resampled grid",
-        "For completeness; no published figure was measured like this.",
+        "For completeness; no published figure uses these definitions on this grid.",
         "resampled",
         ("challenge", "further"),
         folded=True,
@@ -135,7 +136,7 @@ def grouped(names: Iterable[str]) -> list[tuple[Group, list[Measure]]]:
     """The columns of a table in the groups of the report, without empty groups.
 
     Args:
-        names: of the columns; each appears, in one group at least, except those that describe the cases.
+        names: of the columns; each is in at least one group, unless it describes the case itself.
 
     Raises:
         ValueError: when nobody registered a column.
@@ -151,8 +152,9 @@ def grouped(names: Iterable[str]) -> list[tuple[Group, list[Measure]]]:
 
 
 def case_columns(names: Iterable[str]) -> list[Measure]:
-    """The columns that the report shows of each case: the size, everybody's measures, the baseline's, the volumes, the
-    others on the native grid, and everybody's on the resampled one.
+    """Columns of the report's table of cases: size class, shared measures, baselines, volumes, other native measures,
+    and
+    the shared measures on the resampled grid.
 
     Raises:
         ValueError: when nobody registered a column.

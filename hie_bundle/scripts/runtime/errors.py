@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and how the command line shows them."""
+"""Errors that a user can repair, and how the command line shows them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = [
 
 Option = TypeVar("Option")
 
-# refusals of the system, whatever was being done: no right to write, a full or broken disk, a file that is gone
+# errors of the operating system: no permission, a full or broken disk, a file that was removed
 REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE,
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
-# in MONAI's words: a component that refused its arguments; and errors of a config, of the bundle's or a user's
+# MONAI's messages: a component rejected its arguments; a config (ours or a user's) has an error
 _COMPONENT = re.compile(r"(?:Failed to instantiate component '|applying transform <)([\w.]+)")
 _CONFIG = re.compile(
     r"the referring item `@.+` is not defined in the config content\."
@@ -40,14 +40,14 @@ class UserError(ValueError):
 
 
 class DatasetError(UserError):
-    """The dataset cannot be used as asked."""
+    """The dataset does not allow what was requested."""
 
 
 def choose(options: Mapping[str, Option], name: str, what: str) -> Option:
-    """The option called ``name``; ``what`` is the key that chooses.
+    """Return the option ``name``; ``what`` is the config key, for the message.
 
     Raises:
-        UserError: when there is none of that name, with the names that exist.
+        UserError: the name is unknown; the message lists the known ones.
     """
     if name not in options:
         raise UserError(f"{what} '{name}' is unknown; choose one of: {', '.join(options)}.")
@@ -57,8 +57,8 @@ def choose(options: Mapping[str, Option], name: str, what: str) -> Option:
 def show_plainly() -> None:
     """End the program after an uncaught :class:`UserError` with its message instead of a traceback.
 
-    MONAI wraps each exception of a config in two or three others. Of any other exception the first cause is repeated
-    at the end.
+    MONAI wraps each exception of a config in two or three others. After the traceback of any other exception, its first
+    cause is repeated.
     """
     previous = sys.excepthook
     if getattr(previous, "__module__", None) == __name__:
@@ -80,8 +80,8 @@ def show_plainly() -> None:
 def user_error(error: BaseException) -> UserError | None:
     """The :class:`UserError` among an exception and its causes; or None.
 
-    It is made here where the system refused something, the config names what does not exist, or a library's component
-    does not take its arguments.
+    Errors of the operating system, unknown names in a config, and rejected arguments of library components are
+    converted here.
     """
     chain = causes(error)
     for cause in chain:
@@ -89,7 +89,7 @@ def user_error(error: BaseException) -> UserError | None:
             return cause
         if isinstance(cause, OSError) and cause.errno in REFUSALS:
             where = "" if cause.filename is None else f"{os.fsdecode(cause.filename)}: "
-            return UserError(f"{where}{cause.strerror}. What was written whole before is as it was.")
+            return UserError(f"{where}{cause.strerror}. Files written before are unchanged.")
     if mistake := next(filter(None, map(_CONFIG.fullmatch, map(str, chain))), None):
         return UserError(mistake[0].replace("::", "#"))
     component = _COMPONENT.match(str(chain[-2])) if len(chain) > 1 else None
@@ -101,20 +101,20 @@ def user_error(error: BaseException) -> UserError | None:
 
 
 def _is_installed(name: str) -> bool:
-    """Whether a class is a library's; a fault in a user's own module needs its traceback."""
+    """Whether a class belongs to an installed library; a fault in a user's own module needs its traceback."""
     package = name.partition(".")[0]
     file = getattr(sys.modules.get(package), "__file__", None) or ""
     return package != "scripts" and not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """What to lower, where an accelerator had no more memory; None of any other exception."""
-    torch = sys.modules.get("torch")  # an import for this alone would take seconds
+    """Which options lower the memory, after an accelerator's out-of-memory error; None for other exceptions."""
+    torch = sys.modules.get("torch")  # not imported for this alone, which takes seconds
     shortage = next((cause for cause in causes(error) if torch and isinstance(cause, torch.OutOfMemoryError)), None)
     return shortage and (
         f"{str(shortage).splitlines()[0].rstrip('.')}.\nThe device has too little memory. In training lower "
         "--batch_size, or --patch_size where the recipe takes patches; in evaluation and inference --flips []; in all "
-        "of them --spatial_size; --amp True takes half in training; or end what else uses the device."
+        "of them --spatial_size; --amp True halves it in training. Or stop other programs on the device."
     )
 
 
@@ -124,7 +124,7 @@ def first_cause(error: BaseException) -> BaseException:
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """An exception, what caused it, and so on."""
+    """An exception and the chain of its causes."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None and cause not in chain:
         chain.append(cause)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 ALGORITHM = "hie_bundle"
 RESEARCH = "Research use only; not for diagnosis"
 BURNT_IN = "RESEARCH USE ONLY - not a medical device, not for diagnosis or treatment"
-BAND = 0.03  # of the picture's width, the height of the line that is burnt in
+BAND = 0.03  # height of the burnt-in line, as a share of the picture's width
 UTF8 = "ISO_IR 192"
 REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 EMPTY = (
@@ -45,19 +45,19 @@ def write_dicom_seg(
     series: Sequence[int] = (),
     capture_file: str | Path | None = None,
 ) -> None:
-    """Write a mask as DICOM SEG that refers to the images of its series; the log says which.
+    """Write a mask as DICOM SEG that refers to the images of its series, which is logged.
 
     Args:
         mask_file: 0 and 1, on the grid of one of the series, as `run adc` writes it and segmentation keeps it.
         images: folder of DICOM with that series. Of several on the mask's grid the ADC map is taken, else the image
             with the least b-value.
         output_file: ``.dcm``.
-        series: numbers of series to look at; all if empty.
+        series: numbers of the series to consider; all if empty.
         capture_file: ``.dcm``; where a picture of the series with the mask's outline and volume goes, as DICOM
             Secondary Capture.
 
     Raises:
-        UserError: for bad files, or when no series lies on the mask's grid.
+        UserError: for bad files, or when no series has the mask's grid.
     """
     if not mask_file or not images or not output_file:
         raise UserError(
@@ -98,7 +98,7 @@ def write_dicom_seg(
 
 
 def segmentation_of(mask: NDArray[Any], source: Series) -> Any:
-    """A binary DICOM segmentation, which refers to the source images slice by slice where each is a file.
+    """A binary DICOM segmentation that refers to the source images, slice by slice if each slice is a file.
 
     Category, type and region are SNOMED CT's: morphologically abnormal structure (49755003), lesion (52988006), brain
     (12738006). An empty mask keeps all its frames: it says "nothing found", not "not looked at".
@@ -165,7 +165,7 @@ def source_images(source: Series) -> list[Any]:
     Optional elements that break the standard are emptied (sex, dates, times), text is decoded.
 
     Raises:
-        UserError: without what a DICOM object must refer to, or with two frames of reference.
+        UserError: an element that a DICOM object must refer to is missing, or there are two frames of reference.
     """
     pydicom = require_pydicom()
     images = []
@@ -202,7 +202,7 @@ def source_images(source: Series) -> list[Any]:
 
 @contextmanager
 def _named_faults(source: Series, what: str) -> Iterator[None]:
-    """highdicom's refusal of a source image as an error; the message names no value, which may be the patient's."""
+    """Raise highdicom's error about a source image without its values, which may identify the patient."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -249,7 +249,7 @@ def capture_of(picture: str | Path, source: Series) -> Any:
     capture.SpecificCharacterSet = UTF8
     capture.ConversionType = "WSD"  # made by a workstation
     capture.ImageType = ["DERIVED", "SECONDARY"]
-    capture.BurnedInAnnotation = "NO"  # which means: nothing that tells who the patient is
+    capture.BurnedInAnnotation = "NO"  # nothing burnt in identifies the patient
     return capture
 
 

@@ -32,7 +32,7 @@ class Job:
 
     Attributes:
         name: for messages.
-        group: after the failure of one of a group's jobs the others are not started.
+        group: after one job of a group fails, its other jobs are not started.
         log: file that their output is appended to.
         commands: title and words of each; the word ``{device}`` stands for the device that the job gets.
         finished: called after the last one succeeded.
@@ -47,7 +47,7 @@ class Job:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[int]:
-    """Keep a second study out of a folder while this one, or a process that it started, lives.
+    """Lock a folder for one study, until it and all processes that it started have ended.
 
     Yields the lock's file descriptor, which the processes inherit: they outlive a killed study for a while.
 
@@ -55,8 +55,8 @@ def exclusive(folder: Path) -> Iterator[int]:
         UserError: when another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    remedy = "Wait for its end, or choose another --output_dir."
-    busy = f"Another study works in {folder}, or a training that it started still does. {remedy}"
+    remedy = "Wait until it ends, or choose another --output_dir."
+    busy = f"Another study, or a training that it started, is running in {folder}. {remedy}"
     try:
         yield take_lock(folder / ".lock", busy)
     finally:
@@ -64,13 +64,13 @@ def exclusive(folder: Path) -> Iterator[int]:
 
 
 def run_jobs(jobs: Sequence[Job], executor: Processes | Cluster) -> dict[str, str]:
-    """Run jobs, the first ones first, and wait for their ends.
+    """Run jobs in order and wait until all have ended.
 
     Returns:
         A message for each group with a failed job: which job, where its log is, and how the log ends.
 
     Raises:
-        SystemExit: on SIGINT or SIGTERM, after ending what runs.
+        SystemExit: on SIGINT or SIGTERM, after stopping the running jobs.
     """
     waiting, failures = deque(jobs), dict[str, str]()
     running: list[tuple[Job, Generator[None, None, None]]] = []
@@ -91,7 +91,7 @@ def run_jobs(jobs: Sequence[Job], executor: Processes | Cluster) -> dict[str, st
                     continue
                 except StopIteration:
                     job.finished()
-                    logger.info("%s: done, %d to end", job.name, len(running) - 1 + len(waiting))
+                    logger.info("%s: done, %d left", job.name, len(running) - 1 + len(waiting))
                 except ChildProcessError as error:
                     failures.setdefault(job.group, _failure(job, error))
                 running.remove(one)
@@ -109,9 +109,9 @@ class Processes:
 
     Args:
         at_once: how many at a time.
-        devices: given to these places in turn.
+        devices: assigned to the ``at_once`` slots in turn.
         environment: of the commands.
-        inherited: a file descriptor for them to keep open.
+        inherited: file descriptor that they keep open.
     """
 
     def __init__(self, at_once: int, devices: Sequence[str], environment: Mapping[str, str], inherited: int) -> None:
@@ -155,7 +155,7 @@ class Cluster:
     """Jobs of a cluster that shares this machine's files, through submitit.
 
     Args:
-        name: ``slurm``, or ``local``, which tries on this machine what ``slurm`` would do.
+        name: ``slurm``, or ``local``, which runs the same jobs on this machine.
         options: what each job needs, by submitit's names: ``timeout_min``, ``gpus_per_node``, ``slurm_partition`` …
         at_once: how many are submitted at a time.
         folder: for submitit's files; on the shared storage.

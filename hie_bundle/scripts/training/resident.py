@@ -38,15 +38,15 @@ class Placement:
         augment: the recipe's, by name.
         prepare_batch: the recipe's.
         activate: the recipe's; the training's Dice on the device needs one sigmoid.
-        cases: how many are cached.
-        all_cached: whether these are all.
+        cases: number of cached cases.
+        all_cached: whether all cases are cached.
         volume_size: of a case.
         in_channels: of a case.
 
     Attributes:
         on_device: the choice.
-        augment: what loading processes do; nothing on the device.
-        prepare_batch: what is done with a batch.
+        augment: transforms of the loading processes; none if resident.
+        prepare_batch: the trainer's ``prepare_batch``.
         read_every: steps between readings of a step's values.
 
     Raises:
@@ -106,7 +106,7 @@ class BatchDice(Metric):
         super().__init__(**options)
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Reset the sums."""
         self._values: list[torch.Tensor] = []
 
     def update(self, output: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -130,7 +130,7 @@ class ResidentLoader:
     Args:
         dataset: cached; the cases are uploaded when the first epoch starts.
         batch_size: of a step.
-        sampler: of an epoch's cases; None: each once, in random order or in its own.
+        sampler: of an epoch's cases; None: each case once, shuffled or in the given order.
         shuffle: random order.
         device: that trains.
     """

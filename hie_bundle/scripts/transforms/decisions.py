@@ -24,9 +24,9 @@ class ThresholdLesionsd(Eachd):
     """Threshold probabilities and keep the lesions that reach a second, higher threshold (hysteresis).
 
     Args:
-        keys: probabilities, (C, X, Y, Z); each channel by itself.
+        keys: probabilities, (C, X, Y, Z); each channel separately.
         threshold: a voxel with at least this probability is lesion.
-        peak: a lesion (26-neighbourhood) whose highest probability is below this is removed; 0: none is.
+        peak: a lesion (26-neighbourhood) whose highest probability is below this is removed; 0 removes none.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class RemoveSmallLesionsd(Eachd):
     """Remove lesions below a volume. (MONAI's ``RemoveSmallObjectsd`` needs scikit-image.)
 
     Args:
-        keys: masks of 0 and 1 with their affine, (C, X, Y, Z); each channel by itself.
+        keys: masks of 0 and 1 with their affine, (C, X, Y, Z); each channel separately.
         smallest_mm3: smallest volume of a lesion (26-neighbourhood) in mm³; 0: none is removed.
     """
 
@@ -73,7 +73,7 @@ def _each_channel(image: torch.Tensor, change: Callable[[np.ndarray], np.ndarray
 class KeepBraind(Transform):
     """Add ``brain``, the mask of ADC above 0 on the native grid, for :class:`LimitToBraind`.
 
-    Put it directly after loading. It is the brain of ``native_image`` where that exists.
+    Put it directly after loading. If the item has ``native_image``, that is used.
 
     Args:
         wanted: False adds nothing.
