@@ -21,11 +21,12 @@ WITH_TORCH = $(abspath $(firstword $(wildcard $(VENV)/bin/python) $(shell comman
 LABEL_VENV := .venv-monailabel
 SBOM_VENV := .venv-sbom
 PANOPTICA_VENV := .venv-panoptica
+READERS_VENV := .venv-readers
 # in processes of their own: OpenVINO beside ITK and TorchIO has crashed one; ONNX breaks the capture of the CLI tests
 WITH_OPENVINO := tests/inference/test_inferers.py tests/bundle/test_zoo.py
 WITH_ONNX := tests/bundle/test_exports.py
 
-.PHONY: help install demo study test test-all test-slow test-monailabel test-real test-tracking test-panoptica lint bench bench-peers docs changelog package wheel release \
+.PHONY: help install demo study test test-all test-slow test-monailabel test-real test-tracking test-panoptica test-readers lint bench bench-peers docs changelog package wheel release \
 	large_files clean
 
 help:
@@ -38,6 +39,7 @@ help:
 	@echo "make test-monailabel   tests with a real MONAI Label server; an environment of several GB"
 	@echo "make test-tracking     tests with MLflow and Weights & Biases; installs both"
 	@echo "make test-real         reading files of real scanners: DIR=../shared/real"
+	@echo "make test-readers      DICOM segmentations read back by dcmqi, in an environment of its own"
 	@echo "make test-panoptica    the matching of lesions against panoptica's, in an environment of its own"
 	@echo "make lint              ruff, mypy and the words of the pages"
 	@echo "make bench             each part against its stock counterpart; an hour or more on an idle machine"
@@ -118,6 +120,11 @@ test-monailabel: $(LABEL_VENV)/.installed
 # files of real scanners, which are not in the repository; `make test` runs them, too, where ../shared is there
 test-real: install
 	HIE_REAL=$(DIR) $(VENV)/bin/python -m pytest tests/scanner/test_scanner_real.py
+
+test-readers: install
+	$(PYTHON) -m venv $(READERS_VENV)
+	$(READERS_VENV)/bin/python -m pip install --quiet dcmqi==1.5.7
+	DCMQI=$(abspath $(READERS_VENV)/bin/segimage2itkimage) $(VENV)/bin/python -m pytest tests/scanner/test_scanner_readers.py
 
 test-tracking: install
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt --editable '.[tracking]'
@@ -203,4 +210,4 @@ large_files: $(if $(WEIGHTS),dist/models/model.pt)
 	@cat hie_bundle/large_files.yml
 
 clean:
-	rm -rf $(DEMO) $(VENV) $(LABEL_VENV) $(SBOM_VENV) $(PANOPTICA_VENV) dist
+	rm -rf $(DEMO) $(VENV) $(LABEL_VENV) $(SBOM_VENV) $(PANOPTICA_VENV) $(READERS_VENV) dist

@@ -70,11 +70,11 @@ def test_from_dicom_to_the_segmentation(
 ) -> None:
     out = tmp_path / "out"
     caplog.set_level("DEBUG")
-    write_scan(folder, out, NEWBORN, FitLimits(), secondary_capture=True)
+    write_scan(folder, out, NEWBORN, FitLimits(), secondary_capture=True, rtstruct=True)
     check(out, head, Segmenter().result(head.adc.astype(np.float32), affine=head.affine).mask > 0)
     assert {path.name for path in out.iterdir()} == {
         "adc.nii.gz", "brain.nii.gz", "brain.png", "lesion.dcm", "lesion.nii.gz", "lesion.png",
-        "lesion_picture.dcm", "scan.json",
+        "lesion_contours.dcm", "lesion_picture.dcm", "scan.json",
     }  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     kept = json.loads((out / "scan.json").read_text())

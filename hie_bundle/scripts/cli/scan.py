@@ -22,7 +22,7 @@ from ..runtime.mixins import bundle_version
 from ..scanner.adc import adc_from_dicom, b0_of
 from ..scanner.brain_mask import brain_mask, given_mask, show_and_judge, strip
 from ..scanner.dicom import Series, listed, read_folder, require_highdicom
-from ..scanner.dicom_seg import capture_of, segmentation_of, source_images
+from ..scanner.dicom_seg import capture_of, contours_of, segmentation_of, source_images
 from ..scanner.inputs import GRID_TOLERANCE_MM, paths_of, read
 from ..scanner.zscore import FitLimits, write_zscore
 
@@ -44,6 +44,7 @@ def write_scan(
     zscore: dict[str, Any] | None = None,
     series: Sequence[int] = (),
     secondary_capture: bool = False,
+    rtstruct: bool = False,
     list: str | Path | bool | None = None,
 ) -> None:
     """Segment a scan. All files appear together at the end; after an error only the pictures do.
@@ -66,6 +67,7 @@ def write_scan(
         series: numbers of DICOM series to take; all if empty.
         list: folder of DICOM, or True for ``images``: only print its series and why one is excluded.
         secondary_capture: also write ``lesion_picture.dcm``, which is ``lesion.png`` as DICOM Secondary Capture.
+        rtstruct: also write ``lesion_contours.dcm``, which is the mask as DICOM RT Structure Set.
 
     Raises:
         UserError: a step fails, or files or options are wrong.
@@ -113,6 +115,8 @@ def write_scan(
         write_atomically(work / "lesion.png", slices.spread_picture(result.line))
         if secondary_capture:
             capture_of(work / "lesion.png", source).save_as(work / "lesion_picture.dcm")
+        if rtstruct:
+            contours_of(result.mask, source).save_as(work / "lesion_contours.dcm", enforce_file_format=True)
         write_json(
             work / "scan.json",
             {

@@ -1,4 +1,4 @@
-"""``run dicom_seg``: a lesion mask as DICOM segmentation on its series, and a picture of it as Secondary Capture."""
+"""``run dicom_seg``: a lesion mask as DICOM segmentation, contours (RTSTRUCT) and picture (Secondary Capture)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contourpy import contour_generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -22,7 +23,7 @@ from .dicom import Series, read_folder, require_highdicom, require_pydicom
 from .inputs import GRID_TOLERANCE_MM, read
 from .previews import outlines
 
-__all__ = ["BURNT_IN", "capture_of", "segmentation_of", "source_images", "write_dicom_seg"]
+__all__ = ["BURNT_IN", "capture_of", "contours_of", "segmentation_of", "source_images", "write_dicom_seg"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def write_dicom_seg(
     output_file: str | Path | None,
     series: Sequence[int] = (),
     capture_file: str | Path | None = None,
+    rtstruct_file: str | Path | None = None,
 ) -> None:
     """Write a mask as DICOM SEG that refers to the images of its series, which is logged.
 
@@ -55,6 +57,7 @@ def write_dicom_seg(
         series: numbers of the series to consider; all if empty.
         capture_file: ``.dcm``; where a picture of the series with the mask's outline and volume goes, as DICOM
             Secondary Capture.
+        rtstruct_file: ``.dcm``; where the mask's contours go, as DICOM RT Structure Set.
 
     Raises:
         UserError: for bad files, or when no series has the mask's grid.
@@ -64,13 +67,14 @@ def write_dicom_seg(
             "Name the mask, the folder of its series and the output file: --mask_file --images --output_file."
         )
     folder = Path(images)
-    for file in (output_file, capture_file) if capture_file else (output_file,):
+    files = [file for file in (output_file, capture_file, rtstruct_file) if file]
+    for file in files:
         if not str(file).lower().endswith(".dcm"):
             raise UserError(f"{file}: a DICOM segmentation is written as .dcm.")
         if Path(file).exists() and Path(file).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{file} is inside the folder of images; choose another output file.")
-    if capture_file and Path(capture_file).resolve() == Path(output_file).resolve():
-        raise UserError(f"{output_file} is named for both the segmentation and the picture; give two names.")
+    if len({Path(file).resolve() for file in files}) < len(files):
+        raise UserError(f"{output_file} is named for the segmentation and another file; give two names.")
     mask = read(mask_file, 3)
     if not np.isin(mask.array, (0, 1)).all():
         raise UserError(f"{mask_file} is not a mask: it has other values than 0 and 1.")
@@ -92,6 +96,10 @@ def write_dicom_seg(
             picture = Path(place) / "lesion.png"
             outlines(picture, source.volume(), mask.array, f"{volume_ml:.2f} ml", "lesion")
             capture_of(picture, source).save_as(temporary)
+    if rtstruct_file:
+        contours = contours_of(mask.array, source)
+        with atomic_path(rtstruct_file) as temporary:
+            contours.save_as(temporary, enforce_file_format=True)
     with atomic_path(output_file) as temporary:
         segmentation.save_as(temporary)
     logger.info("DICOM segmentation of %d voxels on %s.", int(mask.array.sum()), source.name)
@@ -157,6 +165,80 @@ def segmentation_of(mask: NDArray[Any], source: Series) -> Any:
     segmentation.ContentQualification = "RESEARCH"
     segmentation.SpecificCharacterSet = UTF8
     return segmentation
+
+
+def contours_of(mask: NDArray[Any], source: Series) -> Any:
+    """A mask as DICOM RT Structure Set: closed contours midway between voxels in and out, in the slices of the source.
+
+    A hole is a contour within another one; readers take what is within an odd number of them (XOR). rt-utils would draw
+    through the voxels' centres, so that a lesion of one voxel has no area, and takes no enhanced images.
+
+    Args:
+        mask: (X, Y, Z), 0 and 1, on the series' grid.
+        source: the series that is referred to.
+
+    Returns:
+        ``pydicom.Dataset``; without contours if the mask is empty.
+
+    Raises:
+        UserError: as :func:`segmentation_of`.
+    """
+    pydicom = require_pydicom()
+    from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+
+    images, to_patient = source_images(source), LPS_TO_RAS @ source.affine
+    first = images[0]
+    made = pydicom.Dataset()
+    made.file_meta = pydicom.dataset.FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = RTStructureSetStorage
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    for keyword in (*EMPTY, "StudyInstanceUID", "FrameOfReferenceUID"):
+        setattr(made, keyword, first[keyword].value)
+    made.SpecificCharacterSet, made.Modality, made.SeriesInstanceUID = UTF8, "RTSTRUCT", generate_uid()
+    made.SeriesNumber, made.InstanceNumber = 3000 + source.number, 1
+    made.Manufacturer = made.ManufacturerModelName = ALGORITHM
+    made.SoftwareVersions, made.SeriesDescription = bundle_version(), f"HIE lesion. {RESEARCH}"
+    made.StructureSetLabel, made.StructureSetDescription = "HIE_LESION", RESEARCH
+    made.OperatorsName = made.StructureSetDate = made.StructureSetTime = ""
+    made.ApprovalStatus = "UNAPPROVED"
+
+    def item(**elements: Any) -> Any:
+        one = pydicom.Dataset()
+        for keyword, value in elements.items():
+            setattr(one, keyword, value)
+        return one
+
+    referred = [item(ReferencedSOPClassUID=i.SOPClassUID, ReferencedSOPInstanceUID=i.SOPInstanceUID) for i in images]
+    series = item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=referred)
+    study = item(
+        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1", ReferencedSOPInstanceUID=first.StudyInstanceUID,
+        RTReferencedSeriesSequence=[series],
+    )  # fmt: skip
+    frame = first.FrameOfReferenceUID
+    made.ReferencedFrameOfReferenceSequence = [item(FrameOfReferenceUID=frame, RTReferencedStudySequence=[study])]
+    contours = []
+    for z in range(mask.shape[2]):
+        lines = contour_generator(z=np.pad(mask[..., z], 1).T).lines(0.5)  # closed, as the border is 0
+        for line in lines:
+            points = np.c_[np.asarray(line)[:-1] - 1, np.full(len(line) - 1, z), np.ones(len(line) - 1)]
+            contours.append(
+                item(
+                    ContourImageSequence=[referred[z if len(referred) == mask.shape[2] else 0]],
+                    ContourGeometricType="CLOSED_PLANAR", NumberOfContourPoints=len(points),
+                    ContourData=[f"{value:.4f}" for value in (to_patient @ points.T)[:3].T.ravel()],
+                )
+            )  # fmt: skip
+    made.StructureSetROISequence = [
+        item(ROINumber=1, ReferencedFrameOfReferenceUID=frame, ROIName="HIE lesion", ROIGenerationAlgorithm="AUTOMATIC")
+    ]
+    made.ROIContourSequence = [item(ReferencedROINumber=1, ROIDisplayColor=[230, 159, 0])]
+    if contours:
+        made.ROIContourSequence[0].ContourSequence = contours
+    made.RTROIObservationsSequence = [
+        item(ObservationNumber=1, ReferencedROINumber=1, RTROIInterpretedType="", ROIInterpreter="")
+    ]
+    return made
 
 
 def source_images(source: Series) -> list[Any]:
