@@ -1,6 +1,6 @@
 """Folders of DICOM images as volumes. dcm2niix reads the pixels; pydicom says which images belong together.
 
-Neither the log nor a message holds anything that identifies the patient, descriptions included: series have numbers.
+Log and messages contain nothing that identifies the patient. They name a series by its number, not by its description.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ OTHER_WORDS = {
     "EADC", "EXP", "EXPONENTIAL", "FA", "COLFA", "TENSOR", "TENSOR_B0", "LOCALIZER", "PHASE", "PHASE MAP", "P",
     "CALC_BVALUE", "RA", "VR", "ATTENUATED", "PERFUSION", "MTT", "TTP", "CBF", "CBV", "FIELD_MAP", "FIELDMAP",
 }  # fmt: skip
-# Of a derived image of diffusion, whose tags say no more; counts only if the values are an ADC in some unit, too.
+# Description of a derived ADC map without specific tags; its values must be plausible as ADC, too.
 ADC_DESCRIPTION = re.compile(r"\bD?ADC\b|apparent diff|average dc|\bMD\b|mean diffusivity|diffusion coeff", re.I)
 NOT_ADC_DESCRIPTION = re.compile(r"\beADC\b|expon", re.I)
 
@@ -83,7 +83,7 @@ class Series:
         array: (X, Y, Z, N), float32, X along the rows, Y along the columns, Z along their cross product.
         affine: (4, 4) from voxel indices to millimetres, RAS+.
         sources: headers of the images of one volume with the least b-value in the order of Z; one multi-frame image
-            or mosaic instead where the scanner writes such.
+            or mosaic instead, if the scanner writes those.
         echo_ms: echo time; None if unknown.
         polarity: direction of phase encoding as dcm2niix states it (``j``, ``j-``); empty if unknown.
         unit: factor of an ADC map to 1e-6 mm²/s if the header states the unit.
@@ -120,7 +120,7 @@ class Series:
 
 
 def require_pydicom() -> Any:
-    """pydicom; dcm2niix is there, too.
+    """Import pydicom, and check that dcm2niix is installed.
 
     Raises:
         UserError: where one of them is not installed.
@@ -134,7 +134,7 @@ def require_pydicom() -> Any:
 
 
 def require_highdicom() -> Any:
-    """highdicom, which writes DICOM, kept from logging the images' UIDs.
+    """Import highdicom, and stop it from logging UIDs.
 
     Raises:
         UserError: where it, pydicom or dcm2niix is not installed.
@@ -156,7 +156,7 @@ def read_folder(
     Args:
         folder: with DICOM files of any name.
         numbers: of the series to read; all if empty.
-        strict: raise for a series that is damaged; else leave it out with the reason.
+        strict: raise an error for a damaged series; else exclude it with the reason.
         work: folder for dcm2niix's files; None for the system's temporary folder.
 
     Raises:
@@ -186,14 +186,14 @@ def read_folder(
 
 
 def left_out(series: Sequence[Series]) -> str:
-    """The series that are not used, with the reason of each; empty without."""
+    """Text about the excluded series and their reasons; empty if there are none."""
     reasons = dict.fromkeys(f"series {one.number}: {one.reason}" for one in series if one.reason)
     return "; ".join(reasons)
 
 
 def listed(series: Sequence[Series]) -> str:
     """A table for people: number, kind, b-values, size, voxels, unit, and the reason for an unused series."""
-    rows = [("series", "kind", "b-values (s/mm²)", "size", "voxel (mm)", "unit", "left out because")]
+    rows = [("series", "kind", "b-values (s/mm²)", "size", "voxel (mm)", "unit", "excluded because")]
     for one in series:
         counts = Counter("unknown" if b is None else f"{b:g}" for b in one.b_values)
         b_values = "" if one.kind == "adc" else ", ".join(f"{b} ×{n}" if n > 1 else b for b, n in counts.items())
@@ -277,7 +277,7 @@ def _header(path: Path) -> Header | None:
         return None
     except UserError:
         raise
-    except Exception as error:  # pydicom raises what a damaged file makes it meet
+    except Exception as error:  # pydicom raises many types of error for damaged files
         raise UserError(f"{path} is damaged: it cannot be read as DICOM.") from error
     header.filename = str(path)
     for keyword in NUMBERS:
@@ -321,7 +321,7 @@ def _parts(header: Header) -> list[Header]:
 
 
 def _with(header: Header, **elements: Any) -> Header:
-    """Another header of the same file with some elements replaced; pydicom would change the first one's, too."""
+    """A copy of a header with some elements replaced; pydicom's own copy shares them."""
     copied = require_pydicom().Dataset(dict(header.items()))
     copied.file_meta, copied.filename = header.file_meta, header.filename
     for keyword, value in elements.items():
@@ -414,7 +414,7 @@ def _read(members: list[Header], work: Path) -> Series:
 
 
 def _judged(one: Series, header: Header) -> Series:
-    """An image that a workstation derived, and whose tags do not say how."""
+    """A derived image without specific tags: an ADC map if description and values say so, else unused."""
     words = f"{header.get('SeriesDescription', '')} {header.get('ProtocolName', '')}"
     if ADC_DESCRIPTION.search(words) and not NOT_ADC_DESCRIPTION.search(words) and unit_of(one.array):
         return replace(one, kind="adc", b_values=(None,) * one.array.shape[-1])
@@ -473,7 +473,7 @@ def _echo_ms(header: Header) -> float | None:
 def _is_trace(header: Header) -> bool:
     """Whether a scanner has averaged the directions.
 
-    Told by ImageType, DiffusionDirectionality (0018,9075), Philips (2001,1004), or GE (0043,1030).
+    According to ImageType, DiffusionDirectionality (0018,9075), Philips (2001,1004), or GE (0043,1030).
     """
     if _words(header) & TRACE_WORDS:
         return True
@@ -504,8 +504,8 @@ def _is_echo_planar(header: Header) -> bool:
 def _b_value(header: Header) -> float | None:
     """The b-value of an image in s/mm²: the standard's, or the vendors' own elements.
 
-    Siemens (0019,100C), GE (0043,1039), whose first number may carry 1e9 on top, Philips (2001,1003), United Imaging
-    (0065,1009); at last Siemens' sequence name.
+    Siemens (0019,100C), GE (0043,1039), whose first number may have 1e9 added, Philips (2001,1003), United Imaging
+    (0065,1009); or else Siemens' sequence name.
     """
     stated = [header.get("DiffusionBValue")]
     for group in (header, *_functional_groups(header)):
@@ -556,7 +556,7 @@ def _packed(header: Header) -> bool:
 
 
 def _place(header: Header) -> list[str]:
-    """What differs between two images of a series that are no copies."""
+    """Identity and position of an image, by which copies are recognised."""
     keywords = ("SeriesInstanceUID", "ImagePositionPatient", "InstanceNumber", "AcquisitionNumber", "EchoTime")
     return [*(str(header.get(keyword, "")) for keyword in keywords), str(_b_value(header))]
 
@@ -596,7 +596,7 @@ def _stack(members: Sequence[Header], name: str) -> dict[float, list[Header]]:
     """Single slices by their place along the normal (mm), least first.
 
     Raises:
-        UserError: where one is missing or double.
+        UserError: a slice is missing or occurs twice.
     """
     normal = _normal(members[0])
     found: dict[float, list[Header]] = {}
@@ -747,7 +747,7 @@ def _flipped(values: NDArray[Any], affine: NDArray[np.float64], axis: int) -> tu
 def _mapped(one: Series, side: dict[str, Any]) -> Series:
     """An ADC map in the displayed values, or in those of a real world value mapping that states its unit (UCUM).
 
-    dcm2niix brings Philips' values to a scale that images have in common, which is not that of an ADC.
+    dcm2niix scales Philips' values to a scale common to all images, which is not that of an ADC map.
     """
     array = one.array
     if side.get("UsePhilipsFloatNotDisplayScaling") and side.get("PhilipsScaleSlope"):
