@@ -1,4 +1,4 @@
-"""Check the prose of pages, docstrings and comments with proselint and the words of ``vocabulary.yaml``.
+"""Check the prose of pages, docstrings, comments and messages with proselint and the words of ``vocabulary.yaml``.
 
 ``python docs/prose.py`` lists the findings and fails if there are any.
 """
@@ -49,10 +49,15 @@ def of_config(text: str) -> str:
 
 
 def of_module(text: str) -> str:
-    """The docstrings and comments of a Python file in their places."""
+    """The docstrings, comments and messages (texts of at least four words) of a Python file in their places."""
     lines = text.splitlines(keepends=True)
     kept = [_blank(line) for line in lines]
     for node in ast.walk(ast.parse(text)):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        texts = [str(part.value) for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+        if isinstance(node, ast.expr) and "x".join(texts).count(" ") > 2:
+            for number in range(node.lineno - 1, node.end_lineno or 0):
+                kept[number] = lines[number]
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
             for number in range(node.body[0].lineno - 1, node.body[0].end_lineno or 0):
                 kept[number] = lines[number]

@@ -80,7 +80,7 @@ class HIEUNet(nn.Module):
                 f"got features={list(features)}, dropout={list(dropout)}."
             )
         if not all(0 <= p < 1 for p in dropout):
-            raise ValueError(f"dropout probabilities must lie in [0, 1), got {list(dropout)}.")
+            raise ValueError(f"dropout probabilities must be in [0, 1), got {list(dropout)}.")
 
         self.in_channels = in_channels
         f1, f2, f3, f4 = features
@@ -141,7 +141,7 @@ def with_prior(network: nn.Module, layers: str | Sequence[str], prior: float | N
     if prior is None:
         return network
     if not 0 < prior < 1:
-        raise ValueError(f"prior must lie in (0, 1), got {prior}.")
+        raise ValueError(f"prior must be in (0, 1), got {prior}.")
     for name in [layers] if isinstance(layers, str) else layers:
         try:
             layer = network.get_submodule(name)

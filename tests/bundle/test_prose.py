@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 import prose
 
 PAGE = "# Page\n\nThe file stands\nin a folder, `takes away` and\n```\nspecks\n```\nremoves specks.\n"
-MODULE = '"""Leave out specks."""\n\nNAME = "specks"  # what it takes away\n'
+MODULE = '"""Leave out specks."""\n\nNAME = "specks"  # what it takes away\nprint(f"Specks of {NAME} stand in it.")\n'
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,7 +24,7 @@ def _registered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "of", "lines"), [(PAGE, prose.of_page, ["3", "8"]), (MODULE, prose.of_module, ["1", "3"])]
+    ("text", "of", "lines"), [(PAGE, prose.of_page, ["3", "8"]), (MODULE, prose.of_module, ["1", "3", "4", "4"])]
 )
 def test_words_are_found_in_prose_only(
     text: str, of: object, lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -154,5 +154,5 @@ def test_layers_without_a_prior_are_refused() -> None:
     for layer, message in (("output", "no layer 'output'"), ("0", "no convolution with a bias")):
         with pytest.raises(ValueError, match=message):
             with_prior(torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1, bias=False)), layer)
-    with pytest.raises(ValueError, match="prior must lie"):
+    with pytest.raises(ValueError, match="prior must be"):
         with_prior(torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1)), "0", prior=1.0)

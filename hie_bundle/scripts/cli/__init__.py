@@ -64,7 +64,7 @@ def _segment(
     anonymise_ids: Annotated[
         str | None,
         typer.Option(
-            "--anonymise_ids", help="KEYFILE, made if absent: masks are named by keyed hashes of the case ids"
+            "--anonymise_ids", help="KEYFILE, created if missing: masks are named by keyed hashes of the case ids"
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print errors only")] = False,

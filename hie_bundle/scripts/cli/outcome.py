@@ -106,7 +106,7 @@ def _joined(cases: DataFrame, children: DataFrame, id_column: str, outcome_colum
     scans = cases.assign(child=child)[child.isin(list(outcome))]
     first = scans.drop_duplicates("child")
     logger.info(
-        "%d children with a mask and an outcome; %d scans without an outcome, %d later scans of a child left out.",
+        "%d children with a mask and an outcome; %d scans without an outcome, %d later scans of a child excluded.",
         len(first), len(cases) - len(scans), len(scans) - len(first),
     )  # fmt: skip
     if first.empty:

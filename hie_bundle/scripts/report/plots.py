@@ -171,7 +171,7 @@ def dice_by_threshold(cases: Sequence[CaseProbabilities]) -> Plot:
     threshold, best = calibration.best_threshold(cases)
     caption = (
         f"Best {best:.3f} at {threshold:.2f}, {means[49]:.3f} at 0.50. Chosen on these cases, the best is optimistic: "
-        "take it to other cases by --threshold_from."
+        "apply it to other cases with --threshold_from."
     )
     lines = {"mean over the cases": [dict(zip(calibration.THRESHOLDS, means, strict=True))]}
     x, y = "Threshold of the probability", "Mean Dice, native grid"

@@ -307,7 +307,9 @@ def _fitted_from(series: Sequence[Series]) -> list[Series]:
                 "that belong together with --series."
             )
     if weighted[0] and weighted[1]:
-        logger.info("Left out, as averages of directions that are there: %s.", ", ".join(o.name for o in weighted[1]))
+        logger.info(
+            "Excluded, as averages of directions that are also present: %s.", ", ".join(o.name for o in weighted[1])
+        )
     plain = [one.of(i) for one in series if one.kind in ("dwi", "trace") and (i := one.indices(b0=True))]
     own = [one for one in plain if one.number in {other.number for other in chosen}]
     plain = [one for one in own if one.kind == first.kind] or own or plain
@@ -350,7 +352,7 @@ def _why(series: Sequence[Series]) -> str:
     """What to add to a message that images are missing."""
     unstated = [one.name for one in series if one.kind in ("dwi", "trace") and None in one.b_values]
     text = f" No b-value is stated by {', '.join(unstated)}." if unstated else ""
-    return text + (f" Left out: {reasons}." if (reasons := left_out(series)) else "")
+    return text + (f" Excluded: {reasons}." if (reasons := left_out(series)) else "")
 
 
 def _bvals(path: Path, count: int) -> list[float]:

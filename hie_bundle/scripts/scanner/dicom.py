@@ -244,7 +244,7 @@ def _headers(root: Path) -> tuple[list[Header], list[tuple[int, str]]]:
             f"{root} holds no DICOM image of MR." + "".join(f" Excluded: {n} {what}." for what, n in ignored.items())
         )
     for what, count in ignored.items():
-        logger.info("%d left out: %s.", count, what)
+        logger.info("%d excluded: %s.", count, what)
     for what, values in (
         ("patients", {(str(h.get("PatientID") or "").strip(), _person(h)) for h in headers}),
         ("studies", {str(h.get("StudyInstanceUID", "")) for h in headers}),

@@ -1,8 +1,8 @@
 """Registration of a normative atlas to a case: affine, then diffeomorphic demons, blind to the case's damage.
 
 A deformable registration that saw the damage would pull the atlas' own dark structures over it, and the Z map would
-lose what it is made to show. So the damage, told by a first Z map, is filled with what the atlas expects there: no
-force acts in it, and the field runs through it smoothly from its surroundings.
+lose the lesion. So the damage, found by a first Z map, is filled with the atlas' expectation: no force acts in it, and
+the field continues smoothly from its surroundings.
 """
 
 from __future__ import annotations

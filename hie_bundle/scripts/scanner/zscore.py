@@ -200,7 +200,7 @@ def write_zscore(
     write_json(stem.with_name(stem.name + ".json"), {"fit": asdict(fit), **settings}, indent=1)
     write(output_file, z, adc.affine)
     logger.info(
-        "Z map: correlation with the atlas %.3f, overlap %.3f, %.1f %% of the brain left out as damage.",
+        "Z map: correlation with the atlas %.3f, overlap %.3f, %.1f %% of the brain excluded as damage.",
         fit.correlation, fit.overlap, 100 * fit.damage,
     )  # fmt: skip
     if fit.correlation < limits.doubtful:

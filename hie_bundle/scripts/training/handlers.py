@@ -179,7 +179,7 @@ class InitialWeights(_Handler):
 
     def __call__(self, _: Engine) -> None:
         path = weights_files(self.weights)[0]
-        remedy = "Train with its configs and options (strong.yaml and strong_cpu.yaml for those that come along)."
+        remedy = "Train with its configs and options (strong.yaml and strong_cpu.yaml for the shipped weights)."
         check_recipe(path, self.recipe, remedy)
         unwrap_ddp(self.network).load_state_dict(read_weights(path, self.network))
         logger.info("Training starts from the weights in %s", path)
