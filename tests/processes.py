@@ -61,6 +61,11 @@ def _become(module: str, arguments: list[str], cwd: str, out: str, err: str, env
         number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(number, stream.fileno())
         os.close(number)
+    become(module, arguments, cwd, environment)
+
+
+def become(module: str, arguments: list[str], cwd: str, environment: dict[str, str]) -> None:
+    """In a forked process: do what ``python -m MODULE ARGUMENTS`` does."""
     os.environ.clear()
     os.environ.update(environment)
     os.environ["PYTHONPATH"] = str(NO_NETWORK)

@@ -552,3 +552,9 @@ def test_missing_checkpoint_and_unknown_loss_stop_with_one_message(
     )  # fmt: skip
     assert result.returncode == 1
     assert "choose one of: dice, dice_focal, tversky" in result.stderr.splitlines()[-1]
+
+
+def test_configs_are_ascii() -> None:
+    """MONAI opens them with the encoding of the locale, which may be ASCII or a code page."""
+    for path in [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("*.json")]:
+        assert path.read_bytes().isascii(), path.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,19 @@ def test_torchscript(traced: bool, network: HIEUNet, tmp_path: Path, monai_bundl
     if not traced:  # a scripted network takes any shape
         image = torch.randn(2, 2, 8, 8, 16)
         torch.testing.assert_close(exported(image), network(image), rtol=1e-5, atol=1e-5)
+
+
+def test_torchscript_from_another_folder(network: HIEUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI's exports find no ``scripts`` by ``--bundle_root``."""
+    monkeypatch.setenv("PYTHONPATH", str(BUNDLE))
+    options = _options(tmp_path, "model.ts")
+    options |= {name: BUNDLE / options[name] for name in ("config_file", "meta_file")}
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "ckpt_export", *(f"--{k}={v}" for k, v in options.items())],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model.ts").is_file()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,19 @@ def test_masks_that_are_removed_during_the_run_are_errors(
     assert status == 1
     assert "was removed during the run" in err
     assert f"{len(seen) - 1} of {len(seen)} cases" in err
+
+
+def test_records_that_are_removed_during_the_run_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1_of_1.jsonl was removed during the run"), Shard("1/1", tmp_path).working():
+        shutil.rmtree(tmp_path / "records")
+
+
+def test_earlier_results_below_the_maps_are_no_cases(
+    run: Run, options: list[str], cohort: Path, tmp_path: Path
+) -> None:
+    """A second run took its own probability maps for cases."""
+    maps = shutil.copytree(cohort, tmp_path / "maps")
+    for _ in range(2):
+        status, text, err = run("segment", maps, "-o", maps / "out", "--probabilities", "--json", *options)
+        assert status == 0, err
+        assert len(json.loads(text)["cases"]) == 3

@@ -135,6 +135,20 @@ def test_a_process_that_is_stopped_while_a_tensor_is_taken_from_it(monkeypatch: 
     assert time.monotonic() - begun < 10
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("unable to allocate shared memory(shm) for file </torch_27_4_6>: No space left on device (28)", "/dev/shm"),
+        ("unable to write to file </torch_4>: No space left on device (28)", "--num_workers 0"),
+        ("received 0 items of ancdata", "ulimit -n"),
+        ("Too many open files. Communication with the workers is no longer possible.", "ulimit -n"),
+    ],
+)
+def test_what_the_machine_lacks_is_named(text: str, said: str) -> None:
+    """``--num_workers 2`` in a container with a small /dev/shm, or with 24 descriptors."""
+    assert said in str(in_words(RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\n{text}")))
+
+
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="KeyError: 'a fault'") as caught:
         list(_loader("a fault"))

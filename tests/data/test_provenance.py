@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -320,6 +321,24 @@ def test_curves_keep_their_order_when_the_clock_is_set_back(tmp_path: Path) -> N
     points = _points(folder)
     assert [step for step, _ in points["loss"]] == list(range(1, 25))
     assert [step for step, _ in points["dice"]] == list(range(1, 9))
+
+
+def test_a_folder_that_is_removed_during_a_run_is_an_error(tmp_path: Path) -> None:
+    """It ended with exit status 0, masks and records gone."""
+    folder = RunFolder(tmp_path / "out", "inference")
+    folder.claim()
+    with pytest.raises(UserError, match="out was removed or emptied during the run"):
+        folder.recorded(lambda: shutil.rmtree(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    _run(RunFolder(tmp_path / "out", "inference"))
+
+
+def test_a_key_among_the_results_is_refused(tmp_path: Path) -> None:
+    """Results are passed on, and with the key the ids could be guessed."""
+    workflow = _workflow("train", dataset_dir=str(tmp_path), anonymise_ids=str(tmp_path / "models" / "key"))
+    with pytest.raises(UserError, match=r"is inside the results in .*models; move it"):
+        _folder(tmp_path, workflow=workflow).claim()
+    assert not (tmp_path / "models" / "key").exists()
 
 
 # --- through the configs ------------------------------------------------------------------------------------------

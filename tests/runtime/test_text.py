@@ -12,7 +12,7 @@ import pytest
 from scripts.data import datalist
 from scripts.report.tables import read_rows
 from scripts.runtime.errors import DatasetError
-from scripts.runtime.text import csv_table, csv_value, is_printable, printable
+from scripts.runtime.text import csv_table, csv_value, is_printable, printable, show_any_text
 
 FORMULAS = ['=HYPERLINK("http://x";"y")', "@SUM(1+1)|cmd", "+1+cmd", "-2+3", "\t=1"]
 ESCAPES = ["\x1b[31mred", "bell\x07", "two\nlines", "\u202egnp.exe", "\x9b31m", "\u2028"]
@@ -42,3 +42,13 @@ def test_a_data_list_with_such_an_id_is_refused(text: str, tmp_path: Path) -> No
     file.write_text(json.dumps({"training": [{"image": "a.nii", "label": "b.nii", "case": text}]}), encoding="utf-8")
     with pytest.raises(DatasetError, match="without control characters"):
         datalist(tmp_path, "train", file=file)
+
+
+def test_output_in_another_encoding_loses_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``LC_ALL=C`` without UTF-8 mode, and code pages of Windows."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True) for _ in range(2)]
+    monkeypatch.setattr("sys.stdout", streams[0])
+    monkeypatch.setattr("sys.stderr", streams[1])
+    show_any_text()
+    print("1350 ± 430")
+    assert streams[0].buffer.getvalue() == b"1350 \\xb1 430\n"  # type: ignore[attr-defined]

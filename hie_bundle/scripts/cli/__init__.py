@@ -13,7 +13,7 @@ import typer
 
 from ..io.volumes import extension_of
 from ..runtime.errors import UserError, choose, user_error
-from ..runtime.text import printable
+from ..runtime.text import printable, show_any_text
 from .workflows import WORKFLOWS, add_workflow, parsed, separated
 
 __all__ = ["main"]
@@ -153,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of the command line; that of the process if None.
     """
+    show_any_text()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if instruction := os.environ.get(COMPLETE):
         from typer.completion import completion_init

@@ -26,7 +26,7 @@ from ..runtime.errors import UserError, user_error
 from ..runtime.redaction import redacted
 from ..runtime.text import csv_table, printable
 from .bids import describe, mask_place, sidecar_of, write_sidecar
-from .shards import Shard
+from .shards import Shard, hash_of
 
 if TYPE_CHECKING:
     from ..scanner.regions import RegionAtlas
@@ -79,7 +79,8 @@ def segment(
     """
     if extension not in EXTENSIONS:
         raise UserError(f"--extension is one of {', '.join(EXTENSIONS)}, not {extension}.")
-    jobs = [replace(job, site=site_of(job.case)) for job in find_jobs(Path(adc), Path(zadc) if zadc else None)]
+    cases = find_jobs(Path(adc), Path(zadc) if zadc else None, Path(output))
+    jobs = [replace(job, site=site_of(job.case)) for job in cases]
     if anonymise_ids is not None:
         files = [path for job in jobs for path in (job.adc, job.zadc) if path]
         results = None if extension_of(output) else output
@@ -118,10 +119,11 @@ def segment(
             todo = [one for one in mine if not share.is_done(records.get(one[0].case), how, one[0].maps, one[1])]
         hidden = quiet or json or len(jobs) == 1 or not sys.stderr.isatty()
         for job, place in tqdm(todo, unit="case", disable=hidden):
+            maps_sha256 = hash_of(job.maps) if share else ""  # before they are read: replaced ones are done again
             row, found = _segmented(job, place, segmenter, calibration, atlas)
             rows.append(row)
             if share:
-                share.add({**row, **how}, job.maps, place)
+                share.add({**row, **how}, maps_sha256, place)
             if found and not quiet and not json:
                 lines = [found.line, found.plausibility.line, *found.notes, str(place["mask"])]
                 tqdm.write(printable("\n  ".join(lines)), file=sys.stdout)
@@ -168,8 +170,8 @@ def _segmented(
     return {**_files(job), **{name: str(path) for name, path in place.items()}, **figures}, found
 
 
-def find_jobs(adc: Path, zadc: Path | None) -> list[Job]:
-    """Find the cases of two files, two folders or one folder.
+def find_jobs(adc: Path, zadc: Path | None, output: Path | None = None) -> list[Job]:
+    """Find the cases of two files, two folders or one folder; earlier results in an output folder below are none.
 
     Raises:
         UserError: when there is none, or a file and a folder are given together.
@@ -184,6 +186,8 @@ def find_jobs(adc: Path, zadc: Path | None) -> list[Job]:
     if zadc is None:
         maps = [(case, case.adc or case.stacked) for case in find_cases(adc)]
         jobs = [Job(case.case, first, case.zadc) for case, first in maps if first]
+        if output is not None and adc.resolve() in output.resolve().parents:
+            jobs = [job for job in jobs if output.resolve() not in job.adc.resolve().parents]
     else:
         partners = {_case_of(path): path for path in _images(zadc)}
         jobs = [Job(_case_of(path), path, partners.get(_case_of(path))) for path in _images(adc)]

@@ -8,14 +8,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from ..io.files import release_lock, sha256_of, take_lock, write_atomically
 from ..runtime.conditions import differences
 from ..runtime.errors import UserError
 from ..runtime.text import csv_table
 
-__all__ = ["Shard"]
+__all__ = ["Shard", "hash_of"]
 
 Item = TypeVar("Item")
 
@@ -42,7 +42,7 @@ class Shard:
             raise UserError(f"--shard is '{text}'; write 3/10 for the third of ten.")
         self.output = Path(output)
         self.records = self.output / "records"
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
         """This worker's share of the items, which all workers list in one order; each item is in one share."""
@@ -50,35 +50,33 @@ class Shard:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Keep a second worker off this share.
-
-        Raises:
-            UserError: when another works on it.
-        """
+        """Keep a second worker off this share, or raise a UserError."""
         self.records.mkdir(parents=True, exist_ok=True)
         path = self.records / f"{self.number}_of_{self.count}.jsonl"
-        take_lock(path, f"Another process works on shard {self.number}/{self.count} of {self.output}.")
-        with path.open("a", encoding="utf-8") as self._file:
+        lock = path.with_suffix(".lock")
+        take_lock(lock, f"Another process works on shard {self.number}/{self.count} of {self.output}.")
+        with path.open("ab") as self._file:
             if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-                self._file.write("\n")  # of a worker that died while it wrote
+                self._file.write(b"\n")  # of a worker that died while it wrote
             try:
                 yield
             finally:
-                release_lock(path)
+                release_lock(lock, remove=True)
+            if not path.is_file():
+                raise UserError(f"{path} was removed during the run: masks that it recorded will be made again.")
 
-    def add(self, row: Mapping[str, Any], maps: Sequence[Path], files: Mapping[str, Path]) -> None:
-        """Record a case whose files are there, or what was wrong with it (``error``).
-
-        Args:
-            row: of the manifest.
-            maps: that were segmented; their hash is recorded.
-            files: that were written, by kind; likewise.
-        """
+    def add(self, row: Mapping[str, Any], maps_sha256: str, files: Mapping[str, Path]) -> None:
+        """Record a case and the hashes of its files, by kind; or what was wrong with it (``error``)."""
         assert self._file is not None
         hashes = {} if "error" in row else {f"{kind}_sha256": sha256_of(path) for kind, path in files.items()}
-        self._file.write(json.dumps({**row, "maps_sha256": _hash(maps), **hashes}, ensure_ascii=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        line = json.dumps({**row, "maps_sha256": maps_sha256, **hashes}, ensure_ascii=False)
+        try:
+            self._file.write(line.encode(errors="backslashreplace") + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:  # of a full disk the system does not say which file was written
+            error.filename = self._file.name
+            raise
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """The last record of each case, of all shares."""
@@ -94,41 +92,33 @@ class Shard:
                     rows[case] = row
         return rows
 
-    def is_done(self, row: Mapping[str, Any] | None, making: Mapping[str, Any], maps: Sequence[Path],
-                files: Mapping[str, Path]) -> bool:  # fmt: skip
-        """Whether a case has whole files of these maps.
-
-        Args:
-            row: its record.
-            making: weights and settings; part of each record.
-            maps: that are to be segmented.
-            files: that are to be written, by kind.
+    def is_done(
+        self, row: Mapping[str, Any] | None, making: Mapping[str, Any], maps: Sequence[Path], files: Mapping[str, Path]
+    ) -> bool:
+        """Whether a case has, by its record, whole files of these maps.
 
         Raises:
-            UserError: when its files were made with other weights, settings or names.
+            UserError: when they were made with other weights, settings or names.
         """
         if row is None or "error" in row:
             return False
-        other = differences({name: row.get(name) for name in making}, json.loads(json.dumps(making)))
         names, wanted = ({k: Path(one[k]).name for k in files if k in row} for one in (row, files))
-        other |= differences(names, wanted)
-        for name, (before, now) in other.items():
+        before = {name: row.get(name) for name in making} | names
+        for name, (old, new) in differences(before, json.loads(json.dumps({**making, **wanted}))).items():
             raise UserError(
-                f"{self.output} has masks of other settings: {row['case']} with {name} {before}, not {now}. "
+                f"{self.output} has masks of other settings: {row['case']} with {name} {old}, not {new}. "
                 "Choose another folder."
             )
-        if row.get("maps_sha256") != _hash(maps):
+        if row.get("maps_sha256") != hash_of(maps):
             return False
         return all(path.is_file() and row.get(f"{kind}_sha256") == sha256_of(path) for kind, path in files.items())
 
     def gather(self, maps: Mapping[str, Sequence[Path]]) -> Path | None:
-        """Write ``manifest.csv`` if each case has a record of its maps; None while some have none.
-
-        Args:
-            maps: by case.
-        """
+        """Write ``manifest.csv`` if each case has a record of its maps; None while some have none."""
         rows, cases = self.rows(), list(maps)
-        if not maps.keys() <= rows.keys() or any(rows[case].get("maps_sha256") != _hash(maps[case]) for case in cases):
+        if not maps.keys() <= rows.keys() or any(
+            rows[case].get("maps_sha256") != hash_of(maps[case]) for case in cases
+        ):
             return None
         names = [name for name in dict.fromkeys(name for case in cases for name in rows[case]) if name != "limits"]
         joined = [
@@ -138,7 +128,7 @@ class Shard:
         return self.output / "manifest.csv"
 
 
-def _hash(maps: Sequence[Path]) -> str:
+def hash_of(maps: Sequence[Path]) -> str:
     """SHA-256 of a case's maps; empty where one cannot be read."""
     try:
         return sha256_of(*maps)

@@ -28,38 +28,22 @@ IN_MEMORY = {"adc": "the ADC map", "zadc": "the ZADC map", "stacked": "the image
 class Limits:
     """What a case may look like.
 
-    Attributes:
-        grid_tolerance_mm: largest distance between the corners of a map's and its label's grid; well under a voxel,
-            and over what rounded quaternions in NIfTI headers move a corner.
-        adc_range: least and greatest median of the ADC in the brain, 1e-6 mm²/s.
-        adc_limit: largest absolute value of ADC, 1e-6 mm²/s; free water has 3000.
-        zadc_limit: largest absolute value of ZADC (BONBID-HIE's are clipped at 10).
-        spacing_range_mm: least and greatest voxel size along each axis.
-        outside_fraction: largest share of a lesion's voxels outside the brain.
-        max_bytes: largest size of one volume in memory.
-        brain_ml_range: least and greatest volume of the brain; None: any.
-        map_agreement: least local correlation of ZADC and ADC in the brain (:mod:`scripts.data.relations`).
-        zadc_zero_fraction: largest share of the brain with a ZADC of exactly 0.
-        healthy_adc_range: least and greatest median of the ADC where ZADC is about 0, 1e-6 mm²/s.
-        zadc: ``required``, or ``optional``: a case may have an ADC map alone, see
-            :class:`scripts.transforms.loading.LoadMapsd`. For recipes that fill in what is missing.
-
     Raises:
-        DatasetError: when ``zadc`` is neither, or another value is not a number or a pair of numbers.
+        DatasetError: when ``zadc`` is another text, or another value is not a number or a pair of numbers.
     """
 
-    grid_tolerance_mm: float = 0.1
-    adc_range: tuple[float, float] = (200.0, 4000.0)
-    adc_limit: float = 30000.0
-    zadc_limit: float = 100.0
-    spacing_range_mm: tuple[float, float] = (0.1, 20.0)
-    outside_fraction: float = 0.5
-    max_bytes: int = 1 << 31
-    brain_ml_range: tuple[float, float] | None = None
-    map_agreement: float = 0.1
-    zadc_zero_fraction: float = 0.1
-    healthy_adc_range: tuple[float, float] = (800.0, 2200.0)
-    zadc: Literal["required", "optional"] = "required"
+    grid_tolerance_mm: float = 0.1  # between corners of two grids: under a voxel, above a rounded quaternion's effect
+    adc_range: tuple[float, float] = (200.0, 4000.0)  # of the median of ADC in the brain, 1e-6 mm²/s
+    adc_limit: float = 30000.0  # largest absolute value of ADC, 1e-6 mm²/s; free water has 3000
+    zadc_limit: float = 100.0  # largest absolute value of ZADC; BONBID-HIE's are clipped at 10
+    spacing_range_mm: tuple[float, float] = (0.1, 20.0)  # of the voxel size along each axis
+    outside_fraction: float = 0.5  # largest share of a lesion's voxels outside the brain
+    max_bytes: int = 1 << 31  # of one volume in memory
+    brain_ml_range: tuple[float, float] | None = None  # of the brain's volume; None: any
+    map_agreement: float = 0.1  # least local correlation of ZADC and ADC in the brain, see scripts.data.relations
+    zadc_zero_fraction: float = 0.1  # largest share of the brain with a ZADC of exactly 0
+    healthy_adc_range: tuple[float, float] = (800.0, 2200.0)  # of the median of ADC where ZADC is about 0, 1e-6 mm²/s
+    zadc: Literal["required", "optional"] = "required"  # optional: an ADC map alone is enough, see LoadMapsd
 
     def __post_init__(self) -> None:
         if self.zadc not in ("required", "optional"):
@@ -68,15 +52,7 @@ class Limits:
 
 
 def require_numbers(limits: Any, id: str) -> None:
-    """Raise an error where a limit is not a number, or not a pair (least, greatest) where its default is one.
-
-    Args:
-        limits: the dataclass; texts, and None as a default, are skipped.
-        id: that the config has for it, for the message.
-
-    Raises:
-        DatasetError: naming the value.
-    """
+    """Raise a DatasetError where a limit is not a number, or a pair (least, greatest) where its default is one."""
     for one in fields(limits):
         value = getattr(limits, one.name)
         if "Literal" in str(one.type) or (value is None and one.default is None):
@@ -100,47 +76,36 @@ class Problem:
 
 @dataclass
 class CaseReport:
-    """What a case's files hold. Figures that could not be measured are None.
-
-    Attributes:
-        case: the case id.
-        files: the files by part: ``adc`` and ``zadc``, or ``stacked``; ``label``.
-        problems: what makes the case unusable; none if it is usable.
-        notes: what is unusual, but allowed.
-        shape: voxels along each axis.
-        spacing_mm: voxel size along each axis.
-        orientation: direction of each voxel axis, e.g. ``LPS``; ``oblique`` is appended when it is off by over 0.1°.
-        adc_range: least and greatest ADC, 1e-6 mm²/s.
-        zadc_range: least and greatest ZADC.
-        adc_mean: mean ADC in the brain (where ADC > 0).
-        adc_std: its standard deviation.
-        brain_ml: volume of the brain.
-        lesion_voxels: voxels of the label that are 1.
-        lesion_ml: their volume.
-        lesion_fraction: lesion by brain volume, 0..1.
-        normalised: the maps have been normalised already, so that their value ranges say nothing.
-    """
+    """What a case's files hold. Figures that could not be measured are None."""
 
     case: str
-    files: dict[str, str]
-    problems: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    files: dict[str, str]  # by part: adc and zadc, or stacked; label
+    problems: list[Problem] = field(default_factory=list)  # none: the case is usable
+    notes: list[str] = field(default_factory=list)  # what is unusual, but allowed
     shape: list[int] | None = None
     spacing_mm: list[float] | None = None
-    orientation: str | None = None
-    adc_range: list[float] | None = None
+    orientation: str | None = None  # of the voxel axes, e.g. LPS; "oblique" is appended when it is off by over 0.1°
+    adc_range: list[float] | None = None  # least and greatest, 1e-6 mm²/s
     zadc_range: list[float] | None = None
-    adc_mean: float | None = None
+    adc_mean: float | None = None  # in the brain (where ADC > 0)
     adc_std: float | None = None
     brain_ml: float | None = None
     lesion_voxels: int | None = None
     lesion_ml: float | None = None
-    lesion_fraction: float | None = None
-    normalised: bool = False
+    lesion_fraction: float | None = None  # lesion by brain volume, 0..1
+    normalised: bool = False  # the maps have been normalised already, so that their value ranges say nothing
 
     @property
     def usable(self) -> bool:
         return not self.problems
+
+    def file(self, part: str) -> str:
+        """The file that a part is in."""
+        return self.files[part] if part in self.files else self.files["stacked"]
+
+    def add(self, part: str, message: str) -> None:
+        """Add a problem of the file that a part is in."""
+        self.problems.append(Problem(self.file(part), message))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -158,7 +123,7 @@ def check_case(case: str, files: Mapping[str, str | Volume], limits: Limits | No
 def read_case(
     case: str, files: Mapping[str, str | Volume], limits: Limits | None = None
 ) -> tuple[CaseReport, dict[str, Volume]]:
-    """Read and check one case.
+    """Read and check one case; bad data never raises.
 
     Args:
         case: its id.
@@ -166,7 +131,7 @@ def read_case(
         limits: what is allowed; the defaults if None.
 
     Returns:
-        The report, and the volumes that it is about by part: ``adc``, ``zadc``, ``label``. Bad data never raises.
+        The report, and the volumes that it is about by part: ``adc``, ``zadc``, ``label``.
     """
     limits = limits or Limits()
     named = {part: IN_MEMORY.get(part, part) if isinstance(file, Volume) else file for part, file in files.items()}
@@ -178,21 +143,17 @@ def read_case(
             volumes[part] = given if isinstance(given, Volume) else read_volume(path, limits.max_bytes)
         except FileNotFoundError:
             report.problems.append(Problem(path, "is missing"))
-        except VolumeError as error:
-            report.problems.append(Problem(path, str(error)))
-        except MemoryError:
-            report.problems.append(Problem(path, "does not fit in memory"))
+        except (VolumeError, MemoryError) as error:
+            report.problems.append(Problem(path, str(error) or "does not fit in memory"))
     if "stacked" in volumes:
         _unstack(report, volumes, limits)
-    for part in list(volumes):
-        if volumes[part].array.ndim != 3:
-            shape = volumes.pop(part).array.shape
-            report.problems.append(Problem(named[part], f"has shape {_sizes(shape)}; three dimensions are needed"))
+    for part in [part for part, volume in volumes.items() if volume.array.ndim != 3]:
+        shape = volumes.pop(part).array.shape
+        report.add(part, f"has shape {_sizes(shape)}; three dimensions are needed")
     maps = [part for part in ("adc", "zadc") if part in volumes]
     sound = [_check_map(report, part, volumes) for part in maps]
     if maps:
-        _describe_grid(report, volumes[maps[0]])
-        _check_spacing(report, maps[0], limits)
+        _describe_grid(report, maps[0], volumes[maps[0]], limits)
     _check_grids(report, volumes, limits)
     alone = maps == ["adc"] and report.files.keys().isdisjoint(("zadc", "stacked"))
     if len(maps) == 2 or alone:
@@ -202,47 +163,44 @@ def read_case(
     return report, volumes
 
 
-def _file(report: CaseReport, part: str) -> str:
-    return report.files[part] if part in report.files else report.files["stacked"]
-
-
 def _unstack(report: CaseReport, volumes: dict[str, Volume], limits: Limits) -> None:
     stacked = volumes.pop("stacked")
-    channels = stacked.array.shape[3] if stacked.array.ndim == 4 else 1
-    if channels == 1 and limits.zadc == "optional":
+    maps = channels_of(stacked)
+    if len(maps) == 1 and limits.zadc == "optional":
         report.files = {"adc" if part == "stacked" else part: file for part, file in report.files.items()}
         report.notes.append("no ZADC map")
-        array = stacked.array[..., 0] if stacked.array.ndim == 4 else stacked.array
-        volumes["adc"] = Volume(array, stacked.affine, stacked.header_spacing_mm)
-        return
-    if channels != 2:
-        message = f"has {channels} channel{'s'[: channels > 1]}; a stacked file has two, ADC and ZADC"
-        if channels == 1:
+    elif len(maps) != 2:
+        message = f"has {len(maps)} channel{'s'[: len(maps) > 1]}; a stacked file has two, ADC and ZADC"
+        if len(maps) == 1:
             message += ", and this recipe does not take an ADC map alone (limits#zadc)"
-        report.problems.append(Problem(report.files["stacked"], message))
+        report.add("stacked", message)
         return
-    for channel, part in enumerate(("adc", "zadc")):
-        volumes[part] = Volume(stacked.array[..., channel], stacked.affine)
+    for part, array in zip(("adc", "zadc"), maps, strict=False):
+        volumes[part] = Volume(array, stacked.affine, stacked.header_spacing_mm)
+
+
+def channels_of(volume: Volume) -> list[NDArray[Any]]:
+    """The maps of a stacked file, each (X, Y, Z)."""
+    return list(np.moveaxis(volume.array, -1, 0)) if volume.array.ndim == 4 else [volume.array]
 
 
 def _check_map(report: CaseReport, part: str, volumes: dict[str, Volume]) -> bool:
     """Is the map finite and not constant, in the float32 that a network sees? What is not becomes 0 from here on."""
     with np.errstate(over="ignore"):
         array = np.asarray(volumes[part].array, np.float32)
-    bad = int(np.size(array) - np.isfinite(array).sum())
     where = f"{part.upper()} " if part not in report.files else ""
-    if bad:
+    if bad := int(np.size(array) - np.isfinite(array).sum()):
         message = f"{where}has {bad} voxel{'s'[: bad > 1]} that {'are' if bad > 1 else 'is'} NaN or infinite"
-        report.problems.append(Problem(_file(report, part), message))
+        report.add(part, message)
     elif array.min() == array.max():
-        report.problems.append(Problem(_file(report, part), f"{where}is constant: every voxel is {array.min():.6g}"))
+        report.add(part, f"{where}is constant: every voxel is {array.min():.6g}")
     else:
         return True
     volumes[part] = Volume(np.nan_to_num(array, posinf=0, neginf=0), volumes[part].affine)
     return False
 
 
-def _describe_grid(report: CaseReport, volume: Volume) -> None:
+def _describe_grid(report: CaseReport, part: str, volume: Volume, limits: Limits) -> None:
     import nibabel as nib
 
     report.shape = [int(n) for n in volume.array.shape]
@@ -250,37 +208,22 @@ def _describe_grid(report: CaseReport, volume: Volume) -> None:
     axes = volume.affine[:3, :3] / volume.spacing_mm
     oblique = np.degrees(np.arccos(np.clip(np.abs(axes).max(0), 0, 1))).max() > 0.1
     report.orientation = "".join(nib.aff2axcodes(volume.affine)) + (" oblique" if oblique else "")
-
-
-def _check_spacing(report: CaseReport, part: str, limits: Limits) -> None:
-    assert report.spacing_mm is not None
     least, greatest = limits.spacing_range_mm
     if not all(least <= size <= greatest for size in report.spacing_mm):
         sizes = " × ".join(f"{size:.4g}" for size in report.spacing_mm)
-        message = f"has voxels of {sizes} mm; limits#spacing_range_mm goes from {least:g} to {greatest:g}"
-        report.problems.append(Problem(_file(report, part), message))
+        report.add(part, f"has voxels of {sizes} mm; limits#spacing_range_mm goes from {least:g} to {greatest:g}")
 
 
 def _check_grids(report: CaseReport, volumes: dict[str, Volume], limits: Limits) -> None:
     """Every other volume of the case against the first."""
-    parts = list(volumes)
-    for part in parts[1:]:
-        if _file(report, part) == _file(report, parts[0]):
-            continue
-        difference = grid_difference(volumes[parts[0]], volumes[part], limits.grid_tolerance_mm)
-        if difference:
-            other = Path(_file(report, parts[0])).name
-            report.problems.append(Problem(_file(report, part), f"is on another grid than {other}: {difference}"))
+    first, *others = list(volumes) or [""]
+    for part in (part for part in others if report.file(part) != report.file(first)):
+        if difference := grid_difference(volumes[first], volumes[part], limits.grid_tolerance_mm):
+            report.add(part, f"is on another grid than {Path(report.file(first)).name}: {difference}")
 
 
 def grid_difference(first: Volume, second: Volume, tolerance_mm: float) -> str:
-    """How the second grid differs from the first, in numbers; empty if they agree.
-
-    Args:
-        first: the reference.
-        second: the other volume.
-        tolerance_mm: largest distance between corresponding corners that counts as agreement.
-    """
+    """How the second grid differs from the first, in numbers; empty if no corner is farther away than the tolerance."""
     shapes = first.array.shape[:3], second.array.shape[:3]
     if shapes[0] != shapes[1]:
         return f"{_sizes(shapes[1])} voxels, not {_sizes(shapes[0])}"
@@ -318,49 +261,44 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
     report.brain_ml = float(brain.sum()) * voxel_ml
     if brain.any():
         report.adc_mean, report.adc_std = float(adc[brain].mean()), float(adc[brain].std())
-    if not judge:
-        return
-    if report.normalised:
-        _add_map_faults(report, adc, zadc, brain, limits)
-        return
+    if judge and not report.normalised:
+        _judge_values(report, adc, zadc, brain, limits)
+    if judge and not report.problems:  # of a map in another unit it is known what is wrong
+        assert report.spacing_mm is not None
+        faults, notes = map_faults(adc, zadc, brain, report.spacing_mm, report.normalised, limits)
+        for part, message in faults:
+            report.add(part, message)
+        report.notes += notes
 
+
+def _judge_values(
+    report: CaseReport, adc: NDArray[Any], zadc: NDArray[Any] | None, brain: NDArray[np.bool_], limits: Limits
+) -> None:
+    """Whether maps in their units can be what they are called."""
+    assert report.adc_range is not None and report.brain_ml is not None  # noqa: PT018
     if zadc is not None and are_swapped(adc, zadc, limits):
         ranges = f"ADC {_span([adc.min(), adc.max()])}, ZADC {_span([zadc.min(), zadc.max()])}"
-        report.problems.append(Problem(_file(report, "adc"), f"and the ZADC map are swapped (values: {ranges})"))
+        report.add("adc", f"and the ZADC map are swapped (values: {ranges})")
         return
     if abs(max(report.adc_range, key=abs)) > limits.adc_limit:
-        message = f"has ADC values from {_span(report.adc_range)}, beyond ±{limits.adc_limit:g} (limits#adc_limit)"
-        report.problems.append(Problem(_file(report, "adc"), message))
+        span = _span(report.adc_range)
+        report.add("adc", f"has ADC values from {span}, beyond ±{limits.adc_limit:g} (limits#adc_limit)")
+    least, greatest = limits.brain_ml_range or (0.0, np.inf)
     if not like_adc(adc, limits):
         median = float(np.median(adc[brain])) if brain.any() else 0.0
         message = f"is not an ADC map in 1e-6 mm²/s: the median of its positive voxels is {median:.4g}, not between "
         message += f"{limits.adc_range[0]:g} and {limits.adc_range[1]:g}"
-        for factor in (1e3, 1e6):
-            if limits.adc_range[0] <= median * factor <= limits.adc_range[1]:
-                message += f" (multiply it by {factor:g})"
-        report.problems.append(Problem(_file(report, "adc"), message))
-    elif limits.brain_ml_range and not limits.brain_ml_range[0] <= report.brain_ml <= limits.brain_ml_range[1]:
-        message = f"is not a newborn's brain: {report.brain_ml:.0f} ml are above 0, not between "
-        message += f"{limits.brain_ml_range[0]:g} and {limits.brain_ml_range[1]:g} "
-        big = report.brain_ml > limits.brain_ml_range[1]
-        message += "(an adult's, another part of the body, or not skull-stripped)" if big else "(a part of one?)"
-        report.problems.append(Problem(_file(report, "adc"), message))
+        fits = [factor for factor in (1e3, 1e6) if limits.adc_range[0] <= median * factor <= limits.adc_range[1]]
+        report.add("adc", message + "".join(f" (multiply it by {factor:g})" for factor in fits))
+    elif not least <= report.brain_ml <= greatest:
+        why = "an adult's, another part of the body, or not skull-stripped" if report.brain_ml > greatest else "a part"
+        message = f"is not a newborn's brain: {report.brain_ml:.0f} ml are above 0, not between {least:g} and "
+        report.add("adc", f"{message}{greatest:g} ({why}?)")
     if zadc is not None and not like_zadc(zadc, limits):
-        message = f"is not a Z map: its values go from {_span([zadc.min(), zadc.max()])}, beyond ±{limits.zadc_limit:g}"
-        report.problems.append(Problem(_file(report, "zadc"), message))
-    if zadc is None and not report.problems and (note := adc_level(adc, volumes["adc"].spacing_mm).note):
+        span = _span([zadc.min(), zadc.max()])
+        report.add("zadc", f"is not a Z map: its values go from {span}, beyond ±{limits.zadc_limit:g}")
+    if zadc is None and not report.problems and (note := adc_level(adc, report.spacing_mm or ()).note):
         report.notes.append(note)
-    if not report.problems:  # of a map in another unit it is known what is wrong
-        _add_map_faults(report, adc, zadc, brain, limits)
-
-
-def _add_map_faults(
-    report: CaseReport, adc: NDArray[Any], zadc: NDArray[Any] | None, brain: NDArray[np.bool_], limits: Limits
-) -> None:
-    assert report.spacing_mm is not None
-    faults, notes = map_faults(adc, zadc, brain, report.spacing_mm, report.normalised, limits)
-    report.problems += [Problem(_file(report, part), message) for part, message in faults]
-    report.notes += notes
 
 
 def like_adc(array: NDArray[Any], limits: Limits) -> bool:
@@ -382,36 +320,36 @@ def are_swapped(adc: NDArray[Any], zadc: NDArray[Any], limits: Limits) -> bool:
 
 
 def _check_label(report: CaseReport, volumes: dict[str, Volume], limits: Limits) -> None:
-    label, file = volumes["label"].array, report.files["label"]
+    label = volumes["label"].array
     if label.dtype.kind == "f" and label.size and abs(float(label.max()) - 1) < 1e-6:  # 255 × 1/255
         label = np.where(np.abs(label - 1) < 1e-6, 1, label)
     lesion = label == 1
-    others = int(label.size - lesion.sum() - (label == 0).sum())
-    if others:
+    if others := int(label.size - lesion.sum() - (label == 0).sum()):
         values = np.unique(label[(label != 0) & ~lesion])[:4]
-        message = f"has {others} voxels with values other than 0 and 1 ({', '.join(f'{v:g}' for v in values)}"
-        report.problems.append(Problem(file, message + (", …)" if values.size == 4 else ")")))
+        shown = ", ".join(f"{v:g}" for v in values) + ", …" * (values.size == 4)
+        report.add("label", f"has {others} voxels with values other than 0 and 1 ({shown})")
         return
-    report.lesion_voxels = int(lesion.sum())
-    report.lesion_ml = report.lesion_voxels * float(np.prod(volumes["label"].spacing_mm)) / 1000
-    if report.lesion_voxels == 0:
+    report.lesion_voxels = voxels = int(lesion.sum())
+    report.lesion_ml = voxels * float(np.prod(volumes["label"].spacing_mm)) / 1000
+    if voxels == 0:
         report.notes.append("empty label")
     if "adc" not in volumes or volumes["adc"].array.shape != label.shape or not report.brain_ml:
         return
     brain = brain_of(volumes["adc"].array, report.normalised)
-    report.lesion_fraction = report.lesion_voxels / int(brain.sum())
+    report.lesion_fraction = voxels / int(brain.sum())
     outside = int((lesion & ~brain).sum())
     if outside and not report.usable:  # the brain is found in maps that are wrong
         return
-    if outside > limits.outside_fraction * report.lesion_voxels:
-        message = f"has {outside} of {report.lesion_voxels} lesion voxels outside the brain (ADC not above 0)"
-        report.problems.append(Problem(file, message))
+    message = f"{outside} of {voxels} lesion voxels outside the brain"
+    if outside > limits.outside_fraction * voxels:
+        report.add("label", f"has {message} (ADC not above 0)")
     elif outside:
-        report.notes.append(f"{outside} of {report.lesion_voxels} lesion voxels outside the brain")
+        report.notes.append(message)
     if report.usable and not report.normalised:
         zadc = volumes["zadc"].array if "zadc" in volumes else None
         faults, notes = label_faults(lesion, zadc, brain, volumes["label"].affine)
-        report.problems += [Problem(file, message) for message in faults]
+        for fault in faults:
+            report.add("label", fault)
         report.notes += notes
 
 

@@ -19,14 +19,16 @@ from ..runtime.text import is_printable
 from .checks import Limits
 from .folds import count_of_patients, fold_of_case, patients_in_list, patients_of, size_class
 from .gate import check_items, require_usable
-from .layout import MANIFEST, SPLITS, Case, as_native, case_of, find_cases, item_files
+from .layout import MANIFEST, SPLITS, as_native, case_of, find_cases, first_file, item_files
 from .privacy import pseudonymised
 
-__all__ = ["copies", "datalist", "first_file", "held_out", "write_datalist"]
+__all__ = ["copies", "datalist", "held_out", "write_datalist"]
 
 logger = logging.getLogger(__name__)
 
 KEYS = dict(zip(SPLITS, ("training", "validation", "test"), strict=True))  # of the decathlon form
+FILES, NATIVE_FILES = ("image", "label"), ("native_image", "native_label")
+Items = list[dict[str, Any]]
 
 
 def datalist(
@@ -43,7 +45,7 @@ def datalist(
     inner_folds: int | None = None,
     anonymise_ids: str | Path | None = None,
     test_site: str | None = None,
-) -> list[dict[str, Any]]:
+) -> Items:
     """List the cases of one split.
 
     Args:
@@ -92,41 +94,35 @@ def datalist(
             raise DatasetError(
                 "--test_site and --datalist cannot be combined; give --test_site to `run folds`, which writes the list."
             )
-        items, patients = _from_file(Path(file), outer, labels, fold, patient_pattern)
+        sides, patients = _sides_of_file(Path(file), outer, fold, patient_pattern)
+        keys = ("image", "label", "case", "site") if labels else ("image", "case", "site")
+        sides = {name: [{key: i[key] for key in keys if key in i} for i in items] for name, items in sides.items()}
     else:
-        items, patients = _from_folder(
+        sides, patients = _sides_of_folder(
             dataset_dir, outer, labels, fold, num_folds, seed, limits, patient_pattern, test_site
         )
+    if file is not None or split is not None:
+        _refuse_leaks(sides, patients, f"The data list {file}" if file is not None else f"The dataset {dataset_dir}")
+    chosen = [item for name, side in sides.items() if outer in (None, name) for item in side]
+    items = sorted(chosen, key=lambda item: str(item["case"]))
+    if fold is not None and outer != "test":
+        _tell_patients(items, patients, f"{outer or 'all'}, fold {fold} of {num_folds or Path(str(file)).name}")
     if inner:
         assert inner_folds is not None
         parts = fold_of_case(items, patients, inner_folds, seed, limits)
         items = [item for item in items if (parts[item["case"]] == 0) == (split == "val")]
         _tell_patients(items, patients, f"{split}, 1/{inner_folds} of the training cases being val")
-    if native:
-        items = _with_natives(items, dataset_dir, file)
+    list_of_all = Path(file) if file is not None else Path(dataset_dir) / "datalist.json"
+    if native and (file is not None or ((Path(dataset_dir) / MANIFEST).is_file() and list_of_all.is_file())):
+        items = _with_natives(items, list_of_all)
     return items if anonymise_ids is None else pseudonymised(items, anonymise_ids)
 
 
-def _with_natives(
-    items: list[dict[str, Any]], dataset_dir: str | Path, file: str | Path | None
-) -> list[dict[str, Any]]:
-    list_of_all = Path(file) if file is not None else Path(dataset_dir) / "datalist.json"
-    prepared = file is not None or ((Path(dataset_dir) / MANIFEST).is_file() and list_of_all.is_file())
-    return with_natives(items, list_of_all) if prepared else items
-
-
-def _from_folder(
-    dataset_dir: str | Path,
-    split: str | None,
-    labels: bool,
-    fold: int | None,
-    num_folds: int | None,
-    seed: int,
-    limits: Limits | None,
-    patient_pattern: str | None,
-    test_site: str | None,
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The items, and the patient of each case in the folder."""
+def _sides_of_folder(
+    dataset_dir: str | Path, split: str | None, labels: bool, fold: int | None, num_folds: int | None, seed: int,
+    limits: Limits | None, patient_pattern: str | None, test_site: str | None,
+) -> tuple[dict[str, Items], dict[str, str]]:  # fmt: skip
+    """The items by split, or by side of a fold; and the patient of each case in the folder."""
     cases = find_cases(dataset_dir)
     if test_site is not None and cases:
         sites = sorted({str(case.site) for case in cases})
@@ -139,27 +135,34 @@ def _from_folder(
         ]
     zadc = (limits or Limits()).zadc == "required"
     patients = patients_of([case.case for case in cases], patient_pattern)
-    _refuse_shared_patients(cases, patients, split, folds=num_folds is not None)
-    if split is not None:
-        sides: dict[str, list[dict[str, Any]]] = {}
-        for case in cases:
-            side = "training" if num_folds is not None and case.split != "test" else str(case.split)
-            sides.setdefault(side, []).append(case.item(False, zadc))
-        _refuse_copies(sides, f"The dataset {dataset_dir}")
-    if num_folds is not None and split != "test":
+    side_of = {case: str(case.split) for case in cases}
+    if num_folds is not None:
         pool = [case for case in cases if case.split != "test"]
-        folds = fold_of_case([case.item(zadc=zadc) for case in pool], patients, num_folds, seed, limits)
-        if split is not None:
-            pool = [case for case in pool if (folds[case.case] == fold) == (split == "val")]
-        cases = pool if split is not None else cases
-    elif split is not None:
-        cases = [case for case in cases if case.split == split]
-    if not labels:
-        cases = [case for case in cases if case.adc or case.zadc or case.stacked]
-    items = sorted((case.item(labels, zadc) for case in cases), key=lambda item: str(item["case"]))
-    if num_folds is not None and split != "test":
-        _tell_patients(items, patients, f"{split or 'all'}, fold {fold} of {num_folds}")
-    return items, patients
+        items = [case.item(zadc=zadc) for case in pool] if split != "test" else []  # labels are read for the others
+        parts = fold_of_case(items, patients, num_folds, seed, limits)
+        side_of |= {case: "val" if parts.get(case.case) == fold else "train" for case in pool}
+    sides: dict[str, Items] = {}
+    for case in cases:
+        if labels or case.has_maps:
+            sides.setdefault(side_of[case], []).append(case.item(labels, zadc))
+    return sides, patients
+
+
+def _sides_of_file(
+    file: Path, split: str | None, fold: int | None, patient_pattern: str | None
+) -> tuple[dict[str, Items], dict[str, str]]:
+    """The entries by split, or by side of a fold; and the patient of each case in the list."""
+    sides = {name: _entries_of(file, key) for name, key in KEYS.items()}
+    if fold is not None:
+        folds = {entry.get("fold") for entry in sides["train"]}
+        if fold not in folds:
+            there = ", ".join(sorted(str(number) for number in folds if number is not None)) or "none"
+            raise DatasetError(f"The data list {file} has no fold {fold}; it has {there}.")
+        sides["val"] = [entry for entry in sides["train"] if entry.get("fold") == fold]
+        sides["train"] = [entry for entry in sides["train"] if entry.get("fold") != fold]
+    elif any("fold" in entry for entry in sides["train"]) and not sides["val"] and split in ("train", "val"):
+        raise DatasetError(f"The data list {file} has folds and no validation list; choose the fold with --fold.")
+    return sides, patients_in_list([entry for entries in sides.values() for entry in entries], patient_pattern)
 
 
 def _tell_patients(items: Sequence[Mapping[str, Any]], patients: Mapping[str, str], which: str) -> None:
@@ -168,18 +171,28 @@ def _tell_patients(items: Sequence[Mapping[str, Any]], patients: Mapping[str, st
         logger.info("%s: %s", which, count_of_patients(len(items), len({patients[item["case"]] for item in items})))
 
 
-def _refuse_shared_patients(cases: Sequence[Case], patients: Mapping[str, str], split: str | None, folds: bool) -> None:
-    sides: dict[str, dict[str, Case]] = {}
-    for case in cases:
-        side = "training" if folds and case.split != "test" else case.split
-        sides.setdefault(patients[case.case], {}).setdefault(str(side), case)
-    shared = {patient: sorted(where) for patient, where in sides.items() if len(where) > 1}
-    if split is not None and shared:
-        lines = [f"  {patient}: {', '.join(where)}" for patient, where in shared.items()]
+def _refuse_leaks(sides: Mapping[str, Items], patients: Mapping[str, str], where: str) -> None:
+    """A patient, or the same maps, on two sides; the same maps twice on one side count twice."""
+    first: dict[str, str] = {}
+    shared = {
+        f"  {patient} is in both {first[patient]} and {name}"
+        for name, items in sides.items()
+        for patient in (patients[item["case"]] for item in items)
+        if first.setdefault(patient, name) != name
+    }
+    if shared:
         raise DatasetError(
-            "These patients are in several splits; move all of a patient's cases into one, or give "
-            "--patient_pattern, a regular expression that finds the patient in a case id:\n" + "\n".join(lines)
+            f"{where} has these patients in several splits; move all of a patient's cases into one, or give "
+            "--patient_pattern, a regular expression that finds the patient in a case id:\n" + "\n".join(sorted(shared))
         )
+    side_of = {id(item): name for name, items in sides.items() for item in items}
+    lines = []
+    for item, other in copies([item for items in sides.values() for item in items]):
+        names, files = (side_of[id(other)], side_of[id(item)]), (first_file(other), first_file(item))
+        if names[0] != names[1] or files[0] == files[1]:
+            lines.append(f"  {files[0]} ({names[0]}) and {files[1]} ({names[1]})")
+    if lines:
+        raise DatasetError(f"{where} has the same maps twice; remove one of each pair:\n" + "\n".join(lines))
 
 
 def copies(items: Sequence[Any]) -> list[tuple[Any, Any]]:
@@ -209,53 +222,6 @@ def _digest(file: str, *_: int) -> str:
     return sha256_of(file)
 
 
-def first_file(item: Case | Mapping[str, Any]) -> str:
-    """The ADC map, or the stacked file, of a case."""
-    return next(iter(item_files(item.item() if isinstance(item, Case) else item).values()))
-
-
-def _refuse_copies(sides: Mapping[str, Sequence[Mapping[str, Any]]], where: str) -> None:
-    """The same maps in two lists are measured on what was trained on; twice in one list they count twice."""
-    side_of = {id(item): name for name, items in sides.items() for item in items}
-    lines = []
-    for item, other in copies([item for items in sides.values() for item in items]):
-        names, files = (side_of[id(other)], side_of[id(item)]), (first_file(other), first_file(item))
-        if names[0] != names[1] or files[0] == files[1]:
-            lines.append(f"  {files[0]} ({names[0]}) and {files[1]} ({names[1]})")
-    if lines:
-        raise DatasetError(f"{where} has the same maps twice; remove one of each pair:\n" + "\n".join(lines))
-
-
-def _from_file(
-    file: Path, split: str | None, labels: bool, fold: int | None, patient_pattern: str | None
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The items, and the patient of each case in the list."""
-    sides = {name: entries_of(file, key) for name, key in KEYS.items()}
-    if fold is not None:
-        folds = {entry.get("fold") for entry in sides["train"]}
-        if fold not in folds:
-            there = ", ".join(sorted(str(number) for number in folds if number is not None)) or "none"
-            raise DatasetError(f"The data list {file} has no fold {fold}; it has {there}.")
-        sides["val"] = [entry for entry in sides["train"] if entry.get("fold") == fold]
-        sides["train"] = [entry for entry in sides["train"] if entry.get("fold") != fold]
-    elif any("fold" in entry for entry in sides["train"]) and not sides["val"] and split in ("train", "val"):
-        raise DatasetError(f"The data list {file} has folds but no validation list; choose the fold with --fold.")
-    patients = patients_in_list([entry for entries in sides.values() for entry in entries], patient_pattern)
-    seen: dict[str, str] = {}
-    for name, entries in sides.items():
-        for entry in entries:
-            patient = patients[entry["case"]]
-            if seen.setdefault(patient, name) != name:
-                raise DatasetError(f"Patient {patient} is in both {seen[patient]} and {name} of the data list {file}.")
-    _refuse_copies(sides, f"The data list {file}")
-    items = [entry for name, entries in sides.items() if split in (None, name) for entry in entries]
-    if fold is not None:
-        _tell_patients(items, patients, f"{split or 'all'}, fold {fold} of {file.name}")
-    keys = ("image", "label", "case", "site") if labels else ("image", "case", "site")
-    items = [{key: item[key] for key in keys if key in item} for item in items]
-    return sorted(items, key=lambda item: str(item["case"])), patients
-
-
 def held_out(
     training: Mapping[str, Any] | None,
     split: str | None,
@@ -267,10 +233,10 @@ def held_out(
 
     Args:
         training: what the weights say of it: ``fold``, ``num_folds`` and ``inner_folds`` as for :func:`datalist`.
-        split: that is evaluated, with the next three.
-        fold: see :func:`datalist`.
-        num_folds: see :func:`datalist`.
-        test_site: see :func:`datalist`.
+        split: that is evaluated, with the next three as for :func:`datalist`.
+        fold: see there.
+        num_folds: see there.
+        test_site: see there.
     """
     if training is None or "inner_folds" not in training or training.get("test_site") != test_site:
         return None
@@ -340,12 +306,8 @@ def write_datalist(
             lists["training"] += [{**item, "fold": fold} for item in find("val", fold=fold, num_folds=num_folds)]
     patients = patients_of([item["case"] for item in everything], patient_pattern)
     for item in (item for items in lists.values() for item in items):
-        item |= {f"native_{key}": (natives or {}).get(item["case"], {}).get(key) for key in ("image", "label")}
-        for key in ("image", "label", "native_image", "native_label"):
-            if item.get(key) is None:
-                item.pop(key, None)
-            else:
-                item[key] = portable(item[key], output_file.parent)
+        item |= {f"native_{key}": path for key, path in (natives or {}).get(item["case"], {}).items() if key in FILES}
+        item |= {key: _portable(item[key], output_file.parent) for key in (*FILES, *NATIVE_FILES) if key in item}
         item["patient"] = patients[item["case"]]
     classes = {report.case: size_class(report.lesion_fraction) for report in check_items(everything, limits)}
     data = {
@@ -361,29 +323,31 @@ def write_datalist(
         write_json(output_file, data, indent=1)
     except OSError as error:
         raise DatasetError(f"The data list cannot be written to {output_file} ({error.strerror}).") from error
+    groups: dict[str, Items] = {}
     for key, items in lists.items():
-        for fold in sorted({item.get("fold", -1) for item in items}):
-            members = [item for item in items if item.get("fold", -1) == fold]
-            sizes = Counter(classes[item["case"]] for item in members)
-            where = key if fold < 0 else f"{key}, fold {fold}"
-            count = count_of_patients(len(members), len({item["patient"] for item in members}))
-            print(f"{where}: {count} ({', '.join(f'{name}: {n}' for name, n in sorted(sizes.items()))})")
+        for item in sorted(items, key=lambda item: item.get("fold", -1)):
+            groups.setdefault(f"{key}, fold {item['fold']}" if "fold" in item else key, []).append(item)
+    for where, members in groups.items():
+        sizes = Counter(classes[item["case"]] for item in members)
+        count = count_of_patients(len(members), len({item["patient"] for item in members}))
+        print(f"{where}: {count} ({', '.join(f'{name}: {n}' for name, n in sorted(sizes.items()))})")
     print(f"data list: {output_file}")
 
 
-def entries_of(file: Path, key: str) -> list[dict[str, Any]]:
-    """One list of a file in the decathlon form, its paths absolute; empty if the file has no such list.
-
-    Raises:
-        DatasetError: the file cannot be read.
-    """
+def _entries_of(file: Path, key: str) -> Items:
+    """One list of a file in the decathlon form, its paths absolute; empty if the file has no such list."""
     from monai.data import load_decathlon_datalist
+
+    def absolute(paths: Any) -> Any:
+        one = isinstance(paths, str)
+        return os.path.normpath(file.absolute().parent / paths) if one else [absolute(path) for path in paths]
 
     try:
         if not json.loads(file.read_text(encoding="utf-8")).get(key):
             return []
-        entries = load_decathlon_datalist(file, True, key, file.absolute().parent)
-        found = [{**entry, **_native_files(entry, file), "case": case_of(entry)} for entry in entries]
+        entries = load_decathlon_datalist(file, True, key, file.absolute().parent)  # of image and label alone
+        natives = [{key: absolute(entry[key]) for key in NATIVE_FILES if entry.get(key)} for entry in entries]
+        found = [{**entry, **more, "case": case_of(entry)} for entry, more in zip(entries, natives, strict=True)]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DatasetError(f"The data list {file} cannot be read ({one_line(error)}).") from error
     for entry in found:
@@ -394,40 +358,25 @@ def entries_of(file: Path, key: str) -> list[dict[str, Any]]:
     return found
 
 
-def _native_files(entry: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """MONAI makes the paths of ``image`` and ``label`` absolute, and no others."""
-
-    def absolute(paths: str | Sequence[str]) -> str | list[str]:
-        if isinstance(paths, str):
-            return os.path.normpath(file.absolute().parent / paths)
-        return [os.path.normpath(file.absolute().parent / path) for path in paths]
-
-    return {key: absolute(entry[key]) for key in ("native_image", "native_label") if entry.get(key)}
-
-
-def portable(paths: str | Sequence[str], folder: Path) -> str | list[str]:
+def _portable(paths: str | Sequence[str], folder: Path) -> str | list[str]:
     """Paths for a file in a folder: relative if they are below the folder or its parent, else absolute."""
     if not isinstance(paths, str):
-        return [str(portable(path, folder)) for path in paths]
+        return [str(_portable(path, folder)) for path in paths]
     near = Path(paths).is_relative_to(folder.parent)
     return Path(os.path.relpath(paths, folder)).as_posix() if near else paths
 
 
-def with_natives(items: Sequence[Mapping[str, Any]], file: Path) -> list[dict[str, Any]]:
+def _with_natives(items: Sequence[Mapping[str, Any]], file: Path) -> Items:
     """Items with the keys ``native_image`` and ``native_label`` that a data list has for their cases.
 
     If none of these files can be found the items stay as they are, and a warning says so. (One that is missing among
     others is for ``require_usable`` to name.)
     """
-    known = {entry["case"]: entry for key in KEYS.values() for entry in entries_of(file, key)}
-    natives = {
-        case: {key: entry[key] for key in ("native_image", "native_label") if key in entry}
-        for case, entry in known.items()
-    }
-    found = [{**item, **natives.get(str(item["case"]), {})} for item in items]
-    prepared = [as_native(item) for item in found if "native_image" in item]
-    if prepared and not any(Path(path).is_file() for item in prepared for path in item_files(item).values()):
-        first = next(iter(item_files(prepared[0]).values()))
-        logger.warning("The files that the cases of %s were made from are not there (%s …).", file, first)
+    known = {entry["case"]: entry for key in KEYS.values() for entry in _entries_of(file, key)}
+    natives = [{key: path for key, path in known.get(str(i["case"]), {}).items() if key in NATIVE_FILES} for i in items]
+    found = [{**item, **more} for item, more in zip(items, natives, strict=True)]
+    files = [path for item in found if "native_image" in item for path in item_files(as_native(item)).values()]
+    if files and not any(Path(path).is_file() for path in files):
+        logger.warning("The files that the cases of %s were made from are not there (%s …).", file, files[0])
         return [dict(item) for item in items]
     return found

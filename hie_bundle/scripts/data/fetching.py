@@ -224,7 +224,7 @@ def _require_unchanged(folder: Path) -> None:
                 elif path.stat().st_size != size or zlib.crc32(path.read_bytes()) != crc:
                     lines.append(f"{path} was changed")
                 bar.update(size)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         lines = [f"it was not made by this command (no {MANIFEST} in it that can be read)"]
     if lines:
         more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []

@@ -16,14 +16,8 @@ from .gate import check_items
 from .layout import case_of
 
 __all__ = [
-    "SIZE_CLASSES",
-    "count_of_patients",
-    "fold_of_case",
-    "patient_of",
-    "patients_in_list",
-    "patients_of",
-    "size_class",
-]
+    "SIZE_CLASSES", "count_of_patients", "fold_of_case", "patient_of", "patients_in_list", "patients_of", "size_class",
+]  # fmt: skip
 
 # Upper ends of the lesion-size classes, as fractions of the brain's volume; an empty label is a class of its own.
 SIZE_CLASSES = {"<1 %": 0.01, "1–5 %": 0.05, "5–20 %": 0.2, ">20 %": float("inf")}
@@ -45,7 +39,7 @@ def fold_of_case(
     seed: int = 0,
     limits: Limits | None = None,
 ) -> dict[str, int]:
-    """Assign cases to folds with similar lesion sizes.
+    """Assign cases to folds, 0 to ``num_folds`` - 1 by case id, with similar lesion sizes.
 
     Patients are shuffled within each size class (that of their largest lesion) and dealt out to the folds in turn, so
     that two folds differ by at most one patient in total and at most one in each class. (scikit-learn's
@@ -57,11 +51,8 @@ def fold_of_case(
         num_folds: at least 1.
         seed: of the shuffling.
         limits: see :class:`scripts.data.checks.Limits`; the defaults if None.
-
-    Returns:
-        Fold, 0 to ``num_folds`` - 1, by case id.
     """
-    largest: dict[str, float] = {}
+    largest: dict[str, float] = {}  # -1: no label
     for report in check_items(items, limits):
         fraction = -1.0 if report.lesion_fraction is None else report.lesion_fraction
         patient = patients[report.case]
@@ -69,10 +60,9 @@ def fold_of_case(
     classes: dict[str, list[str]] = {}
     for patient, fraction in sorted(largest.items()):
         classes.setdefault(size_class(None if fraction < 0 else fraction), []).append(patient)
-    order = []
-    for _, members in sorted(classes.items()):
+    for members in classes.values():
         random.Random(seed).shuffle(members)
-        order += members
+    order = [patient for _, members in sorted(classes.items()) for patient in members]
     fold = {patient: place % num_folds for place, patient in enumerate(order)}
     return {case: fold[patients[case]] for case in map(case_of, items)}
 

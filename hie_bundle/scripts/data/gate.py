@@ -15,22 +15,16 @@ from typing import Any, Literal
 import platformdirs
 from tqdm import tqdm
 
-from ..io.files import atomic_path
+from ..io.files import atomic_path, expect_unchanged, stamp_of
 from ..runtime.cores import available_cores
 from ..runtime.errors import DatasetError
 from .checks import CaseReport, Limits, Problem, check_case
-from .layout import Case, as_native, case_of, filesystem_key, find_cases, item_files, part_of
+from .layout import Case, as_native, case_of, filesystem_key, find_cases, first_file, item_files, part_of
 
 __all__ = [
-    "check_items",
-    "command",
-    "duplicate_problems",
-    "list_problems",
-    "nothing_found",
-    "require_usable",
-    "require_usable_on_all_ranks",
-    "thread_count",
-]
+    "check_items", "command", "duplicate_problems", "list_problems", "nothing_found", "require_usable",
+    "require_usable_on_all_ranks", "thread_count",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +32,7 @@ _NATIVES = (
     "Prepare the cases again with `run preprocessing`, whose datalist.json says where they came from, or name the "
     "folder of the acquired maps with --dataset_dir (preprocessing.json beside the prepared cases says which it was)."
 )
-CHECKS_VERSION = 4  # raised whenever the checks change, so that cached results are not used
+CHECKS_VERSION = 5  # raised whenever the checks change, so that cached results are not used
 _PROGRESS_FROM = 8  # files; fewer are read before a bar could be seen
 
 
@@ -47,96 +41,80 @@ def check_items(
     limits: Limits | None = None,
     cache_file: str | Path | None = None,
     num_workers: int | None = None,
+    expect: bool = False,
 ) -> list[CaseReport]:
-    """Check every item, reading only those whose files changed since they were last checked.
+    """Check every item, reading only those whose files changed since they were last checked; one report each, in order.
 
     Args:
-        items: as for ``require_usable``.
+        items: as for :func:`require_usable`.
         limits: what a case may look like; the defaults if None.
-        cache_file: where results are cached; the user's cache folder if None. If it cannot be written, nothing is
-            cached.
+        cache_file: where results are cached, if it can be written; the user's cache folder if None.
         num_workers: threads that read; one a core if None.
-
-    Returns:
-        One report per item, in their order.
+        expect: files that change from now on are refused when they are loaded (:func:`.refuse_changed`).
     """
     limits = limits or Limits()
-    path = Path(cache_file) if cache_file else default_cache_file()
-    known = _load(path)
+    path = Path(cache_file or f"{platformdirs.user_cache_dir('hie_bundle', appauthor=False)}/checks.json")
+    known, fresh = _load(path), {}
     setting = json.dumps([CHECKS_VERSION, asdict(limits)])
-    jobs = []
     reports: dict[str, CaseReport] = {}
+    jobs = {}
     for item in items:
         files = item_files(item)
-        key, stamp = "|".join(files.values()), _stamp(files.values())
-        remembered = _recall(known.get(key), stamp, setting)
-        if remembered:
+        key, stamp = "|".join(files.values()), _stamps(files.values())
+        if expect:
+            expect_unchanged(dict(zip(files.values(), stamp, strict=False)))
+        if remembered := _recall(known.get(key), stamp, setting):
             remembered.case = case_of(item)
             reports[key] = remembered
         else:
-            jobs.append((key, stamp, case_of(item), files))
-    if jobs:
-        with (
-            ThreadPoolExecutor(thread_count(num_workers)) as pool,
-            tqdm(total=len(jobs), desc="checking", unit="case", disable=len(jobs) < _PROGRESS_FROM or None) as bar,
-        ):
-            fresh = {}
-            for job, report in zip(jobs, pool.map(lambda job: check_case(job[2], job[3], limits), jobs), strict=True):
-                key, stamp = job[:2]
-                reports[key] = report
-                if stamp:
-                    fresh[key] = {"stamp": stamp, "setting": setting, "report": report.to_json()}
-                bar.update()
-        _remember(path, fresh)
+            jobs[key] = (case_of(item), files, stamp)
+    with (
+        ThreadPoolExecutor(thread_count(num_workers)) as pool,
+        tqdm(total=len(jobs), desc="checking", unit="case", disable=len(jobs) < _PROGRESS_FROM or None) as bar,
+    ):
+        found = pool.map(lambda job: check_case(job[0], job[1], limits), jobs.values())
+        for (key, (_, _, stamp)), report in zip(jobs.items(), found, strict=True):
+            reports[key] = report
+            if stamp:
+                fresh[key] = {"stamp": stamp, "setting": setting, "report": report.to_json()}
+            bar.update()
+    if fresh:  # a race with another process costs a second check
+        known = {key: entry for key, entry in _load(path).items() if Path(key.split("|")[0]).exists()} | fresh
+        with suppress(OSError), atomic_path(path) as temporary:
+            temporary.touch(0o600)  # it names files and says how large lesions are: its owner's alone
+            temporary.write_text(
+                json.dumps(known, ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogateescape"
+            )
     return [reports["|".join(item_files(item).values())] for item in items]
 
 
 def thread_count(num_workers: int | None) -> int:
     """That many threads, at least one; as many as there are cores for this process if None."""
-    if num_workers is None:
-        num_workers = available_cores()
-    return max(1, num_workers)
+    return max(1, available_cores() if num_workers is None else num_workers)
 
 
-def default_cache_file() -> Path:
-    """``checks.json`` in the user's cache folder for ``hie_bundle``."""
-    return Path(platformdirs.user_cache_dir("hie_bundle", appauthor=False)) / "checks.json"
-
-
-def _stamp(files: Iterable[str]) -> list[list[int]]:
-    """What changes with each file: size, times of the last change, inode; empty if one of them is not there."""
+def _stamps(files: Iterable[str]) -> list[list[int]]:
+    """The stamps of files; empty if one of them is not there."""
     try:
-        statuses = [Path(file).stat() for file in files]
+        return [stamp_of(file) for file in files]
     except OSError:
         return []
-    return [[status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino] for status in statuses]
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
+        known = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 
 
 def _recall(entry: Any, stamp: list[list[int]], setting: str) -> CaseReport | None:
     """The cached report of these files as they are now, if it can be read."""
-    try:
+    with suppress(KeyError, TypeError):
         if stamp and entry["stamp"] == stamp and entry["setting"] == setting:
             return CaseReport.from_json(entry["report"])
-    except (KeyError, TypeError):
-        pass
     return None
-
-
-def _remember(path: Path, fresh: Mapping[str, Any]) -> None:
-    """Add to the cache; a race with another process costs a second check."""
-    known = {**_load(path), **fresh}
-    known = {key: entry for key, entry in known.items() if key in fresh or Path(key.split("|")[0]).exists()}
-    with suppress(OSError), atomic_path(path) as temporary:
-        temporary.touch(0o600)  # it names files and says how large lesions are: its owner's alone
-        temporary.write_text(json.dumps(known, ensure_ascii=False) + "\n")
 
 
 def require_usable(
@@ -170,7 +148,7 @@ def require_usable(
     """
     if not items:
         raise DatasetError(nothing_found(Path(dataset_dir), purpose))
-    reports = check_items(items, limits, cache_file, num_workers)
+    reports = check_items(items, limits, cache_file, num_workers, expect=True)
     _note_repeated(reports)
     _note_ambiguous(reports, dataset_dir)
     if native:
@@ -211,10 +189,9 @@ def _note_repeated(reports: Sequence[CaseReport]) -> None:
     """The same case in two items, from two splits perhaps; or two whose masks would be one file on some disk."""
     first: dict[str, tuple[str, str]] = {}
     for report in reports:
-        file = next(iter(report.files.values()))
-        name = filesystem_key(report.case)
+        name, part = filesystem_key(report.case), next(iter(report.files))
         if name not in first:
-            first[name] = report.case, file
+            first[name] = report.case, report.files[part]
             continue
         case, other = first[name]
         message = f"is a second file of this case; the first is {other}"
@@ -223,15 +200,14 @@ def _note_repeated(reports: Sequence[CaseReport]) -> None:
                 f"and {other} have the same name on file systems that ignore case or Unicode form, and so would "
                 "their masks; rename one of the two cases"
             )
-        report.problems.append(Problem(file, message))
+        report.add(part, message)
 
 
 def _note_ambiguous(reports: Sequence[CaseReport], dataset_dir: str | Path) -> None:
     """Files that claim to be one of a case's, beside the one that was taken."""
     by_file = {next(iter(report.files.values())): report for report in reports}
     for case in find_cases(dataset_dir):
-        report = by_file.get(next(iter(item_files(case.item()).values())))
-        if report:
+        if report := by_file.get(first_file(case)):
             report.problems += duplicate_problems(case, labels="label" in report.files)
 
 
@@ -250,11 +226,11 @@ def _check_natives(
     needed: bool,
 ) -> list[CaseReport]:
     """Reports of the files that prepared cases were made from; a problem for each case that has no native maps."""
-    prepared = [item for item in items if "native_image" in item]
-    natives = check_items([as_native(item) for item in prepared], limits, cache_file, num_workers)
-    without = [
-        report for item, report in zip(items, reports, strict=True) if report.normalised and "native_image" not in item
-    ] + [report for report in natives if report.normalised]
+    prepared = [as_native(item) for item in items if "native_image" in item]
+    natives = check_items(prepared, limits, cache_file, num_workers, expect=True)
+    pairs = zip(items, reports, strict=True)
+    without = [report for item, report in pairs if report.normalised and "native_image" not in item]
+    without += [report for report in natives if report.normalised]
     if len(without) == len(items) and not needed:
         logger.warning(
             "The maps of all %d cases have been normalised, and the files that they were made from are not known: "
@@ -265,11 +241,10 @@ def _check_natives(
         )
         return natives
     for report in without:
-        file = next(iter(report.files.values()))
-        message = (
-            "has been resampled or normalised already: volumes, size classes, the baseline and all figures on the "
+        message = "has been resampled or normalised already: volumes, size classes, the baseline and all figures on "
+        report.add(
+            next(iter(report.files)), f"{message}the native grid need the maps as they were acquired. {_NATIVES}"
         )
-        report.problems.append(Problem(file, f"{message}native grid need the maps as they were acquired. {_NATIVES}"))
     return natives
 
 
@@ -278,11 +253,8 @@ def require_usable_on_all_ranks(items: Sequence[Mapping[str, Any]], *args: Any, 
 
     Args:
         items: of this process; duplicates across ranks are counted once.
-        args: see there.
+        args: of :func:`.require_usable`, as ``kwargs`` are.
         kwargs: see there.
-
-    Raises:
-        DatasetError: on the first process.
     """
     from torch import distributed
 

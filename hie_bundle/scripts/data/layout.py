@@ -15,20 +15,9 @@ from ..runtime.errors import DatasetError
 from ..runtime.text import is_printable
 
 __all__ = [
-    "MANIFEST",
-    "SPLITS",
-    "Case",
-    "as_native",
-    "case_of",
-    "case_of_file_name",
-    "file_name",
-    "filesystem_key",
-    "find_cases",
-    "item_files",
-    "output_name",
-    "part_of",
-    "site_of",
-]
+    "MANIFEST", "SPLITS", "Case", "as_native", "case_of", "case_of_file_name", "file_name", "filesystem_key",
+    "find_cases", "first_file", "item_files", "output_name", "part_of", "site_of",
+]  # fmt: skip
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "preprocessing.json"  # in a folder that preprocessing wrote
@@ -40,6 +29,11 @@ _PATTERNS = {
     "label": re.compile(rf"(?P<case>.+)_lesion{_EXTENSION}", re.IGNORECASE),
     "stacked": re.compile(r"(?P<case>.+)\.nii(?:\.gz)?", re.IGNORECASE),
 }
+_NAMES = {  # folder and name of a case's files in BONBID-HIE
+    "adc": ("1ADC_ss", "{}-ADC_ss"),
+    "zadc": ("2Z_ADC", "Zmap_{}-ADC_smooth2mm_clipped10"),
+    "label": ("3LABEL", "{}_lesion"),
+}
 _SPLIT_FOLDER = re.compile(r"(?:BONBID\d*[-_])?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
 _BONBID_CASE = re.compile(r"(?P<patient>(?P<site>[A-Z]+)NICU_\d+)(?!\d)", re.IGNORECASE)  # BCHNICU_010-VISIT_01
 _BONBID_FOLDER = re.compile(r"BONBID\d*[-_](train|val|test)", re.IGNORECASE)
@@ -49,25 +43,20 @@ _IGNORED_FOLDERS = ("__MACOSX", "original")  # archives made on a Mac; what MONA
 
 @dataclass(frozen=True)
 class Case:
-    """One scan: its files, None where not found.
+    """One scan: its files, None where not found."""
 
-    Attributes:
-        case: the id, e.g. ``MGHNICU_010-VISIT_01``.
-        split: ``train``, ``val`` or ``test`` by a folder's name; None in a folder without splits.
-        adc: the ADC map.
-        zadc: the Z-score map of the ADC.
-        stacked: both in one 4D file, instead of ``adc`` and ``zadc``.
-        label: the lesion mask.
-        duplicates: further files that claim to be one of the above.
-    """
-
-    case: str
-    split: str | None = None
+    case: str  # the id, e.g. MGHNICU_010-VISIT_01
+    split: str | None = None  # train, val or test by a folder's name; None in a folder without splits
     adc: Path | None = None
     zadc: Path | None = None
-    stacked: Path | None = None
+    stacked: Path | None = None  # both maps in one 4D file, instead of adc and zadc
     label: Path | None = None
-    duplicates: tuple[Path, ...] = ()
+    duplicates: tuple[Path, ...] = ()  # further files that claim to be one of the above
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there is any map."""
+        return bool(self.adc or self.zadc or self.stacked)
 
     @property
     def site(self) -> str | None:
@@ -81,49 +70,33 @@ class Case:
             labels: with the key ``label``.
             zadc: a ZADC map is expected; otherwise a missing one is omitted, and the image is the ADC map alone.
         """
-        image: str | list[str]
-        if self.stacked:
-            image = str(self.stacked)
-        else:
-            image = [str(self._expected(part)) for part in ("adc", "zadc") if part == "adc" or zadc or self.zadc]
-        item: dict[str, Any] = {"image": image, "case": self.case, **({"site": self.site} if self.site else {})}
-        if labels:
-            item["label"] = str(self._expected("label"))
-        return item
+        parts = [part for part in ("adc", "zadc") if part == "adc" or zadc or self.zadc]
+        image = str(self.stacked) if self.stacked else [str(self._expected(part)) for part in parts]
+        item = {"image": image, "case": self.case} | ({"site": self.site} if self.site else {})
+        return item | ({"label": str(self._expected("label"))} if labels else {})
 
     def _expected(self, part: str) -> Path:
-        found = getattr(self, part)
-        if found:
+        if found := getattr(self, part):
             return Path(found)
         near = next(path for path in (self.stacked, self.adc, self.zadc, self.label) if path)
-        folder, name = {
-            "adc": ("1ADC_ss", f"{self.case}-ADC_ss"),
-            "zadc": ("2Z_ADC", f"Zmap_{self.case}-ADC_smooth2mm_clipped10"),
-            "label": ("3LABEL", f"{self.case}_lesion"),
-        }[part]
+        folder, name = _NAMES[part]
         parts = list(near.parent.parts)
         for place in range(len(parts) - 1, max(len(parts) - 3, -1), -1):  # in part II the hospital's folder is below
-            if parts[place] in ("1ADC_ss", "2Z_ADC", "3LABEL"):
+            if parts[place] in {folder for folder, _ in _NAMES.values()}:
                 parts[place] = folder
                 break
         parent = Path(*parts)
         extension = re.search(rf"{_EXTENSION}$", near.name, re.IGNORECASE)
-        return parent / f"{name}{extension.group() if extension else '.nii.gz'}"
+        return parent / f"{name.format(self.case)}{extension.group() if extension else '.nii.gz'}"
 
 
 def find_cases(dataset_dir: str | Path) -> list[Case]:
     """Find the cases anywhere below a folder by their files' names, incomplete ones included.
 
     The names are ``<case>-ADC_ss``, ``Zmap_<case>-ADC_smooth2mm_clipped10`` and ``<case>_lesion`` with ``.mha``,
-    ``.nii`` or ``.nii.gz``; any other ``<case>.nii.gz`` is a stacked file (or a label, in a folder ``labels``).
-    Part II of BONBID-HIE has no splits: a patient who is in part I, too, has the split of there, and a scan of both
-    parts is that of part I.
-
-    Args:
-        dataset_dir: the folder; missing or empty gives no cases.
-
-    Returns:
-        The cases, sorted by split (train, val, test, none) and id.
+    ``.nii`` or ``.nii.gz``; any other ``<case>.nii.gz`` is a stacked file (or a label, in a folder ``labels``). Sorted
+    by split (train, val, test, none) and id; a missing or empty folder gives none. Part II of BONBID-HIE has no splits:
+    a patient who is in part I, too, has the split of there, and a scan of both parts is that of part I.
 
     Raises:
         DatasetError: a file's name holds a line break or another control character, or is no UTF-8.
@@ -227,15 +200,7 @@ def filesystem_key(name: str) -> str:
 
 
 def output_name(metadata: Mapping[str, Any], saver: Any = None) -> dict[str, str]:
-    """Name an output file after the case: ``output_name_formatter`` of MONAI's ``SaveImage``.
-
-    Args:
-        metadata: of the image, with the ADC map's or stacked file's path under ``filename_or_obj``.
-        saver: the transform that asks; not used.
-
-    Returns:
-        ``{"subject": case id}``.
-    """
+    """``{"subject": case id}`` by an image's file: ``output_name_formatter`` of MONAI's ``SaveImage``."""
     path = Path(str(metadata.get("filename_or_obj", "case")))
     case = part_of(path)[1] or path.name.split(".")[0]
     return {"subject": case}
@@ -258,11 +223,16 @@ def item_files(item: Mapping[str, Any]) -> dict[str, str]:
     return files
 
 
+def first_file(item: Case | Mapping[str, Any]) -> str:
+    """The ADC map, or the stacked file, of a case."""
+    return next(iter(item_files(item.item() if isinstance(item, Case) else item).values()))
+
+
 def case_of(item: Mapping[str, Any]) -> str:
     """The item's case id; from its image's file name if it does not say."""
     if "case" in item:
         return str(item["case"])
-    return output_name({"filename_or_obj": next(iter(item_files(item).values()))})["subject"]
+    return output_name({"filename_or_obj": first_file(item)})["subject"]
 
 
 def as_native(item: Mapping[str, Any]) -> dict[str, Any]:

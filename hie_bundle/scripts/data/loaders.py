@@ -29,6 +29,12 @@ SOON_S = 1.0  # for a killed process to end
 _END = object()
 LATE = "--loading_timeout_s is the time that they have."
 DIED = "The system may have run out of memory; --num_workers 0 reads in the main process."
+_SHM = "has no shared memory left: enlarge /dev/shm (docker run --shm-size)"
+_FILES = "has too many open files: raise the limit (ulimit -n)"
+SHORTAGES = {  # by what PyTorch says
+    "shared memory(shm)": _SHM, "unable to write to file </torch_": _SHM, "out of shared memory": _SHM,
+    "Too many open files": _FILES, "ancdata": _FILES,
+}  # fmt: skip
 _loaders: weakref.WeakSet[CaseLoader] = weakref.WeakSet()
 # as PyTorch repeats in the main process what a loading one has raised
 _REPEATED = re.compile(
@@ -138,18 +144,19 @@ def in_words(error: BaseException) -> UserError | None:
     texts = [str(cause) for cause in chain if isinstance(cause, RuntimeError | UserError)]
     if told := next(filter(None, map(_REPEATED.search, texts)), None):
         return UserError(told[1].strip())
+    if short := next((advice for sign, advice in SHORTAGES.items() if any(sign in text for text in texts)), None):
+        return LoadingError(f"A process that loads cases {short}, or --num_workers 0 reads in the main process.")
     text = next((text.strip() for text in texts if text.startswith("DataLoader ")), None)
     if text is None:
         return None
-    return (
-        _lost(f"did not give a batch in time ({text})", LATE) if "timed out" in text else _lost(f"died ({text})", DIED)
-    )
+    late = "timed out" in text
+    return _lost(f"{'did not give a batch in time' if late else 'died'} ({text})", LATE if late else DIED)
 
 
 def _lost(what: str, advice: str) -> LoadingError:
-    cases = sorted({case for loader in _loaders for case in _being_read(loader)})
+    cases = ", ".join(sorted({case for loader in _loaders for case in _being_read(loader)})) or "no case that is known"
     return LoadingError(
-        f"A process that loads cases {what}. It was reading: {_list(cases)}. Look at these files and the disk. {advice}"
+        f"A process that loads cases {what}. It was reading: {cases}. Look at these files and the disk. {advice}"
     )
 
 
@@ -176,12 +183,5 @@ def _being_read(loader: CaseLoader) -> list[str]:
     reading = [(process, index) for process, index in loader.reading.tolist() if index != IDLE]
     alive = {process.pid for process in multiprocessing.active_children()}
     dead = [(process, index) for process, index in reading if process not in alive]
-    return [_name(items[index]) for _, index in dead or reading]
-
-
-def _name(item: Any) -> str:
-    return case_of(item) if isinstance(item, Mapping) else str(item)
-
-
-def _list(cases: list[str]) -> str:
-    return ", ".join(cases) or "no case that is known"
+    read = [items[index] for _, index in dead or reading]
+    return [case_of(item) if isinstance(item, Mapping) else str(item) for item in read]

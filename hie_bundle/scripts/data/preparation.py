@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..io.files import try_writing, write_json
 from ..io.images import write
 from ..io.volumes import read_volume
 from ..runtime.errors import DatasetError
-from .checks import Limits
+from .checks import Limits, channels_of
 from .datalists import write_datalist
 from .gate import require_usable, thread_count
 from .layout import MANIFEST, Case, find_cases
@@ -82,7 +81,7 @@ def preprocess(
     source = Path(dataset_dir).absolute()
     if root == source or source in root.parents:
         raise DatasetError(f"output_dir {root} must be outside dataset_dir {source}; its files would be read as cases.")
-    cases = [case for case in find_cases(source) if labels or case.adc or case.zadc or case.stacked]
+    cases = [case for case in find_cases(source) if labels or case.has_maps]
     items = [case.item(labels or case.label is not None) for case in cases]
     if items:
         new = not root.exists()
@@ -91,11 +90,11 @@ def preprocess(
             root.rmdir()  # what is refused below leaves nothing
     require_usable(items, source, "preprocessing", limits, num_workers=num_workers)
     settings: dict[str, Any] = {"format": format, "dataset_dir": str(source)}
-    writer: Writer = _write_stack
+    writer: Writer = partial(_write_maps, stack=format == "native_stack")
     if format == "resampled":
         writer, settings["recipe"] = _resampling_writer(recipe_configs, overrides or {})
     if format == "nnunet":
-        writer, root = _write_separately, root / dataset_name
+        root = root / dataset_name
         place: Callable[[Case], tuple[list[Path], Path]] = partial(_nnunet_paths, root)
     else:
         place, settings["extension"] = partial(_stack_paths, root, extension), extension
@@ -109,8 +108,14 @@ def preprocess(
         _claim(root / MANIFEST, settings)
         jobs = [(case, *place(case)) for case in cases]
         _run(writer, [job for job in jobs if not _is_done(*job)], num_workers)
-        if format == "nnunet":
-            _describe_for_nnunet(root)
+        if format == "nnunet":  # as nnU-Net v2 reads it: by these names it normalises each map by mean and SD
+            description = {
+                "channel_names": {"0": "ADC", "1": "ZADC"},
+                "labels": {"background": 0, "lesion": 1},
+                "numTraining": len(list((root / "labelsTr").glob("*.nii.gz"))),
+                "file_ending": ".nii.gz",
+            }
+            write_json(root / "dataset.json", description, indent=1)
     except OSError as error:
         raise DatasetError(f"{error.filename or root} cannot be written ({error.strerror or error}).") from error
     if format == "nnunet":
@@ -128,8 +133,8 @@ def _claim(manifest: Path, settings: Mapping[str, Any]) -> None:
             raise DatasetError(f"{manifest.parent} has other files in it. Choose another output_dir.")
         write_json(manifest, settings, indent=1)
     try:
-        known = json.loads(manifest.read_text())
-    except ValueError:
+        known = json.loads(manifest.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
         known = None
     if known != json.loads(json.dumps(settings)):
         raise DatasetError(
@@ -159,42 +164,24 @@ def _is_done(case: Case, images: Sequence[Path], label: Path) -> bool:
 
 
 def _run(writer: Writer, jobs: Sequence[tuple[Case, list[Path], Path]], num_workers: int | None) -> None:
-    with (
-        ThreadPoolExecutor(thread_count(num_workers)) as pool,
-        tqdm(total=len(jobs), desc="preprocessing", unit="case", disable=None) as bar,
-    ):
+    with ThreadPoolExecutor(thread_count(num_workers)) as pool:
         try:
-            for _ in pool.map(lambda job: writer(*job), jobs):
-                bar.update()
+            done = pool.map(lambda job: writer(*job), jobs)
+            list(tqdm(done, total=len(jobs), desc="preprocessing", unit="case", disable=None))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _maps(case: Case) -> tuple[list[NDArray[Any]], NDArray[np.float64]]:
-    if case.stacked:
-        volume = read_volume(case.stacked)
-        return [volume.array[..., 0], volume.array[..., 1]], volume.affine
-    volumes = [read_volume(path) for path in (case.adc, case.zadc) if path]
-    return [volume.array for volume in volumes], volumes[0].affine
-
-
-def _write_stack(case: Case, images: Sequence[Path], label: Path) -> None:
-    maps, affine = _maps(case)
-    write(images[0], np.stack([array.astype(np.float32) for array in maps], axis=-1), affine)
-    _write_label(case, label, affine)
-
-
-def _write_separately(case: Case, images: Sequence[Path], label: Path) -> None:
-    maps, affine = _maps(case)
-    for path, array in zip(images, maps, strict=True):
+def _write_maps(case: Case, images: Sequence[Path], label: Path, stack: bool) -> None:
+    """Write the maps and the label as they are: one file for both maps, or one each."""
+    volumes = [read_volume(path) for path in ([case.stacked] if case.stacked else [case.adc, case.zadc]) if path]
+    maps, affine = [array for volume in volumes for array in channels_of(volume)], volumes[0].affine
+    arrays = [np.stack([array.astype(np.float32) for array in maps], axis=-1)] if stack else maps
+    for path, array in zip(images, arrays, strict=True):
         write(path, array, affine)
-    _write_label(case, label, affine)
-
-
-def _write_label(case: Case, path: Path, affine: NDArray[np.float64]) -> None:
     if case.label:
-        write(path, (read_volume(case.label).array == 1).astype(np.uint8), affine)
+        write(label, (read_volume(case.label).array == 1).astype(np.uint8), affine)
 
 
 def _resampling_writer(
@@ -227,14 +214,3 @@ def _resampling_writer(
             write(label, data["label"][0].numpy().astype(np.uint8), data["label"].affine.numpy())
 
     return write_resampled, described
-
-
-def _describe_for_nnunet(root: Path, file_ending: str = ".nii.gz") -> None:
-    """``dataset.json`` as nnU-Net v2 reads it. It normalises each map by mean and standard deviation by these names."""
-    description = {
-        "channel_names": {"0": "ADC", "1": "ZADC"},
-        "labels": {"background": 0, "lesion": 1},
-        "numTraining": len(list((root / "labelsTr").glob(f"*{file_ending}"))),
-        "file_ending": file_ending,
-    }
-    write_json(root / "dataset.json", description, indent=1)

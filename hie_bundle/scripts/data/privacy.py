@@ -56,18 +56,7 @@ def pseudonyms(
 
 
 def pseudonymised(items: Sequence[Mapping[str, Any]], key_file: str | Path) -> list[dict[str, Any]]:
-    """The items with pseudonyms for case ids (:func:`pseudonyms`).
-
-    Args:
-        items: MONAI data items with ``case``.
-        key_file: see there.
-
-    Returns:
-        The items, sorted by pseudonym, so that their order does not identify them; ``original_id`` holds the id.
-
-    Raises:
-        DatasetError: see there.
-    """
+    """The items with pseudonyms for ids, sorted by these, so that their order identifies nobody; see :func:`pseudonyms`."""
     files = [file for item in items for file in item_files(item).values()]
     names = pseudonyms([str(item["case"]) for item in items], key_file, files)
     renamed = [{**item, "case": names[str(item["case"])], "original_id": str(item["case"])} for item in items]
@@ -79,14 +68,20 @@ def original_id(item: Mapping[str, Any]) -> str:
     return str(item.get("original_id", item["case"]))
 
 
+def refuse_key_in(folder: str | Path, key_file: Any) -> None:
+    """Refuse a key in a folder of results, which are passed on; None is no key."""
+    if key_file is not None and Path(folder).resolve() in Path(str(key_file)).resolve().parents:
+        raise DatasetError(f"The key file {key_file} of --anonymise_ids is inside the results in {folder}; move it.")
+
+
 def _key(key_file: Any, output_dir: str | Path | None) -> bytes:
     if not isinstance(key_file, str | os.PathLike) or str(key_file).lower() in ("", "true", "false", "none"):
         raise DatasetError(
             f"--anonymise_ids needs the path of a key file, not {key_file!r}; a missing file is created."
         )
     path = Path(key_file)
-    if output_dir is not None and Path(output_dir).resolve() in path.resolve().parents:
-        raise DatasetError(f"The key file {path} of --anonymise_ids is inside the results in {output_dir}; move it.")
+    if output_dir is not None:
+        refuse_key_in(output_dir, path)
     try:
         if not path.exists():
             _make(path)

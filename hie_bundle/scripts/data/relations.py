@@ -78,9 +78,8 @@ def _relate(
     agreement = agreement_of_maps(adc, zadc, brain, spacing_mm)
     if normalised:  # resampled to a network's grid as a rule, which may be coarser than what agrees
         if agreement < -DOUBTFUL_AGREEMENT:
-            problems.append(
-                ("zadc", f"falls where ADC rises: its sign is inverted (local correlation {agreement:.2f})")
-            )
+            text = f"falls where ADC rises: its sign is inverted (local correlation {agreement:.2f})"
+            problems.append(("zadc", text))
         return
     if agreement < max(limits.map_agreement, DOUBTFUL_AGREEMENT):
         text = f"local correlation with ADC in the brain is {agreement:.2f}, as a rule above 0.8"
@@ -93,17 +92,13 @@ def _relate(
     zero = float((zadc[brain] == 0).mean())
     text = f"{100 * zero:.0f} % of the brain has a ZADC of exactly 0"
     if zero > limits.zadc_zero_fraction:
-        message = (
-            "is not a Z map of this brain: {}; skull in the ADC map, or another position? (limits#zadc_zero_fraction)"
-        )
-        problems.append(("zadc", message.format(text)))
+        why = "skull in the ADC map, or another position? (limits#zadc_zero_fraction)"
+        problems.append(("zadc", f"is not a Z map of this brain: {text}; {why}"))
     elif zero > DOUBTFUL_ZERO_SHARE:
         notes.append(text)
     healthy = adc[brain & (np.abs(zadc) < NEAR_ZERO) & (zadc != 0)]
-    if healthy.size < ENOUGH_VOXELS // 10:
-        return
-    median, (least, greatest) = float(np.median(healthy)), limits.healthy_adc_range
-    if not least <= median <= greatest:
+    least, greatest = limits.healthy_adc_range
+    if healthy.size >= ENOUGH_VOXELS // 10 and not least <= (median := float(np.median(healthy))) <= greatest:
         message = f"has a median of {median:.0f} where ZADC is about 0, not between {least:g} and {greatest:g}: "
         problems.append(("adc", message + "one of the two maps is scaled (limits#healthy_adc_range)"))
 
@@ -132,9 +127,9 @@ def label_faults(lesion: Mask, zadc: Array | None, brain: Mask, affine: Array) -
     """Problems and notes of a label by the ZADC of its voxels: lesions have low ZADC.
 
     Args:
-        lesion: (X, Y, Z).
-        zadc: the same shape, not normalised; or None.
-        brain: where the brain is.
+        lesion: (X, Y, Z); ``zadc`` (not normalised, or None) and ``brain`` likewise.
+        zadc: see there.
+        brain: see there.
         affine: (4, 4) from voxel indices to millimetres, RAS+.
     """
     inside = lesion & brain
@@ -144,9 +139,8 @@ def label_faults(lesion: Mask, zadc: Array | None, brain: Mask, affine: Array) -
     share = inside.sum() / brain.sum()
     if share > 0.9:
         text = f"covers {100 * share:.0f} % of the brain"
-        return (
-            ([f"{text}, with a median ZADC of {level:.1f}: is it a brain mask?"], []) if level > -1.5 else ([], [text])
-        )
+        doubt = [f"{text}, with a median ZADC of {level:.1f}: is it a brain mask?"]
+        return (doubt, []) if level > -1.5 else ([], [text])
     axis = int(np.argmax(np.abs(affine[0, :3])))
     mirrored = _mirrored_about_brain(lesion, brain, axis) & brain
     if mirrored.sum() >= 20 and level > -1 and (other := float(np.median(zadc[mirrored]))) < level - 2:

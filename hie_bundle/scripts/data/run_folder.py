@@ -13,7 +13,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from ..io.curves import curves_in, keep_curves_until
-from ..io.files import clean, release_lock, take_lock, try_writing, write_json
+from ..io.files import clean, expect_unchanged, release_lock, take_lock, try_writing, write_json
 from ..io.weights import as_paths, read_state, require_there
 from ..runtime.distributed import gather_interleaved, is_first
 from ..runtime.errors import UserError, causes, first_cause, user_error
@@ -21,6 +21,7 @@ from ..runtime.interruption import Interruption
 from ..runtime.redaction import redacted
 from ..runtime.workflow import running_workflow
 from .loaders import end_processes, in_words
+from .privacy import refuse_key_in
 from .run_record import config_of, description, hashed, note_masks, now, refuse_other_cases, refuse_other_settings
 
 __all__ = ["RunFolder"]
@@ -87,7 +88,9 @@ class RunFolder:
         """
         if not is_first():
             return
+        key = self.workflow.parser.get("anonymise_ids", None) if self.workflow else None
         for folder in (self.folder, *([self.curves.parent] if self.curves else [])):
+            refuse_key_in(folder, key)
             try_writing(folder)
         busy = f"Another run works in {self.folder}. Wait for its end, or choose another folder."
         take_lock(self.folder / LOCK, busy, again=True)
@@ -160,6 +163,7 @@ class RunFolder:
                 raise lost from error
             raise
         finally:
+            expect_unchanged(None)
             self._release()
             self._interruption.remove()
 

@@ -13,29 +13,18 @@ from ..io.files import try_writing, write_json
 from ..runtime.errors import DatasetError
 from ..runtime.redaction import redacted
 from .checks import CaseReport, Limits, Problem
-from .datalists import copies, first_file
+from .datalists import copies
 from .folds import count_of_patients, patients_of, size_class
 from .gate import check_items, duplicate_problems, list_problems, nothing_found
-from .layout import Case, find_cases, item_files
+from .layout import Case, find_cases, first_file, item_files
 from .privacy import pseudonyms
 
 __all__ = ["check"]
 
 _COLUMNS = (
-    "case",
-    "split",
-    "site",
-    "voxels",
-    "spacing mm",
-    "axes",
-    "ADC",
-    "mean ± SD",
-    "ZADC",
-    "brain ml",
-    "lesion ml",
-    "%",
+    "case", "split", "site", "voxels", "spacing mm", "axes", "ADC", "mean ± SD", "ZADC", "brain ml", "lesion ml", "%",
     "",
-)
+)  # fmt: skip
 
 
 def check(
@@ -65,9 +54,7 @@ def check(
         DatasetError: no case was found, or some are unusable (after the report was written).
         UserError: the report cannot be written; where its folder cannot be written to, before anything is read.
     """
-    cases = find_cases(dataset_dir)
-    if not labels:
-        cases = [case for case in cases if case.adc or case.zadc or case.stacked]
+    cases = [case for case in find_cases(dataset_dir) if labels or case.has_maps]
     if not cases:
         raise DatasetError(nothing_found(Path(dataset_dir), "checking"))
     report_file = Path(report_file) if report_file else Path(dataset_dir) / "check.json"
@@ -80,33 +67,37 @@ def check(
         report.problems += duplicate_problems(case, labels) + _shared_patient(case, cases, patients)
     for case, other in copies(cases):
         if case.split != other.split:
-            report = reports[cases.index(case)]
-            report.problems.append(Problem(first_file(case), f"is a copy of {first_file(other)} in {other.split}"))
+            message = f"is a copy of {first_file(other)} in {other.split}"
+            reports[cases.index(case)].problems.append(Problem(first_file(case), message))
     sites = dict(Counter(case.site for case in cases if case.site))
     summary = {"patients": len(set(patients.values())), "sites": sites, **_summary(reports)}
     rows = [_row(case, report) for case, report in zip(cases, reports, strict=True)]
+    pairs = zip(cases, reports, strict=True)
+    entries = [{"split": case.split, "site": case.site, **report.to_json()} for case, report in pairs]
+    root = str(dataset_dir)
     if anonymise_ids is not None:
         files = [file for item in items for file in item_files(item).values()]
         names = pseudonyms([*patients, *patients.values()], anonymise_ids, files)
         rows = sorted((names[row[0]], *row[1:]) for row in rows)
-    print(_table([_COLUMNS, *rows]))
-    print(_words(summary))
-    entries = [
-        {"split": case.split, "site": case.site, **report.to_json()}
-        for case, report in zip(cases, reports, strict=True)
-    ]
-    root = str(dataset_dir)
-    if anonymise_ids is not None:
         entries = sorted((_anonymous(entry, names) for entry in entries), key=lambda entry: str(entry["case"]))
         root = Path(dataset_dir).name
+    table = [_COLUMNS, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    lesions = ", ".join(f"{name}: {count}" for name, count in summary["lesion_size_classes"].items())
+    print(
+        f"{count_of_patients(summary['cases'], summary['patients'])}, {summary['unusable']} unusable; "
+        f"lesion as a share of the brain: {lesions or '-'}; "
+        f"mean size {summary['mean_shape']} voxels, median spacing {summary['median_spacing_mm']} mm"
+    )
     try:
         write_json(report_file, {"dataset_dir": root, "summary": summary, "cases": entries}, indent=1)
     except OSError as error:
         message = f"The report cannot be written to {report_file} ({error.strerror}); choose another --report_file."
         raise DatasetError(message) from error
     print(f"report: {report_file}")
-    bad = [report for report in reports if not report.usable]
-    if bad:
+    if bad := [report for report in reports if not report.usable]:
         raise DatasetError(f"{len(bad)} of {len(reports)} cases cannot be used:\n" + list_problems(bad))
 
 
@@ -153,33 +144,15 @@ def _row(case: Case, report: CaseReport) -> tuple[str, ...]:
     )
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
 def _summary(reports: Sequence[CaseReport]) -> dict[str, Any]:
-    measured = [report for report in reports if report.shape]
+    measured: list[Any] = [report for report in reports if report.shape]
     labelled = [report.lesion_fraction for report in reports if report.lesion_fraction is not None]
+    shape = np.mean([report.shape for report in measured], axis=0).round(1).tolist() if measured else None
+    spacing = np.median([report.spacing_mm for report in measured], axis=0).round(3).tolist() if measured else None
     return {
         "cases": len(reports),
         "unusable": sum(not report.usable for report in reports),
         "lesion_size_classes": dict(Counter(size_class(fraction) for fraction in sorted(labelled))),
-        "mean_shape": [round(float(n), 1) for n in np.mean(np.array([r.shape for r in measured]), axis=0)]
-        if measured
-        else None,
-        "median_spacing_mm": (
-            [round(float(n), 3) for n in np.median([r.spacing_mm for r in measured], axis=0)] if measured else None
-        ),
+        "mean_shape": shape,
+        "median_spacing_mm": spacing,
     }
-
-
-def _words(summary: dict[str, Any]) -> str:
-    lesions = ", ".join(f"{name}: {count}" for name, count in summary["lesion_size_classes"].items())
-    return (
-        f"{count_of_patients(summary['cases'], summary['patients'])}, {summary['unusable']} unusable; "
-        f"lesion as a share of the brain: {lesions or '-'}; "
-        f"mean size {summary['mean_shape']} voxels, median spacing {summary['median_spacing_mm']} mm"
-    )

@@ -164,7 +164,7 @@ class Baselines:
 
     def _kept(self, key: str) -> FittedBaselines | None:
         try:
-            kept = json.loads(self.file.read_text()) if self.file else {}
+            kept = json.loads(self.file.read_text(encoding="utf-8")) if self.file else {}
             return FittedBaselines(**kept["baselines"]) if kept["key"] == key else None
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -212,7 +212,7 @@ def read_threshold(path: str | Path) -> float:
         UserError: when there is none to be read.
     """
     try:
-        return float(json.loads(Path(path).read_text())["threshold"])
+        return float(json.loads(Path(path).read_text(encoding="utf-8"))["threshold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--threshold_from {path} is not a thresholds.json of an evaluation ({type(error).__name__}: {error})."

@@ -31,14 +31,9 @@ Backend = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 
 class TorchBackend:
-    """Run the network by PyTorch; bfloat16 under autocast.
+    """Run the network by PyTorch in ``float32`` or, under autocast, ``bfloat16``; others raise a UserError.
 
-    Args:
-        precision: ``float32`` or ``bfloat16``. On CPUs bfloat16 is faster only with AMX or AVX512-BF16, and needs more
-            memory; see docs/performance.md.
-
-    Raises:
-        UserError: for another precision.
+    On CPUs bfloat16 is faster only with AMX or AVX512-BF16, and needs more memory; see docs/performance.md.
     """
 
     def __init__(self, precision: str = "float32") -> None:
@@ -52,15 +47,9 @@ class TorchBackend:
 
 
 class PrecisionInferer(Inferer):
-    """Run the network on the whole input at a precision, for training.
+    """Run the network on the whole input at a precision (:class:`TorchBackend`), for training; NaN raises a UserError.
 
     Weights, loss and optimiser stay float32. On CUDA use the trainer's ``amp`` instead.
-
-    Args:
-        precision: see :class:`TorchBackend`.
-
-    Raises:
-        UserError: when called, if the input has NaN.
     """
 
     def __init__(self, precision: str = "float32") -> None:
@@ -157,12 +146,7 @@ class EnsembleInferer(Inferer):
 
 
 class EnsembleMembers:
-    """Add the per-member predictions of an ensemble to the engine's output.
-
-    Args:
-        inferer: of the evaluator.
-        key: of the logits, shape (B, checkpoints, X, Y, Z).
-    """
+    """Add an ensemble's per-member predictions, logits of shape (B, checkpoints, X, Y, Z), to the engine's output."""
 
     def __init__(self, inferer: EnsembleInferer, key: str) -> None:
         self.inferer = inferer

@@ -24,16 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class OpenVINOBackend:
-    """Run the network with OpenVINO on the CPU.
+    """Run the network with OpenVINO on the CPU, in ``float32`` or ``bfloat16``; others raise a UserError.
 
     The network is converted at the first call and compiled once per input shape; its weights must be final by then.
-    Without the package, PyTorch runs the network, with a warning.
-
-    Args:
-        precision: ``float32`` or ``bfloat16``; on CPUs without bfloat16 instructions float32, with a warning.
-
-    Raises:
-        UserError: for another precision.
+    Without the package PyTorch runs the network, without bfloat16 instructions float32 is taken, each with a warning.
     """
 
     def __init__(self, precision: str = "bfloat16") -> None:

@@ -23,20 +23,11 @@ LEAST_AGREEMENT = 0.5
 
 @dataclass(frozen=True)
 class Plausibility:
-    """What the input says of a mask.
+    """What the input says of a mask."""
 
-    Attributes:
-        not_low_ml: of the mask, volume with ZADC above −1; None without a Z map.
-        low_outside_ml: of the brain outside the mask, volume with smoothed ZADC below −2; None without a Z map.
-        agreement: of the masks of the flipped and per-member predictions of the network, intersection by union; None
-            for a single prediction.
-        lesion_ml: of the mask.
-        low_z_ml: of the brain, volume with ZADC below −2 (the challenge's baseline); None without a Z map.
-    """
-
-    not_low_ml: float | None
-    low_outside_ml: float | None
-    agreement: float | None
+    not_low_ml: float | None  # of the mask, volume with ZADC above −1; None without a Z map
+    low_outside_ml: float | None  # of the brain outside the mask, volume with smoothed ZADC below −2; likewise
+    agreement: float | None  # of the network's flipped and per-member masks, intersection by union; None: a single one
     lesion_ml: float
     low_z_ml: float | None = None
 
@@ -73,8 +64,8 @@ def plausibility_of(
     """Compare a mask with the maps that it is of.
 
     Args:
-        mask: 0 and 1, shape (X, Y, Z).
-        adc: the ADC map, same shape.
+        mask: 0 and 1, shape (X, Y, Z); ``adc`` and ``zadc`` likewise.
+        adc: the ADC map.
         zadc: its Z map; None if there is none.
         agreement: see :attr:`scripts.inference.inferers.EnsembleInferer.agreement`.
     """

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
-import nibabel as nib
 import numpy as np
 from monai.bundle import ConfigParser
 from monai.data import decollate_batch, list_data_collate
@@ -47,36 +46,21 @@ DECIDING = (
 )  # fmt: skip
 SHIPPED = "strong_cpu"  # recipe of the weights in models/simulated
 
-Image = TypeVar("Image")
-
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The result of one case, on the grid of its ADC map.
-
-    Attributes:
-        case: its id.
-        mask: uint8, shape (X, Y, Z) as the ADC map is stored; 1 is lesion.
-        probability: of lesion, float32 in [0, 1], same shape.
-        affine: (4, 4) from voxel indices to millimetres, RAS+.
-        lesion_ml: volume of the mask.
-        brain_ml: volume of the brain, where ADC is above 0.
-        lesions: connected components of the mask (26-neighbourhood).
-        plausibility: comparison of the mask with the maps.
-        maps: the maps that were segmented, ``ADC`` and ``ZADC``, as they are in the files.
-        notes: remarks on the input.
-    """
+    """The result of one case, on the grid of its ADC map."""
 
     case: str
-    mask: NDArray[np.uint8]
-    probability: NDArray[np.float32]
-    affine: NDArray[np.float64]
+    mask: NDArray[np.uint8]  # shape (X, Y, Z) as the ADC map is stored; 1 is lesion
+    probability: NDArray[np.float32]  # of lesion, in [0, 1], same shape
+    affine: NDArray[np.float64]  # (4, 4) from voxel indices to millimetres, RAS+
     lesion_ml: float
-    brain_ml: float
-    lesions: int
+    brain_ml: float  # of the voxels with ADC above 0
+    lesions: int  # connected components of the mask (26-neighbourhood)
     plausibility: Plausibility
-    maps: Mapping[str, NDArray[Any]]
-    notes: tuple[str, ...] = ()
+    maps: Mapping[str, NDArray[Any]]  # what was segmented, ADC and ZADC, as in the files
+    notes: tuple[str, ...] = ()  # remarks on the input
 
     @property
     def lesion_fraction(self) -> float:
@@ -141,7 +125,8 @@ class Segmenter:
         self.threshold = get("threshold")
         self.smallest_lesion_mm3 = get("smallest_lesion_mm3")
         self.limit_to_brain = get("limit_to_brain")
-        self._deciding = {name: get(name) for name in DECIDING}
+        # hash of the weights, and the settings that change masks
+        self.making = {"weights_sha256": sha256_of(*self.checkpoints), **{name: get(name) for name in DECIDING}}
         self._preprocessing = get("preprocessing")
         network = get("network")
         load_weights(network, self.checkpoints, recipe_of(parser), get("other_recipe"))
@@ -153,18 +138,6 @@ class Segmenter:
             inferer=get("inferer"),
             postprocessing=pipeline([get("activate"), get("to_native"), [keep], get("decide")]),
         )
-
-    @property
-    def making(self) -> dict[str, Any]:
-        """Hash of the weights, and the settings that change masks."""
-        return {"weights_sha256": sha256_of(*self.checkpoints), **self._deciding}
-
-    @overload
-    def __call__(self, adc: str | Path, zadc: Any = None, *, output: str | Path) -> Path: ...
-    @overload
-    def __call__(self, adc: str | Path, zadc: Any = None) -> nib.Nifti1Image: ...
-    @overload
-    def __call__(self, adc: Image, zadc: Any = None, *, affine: ArrayLike | None = None) -> Image: ...
 
     def __call__(
         self, adc: Any, zadc: Any = None, *, affine: ArrayLike | None = None, output: str | Path | None = None
@@ -179,8 +152,8 @@ class Segmenter:
             output: file for the mask; needs a path in ``adc``.
 
         Returns:
-            The mask, uint8, 1 is lesion, on the grid of the ADC map, as an image of the same type; for a path a nibabel
-            image, or ``output``.
+            The mask, uint8, 1 is lesion, on the grid of the ADC map, as an image of the type of ``adc``; for a path a
+            nibabel image, or ``output``.
 
         Raises:
             UserError: when the maps are not a usable case; names each problem.
@@ -244,36 +217,10 @@ class Segmenter:
         )
 
 
-@overload
-def segment(adc: str | Path, zadc: Any = None, *, output: str | Path, **settings: Any) -> Path: ...
-@overload
-def segment(adc: str | Path, zadc: Any = None, **settings: Any) -> nib.Nifti1Image: ...
-@overload
-def segment(adc: Image, zadc: Any = None, *, affine: ArrayLike | None = None, **settings: Any) -> Image: ...
-
-
 def segment(
-    adc: Any,
-    zadc: Any = None,
-    *,
-    affine: ArrayLike | None = None,
-    output: str | Path | None = None,
-    **settings: Any,
+    adc: Any, zadc: Any = None, *, affine: ArrayLike | None = None, output: str | Path | None = None, **settings: Any
 ) -> Any:
-    """Segment one case with a new :class:`Segmenter`.
-
-    Args:
-        adc: see :meth:`Segmenter.__call__`, also for the next three.
-        zadc: see there.
-        affine: see there.
-        output: see there.
-        settings: see :class:`Segmenter`.
-
-    Returns:
-        The mask, as an image of the kind of ``adc``.
-
-    Raises:
-        UserError: see there.
+    """Segment one case with a new :class:`Segmenter`, which takes ``settings``; otherwise see its call.
 
     Example::
 
@@ -282,8 +229,7 @@ def segment(
         mask = segment("X-ADC_ss.nii.gz", "Zmap_X-ADC_smooth2mm_clipped10.nii.gz")
         mask.to_filename("X_lesion.nii.gz")
     """
-    segmenter: Any = Segmenter(**settings)
-    return segmenter(adc, zadc, affine=affine, output=output)
+    return Segmenter(**settings)(adc, zadc, affine=affine, output=output)
 
 
 def trained_with(checkpoint: Path) -> list[Path]:

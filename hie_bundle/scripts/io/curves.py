@@ -42,15 +42,10 @@ class CurvesHandler(StockTensorBoardStatsHandler):
 
 
 def keep_curves_until(folder: Path, epoch: int, iteration: int) -> None:
-    """Cut event files behind a saved state, since a resumed training writes what follows again.
+    """Cut event files behind a saved state (-1: none is kept): a resumed training writes on from there.
 
     By steps, in the order in which they were written: clocks may be set back. TensorBoard's ``purge_step`` knows one
     kind of step.
-
-    Args:
-        folder: with the files; need not exist.
-        epoch: the last one to keep; -1: none.
-        iteration: likewise.
     """
     for file, events in curves_in(folder).items():
         from tensorboard.summary.writer.record_writer import RecordWriter

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,19 @@ from ..runtime.errors import UserError
 from ..runtime.interruption import removed_at_signals
 
 __all__ = [
-    "atomic_path", "clean", "hidden_folder", "release_lock", "seen_from", "sha256_of", "take_lock", "try_writing",
-    "whole_folder", "write_atomically", "write_json",
+    "atomic_path", "clean", "expect_unchanged", "hidden_folder", "refuse_changed", "release_lock", "seen_from",
+    "sha256_of", "stamp_of", "take_lock", "try_writing", "whole_folder", "write_atomically", "write_json",
 ]  # fmt: skip
 
 _LOCK = ".lock"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
 _locks: dict[Path, int] = {}
+_expected: dict[str, list[int]] = {}  # inherited by processes that load
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, with its extension, that takes its name when the block ends without an error.
-
-    Args:
-        path: the file to be; its folder is made if needed.
-    """
+    """A temporary path beside ``path``, with its ending, that takes its name when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
@@ -53,12 +50,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def try_writing(folder: str | Path, remedy: str = "nothing was started") -> None:
     """Stop before anything is computed that could not be written; the folder is made if needed.
 
-    Args:
-        folder: of results.
-        remedy: what else to say.
-
     Raises:
-        UserError: when no file can be written there.
+        UserError: when no file can be written there, with the remedy.
     """
     probe = Path(folder) / f".{uuid.uuid4().hex[:8]}.probe"
     try:
@@ -165,17 +158,14 @@ def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
 
 
 def take_lock(path: str | Path, busy: str, again: bool = False) -> int:
-    """Keep other processes off what a file stands for, until :func:`release_lock` or the end of this process.
+    """Keep other processes off what a lock file stands for, until :func:`release_lock` or the end of this process.
 
     Processes that inherit the returned file descriptor keep the lock, too; those that are forked to load data do not.
 
     Args:
         path: of the lock file, made if needed.
-        busy: message if the lock is taken.
+        busy: message of the UserError if the lock is taken.
         again: this process may have it already.
-
-    Raises:
-        UserError: when it is taken.
     """
     path = Path(path).absolute()
     if path in _locks and not again:
@@ -212,6 +202,26 @@ def _forget_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_locks)
+
+
+def stamp_of(path: str | Path) -> list[int]:
+    """What changes with a file: size, times of the last change, inode."""
+    status = Path(path).stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def expect_unchanged(stamps: Mapping[str, list[int]] | None) -> None:
+    """Let :func:`refuse_changed` know how files were when a run checked them; None: that run has ended."""
+    _expected.update(stamps or {})
+    if stamps is None:
+        _expected.clear()
+
+
+def refuse_changed(path: str | Path) -> None:
+    """Raise a UserError where a file that was checked is another one by now."""
+    expected = _expected.get(str(path))
+    if expected is not None and stamp_of(path) != expected:
+        raise UserError(f"{path} was changed or replaced after it was checked. Run the command again.")
 
 
 def sha256_of(*paths: str | Path) -> str:

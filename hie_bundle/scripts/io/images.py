@@ -25,7 +25,7 @@ from .volumes import (
     nifti_grid,
     to_nifti,
     write_volume,
-)
+)  # fmt: skip
 
 __all__ = ["metatensor_of", "same_type_as", "volume_of", "write"]
 
@@ -59,12 +59,7 @@ def volume_of(image: Any, affine: ArrayLike | None = None) -> Volume:
 
 
 def metatensor_of(volumes: Sequence[Volume], file: str = "") -> MetaTensor:
-    """Volumes on one grid as MONAI's loader returns them: float32, several stacked along a new first axis.
-
-    Args:
-        volumes: 3D; a single one may be 4D with its channels last.
-        file: where they come from.
-    """
+    """Volumes on one grid as MONAI's loader returns them: float32, several stacked along a new first axis."""
     arrays = [torch.from_numpy(np.array(volume.array, np.float32, order="C")) for volume in volumes]
     image = torch.stack(arrays) if len(arrays) > 1 else arrays[0]
     channels = 0 if len(arrays) > 1 else -1 if image.ndim == 4 else float("nan")
@@ -120,15 +115,12 @@ def same_type_as(image: Any, array: NDArray[Any], affine: NDArray[np.float64]) -
 
 
 def write(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    """Write a volume whole or not at all.
+    """Write a volume whole or not at all, or raise a UserError.
 
     Args:
         path: with one of :data:`scripts.io.volumes.EXTENSIONS`.
         array: (X, Y, Z); of NIfTI also (X, Y, Z, C).
         affine: (4, 4) from voxel indices to millimetres, RAS+.
-
-    Raises:
-        UserError: when the extension is another, or the file cannot be written.
     """
     path = Path(path)
     if extension_of(path) not in EXTENSIONS:  # ITK writes X.MHA as X.mhd and X.raw

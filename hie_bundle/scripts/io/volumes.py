@@ -6,9 +6,12 @@ an array with wrong values, or a request for terabytes. Here a file is checked b
 
 from __future__ import annotations
 
+import errno
 import gzip
 import math
+import os
 import re
+import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +21,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..runtime.errors import one_line
+from .files import refuse_changed
 
 __all__ = [
-    "EXTENSIONS",
-    "LPS_TO_RAS",
-    "Volume",
-    "VolumeError",
-    "checked_volume",
-    "extension_of",
-    "nifti_grid",
-    "read_grid",
-    "read_volume",
-    "require_size",
-    "to_itk",
-    "to_nifti",
-    "write_volume",
-]
+    "EXTENSIONS", "LPS_TO_RAS", "Volume", "VolumeError", "affine_from_lps", "checked_volume", "extension_of",
+    "nifti_grid", "read_checked", "read_volume", "require_size", "to_itk", "to_nifti", "write_volume",
+]  # fmt: skip
 
 EXTENSIONS = (".nii.gz", ".nii", ".mha")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -43,14 +36,9 @@ MAX_BYTES = 1 << 31  # of the voxels of one volume
 
 # element types of MetaImage that ITK's Python package can read
 META_TYPES = {
-    "MET_UCHAR": "u1",
-    "MET_SHORT": "i2",
-    "MET_USHORT": "u2",
-    "MET_INT": "i4",
-    "MET_UINT": "u4",
-    "MET_FLOAT": "f4",
+    "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4", "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
-}
+}  # fmt: skip
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _FLAG = "True|False"
 # what the header of a MetaImage must hold, as regular expressions; fields without a meaning here may hold anything
@@ -85,17 +73,11 @@ class VolumeError(ValueError):
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume and its position.
+    """A volume and its position."""
 
-    Attributes:
-        array: (X, Y, Z), or (X, Y, Z, C) for a stacked file; as stored, rescaled by the file's slope and intercept.
-        affine: (4, 4) from voxel indices to millimetres, in nibabel's RAS+ convention.
-        header_spacing_mm: voxel size along each axis as the file states it; None for images in memory.
-    """
-
-    array: NDArray[Any]
-    affine: NDArray[np.float64]
-    header_spacing_mm: tuple[float, ...] | None = None
+    array: NDArray[Any]  # (X, Y, Z), or (X, Y, Z, C) of a stacked file; rescaled by the file's slope and intercept
+    affine: NDArray[np.float64]  # (4, 4) from voxel indices to millimetres, in nibabel's RAS+ convention
+    header_spacing_mm: tuple[float, ...] | None = None  # along each axis, as the file states it; None in memory
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
@@ -144,15 +126,12 @@ def checked_volume(array: Any, affine: ArrayLike, header_spacing_mm: tuple[float
 
 
 def require_size(declared: int, possible: int, max_bytes: int = MAX_BYTES) -> None:
-    """Refuse a size before memory is allocated for it.
+    """Refuse a size, in bytes, before memory is allocated for it.
 
     Args:
-        declared: bytes of voxels by the header.
-        possible: most bytes that the stored data can hold; of deflated data 1032 for each byte.
+        declared: by the header.
+        possible: most that the stored data can hold; of deflated data 1032 for each byte.
         max_bytes: the limit.
-
-    Raises:
-        VolumeError: when the size exceeds either.
     """
     if declared > possible:
         raise VolumeError(
@@ -173,47 +152,21 @@ def read_volume(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
         FileNotFoundError: there is no such file.
         VolumeError: the file is of another format, damaged, or contradicts itself.
     """
-    return _read(Path(path), _read_meta_image, _read_nifti, max_bytes)
-
-
-def read_grid(path: str | Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Shape and affine (RAS+) of a file that :func:`read_volume` accepts, without its voxels.
-
-    Raises:
-        VolumeError: the file is of another format, or cannot be read.
-    """
-
-    def meta_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-        with path.open("rb") as file:
-            header = _meta_header(file)
-        return _numbers(header["DimSize"], int), _meta_affine(header)
-
-    def grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-        import nibabel as nib
-
-        image: Any = nib.load(path)
-        return tuple(int(n) for n in image.shape), nifti_grid(image)[0]
-
-    try:
-        return _read(Path(path), meta_grid, grid)
-    except FileNotFoundError as error:
-        raise VolumeError("is missing") from error
-
-
-def _read(path: Path, meta_image: Any, nifti: Any, *arguments: Any) -> Any:
+    path = Path(path)
     try:
         str(path).encode()
     except UnicodeEncodeError as error:  # ITK, which later reads masks of the same name, would end the program
-        raise VolumeError("has a name that is not UTF-8; rename it") from error
-    if not path.exists():
-        raise FileNotFoundError(path)
-    extension = extension_of(path).lower()
-    if not extension:
-        raise VolumeError("is not a .mha, .nii or .nii.gz file")
-    if not path.is_file():
-        raise VolumeError("is not a regular file")
+        remedy = "rename it" if sys.getfilesystemencoding() == "utf-8" else "or set PYTHONUTF8=1"
+        raise VolumeError(f"has a name that is not UTF-8; {remedy}") from error
     try:
-        return (meta_image if extension == ".mha" else nifti)(path, *arguments)
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        extension = extension_of(path).lower()
+        if not extension:
+            raise VolumeError("is not a .mha, .nii or .nii.gz file")
+        if not path.is_file():
+            raise VolumeError("is not a regular file")
+        return (_read_meta_image if extension == ".mha" else _read_nifti)(path, max_bytes)
     except (VolumeError, FileNotFoundError, MemoryError):
         raise
     except EOFError as error:
@@ -223,7 +176,15 @@ def _read(path: Path, meta_image: Any, nifti: Any, *arguments: Any) -> Any:
     except OSError as error:  # permissions, a broken disk
         raise VolumeError(f"cannot be read ({error.strerror or one_line(error)})") from error
     except Exception as error:  # nibabel raises what it happens to meet
-        raise VolumeError(f"cannot be read as {extension} ({one_line(error)})") from error
+        raise VolumeError(f"cannot be read as {extension_of(path)} ({one_line(error)})") from error
+
+
+def read_checked(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
+    """:func:`read_volume` of a file that must be the one that was checked before the run, if it was; or a UserError."""
+    refuse_changed(path)
+    volume = read_volume(path, max_bytes)
+    refuse_changed(path)  # while it was read
+    return volume
 
 
 def _read_meta_image(path: Path, max_bytes: int) -> Volume:
@@ -318,7 +279,7 @@ def _read_nifti(path: Path, max_bytes: int) -> Volume:
             raise VolumeError(f"has an impossible voxel offset in its header (vox_offset {offset})")
         declared = int(offset) + math.prod(int(n) for n in shape) * dtype.itemsize
         require_size(declared, size * (DEFLATE_RATIO if packed else 1), max_bytes)
-        data = start + file.read(declared + 1 - len(start))  # one byte more: reads on to gzip's checksum
+        data = start + file.read(max(0, declared + 1 - len(start)))  # one byte more: reads on to gzip's checksum
     if len(data) != declared:
         wrong = "is truncated" if len(data) < declared else "is longer than its header declares"
         raise VolumeError(f"{wrong}: {len(data)} of {declared} bytes")
@@ -355,16 +316,7 @@ def extension_of(path: str | Path) -> str:
 
 
 def write_volume(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    """Write a volume so that every reader finds it in the same place.
-
-    Args:
-        path: ends in ``.nii``, ``.nii.gz`` or ``.mha``.
-        array: (X, Y, Z); of NIfTI also (X, Y, Z, C).
-        affine: (4, 4) from voxel indices to millimetres, RAS+.
-
-    Raises:
-        OSError: or RuntimeError, when it cannot be written.
-    """
+    """Write an array (X, Y, Z), of NIfTI also (X, Y, Z, C), so that every reader finds it in the same place."""
     if extension_of(path).lower() == ".mha":
         import SimpleITK as sitk
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -36,11 +37,7 @@ DAMAGED = "It is truncated, damaged, or holds more than weights; get it again fr
 
 
 def as_paths(load_path: str | Path | Sequence[str | Path]) -> list[Path]:
-    """One path or several as a list.
-
-    Raises:
-        UserError: when the list is empty.
-    """
+    """One path or several as a list; an empty one raises a UserError."""
     paths = [Path(load_path)] if isinstance(load_path, str | Path) else [Path(path) for path in load_path]
     if not paths:
         raise UserError("ckpt_path is an empty list; name at least one checkpoint.")
@@ -48,11 +45,7 @@ def as_paths(load_path: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def weights_files(weights: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files of ``simulated`` (the bundle's weights, in ``models/simulated``), or the given paths.
-
-    Raises:
-        UserError: when there are none.
-    """
+    """The files of ``simulated`` (the bundle's weights, in ``models/simulated``), or the given paths."""
     if weights != "simulated":
         return as_paths(weights)
     folder = MODELS / "simulated"
@@ -63,10 +56,7 @@ def weights_files(weights: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def require_there(path: Path) -> None:
-    """
-    Raises:
-        UserError: when there is no such file.
-    """
+    """Raise a UserError where there is no such file."""
     if not path.is_file():
         raise UserError(
             f"There is no checkpoint at {path.absolute()}. Train first (`run training`), "
@@ -159,11 +149,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> Mapping[str, Any]:
-    """The state of a training, as :class:`scripts.training.handlers.Resume` writes it.
-
-    Raises:
-        UserError: when it cannot be read.
-    """
+    """The state of a training, as :class:`scripts.training.handlers.Resume` writes it."""
     remedy = "The training cannot resume from it. Saved weights are complete; --overwrite True starts again."
     state = _load(path, remedy)
     if missing := {"objects", "epoch", "iteration", "scaler", "best_metric", "best_metric_epoch"} - state.keys():
@@ -172,16 +158,13 @@ def read_state(path: Path) -> Mapping[str, Any]:
 
 
 def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: Mapping[str, Any] | None = None) -> None:
-    """Write a network's weights and their record, atomically.
+    """Write a network's weights and their record, atomically; weights that are not finite raise a UserError.
 
     Args:
         network: bare or wrapped in ``DistributedDataParallel``.
-        path: of the file.
+        path: of the file; unchanged after an error.
         recipe: see :func:`scripts.runtime.recipe.describe`; None: no record.
         training: loss, epoch, seed …; plain values.
-
-    Raises:
-        UserError: when weights are not finite; an earlier file is unchanged.
     """
     content: dict[str, Any] = {"model": unwrap_ddp(network).state_dict()}
     if bad := not_finite(content["model"]):
@@ -199,11 +182,7 @@ def write_bare(path: str | Path, target: str | Path) -> None:
 
 
 def save_atomically(content: Mapping[str, Any], path: Path) -> None:
-    """``torch.save`` to a temporary name, then rename. The same content gives the same bytes.
-
-    Raises:
-        UserError: when it cannot be written; an earlier file is unchanged.
-    """
+    """``torch.save`` to a temporary name, then rename. The same content gives the same bytes."""
     try:  # given a path, PyTorch writes its name, here a random one, into the file
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
@@ -227,6 +206,10 @@ def _cached(path: Path, *_: int) -> Mapping[str, Any]:
 def _load(path: Path, remedy: str) -> Mapping[str, Any]:
     require_there(path)
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:  # PyTorch does not compress, but unpacks what is
+                if any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist()):
+                    raise ValueError("it is compressed")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's own message advises weights_only=False, which runs code from the file
         reason = re.split(r"(?<=\w)[.:]\s", " ".join(str(error).split()), maxsplit=1)[0][:120]

@@ -112,7 +112,7 @@ def claim(root: Path, manifest: dict[str, Any]) -> None:
     """Mark ``root`` as the folder of this cohort, or raise if it is another's."""
     path = root / MANIFEST
     if path.exists():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
         options = before.get("options", {})
         # up to 0.10 a cohort had further settings; the plain one, without kinds of injury of its own, is today's
         same = {name: options.get(name) for name in manifest["options"]}

@@ -14,7 +14,7 @@ from ..data.checks import Limits
 from ..data.layout import as_native
 from ..data.mask_files import read_mask, usable_masks
 from ..data.training_voxels import read_maps
-from ..io.volumes import Volume, read_volume
+from ..io.volumes import Volume, read_checked
 from ..report.case_evaluation import CaseEvaluation
 from ..runtime.errors import UserError
 
@@ -47,7 +47,7 @@ def score(
     found = usable_masks(predictions_dir, items, limits)
     evaluation.started()
     for item in items:
-        label = read_volume(item["label"], limits.max_bytes)
+        label = read_checked(item["label"], limits.max_bytes)
         maps, grid = read_maps(item, limits)
         evaluation.add(
             {

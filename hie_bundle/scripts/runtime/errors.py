@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import re
+import shutil
+import signal
 import sys
+import tempfile
+import threading
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from .text import printable
+from .text import printable, show_any_text
 
 __all__ = [
     "DatasetError", "UserError", "causes", "choose", "first_cause", "one_line", "out_of_memory", "show_plainly",
@@ -60,9 +65,13 @@ def show_plainly() -> None:
     MONAI wraps each exception of a config in two or three others. After the traceback of any other exception, its first
     cause is repeated.
     """
+    show_any_text()
     previous = sys.excepthook
     if getattr(previous, "__module__", None) == __name__:
         return
+
+    if threading.current_thread() is threading.main_thread():  # Ctrl-C during the last steps: no traceback
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if message := user_error(error) or out_of_memory(error):
@@ -88,7 +97,7 @@ def user_error(error: BaseException) -> UserError | None:
         if isinstance(cause, UserError):
             return cause
         if isinstance(cause, OSError) and cause.errno in REFUSALS:
-            where = "" if cause.filename is None else f"{os.fsdecode(cause.filename)}: "
+            where = _full_disk() if cause.filename is None else f"{os.fsdecode(cause.filename)}: "
             return UserError(f"{where}{cause.strerror}. Files written before are unchanged.")
     if mistake := next(filter(None, map(_CONFIG.fullmatch, map(str, chain))), None):
         return UserError(mistake[0].replace("::", "#"))
@@ -98,6 +107,13 @@ def user_error(error: BaseException) -> UserError | None:
     if component and isinstance(chain[-1], TypeError | ValueError) and _is_installed(component[1]):
         return UserError(f"{component[1]} does not take the values that it has in the config: {chain[-1]}")
     return None
+
+
+def _full_disk() -> str:
+    """Which of the folders that programs write to is full: the system does not always say."""
+    places = (str(Path.cwd()), tempfile.gettempdir(), "/dev/shm")
+    full = [place for place in places if Path(place).is_dir() and shutil.disk_usage(place).free < 1 << 20]
+    return f"The disk of {' and '.join(full)} is full: " if full else ""
 
 
 def _is_installed(name: str) -> bool:

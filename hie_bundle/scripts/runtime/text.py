@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["csv_table", "csv_value", "is_printable", "printable"]
+__all__ = ["csv_table", "csv_value", "is_printable", "printable", "show_any_text"]
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # an apostrophe too, so that reading inverts writing
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are not UTF-8, separators of lines and paragraphs
@@ -26,6 +27,13 @@ def printable(text: object) -> str:
         one if one in "\n\t" or is_printable(one) else one.encode("unicode_escape", "surrogatepass").decode()
         for one in str(text)
     )
+
+
+def show_any_text() -> None:
+    """Let standard output and errors write what their encoding (ASCII, a code page) lacks as ``\\xe9`` and the like."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def csv_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> str:

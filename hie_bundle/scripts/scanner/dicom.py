@@ -725,7 +725,9 @@ def _converted(
         affine = np.array(image.affine, dtype=np.float64)
         side = json.loads(path.with_suffix(".json").read_text(encoding="utf-8", errors="replace"))
         file = path.with_suffix(".bval")
-        b_values: list[float | None] = [float(word) for word in file.read_text().split()] if file.exists() else []
+        b_values: list[float | None] = (
+            [float(word) for word in file.read_text(encoding="utf-8").split()] if file.exists() else []
+        )
     if not np.isfinite(affine).all():
         raise UserError(f"{name}: dcm2niix finds no geometry in its images.")
     values = values.reshape(*values.shape[:3], -1)

@@ -210,5 +210,9 @@ def _script(job: Job) -> str:
 
 def _failure(job: Job, error: ChildProcessError) -> str:
     logger.error("%s %s", job.name, error)
-    lines = job.log.read_text(errors="replace").rstrip().splitlines()[-LOG_LINES:] if job.log.is_file() else []
+    lines = (
+        job.log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-LOG_LINES:]
+        if job.log.is_file()
+        else []
+    )
     return f"{job.name} {error}. {job.log} ends:\n" + "\n".join(f"  {line}" for line in lines)

@@ -62,7 +62,7 @@ class Run:
     @property
     def record(self) -> dict[str, Any]:
         """Of a run that is done: ``epochs`` that were trained, ``best_epoch``."""
-        return json.loads((self.folder / "done.json").read_text())
+        return json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
 
     def settled(self, parser: ConfigParser, common: Mapping[str, Any]) -> dict[str, Any]:
         """A variant's merged config with everything that the study decides set; ``common``: what all runs share."""
@@ -186,7 +186,7 @@ def conditions_of(
     if not path.is_file():
         return conditions
     try:
-        changed = differences(json.loads(path.read_text()), conditions, _IRRELEVANT)
+        changed = differences(json.loads(path.read_text(encoding="utf-8")), conditions, _IRRELEVANT)
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as the conditions of a run ({error!r}). {_ADVICE}") from error
     pairs = {re.sub(r"^\w+\.yaml#", "", name): pair for name, pair in changed.items()}  # what both configs have, once

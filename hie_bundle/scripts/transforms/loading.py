@@ -29,7 +29,7 @@ from ..data.adc_level import adc_level
 from ..data.checks import Limits, are_swapped, grid_difference, like_adc
 from ..geometry.brain import are_normalised, clear_background
 from ..io.images import metatensor_of
-from ..io.volumes import Volume, VolumeError, read_volume
+from ..io.volumes import Volume, VolumeError, read_checked
 from ..runtime.errors import UserError
 from .pipeline import Eachd
 
@@ -66,7 +66,7 @@ class LoadMaps(LoadImage):
             volumes = []
             for file in files:
                 try:
-                    volumes.append(read_volume(file))
+                    volumes.append(read_checked(file))
                 except FileNotFoundError as error:
                     raise UserError(f"{file} is missing.") from error
                 except VolumeError as error:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged, Transform
-from monai.utils import ImageMetaKey, ensure_tuple
+from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
 
 from ..data.checks import grid_difference
 from ..data.layout import file_name, output_name
 from ..data.mask_files import Readers
 from ..io.files import atomic_path
-from ..io.volumes import EXTENSIONS, Volume, VolumeError, read_grid, read_volume, write_volume
+from ..io.volumes import EXTENSIONS, Volume, VolumeError, read_volume, write_volume
 from ..runtime.errors import UserError
 
 __all__ = ["MeanLabeld", "SaveMaskd"]
@@ -78,7 +78,7 @@ class SaveMaskd(SaveImaged):
         if len(array) != 1:
             raise UserError(f"{case}: a mask has one channel, not {len(array)}.")
         affine = np.asarray(mask.affine if isinstance(mask, MetaTensor) else np.eye(4), np.float64)
-        grid = _grid(source, array[0], affine)
+        grid = _grid(image, source, array[0], affine)
         if difference := grid_difference(grid, Volume(array[0], affine), TOLERANCE_MM):
             raise UserError(f"{case}: the mask is not on the grid of {source}: {difference}. Nothing was written.")
         path = self.output_dir / f"{file_name(case)}_lesion{self.output_ext}"
@@ -96,15 +96,17 @@ class SaveMaskd(SaveImaged):
             logger.info("%s", path)
 
 
-def _grid(source: str, array: np.ndarray, affine: np.ndarray) -> Volume:
-    """Shape and position of the file that the case was read from; the mask's own where there is no such file."""
-    if not Path(source).is_file():
-        return Volume(array, affine)
+def _grid(image: torch.Tensor, source: str, array: np.ndarray, affine: np.ndarray) -> Volume:
+    """Shape and position of the file that the case was read from, as it was then; the mask's own where unknown."""
+    meta = image.meta if isinstance(image, MetaTensor) else {}
+    if {MetaKeys.SPATIAL_SHAPE, MetaKeys.ORIGINAL_AFFINE} <= meta.keys():
+        shape = tuple(int(n) for n in np.asarray(meta[MetaKeys.SPATIAL_SHAPE]).ravel()[:3])
+        own = np.asarray(meta[MetaKeys.ORIGINAL_AFFINE], np.float64).reshape(4, 4)
+        return Volume(np.broadcast_to(np.uint8(0), shape), own)
     try:
-        shape, own = read_grid(source)
-    except VolumeError:  # of another kind than the checks let pass: a tool's own loader read it
+        return read_volume(source)
+    except (VolumeError, OSError):  # no file, or of another kind than the checks let pass: a tool's own loader read it
         return Volume(array, affine)
-    return Volume(np.broadcast_to(np.uint8(0), shape[:3]), own)
 
 
 def _compare(path: Path, array: np.ndarray, grid: Volume) -> None:
