@@ -144,10 +144,10 @@ def test_masks_that_are_removed_during_the_run_are_errors(
 ) -> None:
     real, seen = module._write, []
 
-    def removing(found: Any, job: Any, place: dict[str, Path], segmenter: Any) -> None:
+    def removing(found: Any, job: Any, place: dict[str, Path], *others: Any) -> None:
         for path in seen:
             path.unlink(missing_ok=True)
-        real(found, job, place, segmenter)
+        real(found, job, place, *others)
         seen.append(place["mask"])
 
     monkeypatch.setattr(module, "_write", removing)
