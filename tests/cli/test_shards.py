@@ -157,6 +157,19 @@ def test_masks_that_are_removed_during_the_run_are_errors(
     assert f"{len(seen) - 1} of {len(seen)} cases" in err
 
 
+def test_what_a_killed_run_left_beside_its_masks_is_removed(
+    run: Run, options: list[str], cohort: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    case = next(path.name.partition("-ADC")[0] for path in (cohort / "1ADC_ss").iterdir())
+    left, other = (tmp_path / "out" / f".0123abcd.{name}_lesion.nii.gz" for name in (case, "another"))
+    for path in (left, other):
+        path.touch()
+    assert run("segment", cohort, "-o", tmp_path / "out", *options)[0] == 0
+    assert not left.exists()
+    assert other.exists()
+
+
 def test_records_that_are_removed_during_the_run_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1_of_1.jsonl was removed during the run"), Shard("1/1", tmp_path).working():
         shutil.rmtree(tmp_path / "records")

@@ -97,12 +97,14 @@ def test_only_what_is_missing_or_older_is_written(cohort: Path, tmp_path: Path) 
     resample(cohort, out)
     assert times(out) == before
     (out / "train" / "a-VISIT_01.nii.gz").unlink()
+    (out / "train" / ".0123abcd.a-VISIT_01.nii.gz").touch()  # of a run that was killed
     changed = next(cohort.rglob("*c-VISIT_01_lesion.mha"))
     future = max(before.values()) + 1_000_000
     os.utime(changed, ns=(future, future))
     resample(cohort, out)
     after = times(out)
     assert sorted(after) == sorted(before)
+    assert not (out / "train" / ".0123abcd.a-VISIT_01.nii.gz").exists()
     assert {name.split("-")[0] for name in after if after[name] != before[name]} == {"a", "c"}
 
 

@@ -19,7 +19,7 @@ from ..data.privacy import pseudonyms
 from ..evaluation.calibration import Calibration, calibration_file
 from ..geometry.components import components
 from ..inference.segmenter import CAUTION, Segmentation, Segmenter
-from ..io.files import sha256_of, try_writing, write_atomically
+from ..io.files import clean_beside, sha256_of, try_writing, write_atomically
 from ..io.images import write
 from ..io.volumes import EXTENSIONS, Volume, extension_of
 from ..runtime.errors import UserError, user_error
@@ -117,6 +117,7 @@ def segment(
             records = share.rows()
             mine = share.of(todo)
             todo = [one for one in mine if not share.is_done(records.get(one[0].case), how, one[0].maps, one[1])]
+        clean_beside(path for _, place in todo for path in place.values())  # of a run that was killed
         hidden = quiet or json or len(jobs) == 1 or not sys.stderr.isatty()
         for job, place in tqdm(todo, unit="case", disable=hidden):
             maps_sha256 = hash_of(job.maps) if share else ""  # before they are read: replaced ones are done again

@@ -120,7 +120,11 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
     side = {patient: split for split, case in found if split and (patient := _bonbid_patient(case))}
     for split, case in list(found):
         if split is None and (there := side.get(_bonbid_patient(case))):
-            found.setdefault((there, case), found.pop((None, case)))
+            stray = found.pop((None, case))
+            known = found.setdefault((there, case), stray)
+            if known is not stray and not {"adc", "zadc"} <= stray.keys():  # not part II's copy of the scan
+                for part, paths in stray.items():
+                    known.setdefault(part, []).extend(paths)
     cases = []
     for (split, case), parts in found.items():
         first = {part: paths[0] for part, paths in parts.items()}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..io.files import try_writing, write_json
+from ..io.files import clean_beside, try_writing, write_json
 from ..io.images import write
 from ..io.volumes import read_volume
 from ..runtime.errors import DatasetError
@@ -107,6 +107,7 @@ def preprocess(
     try:
         _claim(root / MANIFEST, settings)
         jobs = [(case, *place(case)) for case in cases]
+        clean_beside(path for _, images, label in jobs for path in (*images, label))  # of a run that was killed
         _run(writer, [job for job in jobs if not _is_done(*job)], num_workers)
         if format == "nnunet":  # as nnU-Net v2 reads it: by these names it normalises each map by mean and SD
             description = {

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from ..runtime.errors import UserError
 from ..runtime.interruption import removed_at_signals
 
 __all__ = [
-    "atomic_path", "clean", "expect_unchanged", "hidden_folder", "refuse_changed", "release_lock", "seen_from",
-    "sha256_of", "stamp_of", "take_lock", "try_writing", "whole_folder", "write_atomically", "write_json",
+    "atomic_path", "clean", "clean_beside", "expect_unchanged", "hidden_folder", "refuse_changed", "release_lock",
+    "seen_from", "sha256_of", "stamp_of", "take_lock", "try_writing", "whole_folder", "write_atomically", "write_json",
 ]  # fmt: skip
 
 _LOCK = ".lock"
@@ -68,6 +68,13 @@ def clean(folder: Path) -> None:
     """Remove what :func:`atomic_path` left in a folder when its process was killed. Nobody else may work there."""
     for path in folder.glob(".*") if folder.is_dir() else ():
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def clean_beside(files: Iterable[Path]) -> None:
+    """Remove what :func:`atomic_path` left beside these files, which nobody else may be writing."""
+    for file in files:
+        for path in file.parent.glob(f".????????.{glob.escape(file.name)}"):
             path.unlink(missing_ok=True)
 
 
