@@ -56,7 +56,7 @@ def pseudonyms(
 
 
 def pseudonymised(items: Sequence[Mapping[str, Any]], key_file: str | Path) -> list[dict[str, Any]]:
-    """The items with pseudonyms for ids (:func:`pseudonyms`), sorted by these, so that their order identifies nobody."""
+    """The items with pseudonyms for ids (:func:`pseudonyms`), sorted by these: their order identifies nobody."""
     files = [file for item in items for file in item_files(item).values()]
     names = pseudonyms([str(item["case"]) for item in items], key_file, files)
     renamed = [{**item, "case": names[str(item["case"])], "original_id": str(item["case"])} for item in items]
