@@ -27,9 +27,12 @@ from test_segmenter import ADC_ALONE, TINY, write_weights
 from scripts import cli
 from scripts.cli.segment import find_jobs
 from scripts.cli.workflows import WORKFLOWS, parsed, separated
+from scripts.evaluation.calibration import Calibration, calibration_file
 from scripts.inference.segmenter import CAUTION, Segmenter
+from scripts.phantom import write_phantom_atlas
 from scripts.report.pictures import CaseSlices
 from scripts.runtime.errors import UserError
+from scripts.scanner.regions import RegionAtlas
 
 CONFIGS = BUNDLE / "configs"
 Run = Callable[..., tuple[int, str, str]]
@@ -135,6 +138,72 @@ def test_the_table_of_lesions(run: Run, options: list[str], cohort: Path, tmp_pa
         page = (pages / f"{case}.html").read_text()
         assert len(re.findall(r'<tr>\s*<th scope="row">\d', page)) == len(rows)
     assert sum(len(table.read_text().splitlines()) for table in tables) > 6
+
+
+def test_calibrated_probabilities(run: Run, options: list[str], weights: Path, cohort: Path, tmp_path: Path) -> None:
+    """Of the weights and settings that it was fitted for; the mask stays."""
+    adc, zadc = (max((cohort / name).iterdir()) for name in ("1ADC_ss", "2Z_ADC"))
+    words = [
+        "segment",
+        adc,
+        zadc,
+        "-o",
+        tmp_path / "a.nii.gz",
+        "--lesions",
+        "--probabilities",
+        "--calibrated",
+        *options,
+    ]
+    status, _, err = run(*words)
+    assert status == 1
+    assert "calibration.json is not a calibration" in err
+    segmenter = Segmenter(weights, recipe=[ADC_ALONE], **TINY)
+    made = Calibration(segmenter.making, 3, ([0.0, 0.5, 1.0], [0.0, 0.1, 1.0]), [1.0, 0.0, 0.5])
+    made.write(calibration_file([weights]))
+    try:
+        assert run(*words)[0] == 0
+        assert "fitted with threshold 0.5, not 0.4" in run(*words, "--threshold=0.4")[2]
+    finally:
+        calibration_file([weights]).unlink()
+    found = segmenter.result(adc, zadc)
+    mask, probability = (np.asarray(nibabel.load(tmp_path / f"a{n}.nii.gz").dataobj) for n in ("", "_probability"))
+    np.testing.assert_array_equal(mask, found.mask)
+    np.testing.assert_allclose(probability, np.interp(found.probability, [0, 0.5, 1], [0, 0.1, 1]), atol=1e-6)
+    with (tmp_path / "a_lesions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    real = [1 / (1 + np.exp(-0.5) / float(row["volume_ml"])) for row in rows]
+    assert [float(row["real_probability"]) for row in rows] == pytest.approx(real)
+
+
+def test_regions(run: Run, options: list[str], cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures, table and diagram follow the labels of the atlas; tests/scanner measures how well these lie."""
+    write_phantom_atlas(tmp_path / "atlas", num_healthy=4, step_mm=6.0)
+    halves: dict[str, np.ndarray] = {}
+
+    def on(_: RegionAtlas, adc: Any) -> tuple[np.ndarray | None, str]:
+        labels = (adc.array > 0).astype(np.uint8)
+        labels[: len(labels) // 2] *= 4
+        halves["labels"] = labels
+        return labels, "a remark"
+
+    monkeypatch.setattr(RegionAtlas, "on", on)
+    adc, zadc = (max((cohort / name).iterdir()) for name in ("1ADC_ss", "2Z_ADC"))
+    words = ["segment", "--json", adc, zadc, "-o", tmp_path / "a.nii.gz", "--regions", tmp_path / "atlas", *options]
+    status, out, err = run(*words, "--report", tmp_path / "a.html")
+    assert (status, err) == (0, "")
+    (case,) = json.loads(out)["cases"]
+    mask = np.asarray(nibabel.load(tmp_path / "a.nii.gz").dataobj) > 0
+    for number, name in ((1, "left_deep_grey_matter"), (4, "left_temporal_lobe")):
+        region = halves["labels"] == number
+        assert case[f"region_{name}_share"] == pytest.approx(mask[region].mean(), abs=1e-4)
+    assert case["notes"][-1] == "a remark"
+    page = (tmp_path / "a.html").read_text()
+    assert page.count('aria-label="Regions, slice') == 3
+    assert f"{100 * mask[halves['labels'] == 4].mean():.1f} %" in page
+    monkeypatch.setattr(RegionAtlas, "on", lambda *_: (None, "no regions: bad"))
+    case = json.loads(run(*words, "--report", tmp_path / "b.html")[1])["cases"][0]
+    assert not any(name.startswith("region_") for name in case)
+    assert "Regions, slice" not in (tmp_path / "b.html").read_text()
 
 
 def test_a_folder_and_what_is_wrong_with_it(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
