@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ from scripts.evaluation import metrics
 from scripts.io.weights import save_weights
 from scripts.report.case_evaluation import CaseEvaluation
 from scripts.runtime.errors import UserError
+from scripts.scanner.regions import shares
 
 SPACING = np.array([1.5, 1.0, 4.0])
 SHAPE = (20, 18, 8)
@@ -158,3 +160,27 @@ def test_the_report_says_whether_the_cases_chose_the_weights(inner_folds: int | 
     page = (tmp_path / "out" / "report.html").read_text()
     assert said.startswith("yes: the weights were chosen on 1/4" if inner_folds else "no: they chose the weights")
     assert ("Not held out: these cases chose the weights" in page) == (inner_folds is None)
+
+
+def test_the_injured_share_of_regions(tmp_path: Path) -> None:
+    """By truth and prediction, on one registration; a case that the atlas does not fit has no row."""
+
+    class Halves:
+        def on(self, adc: Any) -> tuple[np.ndarray | None, str]:
+            return (None, "bad") if adc.array[5, 5, 3] == 0 else (np.where(adc.array > 0, 1, 0).astype(np.uint8), "")
+
+        def rows(self, labels: np.ndarray, mask: np.ndarray, spacing_mm: Any) -> list[dict[str, Any]]:
+            return shares(labels, {1: "brain"}, mask, float(np.prod(spacing_mm)) / 1000)
+
+    truth, pred, brain = _masks()
+    evaluation = CaseEvaluation(str(tmp_path), overlays=False, regions=Halves())
+    evaluation.started()
+    evaluation.add(_item(truth, truth & pred, case="A"))
+    unfit = _item(truth, pred, case="B")
+    unfit["native_image"][0] = 0
+    evaluation.add(unfit)
+    evaluation.completed()
+    (row,) = csv.DictReader((tmp_path / "regions.csv").read_text().splitlines())
+    assert (row["case"], row["region"]) == ("A", "brain")
+    assert float(row["share"]) == pytest.approx(truth.sum() / brain.sum())
+    assert float(row["predicted_share"]) == pytest.approx((truth & pred).sum() / brain.sum())

@@ -34,6 +34,7 @@ from ..geometry.brain import brain_of
 from ..geometry.spacing import spacing_of
 from ..inference.segmenter import DECIDING
 from ..io.files import seen_from, sha256_of, write_atomically
+from ..io.volumes import Volume
 from ..io.weights import read_record
 from ..runtime.distributed import from_first, gather_interleaved, is_first
 from ..runtime.errors import UserError
@@ -74,6 +75,8 @@ class CaseEvaluation:
         readers: masks of further readers; by default there are none.
         calibration: ``fit`` one on these cases and keep it with the weights, or ``apply`` the one that is kept there;
             masks stay as they are.
+        regions: a :class:`scripts.scanner.regions.RegionAtlas`, for ``regions.csv``: the injured share of each region
+            by the truth and by the prediction; None: none.
         overlays: whether to draw a picture of each case, and its slices in the report.
         rows: what was measured, one a case, in plain numbers and words.
         views: the slices of each case for the report.
@@ -90,6 +93,7 @@ class CaseEvaluation:
     readers: Readers = field(default_factory=Readers)
     threshold_from: str | None = None
     calibration: str | None = None
+    regions: Any = None
     overlays: bool = True
     adc_window: Sequence[float] = (0, 2500)
     zadc_window: Sequence[float] = (-6, 6)
@@ -98,6 +102,7 @@ class CaseEvaluation:
     probabilities: list[CaseProbabilities] = field(init=False, default_factory=list)
     after: list[CaseProbabilities] = field(init=False, default_factory=list)  # calibrated
     lesions: list[list[dict[str, Any]]] = field(init=False, default_factory=list)
+    injured: list[list[dict[str, Any]]] = field(init=False, default_factory=list)
     chosen: float | None = field(init=False, default=None)
     calibrated: Calibration | None = field(init=False, default=None)
 
@@ -130,6 +135,7 @@ class CaseEvaluation:
         if self.calibration == "apply":
             self.calibrated = Calibration.read(calibration_file(self.weights), self._making)
         self.rows, self.views, self.probabilities, self.after, self.lesions = [], {}, [], [], []
+        self.injured = []
         self.info = {**self.info, "baselines": self._fitted.describe()}
         if self.threshold_from is not None:
             self.chosen = read_threshold(self.threshold_from)
@@ -190,11 +196,28 @@ class CaseEvaluation:
                 for lesion, real in zip(drawn, self.calibrated.real(drawn), strict=True):
                     lesion["real_probability"] = real
             self.lesions.append(lesions)
+            if self.regions:
+                self.injured.append(self._injured(item["case"], Volume(adc, affine), *grids["native"]))
             if others := self.readers.masks(item["case"]):
                 row |= reader_metrics(grids["native"][0], [truth, *others])
             for number, member in enumerate(item.get("native_members", ()), start=1):
                 row[f"member_{number}_dice"] = metrics.dice(_mask(member[None]), truth)
         return row
+
+    def _injured(
+        self, case: str, adc: Volume, pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
+    ) -> list[dict[str, Any]]:
+        """A row a region of the case; none where the atlas does not fit."""
+        labels, note = self.regions.on(adc)
+        if labels is None:
+            logger.warning("%s: %s", case, note)
+            return []
+        both = [self.regions.rows(labels, mask, spacing_mm) for mask in (truth, pred)]
+        return [
+            {"case": case, "region": a["region"], "volume_ml": a["volume_ml"], "lesion_ml": a["injured_ml"],
+             "share": a["share"], "predicted_ml": b["injured_ml"], "predicted_share": b["share"]}
+            for a, b in zip(*both, strict=True)
+        ]  # fmt: skip
 
     def _probabilities(self, probability: np.ndarray, truth: np.ndarray, brain: np.ndarray) -> dict[str, float]:
         case = CaseProbabilities.of(probability, truth, brain)
@@ -217,11 +240,11 @@ class CaseEvaluation:
 
     def completed(self, _: SupervisedEvaluator | None = None) -> None:
         """Write the tables and the report, and log the comparison with the baselines."""
-        mine = (self.rows, self.views.items(), self.probabilities, self.after, self.lesions)
+        mine = (self.rows, self.views.items(), self.probabilities, self.after, self.lesions, self.injured)
         parts: list[Any] = [gather_interleaved(list(of)) for of in mine]
         if None in parts:
             return
-        self.rows, views, self.probabilities, self.after, self.lesions = parts
+        self.rows, views, self.probabilities, self.after, self.lesions, self.injured = parts
         self.views = dict(views)
         here = {name: seen_from(self.info[name], self.folder) for name in PATHS if self.info.get(name) is not None}
         info = {**self.info, **here, **provenance(self.weights, self.folder)}
@@ -237,6 +260,8 @@ class CaseEvaluation:
         summary = write_results(self.rows, self.folder, info, more)
         if self.lesions:
             write_atomically(self.folder / "lesions.csv", csv_table(single, LESION_COLUMNS))
+        if self.injured:
+            write_atomically(self.folder / "regions.csv", csv_table([row for case in self.injured for row in case]))
         if self.calibration == "fit":
             fitted = Calibration.fit(self._making, self.probabilities, single)
             fitted.write(calibration_file(self.weights), self.folder / "calibration.json")

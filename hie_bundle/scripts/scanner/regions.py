@@ -84,9 +84,11 @@ class RegionAtlas:
             See :meth:`on`; rows with ``region``, ``number``, ``volume_ml``, ``injured_ml`` and ``share`` (in [0, 1]).
         """
         labels, note = self.on(adc)
-        if labels is None:
-            return None, [], note
-        return labels, shares(labels, self.names, mask, float(np.prod(adc.spacing_mm)) / 1000), note
+        return labels, [] if labels is None else self.rows(labels, mask, list(adc.spacing_mm)), note
+
+    def rows(self, labels: NDArray[np.uint8], mask: NDArray[Any], spacing_mm: Sequence[float]) -> list[dict[str, Any]]:
+        """The rows of :meth:`injured` for another mask on the same labels."""
+        return shares(labels, self.names, mask, float(np.prod(list(spacing_mm))) / 1000)
 
     @staticmethod
     def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
