@@ -181,6 +181,7 @@ def test_other_seeds_are_refused(value: Any) -> None:
         ([{"overrides": {}}], "variants#0#name: Field required"),
         ([{"name": "../up"}], "variants#0#name: String should match pattern"),
         ([{"name": "a"}, {"name": "A"}], "names occur twice: a"),
+        ([{"name": "a"}, {"name": "b", "label": "A"}], "labels occur twice: a"),
         ([{"name": "a", "override": {}}], "variants#0#override: Unexpected keyword argument"),
         ([{"name": "a", "overrides": {"fold": 1}}], "sets fold"),
         ([{"name": "a", "overrides": {"train#dataset#data#seed": 1}}], "train#dataset#data must be the same"),

@@ -154,10 +154,11 @@ def _strips(results: Results, items: Mapping[str, Mapping[str, Any]], adc_window
             mask = f"masks/{row['case']}_lesion.nii.gz"
             run = next((run for run in results.runs[variant.name] if (run.folder / mask).is_file()), None)
             if run is not None:
-                masks[variant.label] = read_volume(run.folder / mask).array
+                key = f"mask of {variant.name}"  # no variant is called so
+                masks[key] = read_volume(run.folder / mask).array
                 found = next(one for one in read_rows(run.folder / "metrics.csv") if one["case"] == row["case"])
                 note = f"Dice {column('native_dice').text(found['native_dice'])}"
-                panels[variant.label, note] = ["truth", variant.label]
+                panels[variant.label, note] = ["truth", key]
         if len(panels) > 1:
             slices = CaseSlices({"ADC": adc}, masks, image.affine, {"ADC": adc_window})
             z, _ = slices.fullest()

@@ -66,9 +66,10 @@ def read_variants(content: Any) -> list[Variant]:
     except ValidationError as error:
         lines = ["#".join(map(str, ["variants", *one["loc"]])) + f": {one['msg']}" for one in error.errors()]
         raise UserError("\n".join(lines)) from error
-    names = [variant.name.lower() for variant in variants]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"variants: these names occur twice: {', '.join(sorted(twice))}; rename one.")
+    for what in ("name", "label"):
+        given = [getattr(variant, what).lower() for variant in variants]
+        if twice := {one for one in given if given.count(one) > 1}:
+            raise UserError(f"variants: these {what}s occur twice: {', '.join(sorted(twice))}; rename one.")
     return variants
 
 
