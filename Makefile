@@ -1,4 +1,4 @@
-# What a person types often. `make demo` and `make test` make the environment first, if it is not there.
+# What a person types often. `make demo` and `make test` create the environment first if it does not exist.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO := runs/demo
@@ -38,10 +38,10 @@ help:
 	@echo "make test-all          both"
 	@echo "make test-monailabel   tests with a real MONAI Label server; an environment of several GB"
 	@echo "make test-tracking     tests with MLflow and Weights & Biases; installs both"
-	@echo "make test-real         reading files of real scanners: DIR=../shared/real"
-	@echo "make test-readers      DICOM segmentations read back by dcmqi, in an environment of its own"
-	@echo "make test-panoptica    the matching of lesions against panoptica's, in an environment of its own"
-	@echo "make lint              ruff, mypy and the words of the pages"
+	@echo "make test-real         reading files of real scanners: DIR=FOLDER"
+	@echo "make test-readers      DICOM segmentations read back by dcmqi, in a separate environment"
+	@echo "make test-panoptica    the matching of lesions against panoptica's, in a separate environment"
+	@echo "make lint              ruff, mypy and the words of pages, code and configs"
 	@echo "make bench             each part against its stock counterpart; an hour or more on an idle machine"
 	@echo "make bench-peers       nnU-Net on the same cases: NNUNET=PYTHON DATASET_DIR=DIR [MINUTES=30]"
 	@echo "make docs              the documentation, in dist/docs; needs no network"

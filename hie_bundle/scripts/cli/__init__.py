@@ -25,11 +25,9 @@ Zmap_X-ADC_smooth2mm_clipped10). Files of two folders are matched by their name,
 of inference.yaml is an option, too. Exit status: 0; 1 if a case could not be segmented (the others are); 2 if the
 command line is wrong. Research software, not a medical device."""
 
-Weights = Annotated[
-    str, typer.Option(help="simulated (shipped), or your checkpoints, with commas between them: averaged")
-]
+Weights = Annotated[str, typer.Option(help="simulated (shipped), or your checkpoints, separated by commas: averaged")]
 Recipe = Annotated[str | None, typer.Option(help="recipe of your weights: paper, strong, strong_cpu, or config files")]
-Openvino = Annotated[bool, typer.Option("--openvino", help="run the network by OpenVINO, on the CPU")]
+Openvino = Annotated[bool, typer.Option("--openvino", help="run the network with OpenVINO, on the CPU")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda:N")]
 Threshold = Annotated[str | None, typer.Option(help="of the probability, from 0 to 1")]
 Flips = Annotated[str | None, typer.Option(help='axes of the flipped predictions that are averaged: "[0]"; "[]": none')]

@@ -57,7 +57,7 @@ WORKFLOWS = {
 }
 EXTRA = {
     "recipe": f"{', '.join(RECIPES)} (paper if not given): the network, what it sees, how it is trained",
-    "config_file": "configs of your own that go over the others, with commas between them",
+    "config_file": "configs of your own, applied last; separated by commas",
     "tracking": "mlflow or wandb, which must be installed, or a file of settings (train and evaluate)",
 }
 

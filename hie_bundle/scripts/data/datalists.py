@@ -377,6 +377,6 @@ def _with_natives(items: Sequence[Mapping[str, Any]], file: Path) -> Items:
     found = [{**item, **more} for item, more in zip(items, natives, strict=True)]
     files = [path for item in found if "native_image" in item for path in item_files(as_native(item)).values()]
     if files and not any(Path(path).is_file() for path in files):
-        logger.warning("The files that the cases of %s were made from are not there (%s …).", file, files[0])
+        logger.warning("The original files of the cases in %s do not exist (%s …).", file, files[0])
         return [dict(item) for item in items]
     return found

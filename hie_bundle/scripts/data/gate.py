@@ -156,7 +156,7 @@ def require_usable(
     if purpose == "training":
         _require_lesions(reports, validation)
     if lone := [report.case for report in reports if "zadc" not in report.files and "stacked" not in report.files]:
-        logger.warning("Without a ZADC map, taken by ADC alone: %s", ", ".join(lone))
+        logger.warning("Cases without a ZADC map, used with ADC alone: %s", ", ".join(lone))
     bad = [report for report in reports if not report.usable]
     if bad:
         unusable = {report.case for report in bad}

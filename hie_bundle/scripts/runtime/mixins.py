@@ -25,7 +25,7 @@ def bundle_version() -> str:
 
 def mixins(recipe: str | Sequence[str | Path]) -> list[Path]:
     """The config files of a recipe: one of :data:`RECIPES`, or names of the bundle's configs or own files, as a list or
-    with commas between them.
+    separated by commas.
 
     Raises:
         UserError: when there is no such file.
