@@ -1,0 +1,78 @@
+"""Write a page of nine cases of an evaluation: the three best, around the median, and the three worst by Dice.
+
+    python docs/gallery.py EVALUATION_DIR [DOCS_DIR]
+
+The folder of the evaluation holds metrics.csv, lesions.csv and overlays/. The page, gallery.md with figures/gallery_*,
+has each case's picture (ADC, ZADC, truth and mask), its figures and its table of lesions. Only simulated cases may be
+shown in this repository.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+MOST_LESIONS = 6  # of a table
+WIDTH = 900  # of a picture, pixels
+INTRODUCTION = """# Gallery
+
+**Nine of {count} simulated cases that chose nothing: best, around the median and worst by Dice. The mean of all is
+{mean:.2f}.** Blue is the truth, orange the mask of the shipped weights. Figures on our own simulator flatter.
+
+```
+C=hie_bundle/configs
+python -m monai.bundle run phantom --config_file $C/data.yaml --output_dir DIR --seed 901 \\
+  --first_case 7000 --num_train 0 --num_val 24 --num_test 24
+hie-bundle evaluate --dataset_dir DIR --recipe strong,strong_cpu --split test --output_dir OUT \\
+  --ckpt_path hie_bundle/models/simulated/model.pt
+python docs/gallery.py OUT
+```
+"""
+
+
+def main(evaluation: str, docs: str = str(Path(__file__).parent)) -> None:
+    """Write the page and its pictures."""
+    source, target = Path(evaluation), Path(docs)
+    (target / "figures").mkdir(parents=True, exist_ok=True)
+    rows, lesions = (list(csv.DictReader((source / f"{n}.csv").open(encoding="utf-8"))) for n in ("metrics", "lesions"))
+    rows.sort(key=lambda row: -float(row["native_dice"]))
+    middle = max(3, len(rows) // 2 - 1)
+    chosen = {"Best": rows[:3], "Around the median": rows[middle : middle + 3], "Worst": rows[-3:]}
+    mean = sum(float(row["native_dice"]) for row in rows) / len(rows)
+    lines = INTRODUCTION.format(count=len(rows), mean=mean).splitlines()
+    for heading, members in chosen.items():
+        lines += ["", f"## {heading}"]
+        for row in members:
+            case = row["case"]
+            number = case.split("_")[1].split("-")[0]
+            image = Image.open(source / "overlays" / f"{case}.png").convert("RGB")
+            if image.width > WIDTH:
+                image = image.resize((WIDTH, round(image.height * WIDTH / image.width)))
+            image.save(target / "figures" / f"gallery_{number}.webp", quality=70)
+            facts = f"Dice {float(row['native_dice']):.2f}, lesion {float(row['lesion_ml']):.2f} ml, mask "
+            facts += f"{float(row['predicted_ml']):.2f} ml, Dice of smoothed Z < -2 {float(row['smoothed_dice']):.2f}"
+            picture = f"![Slices of case {number}](figures/gallery_{number}.webp)"
+            lines += ["", f"### Case {number}", "", f"{facts}.", "", picture, ""]
+            here = sorted((one for one in lesions if one["case"] == case), key=lambda one: -float(one["volume_ml"]))
+            lines += _table(here[:MOST_LESIONS]) if here else ["No lesion in truth and mask."]
+            lines += ["", f"{len(here) - MOST_LESIONS} smaller ones are not shown."] if len(here) > MOST_LESIONS else []
+    (target / "gallery.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _table(lesions: list[dict[str, str]]) -> list[str]:
+    lines = ["| Lesion | Volume (ml) | Centre (mm) | Mean ADC / Z | Match (Dice) |", "| --- | --- | --- | --- | --- |"]
+    for one in lesions:
+        centre = ", ".join(f"{float(one[f'{axis}_mm']):.0f}" for axis in "xyz")
+        values = f"{float(one['mean_adc']):.0f} / {float(one['mean_z']):.1f}"
+        match = f"{one['match']} ({float(one['dice']):.2f})" if one["match"] != "0" else "none"
+        lines.append(
+            f"| {one['mask']} {one['lesion']} | {float(one['volume_ml']):.2f} | {centre} | {values} | {match} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
