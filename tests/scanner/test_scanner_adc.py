@@ -117,7 +117,7 @@ def test_units_are_told(factor: float, caplog: pytest.LogCaptureFixture) -> None
         ((500, 1000), "b = 0"),
         ((0,), "each image"),
         ((0, -5), "not valid b-values"),
-        ((0, 1e7), "no b"),
+        ((0, 1e7), "not valid b-values"),
     ],
 )
 def test_bad_b_values_are_named(bs: tuple[float, ...], message: str) -> None:
