@@ -207,7 +207,7 @@ def test_bad_input_is_named_and_not_segmented(segmenter: Segmenter, files: dict[
     for maps, message in [
         ((changed(arrays[0] / 1e6), zadc), r"the ADC map is not an ADC map in 1e-6 mm²/s.*multiply it by 1e\+06"),
         ((zadc, adc), "the ADC map and the ZADC map are swapped"),
-        ((changed(arrays[0], big), changed(arrays[1], big)), "no newborn's brain: 1[0-9]{3} ml"),
+        ((changed(arrays[0], big), changed(arrays[1], big)), "not a newborn's brain: 1[0-9]{3} ml"),
         ((adc, changed(arrays[1], big)), "the ZADC map is on another grid than the ADC map"),
         ((changed(arrays[0] * 3), zadc), "is not an ADC map in 1e-6 mm²/s"),
         ((changed(np.where(arrays[0] > 0, np.nan, 0)), zadc), "NaN or infinite"),

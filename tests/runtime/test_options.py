@@ -192,7 +192,7 @@ def test_an_option_in_no_section(wrong: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("trian.yaml", None, "There is not a config file .*trian.yaml; did you mean .*train.yaml"),
+        ("trian.yaml", None, "There is no config file .*trian.yaml; did you mean .*train.yaml"),
         ("a.yaml", "", "a.yaml is not a config file: it has no named values"),
         ("a.yaml", "- 1", "a.yaml is not a config file: it has no named values"),
         ("a.yaml", "a: [", "a.yaml is not a config file: while parsing a flow"),
