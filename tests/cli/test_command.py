@@ -175,6 +175,20 @@ def test_calibrated_probabilities(run: Run, options: list[str], weights: Path, c
     assert [float(row["real_probability"]) for row in rows] == pytest.approx(real)
 
 
+def test_studies_of_monai_label(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
+    """The file of both maps is segmented as the two files are."""
+    adc, zadc = (max((cohort / name).iterdir()) for name in ("1ADC_ss", "2Z_ADC"))
+    words = [adc, zadc, "-o", tmp_path / "a.nii.gz", "--studies", tmp_path / "studies"]
+    assert run("segment", *words, *options)[0] == 0
+    (study,) = (tmp_path / "studies").iterdir()
+    assert study.name == f"{adc.name.removesuffix('-ADC_ss.mha')}.nii.gz"
+    assert nibabel.load(study).shape[3] == 2
+    assert run("segment", study, "-o", tmp_path / "b.nii.gz", *options)[0] == 0
+    one, other = (nibabel.load(tmp_path / f"{name}.nii.gz") for name in "ab")
+    np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
+    np.testing.assert_allclose(one.affine, other.affine, atol=1e-5)
+
+
 def test_regions(run: Run, options: list[str], cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures, table and diagram follow the labels of the atlas; tests/scanner measures how well these lie."""
     write_phantom_atlas(tmp_path / "atlas", num_healthy=4, step_mm=6.0)

@@ -52,6 +52,9 @@ def _segment(
     regions: Annotated[
         str | None, typer.Option(help="folder of an atlas with regions: the share of each that is injured")
     ] = None,
+    studies: Annotated[
+        str | None, typer.Option(help="folder of MONAI Label's studies: also write both maps there, in one file a case")
+    ] = None,
     overlay: Annotated[
         str | None, typer.Option(help="picture of the slices with the outline: OUT.png or folder")
     ] = None,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..data.layout import filesystem_key, find_cases, part_of, site_of
+from ..data.layout import file_name, filesystem_key, find_cases, part_of, site_of
 from ..data.privacy import pseudonyms
 from ..evaluation.calibration import Calibration, calibration_file
 from ..geometry.components import components
@@ -60,6 +60,7 @@ def segment(
     lesions: bool = False,
     calibrated: bool = False,
     regions: str | None = None,
+    studies: str | None = None,
     overlay: str | None = None,
     report: str | None = None,
     extension: str = ".nii.gz",
@@ -90,7 +91,8 @@ def segment(
     if bids and (shard or extension_of(output)):
         raise UserError("--bids needs an output folder (-o DIR) and cannot be combined with --shard.")
     places = [
-        _places(job, len(jobs) == 1, output, overlay, report, probabilities, lesions, extension, bids) for job in jobs
+        _places(job, len(jobs) == 1, output, overlay, report, probabilities, lesions, studies, extension, bids)
+        for job in jobs
     ]
     _refuse_overwriting(jobs, places)
     for folder in {path.parent for place in places for path in place.values()}:
@@ -218,7 +220,7 @@ def _ending(path: Path) -> str:
 
 def _places(
     job: Job, single: bool, output: str, overlay: str | None, report: str | None, probabilities: bool,
-    lesions: bool, extension: str, bids: bool,
+    lesions: bool, studies: str | None, extension: str, bids: bool,
 ) -> dict[str, Path]:  # fmt: skip
     """The output files of a case, by kind."""
 
@@ -240,6 +242,8 @@ def _places(
         places["probability"] = mask.with_name(f"{stem}_{'probseg' if bids else 'probability'}{_ending(mask)}")
     if lesions:
         places["lesion_table"] = mask.with_name(f"{stem}_lesions.csv")
+    if studies:
+        places["study"] = Path(studies) / f"{file_name(job.case)}.nii.gz"
     if overlay:
         places["overlay"] = place(overlay, [".png"], f"{job.case}.png")
     if report:
@@ -275,6 +279,8 @@ def _write(
         write_sidecar(place["mask"], {**sources, **segmenter.making, **figures})
     if "probability" in place:
         write(place["probability"], (calibration or np.asarray)(found.probability), found.affine)
+    if "study" in place:  # ADC, ZADC on a fourth axis, as the bundle reads a stacked file
+        write(place["study"], np.stack(list(found.maps.values()), axis=-1), found.affine)
     if not {"lesion_table", "overlay", "report"} & place.keys():
         return
     from ..evaluation.lesions import COMPONENT_COLUMNS, lesions_of
