@@ -76,3 +76,46 @@ def test_images_that_nothing_tells_apart_are_refused(
     one_series(tmp_path / "in", "GE MEDICAL SYSTEMS", ORDERS[order], stated)
     with pytest.raises(UserError, match="neither InstanceNumber nor the b-values tell"):
         read_folder(tmp_path / "in")
+
+
+@pytest.mark.parametrize("nominal", [True, False])
+def test_ges_b0_may_state_the_directions_b_value(nominal: bool, tmp_path: Path) -> None:
+    """The gradient tells: 0 in all three of GE's elements."""
+    study, uid = Study(tmp_path / "in", "GE MEDICAL SYSTEMS"), pydicom.uid.generate_uid()
+    for v, gradient in enumerate(((0, 0, 0), (1, 0, 0), (0, 1, 0))):
+        stated = 1000 if nominal else B_VALUES[v]
+        for k, one in enumerate(study.series(3, signal(ADC, S0, B_VALUES[v]) * 8, AFFINE, b_value=stated, uid=uid)):
+            one.InstanceNumber, one.ScanningSequence = v * N + k + 1, ["EP", "RM"]
+            one.add_new((0x0019, 0x0010), "LO", "GEMS_ACQU_01")
+            for element, value in zip((0x10BB, 0x10BC, 0x10BD, 0x10E0), (*gradient, 2), strict=True):
+                one.add_new((0x0019, element), "DS", value)
+            pydicom.dcmwrite(tmp_path / "in" / f"{v}_{k}.dcm", one, enforce_file_format=True)
+        for path in (tmp_path / "in").glob("003_*"):
+            path.unlink()
+    (found,) = read_folder(tmp_path / "in")
+    assert found.b_values == B_VALUES
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["SeriesNumber", "InstanceNumber", "ImageType", "Manufacturer", "PatientID", "PatientName", "SeriesDescription",
+     "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "RescaleSlope", "SliceThickness", "StudyDate",
+     "Modality", "ImagePositionPatient", "ImageOrientationPatient",
+     "PixelSpacing", "Rows", "BitsAllocated", "SamplesPerPixel"],
+)  # fmt: skip
+def test_missing_elements_are_no_matter_or_named(missing: str, tmp_path: Path) -> None:
+    """And whatever is split over folders."""
+    one_series(tmp_path / "in", "Canon", ORDERS["volume by volume"])
+    (tmp_path / "in" / "rest").mkdir()
+    for number, path in enumerate(sorted((tmp_path / "in").glob("*.dcm"))):
+        image = pydicom.dcmread(path)
+        delattr(image, missing)
+        image.save_as(path.parent / "rest" / path.name if number % 2 else path)
+        if number % 2:
+            path.unlink()
+    try:
+        write_adc(tmp_path / "in", tmp_path / "adc.nii.gz")
+    except UserError:
+        assert not (tmp_path / "adc.nii.gz").exists()
+    else:
+        assert np.abs(read(tmp_path / "adc.nii.gz").array[INSIDE] - ADC[INSIDE]).max() < 5
