@@ -19,7 +19,7 @@ from scripts.phantom.disease import draw_disease, outline
 from scripts.phantom.settings import Settings
 from scripts.report.cohort_figures import cohort_stats, contact_sheet, print_stats
 from scripts.runtime.errors import UserError
-from scripts.scanner.zmap import z_map
+from scripts.scanner.inputs import z_map
 
 TINY = {"matrix_sizes": (48,), "slice_range": (12, 12), "fine_mm": 4.0, "atlas_step_mm": 3.0}
 SMALL = {"matrix_sizes": (72,), "slice_range": (20, 24), "fine_mm": 2.5, "atlas_step_mm": 2.5}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ..scanner.zmap import z_map
+from ..scanner.inputs import z_map
 from .acquisition import OUTSIDE_SIGNAL, FineGrid, draw_grid, draw_scanner, measure, refine, signals
 from .anatomy import FloatArray, KnownStructures, RandomField, Tissue, draw_subject, evaluate
 from .disease import draw_disease, most_susceptible, outline, susceptibility

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ..scanner.zmap import z_map
+from ..scanner.inputs import z_map
 from .acquisition import Scanner, fit_adc, signals
 from .anatomy import BOX_CENTRE_MM, BOX_HALF_MM, FOLD_MM, FloatArray, RandomField, draw_subject, evaluate, sample
 

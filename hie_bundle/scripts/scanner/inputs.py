@@ -1,14 +1,16 @@
-"""Volumes between files, SimpleITK and arrays; error messages name the user's input."""
+"""Volumes between files, SimpleITK and arrays, units of ADC, and Z maps; error messages name the user's input."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from ..data.checks import grid_difference
 from ..io.volumes import EXTENSIONS, Volume, VolumeError, extension_of, read_volume
@@ -16,7 +18,7 @@ from ..runtime.errors import UserError
 
 __all__ = [
     "B0_MAX", "GRID_TOLERANCE_MM", "on_grid", "paths_of", "read", "refuse_other_grid", "resample", "scale_of",
-    "stem_of", "to_micro", "unit_of",
+    "stem_of", "to_micro", "unit_of", "z_map",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -146,3 +148,32 @@ def to_micro(adc: Floats, scale: float | None = None, brain: NDArray[np.bool_] |
     else:
         logger.info("The ADC map's values are multiplied by %g, as --adc_scale says, to 1e-6 mm²/s.", scale)
     return (np.where(np.isfinite(adc) & (adc > 0), adc, 0) * scale).astype(np.float32)
+
+
+def z_map(
+    adc: NDArray[Any],
+    brain: NDArray[np.bool_],
+    mean: Floats,
+    std: Floats,
+    spacing_mm: NDArray[np.floating],
+    smoothing_mm: float = 2.0,
+    clip: float = 10.0,
+    least_std: float = 20.0,
+) -> Floats:
+    """Z-scored ADC: (adc - mean) / std, smoothed by a Gaussian of full width ``smoothing_mm``, clipped at ±``clip``.
+
+    Args:
+        adc: ADC map (X, Y, Z), 1e-6 mm²/s.
+        brain: skull-strip mask; the result is 0 outside, and smoothing does not reach across its border.
+        mean: normative mean on the same grid.
+        std: normative standard deviation on the same grid, raised to ``least_std`` where smaller.
+        spacing_mm: voxel size (3,).
+        smoothing_mm: full width at half maximum.
+        clip: bound.
+        least_std: 1e-6 mm²/s.
+    """
+    z = np.where(brain, (adc - mean) / np.maximum(std, np.float32(least_std)), 0).astype(np.float32)
+    sigma = smoothing_mm / np.sqrt(8 * np.log(2)) / np.asarray(spacing_mm)
+    weight = ndimage.gaussian_filter(brain.astype(np.float32), sigma, truncate=3)
+    smooth = ndimage.gaussian_filter(z, sigma, truncate=3) / np.maximum(weight, 1e-6)
+    return np.where(brain, np.clip(smooth, -clip, clip), 0).astype(np.float32)

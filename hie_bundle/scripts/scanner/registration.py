@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ..runtime.errors import UserError
-from .inputs import on_grid, resample
-from .zmap import z_map
+from .inputs import on_grid, resample, z_map
 
 __all__ = ["Fit", "Registration", "register", "repeat_border"]
 
@@ -57,7 +56,6 @@ class Registration:
     """The result: ``transform`` takes points of the case to points of the atlas (LPS mm)."""
 
     transform: sitk.Transform
-    affine: sitk.AffineTransform
     fit: Fit
 
 
@@ -132,7 +130,7 @@ def register(
         damage=float((damage & b).sum() / b.sum()),
         mean_shift_mm=shift,
     )
-    return Registration(transform, affine, fit)
+    return Registration(transform, fit)
 
 
 def _grid(brain: sitk.Image) -> sitk.Image:

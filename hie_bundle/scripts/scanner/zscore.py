@@ -16,10 +16,9 @@ from ..io.files import atomic_path, seen_from, write_json
 from ..io.images import write
 from ..io.volumes import Volume, to_itk
 from ..runtime.errors import UserError
-from .inputs import read, refuse_other_grid, resample, stem_of, to_micro
+from .inputs import read, refuse_other_grid, resample, stem_of, to_micro, z_map
 from .previews import outlines
 from .registration import Fit, register, repeat_border
-from .zmap import z_map
 
 __all__ = ["FitLimits", "read_atlas", "write_zscore", "zscore"]
 
