@@ -19,8 +19,9 @@ MOST_LESIONS = 6  # of a table
 WIDTH = 900  # of a picture, pixels
 INTRODUCTION = """# Gallery
 
-**Nine of {count} simulated cases that chose nothing: best, around the median and worst by Dice. The mean of all is
-{mean:.2f}.** Blue is the truth, orange the mask of the shipped weights. Figures on our own simulator flatter.
+**Nine of {count} simulated cases that were not used for any choice: best, around the median and worst by Dice.
+The mean of all is {mean:.2f}.** Blue is the truth, orange the mask of the shipped weights.
+Figures on our own simulator flatter.
 
 ```
 C=hie_bundle/configs

@@ -162,7 +162,7 @@ def test_a_training_is_stopped_as_by_ctrl_c(tiny_cohort: Path, tmp_path: Path) -
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - begun < WITHIN_S
     assert process.returncode == 130
-    assert "Stopped by SIGINT. What " in errors
+    assert "Stopped by SIGINT. The files in " in errors
     assert "the same command with --resume True continues after the last epoch" in errors
     assert "Traceback" not in errors
     assert len(errors.splitlines()) < 12, errors
