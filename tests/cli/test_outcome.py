@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openpyxl
 import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
@@ -73,7 +74,6 @@ def test_intervals_of_the_difference_hold_the_planted_one() -> None:
 @pytest.fixture
 def tables(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Files of a simulated cohort of two hospitals; the outcome depends on the deep region alone."""
-    import pandas
 
     def write(ending: str) -> dict[str, Any]:
         region, elsewhere, bad = _cohort(np.random.default_rng(5))
@@ -88,8 +88,15 @@ def tables(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         cases += [{**cases[0], "case": cases[0]["case"].replace("_01", "_02")}, {"case": "MGHNICU_900", "error": "x"}]
         children[3]["Outcome"] = None
         (tmp_path / "cases.json").write_text(json.dumps({"cases": cases}))
-        frame = pandas.DataFrame(children)
-        frame.to_excel(tmp_path / "c.xlsx") if ending == ".xlsx" else frame.to_csv(tmp_path / f"c{ending}")
+        lines = [list(children[0]), *(list(child.values()) for child in children)]
+        if ending == ".xlsx":
+            book = openpyxl.Workbook()
+            for line in lines:
+                book.active.append(line)  # type: ignore[union-attr]
+            book.save(tmp_path / "c.xlsx")
+        else:
+            with (tmp_path / "c.csv").open("w", newline="") as stream:
+                csv.writer(stream).writerows(lines)
         return {"segmented": tmp_path / "cases.json", "outcomes": tmp_path / f"c{ending}", "id_column": "Patient",
                 "outcome_column": "Outcome", "adverse": [1], "output_file": tmp_path / "auc.csv"}  # fmt: skip
 

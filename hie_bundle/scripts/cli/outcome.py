@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
 
 from ..data.folds import patient_of
 from ..data.layout import site_of
@@ -14,9 +19,6 @@ from ..evaluation.statistics import auc, auc_difference
 from ..io.files import write_atomically
 from ..runtime.errors import UserError, choose
 from ..runtime.text import csv_table
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 __all__ = ["write_outcome"]
 
@@ -55,21 +57,23 @@ def write_outcome(
             "Name tables and columns: --segmented FILE --outcomes FILE --id_column NAME --outcome_column NAME "
             "--adverse [1]."
         )
-    table = _joined(_read(segmented), _read(outcomes, dtype=str), str(id_column), str(outcome_column), adverse)
-    regions = [name for name in table.columns if name.startswith("region_") and name.endswith("_ml")]
-    names = list(volumes or ["lesion_ml", "lesion_fraction", *regions])
-    for name in [REFERENCE, *names]:
-        choose({str(column): column for column in table.columns}, name, "column")
-    sites = sorted(set(table["site"]))
-    rows = []
+    table = _joined(_read(segmented), _read(outcomes), str(id_column), str(outcome_column), adverse)
+    columns = dict.fromkeys(name for row in table for name in row)
+    regions = [name for name in columns if name.startswith("region_") and name.endswith("_ml")]
+    names = [REFERENCE, *(volumes or ["lesion_ml", "lesion_fraction", *regions])]
+    for name in names:
+        choose(columns, name, "column")
+    sites = sorted({row["site"] for row in table})
+    rows: list[dict[str, Any]] = []
     for site in ["all", *sites] if len(sites) > 1 else ["all"]:
-        for name in [REFERENCE, *names]:
-            known = table[name].notna() & table[REFERENCE].notna() & (True if site == "all" else table["site"] == site)
-            part = table[known]
-            bad = part["adverse"].to_numpy(bool)
-            figures = [*auc(part[name], bad), *auc_difference(part[name], part[REFERENCE], bad)]
+        for name in names:
+            found = [(_number(row.get(name)), _number(row.get(REFERENCE)), row["adverse"])
+                     for row in table if site in ("all", row["site"])]  # fmt: skip
+            known = np.array([one for one in found if np.isfinite(one[:2]).all()], float).reshape(-1, 3)
+            bad = known[:, 2] > 0
+            figures = [*auc(known[:, 0], bad), *auc_difference(known[:, 0], known[:, 1], bad)]
             named = dict(zip(("auc", "low", "high", "gain", "gain_low", "gain_high"), figures, strict=True))
-            rows.append({"site": site, "volume": name, "children": len(part), "adverse": int(bad.sum()), **named})
+            rows.append({"site": site, "volume": name, "children": len(known), "adverse": int(bad.sum()), **named})
     print(f"AUC for {outcome_column} = {', '.join(map(str, adverse))}; gain: over the volume of ZADC < -2")
     for row in rows:
         area, gain = ("{:.3f} [{:.3f}, {:.3f}]".format(*(row[n] for n in of)) for of in (
@@ -80,46 +84,63 @@ def write_outcome(
         write_atomically(Path(output_file), csv_table(rows))
 
 
-def _read(file: str | Path, **options: Any) -> DataFrame:
-    try:
-        import pandas
-    except ImportError as error:
-        raise UserError("run outcome needs pandas, and openpyxl for .xlsx: pip install pandas openpyxl") from error
+def _read(file: str | Path) -> list[dict[str, Any]]:
+    """The rows of a table by column; its first line has the names."""
     try:
         if (ending := Path(file).suffix.lower()) == ".json":
-            return pandas.DataFrame(json.loads(Path(file).read_text(encoding="utf-8"))["cases"])
-        return (pandas.read_excel if ending == ".xlsx" else pandas.read_csv)(file, **options)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            return list(json.loads(Path(file).read_text(encoding="utf-8"))["cases"])
+        if ending != ".xlsx":
+            with Path(file).open(newline="", encoding="utf-8-sig") as stream:
+                return list(csv.DictReader(stream))
+        import openpyxl
+
+        lines = openpyxl.load_workbook(file, read_only=True, data_only=True).worksheets[0].iter_rows(values_only=True)
+        header = [str(name) for name in next(lines)]
+        return [dict(zip(header, line, strict=True)) for line in lines]
+    except ModuleNotFoundError as error:
+        raise UserError("run outcome needs openpyxl for .xlsx: pip install openpyxl") from error
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, BadZipFile) as error:
         raise UserError(f"{file} cannot be read as a table ({type(error).__name__}: {error}).") from error
 
 
-def _joined(cases: DataFrame, children: DataFrame, id_column: str, outcome_column: str, adverse: Any) -> DataFrame:
+def _joined(
+    cases: Sequence[Mapping[str, Any]], children: Sequence[Mapping[str, Any]], id_column: str, outcome_column: str,
+    adverse: Sequence[Any],
+) -> list[dict[str, Any]]:  # fmt: skip
     """A row a child with a mask and an outcome: its first scan, ``adverse`` and ``site``."""
-    columns = {str(column): column for column in children.columns}
-    ids, told = (children[choose(columns, name, "column")] for name in (id_column, outcome_column))
-    known = told.notna() & ids.notna()
-    outcome = dict(zip(ids[known].map(_text), told[known].map(_text), strict=True))
-    cases = cases[cases["error"].isna()] if "error" in cases else cases
-    cases = cases.sort_values("case").reset_index(drop=True)
-    by_case = cases["case"].astype(str)
-    child = by_case.where(by_case.isin(list(outcome)), by_case.map(patient_of))
-    scans = cases.assign(child=child)[child.isin(list(outcome))]
-    first = scans.drop_duplicates("child")
-    logger.info(
-        "%d children with a mask and an outcome; %d scans without an outcome, %d later scans of a child excluded.",
-        len(first), len(cases) - len(scans), len(scans) - len(first),
-    )  # fmt: skip
-    if first.empty:
-        raise UserError(
-            f"No case has an id of the column {id_column}: cases are named like {cases['case'].iloc[0]}, children like "
-            f"{next(iter(outcome), '-')}."
-        )
+    for name in (id_column, outcome_column):
+        choose(dict.fromkeys(children[0] if children else ()), name, "column")
     bad = {_text(value) for value in adverse}
-    site = first["site"] if "site" in first else first["case"].map(site_of)
-    return first.assign(adverse=first["child"].map(outcome).isin(bad), site=site.fillna("unknown"))
+    known = [(_text(child[id_column]), _text(child[outcome_column])) for child in children]
+    outcome = {child: value for child, value in known if child and value}
+    first: dict[str, dict[str, Any]] = {}
+    scans = sorted((case for case in cases if not case.get("error")), key=lambda case: str(case["case"]))
+    later = without = 0
+    for case in scans:
+        name = str(case["case"])
+        child = name if name in outcome else patient_of(name)
+        without += child not in outcome
+        later += child in first
+        if child in outcome and child not in first:
+            site = case.get("site") or site_of(name) or "unknown"
+            first[child] = {**case, "adverse": outcome[child] in bad, "site": site}
+    logger.info(
+        "%d children have a mask and an outcome; %d scans without an outcome and %d later scans are excluded.",
+        len(first), without, later,
+    )  # fmt: skip
+    if not first:
+        raise UserError(
+            f"No case has an id of the column {id_column}: cases are named like {scans[0]['case'] if scans else '-'}, "
+            f"children like {next(iter(outcome), '-')}."
+        )
+    return list(first.values())
+
+
+def _number(value: Any) -> float:
+    """NaN for an empty cell."""
+    return math.nan if value in (None, "") else float(value)
 
 
 def _text(value: Any) -> str:
     """A cell of a table as it is typed: 1, 1.0 and "1" are the same."""
-    text = str(value).strip()
-    return text.removesuffix(".0")
+    return "" if value is None else str(value).strip().removesuffix(".0")
