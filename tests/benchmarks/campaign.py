@@ -375,7 +375,9 @@ def _weights(folder: Path) -> Path:
     """Weights of a small network, trained for one epoch."""
     if not (folder / "weights" / "model.pt").exists():
         (folder / "weights").mkdir(exist_ok=True)
-        words = _bundle("training", "train.yaml", **TINY, epochs=1, dataset_dir=cohort(folder), ckpt_dir=".")
+        words = _bundle(
+            "training", "train.yaml", **TINY, epochs=1, dataset_dir=cohort(folder), ckpt_dir=".", output_dir="logs"
+        )
         assert _Started(words, folder / "weights").wait() == 0
     return folder / "weights" / "model.pt"
 
@@ -517,12 +519,13 @@ def disks(folder: Path, count: int, seed: int) -> dict[str, Any]:
     data = cohort(folder)
     work = folder / "disks"
     shutil.rmtree(work, ignore_errors=True)
+    tiny = {**TINY, "epochs": 1}
     commands = {
         "segment": [*_segment(folder), "--probabilities"],
         "preprocessing": _bundle("preprocessing", "data.yaml", dataset_dir=data, output_dir="out/x", format="nnunet"),
         "phantom": _bundle("phantom", "data.yaml", output_dir="out", num_train=2, num_val=1, num_test=1, num_workers=1,
                            matrix_sizes="[36,44]", slice_range="[10,14]", fine_mm=4.0, num_healthy=4),
-        "training": _bundle("training", "train.yaml", **TINY, epochs=1, dataset_dir=data, ckpt_dir="out"),
+        "training": _bundle("training", "train.yaml", **tiny, dataset_dir=data, ckpt_dir="out", output_dir="x"),
     }  # fmt: skip
     for number in _numbers(count):
         name, how = rng.choice(list(commands)), rng.choice(["size=16k", "size=64k", "size=160k", "ro"])
@@ -533,7 +536,7 @@ def disks(folder: Path, count: int, seed: int) -> dict[str, Any]:
         outcome = "refused" if status else "done"
         if "Traceback" in text:
             outcome = f"traceback: {text[text.index('Traceback') :][-400:]}"
-        elif status and "out" not in text.splitlines()[-1]:
+        elif status and not any("out" in line for line in text.splitlines()[-5:]):
             outcome = f"no place named: {text[-300:]}"
         elif left := (cwd / "left.txt").read_text().split():
             outcome = f"left: {left}"

@@ -14,10 +14,10 @@ from test_every_option import TINY, run
 
 from scripts.cli import main
 from scripts.data.layout import find_cases
-from scripts.io.files import write_json
+from scripts.io.files import atomic_path, write_json
 from scripts.io.images import write
-from scripts.io.volumes import VolumeError, read_volume
-from scripts.runtime.errors import DatasetError, UserError
+from scripts.io.volumes import VolumeError, read_volume, write_volume
+from scripts.runtime.errors import DatasetError, UserError, user_error
 from scripts.transforms.loading import LoadMapsd
 
 NOT_UTF8 = "M\udcff\udce9"
@@ -115,3 +115,17 @@ def test_no_file_is_written_under_another_name_than_was_asked_for(tmp_path: Path
         with pytest.raises(UserError, match="is written as one of"):
             write(tmp_path / name, np.zeros((2, 2, 2), np.uint8), np.eye(4))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_itk_cannot_write_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``run phantom`` on a full disk ended with a traceback."""
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "Exception thrown in SimpleITK\nFile cannot be written: .x.mha\nReason: No space left on device\n"
+        )
+
+    monkeypatch.setattr("SimpleITK.WriteImage", full)
+    with pytest.raises(OSError, match="No space left") as caught, atomic_path(tmp_path / "x.mha") as temporary:
+        write_volume(temporary, np.zeros((2, 2, 2), np.uint8), np.eye(4))
+    assert str(user_error(caught.value)).startswith(f"{tmp_path / 'x.mha'}: No space left on device")

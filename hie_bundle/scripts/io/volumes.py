@@ -320,7 +320,10 @@ def write_volume(path: str | Path, array: NDArray[Any], affine: NDArray[np.float
     if extension_of(path).lower() == ".mha":
         import SimpleITK as sitk
 
-        sitk.WriteImage(to_itk(array, affine), str(path), useCompression=True)
+        try:
+            sitk.WriteImage(to_itk(array, affine), str(path), useCompression=True)
+        except RuntimeError as error:  # ITK's words end with the system's
+            raise OSError(errno.EIO, str(error).rpartition("Reason: ")[2].strip(), str(path)) from error
         return
     import nibabel as nib
 
