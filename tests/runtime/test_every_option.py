@@ -45,13 +45,13 @@ CHANGED: dict[str, Any] = {
     "network": "$@network_def.to(@device)", "num_workers": 1, "on_nonfinite": "stop", "output_dir": "FOLDER/elsewhere",
     "overwrite": True, "patch_size": [24, 24, 16], "patience": 1, "patient_pattern": "(.+)-VISIT", "prior": None,
     "progress": False, "rank": 0, "resume": True, "sampler": "$torch.utils.data.SequentialSampler(@train#dataset)",
-    "seed": 5, "smallest_lesion_mm3": 30, "spatial_size": [16, 32, 8], "threshold": 0.3,
+    "seed": 5, "smallest_lesion_mm3": 30, "spatial_size": [16, 32, 8], "test_site": None, "threshold": 0.3,
     "training_precision": "bfloat16", "val_interval": 2, "verbose": True, "z_evidence_level": 0.4,
     "z_evidence_weight": 0.5, "lesion_peak": 0.6, "weight_decay": 0.01,
 }  # fmt: skip
 NOT_OPTIONS = {"imports", "run", "loaded"}  # how the config is read and run
 TOGETHER = [("fold", "num_folds"), ("epochs", "val_interval")]
-ONE_VALUE = {"device", "in_channels", "rank", "bundle_root"}  # no other works everywhere
+ONE_VALUE = {"device", "in_channels", "rank", "bundle_root", "test_site"}  # no other works everywhere
 # not with the others: other places, and sizes other than the test's weights' and than each other
 APART = {
     "ckpt_dir", "output_dir", "dataset_dir", "datalist", "bundle_root", "network", "init_weights", "input_size",
