@@ -365,6 +365,9 @@ def _child(module: str, arguments: list[str], cwd: str, log: str, environment: d
         os.dup2(stream, number)
     try:
         become(module, arguments, cwd, environment)
+    except KeyboardInterrupt:  # multiprocessing would print it itself
+        sys.excepthook(*sys.exc_info())
+        raise SystemExit(130) from None
     finally:
         if disk:
             hidden = [path.name for path in out.rglob(".*")]

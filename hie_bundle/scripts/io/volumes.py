@@ -25,7 +25,7 @@ from .files import refuse_changed
 
 __all__ = [
     "EXTENSIONS", "LPS_TO_RAS", "Volume", "VolumeError", "affine_from_lps", "checked_volume", "extension_of",
-    "nifti_grid", "read_checked", "read_volume", "require_size", "to_itk", "to_nifti", "write_volume",
+    "nifti_grid", "read_checked", "read_volume", "require_size", "to_itk", "to_nifti", "write_itk", "write_volume",
 ]  # fmt: skip
 
 EXTENSIONS = (".nii.gz", ".nii", ".mha")
@@ -318,16 +318,21 @@ def extension_of(path: str | Path) -> str:
 def write_volume(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
     """Write an array (X, Y, Z), of NIfTI also (X, Y, Z, C), so that every reader finds it in the same place."""
     if extension_of(path).lower() == ".mha":
-        import SimpleITK as sitk
-
-        try:
-            sitk.WriteImage(to_itk(array, affine), str(path), useCompression=True)
-        except RuntimeError as error:  # ITK's words end with the system's
-            raise OSError(errno.EIO, str(error).rpartition("Reason: ")[2].strip(), str(path)) from error
+        write_itk(to_itk(array, affine), path)
         return
     import nibabel as nib
 
     nib.save(to_nifti(array, affine), path)
+
+
+def write_itk(image: Any, path: str | Path, **options: Any) -> None:
+    """Write an image of SimpleITK, compressed; where that fails an OSError names the file, as the system's do."""
+    import SimpleITK as sitk
+
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True, **options)
+    except RuntimeError as error:  # ITK's words end with the system's
+        raise OSError(errno.EIO, str(error).rpartition("Reason: ")[2].strip(), str(path)) from error
 
 
 def to_itk(array: NDArray[Any], affine: NDArray[np.float64]) -> Any:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..io.files import atomic_path, write_json
+from ..io.volumes import write_itk
 from ..runtime.cores import available_cores
 from ..runtime.errors import UserError
 from .case import simulate_case
@@ -140,4 +141,4 @@ def write_case(folder: Path, case_number: int, *, seed: int, settings: Settings)
         image.SetOrigin(case.origin_mm.tolist())
         image.SetDirection(case.direction.ravel().tolist())
         with atomic_path(path) as draft:
-            sitk.WriteImage(image, str(draft), useCompression=True, compressionLevel=3)
+            write_itk(image, draft, compressionLevel=3)
