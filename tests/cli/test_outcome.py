@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_named(tables: Callable[..., dict[str, Any]], tmp_p
     for change, message in (
         ({"id_column": "Id"}, "column 'Id' is unknown; choose one of: .*Patient"),
         ({"volumes": ["region_x"]}, "column 'region_x' is unknown"),
-        ({"id_column": "Name"}, "No case has an id of the column Name"),
+        ({"id_column": "Name"}, "No case id matches the column Name"),
         ({"outcomes": tmp_path / "no.csv"}, "cannot be read as a table"),
         ({"adverse": []}, "Name tables and columns"),
     ):

@@ -130,7 +130,7 @@ def _joined(
     )  # fmt: skip
     if not first:
         raise UserError(
-            f"No case has an id of the column {id_column}: cases are named like {scans[0]['case'] if scans else '-'}, "
+            f"No case id matches the column {id_column}: cases are named like {scans[0]['case'] if scans else '-'}, "
             f"children like {next(iter(outcome), '-')}."
         )
     return list(first.values())

@@ -63,7 +63,7 @@ def usable_masks(folder: str | Path, items: Sequence[Mapping[str, Any]], limits:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder.absolute()} with masks.")
+        raise UserError(f"There is no folder {folder.absolute()}; name an existing folder of masks.")
     found = find_masks(folder, [original_id(item) for item in items])
     problems = [
         f"  {original_id(item)}: {problem}"

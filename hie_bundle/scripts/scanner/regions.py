@@ -47,7 +47,7 @@ class RegionAtlas:
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{folder / 'regions.json'} does not name regions by number ({error}).") from error
         if unnamed := set(np.unique(regions.array).astype(int).tolist()) - {0, *self.names}:
-            raise UserError(f"{folder / 'regions.json'} does not name the regions {sorted(unnamed)}.")
+            raise UserError(f"{folder / 'regions.json'} does not name the regions {sorted(unnamed)}; add their names.")
 
     def on(self, adc: Volume) -> tuple[NDArray[np.uint8] | None, str]:
         """The regions on a case.
