@@ -20,6 +20,7 @@ import SimpleITK
 import typer
 import yaml
 from conftest import BUNDLE, ROOT
+from monai.bundle.reference_resolver import ReferenceResolver
 from PIL import Image
 from processes import NO_NETWORK
 from test_segmenter import ADC_ALONE, TINY, write_weights
@@ -379,6 +380,15 @@ def test_mistakes(run: Run, options: list[str], cohort: Path, tmp_path: Path) ->
         assert "Traceback" not in err
 
 
+def referred(config: dict[str, Any], run_id: str) -> set[str]:
+    """The keys at the top of a config that a run refers to, by MONAI's resolver."""
+    names = [run_id]
+    for name in names:  # it grows
+        found = ReferenceResolver.find_refs_in_config(config=config[name], id=name)
+        names += [key for one in found if (key := one.split("::")[0]) in config and key not in names]
+    return set(names)
+
+
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_help_lists_every_value_with_its_default_and_comment(name: str, run: Run) -> None:
     status, page, _ = run(name, "--help")
@@ -386,11 +396,15 @@ def test_help_lists_every_value_with_its_default_and_comment(name: str, run: Run
     folders = WORKFLOWS[name].folders
     for stem in WORKFLOWS[name].configs:
         text = (CONFIGS / f"{stem}.yaml").read_text()
-        for key, value in yaml.safe_load(text).items():
+        config = yaml.safe_load(text)
+        used = config.keys() if stem not in ("data", "scanner") else referred(config, WORKFLOWS[name].run_id)
+        for key, value in config.items():
             section = not re.search(rf"^{re.escape(key)}: +[^#\s]", text, re.MULTILINE)
             if section or key in ("run", "workflow", "bundle_root", WORKFLOWS[name].run_id):
                 continue
-            assert f"  --{key} " in page, key
+            assert (f"  --{key} " in page) == (key in used), key
+            if key not in used:
+                continue
             last = stem == WORKFLOWS[name].configs[-1]
             if last and type(value) in (int, float) and key not in folders:
                 line = next(line for line in page.splitlines() if line.startswith(f"  --{key} "))

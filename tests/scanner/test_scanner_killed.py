@@ -21,9 +21,11 @@ from scripts.io.files import hidden_folder, whole_folder
 
 # As `run scan`, but dcm2niix never ends; what it has written is the patient's.
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 import dcm2niix
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 from scripts.io.files import whole_folder
 from scripts.scanner.dicom import read_folder
 dcm2niix.bin = str(Path("slow").resolve())

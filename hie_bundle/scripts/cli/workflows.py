@@ -85,14 +85,29 @@ def values_of(file: Path) -> list[Value]:
     return values
 
 
+def used_by(run_id: str, file: Path) -> set[str]:
+    """The keys at the top of a config that one of its runs refers to, directly or through others."""
+    blocks = dict(re.findall(r"^(\w+):(.*?)(?=^\w|\Z)", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+    used = [run_id]
+    for name in used:  # it grows
+        used += [key for key in re.findall(r"@(\w+)", blocks.get(name, "")) if key not in used]
+    return set(used)
+
+
 def options_of(name: str) -> list[Value]:
-    """The options of a command: its own, and every value at the top of its configs, as in the last that has it."""
+    """The options of a command: its own, and the values at the top of its configs, as in the last that has it.
+
+    Of ``data.yaml`` and ``scanner.yaml``, which have several workflows, those that this one refers to.
+    """
     workflow = WORKFLOWS[name]
     own = EXTRA if "train" in workflow.configs else {"config_file": EXTRA["config_file"]}
     found = {option: Value(option, "", text, "") for option, text in own.items()}
     for stem in workflow.configs:
-        for value in values_of(CONFIGS / f"{stem}.yaml"):
-            if value.default and value.name not in ("run", "bundle_root", workflow.run_id, *own):
+        file = CONFIGS / f"{stem}.yaml"
+        used = None if "train" in workflow.configs else used_by(workflow.run_id, file)
+        for value in values_of(file):
+            shown = value.default and (used is None or value.name in used)
+            if shown and value.name not in ("run", "bundle_root", workflow.run_id, *own):
                 default = workflow.folders.get(value.name, value.default)
                 found[value.name] = Value(value.name, default, value.comment, value.section)
     return list(found.values())
