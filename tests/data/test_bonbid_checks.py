@@ -267,6 +267,9 @@ def test_files_that_are_there_twice(tmp_path: Path) -> None:
     shutil.move(copy, tmp_path / copy.name)  # now of no split: another case of the same name
     with pytest.raises(DatasetError, match="is a second file of the same case"):
         require_usable(data.datalist(tmp_path, None), tmp_path, "inference")
+    shutil.copy(files["zadc"], tmp_path / files["zadc"].name)  # with its ZADC map, as a copy outside the splits
+    with pytest.raises(DatasetError, match="is a second file of the same case"):
+        require_usable(data.datalist(tmp_path, None), tmp_path, "inference")
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ _NAMES = {  # folder and name of a case's files in BONBID-HIE
     "label": ("3LABEL", "{}_lesion"),
 }
 _SPLIT_FOLDER = re.compile(r"(?:BONBID\d*[-_])?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
+_SITES = ("MGH", "BCH")  # folders of part II, below 1ADC_ss and 2Z_ADC
 _BONBID_CASE = re.compile(r"(?P<patient>(?P<site>[A-Z]+)NICU_\d+)(?!\d)", re.IGNORECASE)  # BCHNICU_010-VISIT_01
 _BONBID_FOLDER = re.compile(r"BONBID\d*[-_](train|val|test)", re.IGNORECASE)
 _LABEL_FOLDERS = ("labels", "final", "labelsTr")  # a file here has its image's name; MONAI Label writes labels/final
@@ -122,7 +123,8 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
         if split is None and (there := side.get(_bonbid_patient(case))):
             stray = found.pop((None, case))
             known = found.setdefault((there, case), stray)
-            if known is not stray and not {"adc", "zadc"} <= stray.keys():  # not part II's copy of the scan
+            part_2 = all(path.parent.name in _SITES for paths in stray.values() for path in paths)
+            if known is not stray and not (part_2 and {"adc", "zadc"} <= stray.keys()):  # not part II's copy of a scan
                 for part, paths in stray.items():
                     known.setdefault(part, []).extend(paths)
     cases = []
