@@ -291,11 +291,12 @@ def nifti_grid(image: Any) -> tuple[NDArray[np.float64], tuple[float, ...]]:
     """Affine and voxel size of an image of nibabel, whose header may contradict itself.
 
     Raises:
-        VolumeError: when the header states no position, lengths that are not in mm, or another voxel size than the
-            affine.
+        VolumeError: when the header states no position, two positions in one space, lengths that are not in mm, or
+            another voxel size than the affine.
     """
     header, affine = image.header, image.affine
-    if "qform_code" in getattr(header, "keys", dict)():  # NIfTI
+    nifti = "qform_code" in getattr(header, "keys", dict)()
+    if nifti:
         if header.get_xyzt_units()[0] not in ("mm", "unknown"):
             raise VolumeError(f"has lengths in {header.get_xyzt_units()[0]}, not mm")
         if not header["qform_code"] > 0 and not header["sform_code"] > 0:
@@ -306,6 +307,11 @@ def nifti_grid(image: Any) -> tuple[NDArray[np.float64], tuple[float, ...]]:
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if np.isfinite(sizes).all() and not np.allclose(sizes, spacing, rtol=1e-3, atol=0):
         raise VolumeError(f"contradicts itself: voxels of {_mm(spacing)} by pixdim, {_mm(sizes)} by its sform or qform")
+    if nifti and header["qform_code"] == header["sform_code"]:  # two positions in one space: readers take either
+        ends = np.vstack([np.indices((2, 2, 2)).reshape(3, -1) * np.array([image.shape[:3]]).T, np.ones(8)])
+        shift = np.linalg.norm(((header.get_qform() - affine) @ ends)[:3], axis=0).max()
+        if shift > 0.1:
+            raise VolumeError(f"contradicts itself: qform and sform of one code differ by up to {shift:.3g} mm")
     return affine, spacing
 
 
