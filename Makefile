@@ -75,7 +75,7 @@ demo: install
 	$(RUN) training --config_file $(TRAIN_DEMO) --epochs 16 --overwrite True
 	$(RUN) evaluating --config_file $(EVALUATE_DEMO) --split test
 	@echo
-	@echo "This cohort is from the simulator that the shipped weights were trained on: the figures flatter (hie_bundle/docs/README.md)."
+	@echo "This cohort is from the simulator that the shipped weights were trained on; for other hands see hie_bundle/docs/README.md."
 	@echo
 	@echo "The shipped weights, not trained on these cases:"
 	@cat $(DEMO)/simulated/comparison.txt

@@ -21,7 +21,7 @@ INTRODUCTION = """# Gallery
 
 **Nine of {count} simulated cases that were not used for any choice: best, around the median and worst by Dice.
 The mean of all is {mean:.2f}.** Blue is the truth, orange the mask of the shipped weights.
-Figures on our own simulator flatter.
+Do not choose by figures on our own simulator.
 
 ```
 C=hie_bundle/configs
