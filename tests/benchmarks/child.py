@@ -52,6 +52,8 @@ class PhaseTimer:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.end_step)
 
     def now(self) -> float:
+        from timing import synchronise
+
         synchronise()
         return time.perf_counter()
 
@@ -73,16 +75,18 @@ class PhaseTimer:
             self.losses.append(float(engine.state.output[0]["loss"]))
 
 
-def run(workflow_type: str, configs: list[str], engine_id: str, overrides: dict[str, Any]) -> PhaseTimer:
+def started(workflow_type: str, configs: list[str], overrides: dict[str, Any]) -> Any:
+    """An initialised workflow of the bundle's configs."""
     from monai.bundle import ConfigWorkflow
 
-    workflow = ConfigWorkflow(
-        config_file=[str(BUNDLE / "configs" / name) for name in configs],
-        workflow_type=workflow_type,
-        logging_file=False,
-        **overrides,
-    )
+    files = [str(BUNDLE / "configs" / name) for name in configs]
+    workflow = ConfigWorkflow(files, workflow_type=workflow_type, logging_file=False, **overrides)
     workflow.initialize()
+    return workflow
+
+
+def run(workflow_type: str, configs: list[str], engine_id: str, overrides: dict[str, Any]) -> PhaseTimer:
+    workflow = started(workflow_type, configs, overrides)
     timer = PhaseTimer(workflow.parser.get_parsed_content(engine_id))
     workflow.run()
     workflow.finalize()
@@ -107,12 +111,10 @@ def pace(configs: list[str], **overrides: Any) -> dict[str, Any]:
     """
     import torch
     from ignite.engine import Events
-    from monai.bundle import ConfigWorkflow
+    from timing import synchronise
 
     begin = time.perf_counter()
-    files = [str(BUNDLE / "configs" / name) for name in configs]
-    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, overwrite=True, **overrides)
-    workflow.initialize()
+    workflow = started("train", configs, overrides | {"overwrite": True})
     trainer = workflow.parser.get_parsed_content("train#trainer")
     first: list[float] = []
     starts: list[float] = []
@@ -160,13 +162,6 @@ def pace(configs: list[str], **overrides: Any) -> dict[str, Any]:
         "busy_percent": busy,
         "data_on_device": workflow.parser.get_parsed_content("placement").on_device,
     }
-
-
-def synchronise() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 class GpuUse:

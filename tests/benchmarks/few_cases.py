@@ -13,16 +13,15 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "hie_bundle" / "configs"
-sys.path.insert(0, str(ROOT / "hie_bundle"))
+from peers import CONFIGS, bundle
+
+sys.path.insert(0, str(CONFIGS.parent))
 STRONG = ["strong.yaml", "strong_cpu.yaml"]
-SHIPPED = ROOT / "hie_bundle" / "models" / "simulated" / "model.pt"
+SHIPPED = CONFIGS.parent / "models" / "simulated" / "model.pt"
 
 
 def main() -> None:
@@ -53,7 +52,8 @@ def main() -> None:
                     run = folder / name
                     if not (run / "trained").is_file():
                         bundle(
-                            "training", ["train.yaml", *STRONG, *mixins], datalist=cases, seed=seed, num_workers=0,
+                            "training", [CONFIGS / file for file in ("train.yaml", *STRONG, *mixins)],
+                            datalist=cases, seed=seed, num_workers=0,
                             output_dir=run, ckpt_dir=run, resume=(run / "resume_state.pt").is_file(),
                         )  # fmt: skip
                         (run / "trained").touch()
@@ -73,7 +73,7 @@ def evaluated(folder: Path, name: str, weights: Path, cases: Path) -> list[dict[
     """The metrics of each test case."""
     file = folder / f"{name}_test" / "metrics.csv"
     if not file.is_file():
-        configs = ["train.yaml", "evaluate.yaml", *STRONG]
+        configs = [CONFIGS / name for name in ("train.yaml", "evaluate.yaml", *STRONG)]
         bundle(
             "evaluating", configs, datalist=cases, split="test", num_workers=0, ckpt_path=weights,
             output_dir=file.parent,
@@ -90,12 +90,6 @@ def write_table(dice: dict[tuple[int, str], dict[str, list[float]]], file: Path)
         table.writerow(["training_cases", "method", *sizes])
         for (count, name), row in sorted(dice.items()):
             table.writerow([count, name, *(f"{fmean(row[size]):.3f}" if size in row else "" for size in sizes)])
-
-
-def bundle(workflow: str, configs: list[str], **options: object) -> None:
-    files = str([str(CONFIGS / name) for name in configs])
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, "-m", "monai.bundle", "run", workflow, "--config_file", files, *words], check=True)
 
 
 if __name__ == "__main__":

@@ -38,14 +38,14 @@ def _lines(path: Path) -> list[str]:
 
 def seconds(work: Callable[[], object]) -> float:
     """Wall time of one call, the device's queued work included."""
-    _synchronise()
+    synchronise()
     start = time.perf_counter()
     work()
-    _synchronise()
+    synchronise()
     return time.perf_counter() - start
 
 
-def _synchronise() -> None:
+def synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import yaml
 from matplotlib import image as mpl_image
 from scipy import ndimage
+from test_injuries import KINDS
 
 from scripts import phantom
 from scripts.phantom.acquisition import Scanner, draw_grid, fit_adc, refine, signals
@@ -214,17 +215,7 @@ def test_severities_are_mixed_in_proportion_from_any_start() -> None:
         assert 5 <= (fractions == 0).sum() <= 10
         assert 50 <= (fractions < 0.01).sum() <= 60
         assert 5 <= (fractions > 0.2).sum() <= 10
-        assert {disease.kind for disease in drawn} == {
-            "none",
-            "focal",
-            "multifocal",
-            "basal_ganglia_thalamus",
-            "watershed",
-            "territorial",
-            "near_total",
-            "cortical",
-            "patches",
-        }
+        assert {disease.kind for disease in drawn} == {"none", *KINDS}
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 3.0), (1.8, 1.8, 2.0)])

@@ -141,7 +141,7 @@ def _b0_on_grid(series: Sequence[Series], adc: Volume, name: str) -> Volume:
     """The image with b = 0 on the grid of the ADC map. A scanner's map may be on another grid than its images.
 
     Raises:
-        UserError: there is no such image.
+        UserError: when the image does not exist.
     """
     try:
         b0 = b0_of(series).volume()

@@ -15,7 +15,7 @@ __all__ = ["AdcLevel", "adc_level"]
 
 FLUID, TISSUE = 2800.0, 1290.0  # 1e-6 mm²/s, of newborns on right scales: tests/benchmarks/adc_level.py
 TISSUE_RANGE = (0.35, 0.75)  # of the fluid: a newborn's tissue that is not injured
-PLAUSIBLE = (0.15, 0.6)  # tissue by fluid; beyond it there is no fluid in the map, or no brain
+PLAUSIBLE = (0.15, 0.6)  # tissue by fluid; outside this range the map lacks fluid or brain
 OLD_OR_INJURED = 0.34  # tissue by fluid; a newborn's is 0.46, an adult's 0.25
 NEWBORN_ML = 800.0
 UNCHANGED = 0.05  # smaller corrections are within the spread of healthy newborns
@@ -43,7 +43,7 @@ def adc_level(adc: NDArray[Any], spacing_mm: ArrayLike) -> AdcLevel:
 
     Injury lowers the tissue, wide or narrow spaces of fluid move the fluid; a wrong scale moves both. So the scale is
     the median of 1 and both quotients to a newborn's level: it is 1 unless both are off in the same direction. A brain
-    above 800 ml is no newborn's, and its tissue alone decides.
+    above 800 ml is not a newborn's; its tissue alone decides.
 
     Args:
         adc: skull-stripped, 1e-6 mm²/s, shape (X, Y, Z).

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..geometry.brain import are_normalised, brain_of, clear_background
-from ..io.volumes import Volume, VolumeError, read_volume
+from ..io.volumes import Volume, VolumeError, corner_shift_mm, read_volume
 from ..runtime.errors import DatasetError
 from .adc_level import adc_level
 from .relations import label_faults, map_faults
@@ -227,9 +227,7 @@ def grid_difference(first: Volume, second: Volume, tolerance_mm: float) -> str:
     shapes = first.array.shape[:3], second.array.shape[:3]
     if shapes[0] != shapes[1]:
         return f"{_sizes(shapes[1])} voxels, not {_sizes(shapes[0])}"
-    ends = np.array(np.meshgrid(*[(0, n - 1) for n in shapes[0]], indexing="ij")).reshape(3, -1)
-    corners = np.vstack([ends, np.ones(8)])
-    shift = np.linalg.norm(((second.affine - first.affine) @ corners)[:3], axis=0).max()
+    shift = corner_shift_mm(first.affine, second.affine, shapes[0])
     if shift <= tolerance_mm:
         return ""
     differences = []

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from ..io.files import sha256_of, try_writing, write_json
+from ..io.files import sha256_of, stamp_of, try_writing, write_json
 from ..runtime.errors import DatasetError, one_line
 from ..runtime.text import is_printable
 from .checks import Limits
@@ -210,8 +210,7 @@ def copies(items: Sequence[Any]) -> list[tuple[Any, Any]]:
     for group in (group for group in groups.values() if len(group) > 1):
         first: dict[str, Any] = {}
         for file, item in group:
-            status = Path(file).stat()
-            other = first.setdefault(_digest(file, status.st_size, status.st_mtime_ns, status.st_ino), item)
+            other = first.setdefault(_digest(file, *stamp_of(file)), item)
             if other is not item:
                 found.append((item, other))
     return found

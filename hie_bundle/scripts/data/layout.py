@@ -97,7 +97,7 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
     The names are ``<case>-ADC_ss``, ``Zmap_<case>-ADC_smooth2mm_clipped10`` and ``<case>_lesion`` with ``.mha``,
     ``.nii`` or ``.nii.gz``; any other ``<case>.nii.gz`` is a stacked file (or a label, in a folder ``labels``). Sorted
     by split (train, val, test, none) and id; a missing or empty folder gives none. Part II of BONBID-HIE has no splits:
-    a patient who is in part I, too, has the split of there, and a scan of both parts is that of part I.
+    a patient of both parts keeps the split of part I; a scan in both parts counts once, as part I has it.
 
     Raises:
         DatasetError: a file's name holds a line break or another control character, or is no UTF-8.

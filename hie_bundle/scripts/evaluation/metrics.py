@@ -239,8 +239,8 @@ def lesion_metrics(pred: Mask, truth: Mask, lesion_overlap: float = 0.0) -> dict
 def cc_dice(pred: Mask, truth: Mask) -> dict[str, float]:
     """Lesion-wise Dice, ``monai.metrics.compute_dice(per_component=True)`` (CC-Dice, arXiv:2410.18684).
 
-    Which lesion a voxel is nearest to is measured in steps of the grid, as MONAI and its authors do. A voxel as near to
-    two goes to either, so that the same masks, turned, can differ by about 1e-3.
+    Which lesion a voxel is nearest to is measured in steps of the grid, as MONAI and its authors do. A voxel
+    between two goes to either, so turning both masks can change the value by about 1e-3.
     """
     y_pred, y = (torch.as_tensor(np.stack([~mask, mask]))[None].float() for mask in (pred, truth))
     with warnings.catch_warnings():

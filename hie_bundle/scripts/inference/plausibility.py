@@ -29,7 +29,7 @@ class Plausibility:
     low_outside_ml: float | None  # of the brain outside the mask, volume with smoothed ZADC below −2; likewise
     agreement: float | None  # of the network's flipped and per-member masks, intersection by union; None: a single one
     lesion_ml: float
-    low_z_ml: float | None = None
+    low_z_ml: float | None = None  # of the brain, volume with ZADC below −2; None without a Z map
 
     @property
     def doubts(self) -> list[str]:

@@ -72,7 +72,7 @@ def clean(folder: Path) -> None:
 
 
 def clean_beside(files: Iterable[Path]) -> None:
-    """Remove what :func:`atomic_path` left beside these files, which nobody else may be writing."""
+    """Remove temporary files of :func:`atomic_path` next to these files, which no other process may be writing."""
     for file in files:
         for path in file.parent.glob(f".????????.{glob.escape(file.name)}"):
             path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,8 +25,9 @@ from ..runtime.errors import one_line
 from .files import refuse_changed
 
 __all__ = [
-    "EXTENSIONS", "LPS_TO_RAS", "Volume", "VolumeError", "affine_from_lps", "checked_volume", "extension_of",
-    "nifti_grid", "read_checked", "read_volume", "require_size", "to_itk", "to_nifti", "write_itk", "write_volume",
+    "EXTENSIONS", "LPS_TO_RAS", "Volume", "VolumeError", "affine_from_lps", "checked_volume", "corner_shift_mm",
+    "extension_of", "nifti_grid", "read_checked", "read_volume", "require_size", "to_itk", "to_nifti", "write_itk",
+    "write_volume",
 ]  # fmt: skip
 
 EXTENSIONS = (".nii.gz", ".nii", ".mha")
@@ -308,11 +310,16 @@ def nifti_grid(image: Any) -> tuple[NDArray[np.float64], tuple[float, ...]]:
     if np.isfinite(sizes).all() and not np.allclose(sizes, spacing, rtol=1e-3, atol=0):
         raise VolumeError(f"contradicts itself: voxels of {_mm(spacing)} by pixdim, {_mm(sizes)} by its sform or qform")
     if nifti and header["qform_code"] == header["sform_code"]:  # two positions in one space: readers take either
-        ends = np.vstack([np.indices((2, 2, 2)).reshape(3, -1) * np.array([image.shape[:3]]).T, np.ones(8)])
-        shift = np.linalg.norm(((header.get_qform() - affine) @ ends)[:3], axis=0).max()
+        shift = corner_shift_mm(header.get_qform(), affine, image.shape[:3])
         if shift > 0.1:
             raise VolumeError(f"contradicts itself: qform and sform of one code differ by up to {shift:.3g} mm")
     return affine, spacing
+
+
+def corner_shift_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
+    """Largest distance between corner voxels of a grid of this shape by two affines (4, 4), in mm."""
+    ends = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(shape)[:, None] - 1)
+    return float(np.linalg.norm(((other - one) @ np.vstack([ends, np.ones(8)]))[:3], axis=0).max())
 
 
 def extension_of(path: str | Path) -> str:

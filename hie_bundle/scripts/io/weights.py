@@ -23,7 +23,7 @@ from ..runtime.distributed import unwrap_ddp
 from ..runtime.errors import UserError
 from ..runtime.finite import not_finite
 from ..runtime.recipe import Recipe, refuse_other_recipe
-from .files import atomic_path, sha256_of, write_json
+from .files import atomic_path, sha256_of, stamp_of, write_json
 
 __all__ = [
     "as_paths", "check_recipe", "load_weights", "read_record", "read_state", "read_weights", "require_there",
@@ -194,8 +194,7 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
 def _read(path: Path) -> Mapping[str, Any]:
     """Content of a checkpoint; cached while the file does not change."""
     require_there(path)
-    stat = path.stat()
-    return _cached(path, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino)
+    return _cached(path, *stamp_of(path))
 
 
 @lru_cache(maxsize=8)
