@@ -258,22 +258,45 @@ def _tables() -> Iterator[Any]:
             yield pytest.param(name, table, id=f"{page.relative_to(ROOT)}: {table.splitlines()[0]}")
 
 
+SIZES = {
+    "empty": "no lesion|without a lesion", "<1 %": "< ?1 %|below 1 %", ">=1 %": ">= ?1 %", "1-5 %": "1-5 %",
+    "5-20 %": "5-20 %", ">20 %": "> ?20 %",
+}  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    for sign, ascii_sign in {"−": "-", "–": "-", "≥": ">=", "×": "x", "`": ""}.items():
+        text = text.replace(sign, ascii_sign)
+    return text
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"-?\d+(?:\.\d+)*|\w+", _plain(text).lower()))
+
+
 @pytest.mark.parametrize(("name", "table"), _tables())
-def test_figures_of_a_table_stand_in_its_csv_file(name: str, table: str) -> None:
+def test_figures_of_a_table_stand_in_the_rows_of_its_csv_file(name: str, table: str) -> None:
+    """The method whose words are all in a cell's row or column, the one with most words; the same lesion size."""
     with (ROOT / "docs" / "results" / name).open(newline="", encoding="utf-8") as file:
-        known = {
-            float(value)
-            for row in csv.DictReader(file)
-            for value in row.values()
-            if re.fullmatch(r"-?\d+(\.\d+)?", value)
-        }
-    rows = re.sub(r"`[^`]*`", "", "".join(table.splitlines(keepends=True)[2:]))
-    cells = [cell for row in rows.splitlines() for cell in row.split("|")[2:-1]]
-    figures = [figure for cell in cells for figure in re.findall(r"\d+\.\d+", cell)]
-    assert figures
-    for figure in figures:
-        digits = len(figure.partition(".")[2])
-        assert any(f"{value:.{digits}f}" == figure for value in known), f"{figure} is not in docs/results/{name}"
+        known = list(csv.DictReader(file))
+    header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    for row in rows:
+        for column, cell in zip(header[1:], row[1:], strict=True):
+            place = f"{header[0]}: {row[0]}, {column}"
+            size = next((size for size, words in SIZES.items() if re.search(words, _plain(f"{row[0]}, {column}"))), "all")
+            methods = [result["method"] for result in known if _words(result["method"]) <= _words(place)]
+            most = max((len(_words(method)) for method in methods), default=0)
+            values = [
+                float(result[key])
+                for result in known
+                if len(_words(result["method"])) == most and result["method"] in methods and result["lesion_size"] == size
+                for key in ("mean_dice", "low", "high")
+                if result[key]
+            ]
+            for figure in re.findall(r"\d+\.\d+", cell):
+                digits = len(figure.partition(".")[2])
+                found = [f"{value:.{digits}f}" for value in values]
+                assert figure in found, f"{place}: {figure} is none of {found} in docs/results/{name}"
 
 
 def test_results_have_a_command_a_row() -> None:
