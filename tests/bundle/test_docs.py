@@ -283,13 +283,17 @@ def test_figures_of_a_table_stand_in_the_rows_of_its_csv_file(name: str, table: 
     for row in rows:
         for column, cell in zip(header[1:], row[1:], strict=True):
             place = f"{header[0]}: {row[0]}, {column}"
-            size = next((size for size, words in SIZES.items() if re.search(words, _plain(f"{row[0]}, {column}"))), "all")
+            size = next(
+                (size for size, words in SIZES.items() if re.search(words, _plain(f"{row[0]}, {column}"))), "all"
+            )
             methods = [result["method"] for result in known if _words(result["method"]) <= _words(place)]
             most = max((len(_words(method)) for method in methods), default=0)
             values = [
                 float(result[key])
                 for result in known
-                if len(_words(result["method"])) == most and result["method"] in methods and result["lesion_size"] == size
+                if len(_words(result["method"])) == most
+                and result["method"] in methods
+                and result["lesion_size"] == size
                 for key in ("mean_dice", "low", "high")
                 if result[key]
             ]
