@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
-from scripts.transforms.symmetry import MirrorDifferenced, mid_sagittal_plane, mirrored
+from scripts.transforms.channels import MirrorDifferenced, mid_sagittal_plane, mirrored
 
 # yaw, roll, pitch in degrees; shift in mm
 POSES = [((0, 0, 0), (0, 0, 0)), ((17, 0, 5), (6, -3, 2)), ((-12, 14, -8), (-9, 4, 0)), ((4, -19, 12), (3, 3, -5))]

@@ -1,12 +1,11 @@
-"""Transforms of the project. What augments by TorchIO is in ``bridge`` and ``fast``, which need it."""
+"""Transforms of the project. Augmentation by TorchIO is in ``bridge`` and ``fast``, which import it."""
 
 from .batches import RandBatch
+from .channels import BrainDepthd, MirrorDifferenced, ScanScored, ZeroBackgroundd
 from .decisions import KeepBraind, LimitToBraind, RemoveSmallLesionsd, ThresholdLesionsd
 from .loading import AppendMapd, KeepNatived, LoadMapsd, ToNatived
 from .pipeline import FinestScaled, pipeline
 from .resample import ResizeToSpacingd
-from .scores import BrainDepthd, ScanScored, ZeroBackgroundd
-from .symmetry import MirrorDifferenced
 
 __all__ = [
     "AppendMapd", "BrainDepthd", "FinestScaled", "KeepBraind", "KeepNatived", "LimitToBraind", "LoadMapsd",

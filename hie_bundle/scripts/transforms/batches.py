@@ -15,29 +15,26 @@ from ..runtime.errors import UserError
 
 __all__ = ["RandBatch"]
 
-# MONAI's crop around lesions says so of each patch of a case without one, which is what most cohorts have some of.
+# MONAI's crop around lesions warns at each patch of a case without a lesion
 warnings.filterwarnings("ignore", "Num foregrounds 0, Num backgrounds")
 
 
 class RandBatch(PrepareBatchDefault):
     """Rotate, scale and flip the patches of a batch, change their intensities, and crop them to the network's input.
 
-    A trainer's ``prepare_batch``, on the network's device. PyTorch's generators draw the parameters of each patch.
+    A trainer's ``prepare_batch``; the parameters of each patch come from PyTorch's generator. Voxels of 0 stay 0.
 
     Args:
-        spatial_size: of the output, from the middle of the input.
-        spacing_mm: size of a voxel, so that a rotation is one.
+        spatial_size: of the output, centred in the input.
+        spacing_mm: size of a voxel.
         rotation: largest angle about each axis, radians.
-        scaling: largest change of a patch's size along each axis, as a share.
-        flip_probability: that the first axis, left to right, is mirrored.
-        intensity_factor: largest change of a channel's values, as a share of them.
-        intensity_shift: largest change of a channel's values, added to them; not where a channel is 0.
-        noise: largest standard deviation of the Gaussian noise that half of the patches get, where a channel is not 0.
-        dropout: probability that ``dropped`` channels of a patch are 0, as if the map did not exist.
-        dropped: indices of these channels.
-
-    Raises:
-        UserError: when ``dropped`` is not a list of channel indices.
+        scaling: largest relative change of size along each axis.
+        flip_probability: of the first axis, left to right.
+        intensity_factor: largest relative change of a channel.
+        intensity_shift: largest shift of a channel.
+        noise: largest standard deviation of Gaussian noise; half of the patches have noise.
+        dropout: probability of setting ``dropped`` channels to 0, as for a missing map.
+        dropped: indices of these channels, from 0.
     """
 
     def __init__(
@@ -69,12 +66,7 @@ class RandBatch(PrepareBatchDefault):
     def __call__(
         self, batchdata: Any, device: str | torch.device | None = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image (B, C, *spatial_size) and label (B, 1, *spatial_size), a share of a voxel from 0 to 1, of a batch.
-
-        Args:
-            batchdata: with ``image`` (B, C, X, Y, Z) and ``label`` (B, 1, X, Y, Z), both at least ``spatial_size``.
-            device: where both go; the others are the parent class's.
-        """
+        """Image (B, C, *spatial_size) and label (B, 1, *spatial_size), from 0 to 1, of a batch on a device."""
         image, label = map(_plain, super().__call__(batchdata, device, non_blocking, **kwargs))
         matrices = self.draw_matrices(len(image), image.shape[2:]).to(image.device, non_blocking=non_blocking)
         return self.resample(image, label, matrices)
@@ -123,5 +115,5 @@ class RandBatch(PrepareBatchDefault):
 
 
 def _plain(tensor: Any) -> torch.Tensor:
-    """Without metadata, which do not describe a rotated patch and slow every operation."""
+    """Remove metadata: they do not describe a rotated patch, and slow every operation."""
     return (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).float()

@@ -21,26 +21,20 @@ __getattr__ = partial(lookup, "transforms.bridge")
 class AugmentByTorchIOd(Randomizable, MapTransform):
     """Apply a random TorchIO transform to images and labels together.
 
-    ``monai.transforms.RandTorchIOd`` loses affine and metadata, hands TorchIO an identity affine (so that millimetres
-    are voxels), treats labels as images, and draws from the global generator. Here a ``CacheDataset`` never caches the
-    output; intensity transforms leave labels alone; TorchIO sees the true affine; and each call draws one seed from
-    this transform's own random state, so that a run is reproducible with any number of workers.
+    In contrast to ``monai.transforms.RandTorchIOd`` TorchIO gets the true affine, intensity transforms leave labels
+    unchanged, metadata are kept, and one seed a call comes from this transform's own random state, so a run is
+    reproducible with any number of workers.
 
     Args:
-        keys: image keys, each of shape (C, X, Y, Z); the channels share the drawn parameters except where the TorchIO
-            transform draws per channel (gamma).
+        keys: of images, (C, X, Y, Z).
         transform: a TorchIO transform, or several by name, applied in the order of the mapping.
-        label_keys: keys of label maps, shape (1, X, Y, Z) on the images' grid.
-
-    Raises:
-        KeyError: when a key is missing and ``allow_missing_keys`` is false.
-        RuntimeError: by TorchIO, when the volumes of one item have different shapes.
+        label_keys: of label maps on the images' grid, (1, X, Y, Z).
     """
 
     def __init__(
         self,
         keys: KeysCollection,
-        transform: torchio.Transform | Mapping[str, torchio.Transform],
+        transform: Mapping[str, torchio.Transform] | torchio.Transform,
         label_keys: KeysCollection = (),
         allow_missing_keys: bool = False,
     ) -> None:

@@ -1,4 +1,4 @@
-"""From probabilities to masks: threshold, uncertain lesions, the brain's border, small lesions."""
+"""From probabilities to masks: threshold, uncertain lesions, brain mask, small lesions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, ResampleToMatch, Transform
+from monai.transforms import MapTransform, Transform
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from ..geometry.brain import are_normalised, brain_of
 from ..geometry.components import components, without_small
 from .pipeline import Eachd
+from .resample import on_grid_of
 
 __all__ = ["KeepBraind", "LimitToBraind", "RemoveSmallLesionsd", "ThresholdLesionsd"]
 
@@ -24,9 +25,9 @@ class ThresholdLesionsd(Eachd):
     """Threshold probabilities and keep the lesions that reach a second, higher threshold (hysteresis).
 
     Args:
-        keys: probabilities, (C, X, Y, Z); each channel separately.
-        threshold: a voxel with at least this probability is lesion.
-        peak: a lesion (26-neighbourhood) whose highest probability is below this is removed; 0 removes none.
+        keys: of probabilities, (C, X, Y, Z); each channel separately.
+        threshold: lowest probability of a lesion voxel.
+        peak: lowest maximum of a lesion (26-neighbourhood); 0 removes none.
     """
 
     def __init__(
@@ -48,11 +49,9 @@ class ThresholdLesionsd(Eachd):
 
 
 class RemoveSmallLesionsd(Eachd):
-    """Remove lesions below a volume. (MONAI's ``RemoveSmallObjectsd`` needs scikit-image.)
+    """Remove lesions (26-neighbourhood) below a volume in mm³. (MONAI's ``RemoveSmallObjectsd`` needs scikit-image.)
 
-    Args:
-        keys: masks of 0 and 1 with their affine, (C, X, Y, Z); each channel separately.
-        smallest_mm3: smallest volume of a lesion (26-neighbourhood) in mm³; 0: none is removed.
+    ``keys`` are masks of 0 and 1 with their affine, (C, X, Y, Z); each channel separately.
     """
 
     def __init__(self, keys: KeysCollection, smallest_mm3: float = 0.0, allow_missing_keys: bool = False) -> None:
@@ -71,12 +70,9 @@ def _each_channel(image: torch.Tensor, change: Callable[[np.ndarray], np.ndarray
 
 
 class KeepBraind(Transform):
-    """Add ``brain``, the mask of ADC above 0 on the native grid, for :class:`LimitToBraind`.
+    """Add ``brain``, the mask of ADC above 0 on the native grid, for :class:`LimitToBraind`, if ``wanted``.
 
-    Put it directly after loading. If the item has ``native_image``, that is used.
-
-    Args:
-        wanted: False adds nothing.
+    Put it directly after loading; ``native_image`` is used if the item has it.
     """
 
     def __init__(self, wanted: bool = True) -> None:
@@ -92,23 +88,15 @@ class KeepBraind(Transform):
 
 
 class LimitToBraind(MapTransform):
-    """Remove mask voxels outside of ``brain``, if the item has it (:class:`KeepBraind`).
+    """Remove voxels outside of ``brain``, if the item has it (:class:`KeepBraind`).
 
-    Args:
-        keys: masks of 0 and 1 with their affine, (C, X, Y, Z), on the brain's grid or any other.
+    ``keys`` are masks of 0 and 1 with their affine, (C, X, Y, Z), on any grid.
     """
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self._resample = ResampleToMatch(mode="nearest", padding_mode="zeros")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result) if "brain" in result else ():
-            mask, brain = result[key], result["brain"]
-            if brain.shape[1:] != mask.shape[1:] or not torch.allclose(
-                brain.affine, mask.affine.to(brain.affine), atol=1e-3
-            ):
-                brain = self._resample(brain, mask)
+            mask = result[key]
+            brain = on_grid_of(mask, result["brain"], mode="nearest", padding_mode="zeros")
             result[key] = mask * torch.as_tensor(brain.as_tensor()).to(mask)
         return result

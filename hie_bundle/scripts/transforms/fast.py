@@ -1,8 +1,7 @@
 """TorchIO's augmentations, several times faster.
 
-Each class is a subclass of TorchIO's with the same arguments: it draws the same parameters from the same random state
-and applies them with less work. What an argument asks for that is not covered here (another interpolation than linear,
-say) goes to the parent.
+Each class draws the same parameters from the same random state as its parent and has the same arguments. Arguments
+without a fast path (interpolation other than linear or nearest, integer images) use the parent's code.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,36 +16,17 @@ import torch
 import torchio
 from torch.nn import functional
 from torchio.data.io import get_sitk_metadata_from_ras_affine
-from torchio.transforms import SpatialTransform
 
 from ..moved import lookup
 
-__all__ = [
-    "Anisotropy", "FastAnisotropy", "FastBlur", "FastElasticDeformation", "SeparableBlur",
-    "SeparableElasticDeformation",
-]  # fmt: skip
+__all__ = ["FastAnisotropy", "FastBlur", "FastElasticDeformation"]
 __getattr__ = partial(lookup, "transforms.fast")
 
 _GRID_SAMPLE_MODES = {"linear": "bilinear", "nearest": "nearest"}
 
 
 class FastElasticDeformation(torchio.RandomElasticDeformation):
-    """``torchio.RandomElasticDeformation`` applied by :class:`SeparableElasticDeformation`."""
-
-    def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
-        subject.check_consistent_spatial_shape()
-        transform = SeparableElasticDeformation(
-            control_points=self.get_params(self.num_control_points, self.max_displacement, self.num_locked_borders),
-            max_displacement=self.max_displacement,
-            image_interpolation=self.image_interpolation,
-            label_interpolation=self.label_interpolation,
-            **self._get_base_args(),
-        )
-        return transform(subject)
-
-
-class SeparableElasticDeformation(torchio.ElasticDeformation):
-    """``torchio.ElasticDeformation`` with the dense field from small matrix products.
+    """``torchio.RandomElasticDeformation`` with the dense field from small matrix products.
 
     A cubic B-spline on a regular lattice is separable: along each axis the field is a matrix of basis values times the
     control points. ITK evaluates the 64 terms of the 3D spline at each voxel, once for each channel; here three matrix
@@ -55,66 +34,74 @@ class SeparableElasticDeformation(torchio.ElasticDeformation):
     """
 
     def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
+        if not {self.image_interpolation, self.label_interpolation} <= _GRID_SAMPLE_MODES.keys():
+            return super().apply_transform(subject)
+        subject.check_consistent_spatial_shape()
+        control_points = self.get_params(self.num_control_points, self.max_displacement, self.num_locked_borders)
+        torch.rand(1)  # TorchIO's inner transform draws once
         if not any(self.max_displacement):
             return subject
-        subject.check_consistent_spatial_shape()
+        deformation = torchio.ElasticDeformation(control_points, self.max_displacement)
         grids: dict[bytes, torch.Tensor] = {}
         for image in self.get_images(subject):
             is_scalar = isinstance(image, torchio.ScalarImage)
-            interpolation = self.image_interpolation if is_scalar else self.label_interpolation
-            if interpolation not in _GRID_SAMPLE_MODES:
-                image.set_data(self.apply_bspline_transform(image.data, image.affine, interpolation))
-                continue
+            mode = _GRID_SAMPLE_MODES[self.image_interpolation if is_scalar else self.label_interpolation]
             geometry = image.affine.tobytes()
             if geometry not in grids:
-                grids[geometry] = self._sampling_grid(image.spatial_shape, image.affine)
-            moved = sample(image.data.float()[None], grids[geometry], _GRID_SAMPLE_MODES[interpolation])
-            image.set_data(moved[0])
+                grids[geometry] = _sampling_grid(deformation, image.spatial_shape, image.affine)
+            image.set_data(sample(image.data.float()[None], grids[geometry], mode)[0])
         return subject
 
-    def _sampling_grid(self, shape: tuple[int, int, int], affine: np.ndarray) -> torch.Tensor:
-        """Where each voxel of the output takes its value from, (1, X, Y, Z, 3), for ``grid_sample``."""
-        origin, spacing, direction = get_sitk_metadata_from_ras_affine(affine)
-        reference = sitk.Image(shape, sitk.sitkUInt8)
-        reference.SetOrigin(origin)
-        reference.SetSpacing(spacing)
-        reference.SetDirection(direction)
-        transform = self.get_bspline_transform(reference)
-        self.parse_free_form_transform(transform, self.max_displacement)
 
-        # ITK lays the lattice along the image's axes, but starts it at the corner that is lowest in LPS and orders the
-        # axes likewise. So a lattice index is an affine function of one voxel index: offset[a] + scale[a, b] * i_b.
-        coefficients = transform.GetCoefficientImages()
-        lattice = coefficients[0]
-        index_to_mm = np.reshape(direction, (3, 3)) * spacing
-        mm_to_lattice = np.linalg.inv(np.reshape(lattice.GetDirection(), (3, 3)) * lattice.GetSpacing())
-        scale = mm_to_lattice @ index_to_mm
-        offset = mm_to_lattice @ (np.array(origin) - lattice.GetOrigin())
-        lattice_axes = np.abs(scale).argmax(axis=0)  # of each voxel axis
+def _sampling_grid(
+    deformation: torchio.ElasticDeformation, shape: tuple[int, int, int], affine: np.ndarray
+) -> torch.Tensor:
+    """Sampling positions of the output's voxels, (1, X, Y, Z, 3), for ``grid_sample``."""
+    origin, spacing, direction = get_sitk_metadata_from_ras_affine(affine)
+    reference = sitk.Image(shape, sitk.sitkUInt8)
+    reference.SetOrigin(origin)
+    reference.SetSpacing(spacing)
+    reference.SetDirection(direction)
+    transform = deformation.get_bspline_transform(reference)
+    deformation.parse_free_form_transform(transform, deformation.max_displacement)
 
-        # Displacements in mm to voxels. Cubic B-splines reproduce linear functions, so each voxel's own index is put
-        # on the control points as well and the products give positions, not displacements.
-        displacement_mm = np.stack([sitk.GetArrayViewFromImage(image).transpose() for image in coefficients])
-        position = np.tensordot(np.linalg.inv(index_to_mm), displacement_mm, axes=1)
-        bases = []
-        for axis, lattice_axis in enumerate(lattice_axes):
-            step, start = scale[lattice_axis, axis], offset[lattice_axis]
-            lattice_index = np.arange(lattice.GetSize()[lattice_axis])
-            column = [1, 1, 1]
-            column[lattice_axis] = -1
-            position[axis] += ((lattice_index - start) / step).reshape(column)
-            bases.append(_cubic_b_spline(start + step * np.arange(shape[axis])[:, None] - lattice_index))
-        position = position.transpose(0, *(1 + lattice_axes))
-        normalised = (2 * position + 1) / np.reshape(shape, (3, 1, 1, 1)) - 1
+    # ITK's lattice follows the image's axes, but its first corner is the lowest in LPS, and its axes have the order of
+    # LPS. So a lattice index is an affine function of one voxel index: offset[a] + scale[a, b] * i_b.
+    coefficients = transform.GetCoefficientImages()
+    lattice = coefficients[0]
+    index_to_mm = np.reshape(direction, (3, 3)) * spacing
+    mm_to_lattice = np.linalg.inv(np.reshape(lattice.GetDirection(), (3, 3)) * lattice.GetSpacing())
+    scale = mm_to_lattice @ index_to_mm
+    offset = mm_to_lattice @ (np.array(origin) - lattice.GetOrigin())
+    lattice_axes = np.abs(scale).argmax(axis=0)  # of each voxel axis
 
-        control_points = torch.from_numpy(normalised[::-1].copy()).float().movedim(0, -1)
-        return spline_grid(control_points[None], [torch.from_numpy(basis).float() for basis in bases])
+    # Displacements in mm to voxels. Cubic B-splines reproduce linear functions, so each voxel's own index is put
+    # on the control points as well and the products give positions, not displacements.
+    displacement_mm = np.stack([sitk.GetArrayViewFromImage(image).transpose() for image in coefficients])
+    position = np.tensordot(np.linalg.inv(index_to_mm), displacement_mm, axes=1)
+    bases = []
+    for axis, lattice_axis in enumerate(lattice_axes):
+        step, start = scale[lattice_axis, axis], offset[lattice_axis]
+        lattice_index = np.arange(lattice.GetSize()[lattice_axis])
+        column = [1, 1, 1]
+        column[lattice_axis] = -1
+        position[axis] += ((lattice_index - start) / step).reshape(column)
+        bases.append(_cubic_b_spline(start + step * np.arange(shape[axis])[:, None] - lattice_index))
+    position = position.transpose(0, *(1 + lattice_axes))
+    normalised = (2 * position + 1) / np.reshape(shape, (3, 1, 1, 1)) - 1
+
+    control_points = torch.from_numpy(normalised[::-1].copy()).float().movedim(0, -1)
+    return spline_grid(control_points[None], [torch.from_numpy(basis).float() for basis in bases])
 
 
 class FastAnisotropy(torchio.RandomAnisotropy):
-    """``torchio.RandomAnisotropy`` that applies its parameters with :class:`Anisotropy`.
+    """``torchio.RandomAnisotropy`` that resamples along the chosen axis alone.
 
-    Faster only with linear interpolation and without the labels (the defaults), for 3D images of floating point.
+    Voxels beyond the coarse grid become zero, as in TorchIO, but rounding never removes a slice along another axis. The
+    fast path is for linear interpolation without labels (the defaults) and 3D images of floating point.
+
+    Raises:
+        RuntimeError: by TorchIO, when the images are on different grids.
     """
 
     def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
@@ -123,63 +110,25 @@ class FastAnisotropy(torchio.RandomAnisotropy):
         if not (floating and plain):
             return super().apply_transform(subject)
         axis, downsampling = self.get_params(self.axes, self.downsampling_range)
-        torch.rand(1)  # TorchIO's two resamplings draw once each: later transforms see the same random state
-        return Anisotropy(axis=axis, downsampling=downsampling, **self._get_base_args())(subject)
-
-
-class Anisotropy(SpatialTransform):
-    """Downsample scalar images along one axis by nearest neighbour and upsample them linearly to their own grid.
-
-    Equals the two resamplings of ``torchio.RandomAnisotropy`` (also in that voxels beyond the coarse grid become zero),
-    done along the one axis that they are meant to change. TorchIO's go through spacings in mm, and for some of these
-    rounding costs the coarse grid a slice along another axis, too (2 of 24 draws on three simulated cases); that is not
-    imitated.
-
-    Args:
-        axis: spatial axis, 0 to 2.
-        downsampling: factor by which the spacing grows along it, >= 1.
-        kwargs: see ``torchio.Transform``.
-
-    Raises:
-        RuntimeError: by TorchIO, when the images are on different grids.
-    """
-
-    def __init__(self, axis: int, downsampling: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.axis = axis
-        self.downsampling = downsampling
-        self.args_names = ["axis", "downsampling"]
-
-    def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
+        torch.rand(2)  # TorchIO's two resamplings draw once each
         subject.check_consistent_space()
-        for image in self.get_images(subject):
-            if isinstance(image, torchio.ScalarImage):
-                image.set_data(_coarsen(image.data, self.axis + 1, self.downsampling))
+        for image in subject.get_images(intensity_only=True, include=self.include, exclude=self.exclude):
+            image.set_data(coarsen(image.data, axis + 1, downsampling))
         return subject
 
 
 class FastBlur(torchio.RandomBlur):
-    """``torchio.RandomBlur`` that applies its parameters with :class:`SeparableBlur`."""
-
-    def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
-        std_mm = {name: self.get_params(self.std_ranges) for name in self.get_images_dict(subject)}
-        return SeparableBlur(std=std_mm, **self._get_base_args())(subject) if std_mm else subject
-
-
-class SeparableBlur(torchio.Blur):
-    """``torchio.Blur`` for narrow kernels: whole volumes are shifted, weighted and added.
-
-    Integer images, whose values TorchIO truncates after each axis, are left to it.
-    """
+    """``torchio.RandomBlur`` for narrow kernels: whole volumes are shifted, weighted and added."""
 
     def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
         images = self.get_images_dict(subject)
-        if not all(image.data.is_floating_point() for image in images.values()):
+        if not images or not all(image.data.is_floating_point() for image in images.values()):
             return super().apply_transform(subject)
+        std_voxels = {name: np.divide(self.get_params(self.std_ranges), one.spacing) for name, one in images.items()}
+        torch.rand(1)  # TorchIO's inner transform draws once
         for name, image in images.items():
-            std_voxels = np.divide(self.get_parameter(self.std, name), image.spacing)
-            # One channel at a time: what is shifted stays in the cache.
-            image.set_data(torch.stack([_gaussian_filter(channel, std_voxels) for channel in image.data]))
+            # one channel at a time: shifted copies stay in the processor's cache
+            image.set_data(torch.stack([_gaussian_filter(channel, std_voxels[name]) for channel in image.data]))
         return subject
 
 
@@ -208,10 +157,7 @@ def lattice_bases(shape: tuple[int, int, int], control_points: tuple[int, int, i
 
 
 def sample(data: torch.Tensor, grid: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
-    """Values (B, C, X, Y, Z) at positions (B, X, Y, Z, 3) as for ``grid_sample`` with ``align_corners=False``.
-
-    Outside the volume it is the channel's minimum, as TorchIO has it.
-    """
+    """``grid_sample`` with ``align_corners=False``; outside the volume the channel's minimum, as in TorchIO."""
     sampled = functional.grid_sample(data, grid, mode, padding_mode="border", align_corners=False)
     outside = (grid.abs() > 1).any(dim=-1)[:, None]
     return torch.where(outside, data.amin(dim=(2, 3, 4), keepdim=True), sampled)
@@ -226,12 +172,9 @@ def _cubic_b_spline(x: np.ndarray) -> np.ndarray:
 def coarse_lines(size: int, factor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Nearest-neighbour downsampling and linear upsampling of a line, both grids having the same centre.
 
-    Args:
-        size: of the line.
-        factor: of the spacing, ≥ 1.
-
     Returns:
-        The two voxels that each value comes from, the second one's weight, whether the voxel is within the coarse grid.
+        For each voxel the indices of the two voxels that are interpolated, the weight of the second, and whether the
+        voxel is within the coarse grid.
     """
     coarse_size = math.floor(size / factor) if size > 1 else 1
     fine_of_coarse = (size - 1) / 2 + (np.arange(coarse_size) - (coarse_size - 1) / 2) * factor
@@ -243,7 +186,8 @@ def coarse_lines(size: int, factor: float) -> tuple[np.ndarray, np.ndarray, np.n
     return nearest[below], nearest[np.minimum(below + 1, coarse_size - 1)], clamped - below, inside
 
 
-def _coarsen(data: torch.Tensor, axis: int, factor: float) -> torch.Tensor:
+def coarsen(data: torch.Tensor, axis: int, factor: float) -> torch.Tensor:
+    """Downsample a floating-point tensor along an axis by nearest neighbour and upsample it linearly to its size."""
     below, above, weight, inside = map(torch.from_numpy, coarse_lines(data.shape[axis], factor))
     column = [-1 if dim == axis else 1 for dim in range(data.ndim)]
     first, second = (data.index_select(axis, index) for index in (below, above))

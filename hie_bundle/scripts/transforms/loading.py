@@ -19,7 +19,6 @@ from monai.transforms import (
     LoadImage,
     LoadImaged,
     MapTransform,
-    ResampleToMatch,
     Transform,
 )
 from monai.utils import ImageMetaKey, MetaKeys
@@ -32,69 +31,63 @@ from ..io.images import metatensor_of
 from ..io.volumes import Volume, VolumeError, read_checked
 from ..runtime.errors import UserError
 from .pipeline import Eachd
+from .resample import on_grid_of
 
 __all__ = ["AppendMapd", "KeepNatived", "LoadMapsd", "ToNatived"]
 
-# Where pydicom is installed, MONAI warns with each loader that NVIDIA's decoder for it is not; no DICOM is loaded here.
+# with pydicom MONAI warns at each loader that NVIDIA's DICOM decoder is missing; no DICOM is read here
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 class LoadMaps(LoadImage):
-    """``monai.transforms.LoadImage`` with the checks of :func:`scripts.io.volumes.read_volume`.
+    """``monai.transforms.LoadImage`` with the checks of :func:`scripts.io.volumes.read_volume`, for several files too.
 
-    MONAI stacks files only if every number of their affines agrees to 1e-5 relative, so that a rounded direction cosine
-    stops the run. :func:`scripts.data.gate.require_usable` decides in millimetres whether maps are on one grid.
+    MONAI stacks files only if their affines agree to 1e-5 relative, and a rounded direction cosine does not.
+    :func:`scripts.data.gate.require_usable` compares grids in millimetres.
     """
 
     def __call__(
         self, filename: Sequence[PathLike] | PathLike | MetaTensor, reader: ImageReader | None = None
-    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, Any]]:
-        """
-        Args:
-            filename: one file; or several of equal shape; or an image in memory, which stays as it is.
-            reader: not used.
-
-        Returns:
-            The image; several files are stacked along a new first axis, with the first one's metadata.
+    ) -> MetaTensor:
+        """Files of equal shape, stacked along a new first axis, with the first one's metadata; or one file, without
+        that axis. An image in memory is returned as it is.
 
         Raises:
             UserError: when a file cannot be read, or the shapes differ.
         """
-        image = filename
-        if not isinstance(filename, MetaTensor):
-            files = [str(filename)] if isinstance(filename, str | os.PathLike) else list(map(str, filename))
-            volumes = []
-            for file in files:
-                try:
-                    volumes.append(read_checked(file))
-                except FileNotFoundError as error:
-                    raise UserError(f"{file} is missing.") from error
-                except VolumeError as error:
-                    raise UserError(f"{file} {error}.") from error
-            if len({volume.array.shape for volume in volumes}) > 1:
-                raise UserError(f"{' and '.join(files)}: the volumes have different shapes.")
-            image = metatensor_of(volumes, files[0])
-        return image if self.image_only else (image, image.meta)  # type: ignore[return-value, union-attr]
+        if isinstance(filename, MetaTensor):
+            return filename
+        files = [str(filename)] if isinstance(filename, str | os.PathLike) else list(map(str, filename))
+        volumes = []
+        for file in files:
+            try:
+                volumes.append(read_checked(file))
+            except FileNotFoundError as error:
+                raise UserError(f"{file} is missing.") from error
+            except VolumeError as error:
+                raise UserError(f"{file} {error}.") from error
+        if len({volume.array.shape for volume in volumes}) > 1:
+            raise UserError(f"{' and '.join(files)}: the volumes have different shapes.")
+        return metatensor_of(volumes, files[0])
 
 
 class LoadMapsd(LoadImaged):
-    """Dictionary form of :class:`LoadMaps`, for image keys and label keys alike.
+    """Load the two maps of a case and its label.
 
-    Tools that call the transforms without the workflow (MONAI Label, a notebook) do not check their cases; here is
-    refused what would give a wrong mask without an error.
+    Tools that call the transforms without the workflow (MONAI Label, a notebook) do not check their cases, so an image
+    that would give a wrong mask raises an error here.
 
-    A case without a ZADC map has an image of one channel. With ``zadc: optional`` in ``limits`` it gets a second
-    channel of NaN, in the background too, which a transform of the recipe must replace; ADC is brought to a newborn's
-    level (:func:`scripts.data.adc_level.adc_level`).
+    With ``zadc: optional`` in ``limits`` a case without a ZADC map gets a second channel of NaN, which the recipe must
+    replace, and its ADC is brought to a newborn's level (:func:`scripts.data.adc_level.adc_level`).
 
     Args:
-        keys: keys of file names, or of lists of file names to be stacked as channels.
-        maps_key: the key that holds the maps.
-        limits: what the maps may look like; the defaults if None.
+        keys: of file names, or of lists of file names to be stacked as channels.
+        maps_key: the key of the maps.
+        limits: of a usable case; the defaults if None.
 
     Raises:
-        UserError: when called, if the image does not have the channels that ``limits`` allow, or they are ZADC and ADC
-            instead of ADC and ZADC by their values; or if a lone map has no values of an ADC map.
+        UserError: when called, if there are not two maps (or one, where ``limits`` allow it), if their values show that
+            they are swapped, or if a single map is not an ADC map.
     """
 
     def __init__(
@@ -141,11 +134,11 @@ class LoadMapsd(LoadImaged):
 
 
 class AppendMapd(Eachd):
-    """Append a further acquired map of a case, such as the image with b = 1000. Put it last in ``transforms#load``.
+    """Append a further acquired map, such as the image with b = 1000. Put it last in ``transforms#load``.
 
     Args:
-        keys: images with ADC as the first channel, (C, X, Y, Z), as loaded from files of their own.
-        replace: parts of the ADC map's path, and what they are in the path of the map.
+        keys: of images (C, X, Y, Z) with ADC, loaded from its own file, as the first channel.
+        replace: parts of the ADC map's path and their replacements in the path of the map.
 
     Raises:
         UserError: when called, if there is no such file, or it is on another grid.
@@ -170,14 +163,13 @@ class AppendMapd(Eachd):
 
 
 class KeepNatived(Transform):
-    """Add ``native_image`` and ``native_label``: maps and mask as they were acquired, for what is measured there.
+    """Add ``native_image`` and ``native_label``, maps and mask as acquired. Put it directly after loading.
 
-    Put it directly after loading. Of cases that preprocessing put on another grid it loads the files that the item
-    names under these keys; where it names none and the maps are normalised, the keys are absent. Otherwise they are
-    copies.
+    Of preprocessed cases it loads the files that the item names under these keys. Without such files the keys are
+    copies, or absent if the maps are normalised.
 
     Args:
-        limits: what the maps may look like; the defaults if None.
+        limits: of a usable case; the defaults if None.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -197,24 +189,13 @@ class KeepNatived(Transform):
 
 
 class ToNatived(MapTransform):
-    """Resample predictions linearly to the grid of ``native_image``, where they are on another.
+    """Resample probabilities linearly to the grid of ``native_image``, if the item has it.
 
-    Put it after ``Invertd``, which returns to the grid of the files that were loaded. Without a native image nothing
-    changes.
-
-    Args:
-        keys: of probabilities.
+    Put it after ``Invertd``, which returns to the grid of the loaded files.
     """
-
-    def __init__(self, keys: str | Sequence[str], allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self._resample = ResampleToMatch(mode="bilinear", padding_mode="border")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
-        target: Any = data.get("native_image")
-        for key in self.key_iterator(result) if target is not None else ():
-            image = result[key]
-            if image.shape[1:] != target.shape[1:] or not torch.allclose(image.affine, target.affine, atol=1e-3):
-                result[key] = self._resample(image, target)
+        for key in self.key_iterator(result) if "native_image" in result else ():
+            result[key] = on_grid_of(result["native_image"], result[key], mode="bilinear", padding_mode="border")
         return result

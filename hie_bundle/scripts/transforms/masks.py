@@ -1,4 +1,4 @@
-"""Masks on disk: named after their case, on the grid of its files, whole or not there."""
+"""Saving masks, named after their case and on the grid of its files; averaging readers' masks."""
 
 from __future__ import annotations
 
@@ -24,28 +24,25 @@ __all__ = ["MeanLabeld", "SaveMaskd"]
 
 logger = logging.getLogger(__name__)
 
-# between a file's position and that of the tensor that came from it and went back to its grid
-TOLERANCE_MM = 0.05
+TOLERANCE_MM = 0.05  # largest difference between the grids of a file and of the mask made from it
 
 
 class SaveMaskd(SaveImaged):
-    """``monai.transforms.SaveImaged`` for masks: each case has a file of its own, which has its input's grid.
+    """Save the mask of a case as ``<case>_lesion<output_ext>``, on the grid of the case's file.
 
-    The name is ``<case>_lesion<output_ext>``, the case's id written as :func:`.file_name` does (MONAI cuts a name at
-    its last dot, so that cases overwrote each other). The mask takes shape and position from the file that the case was
-    read from, is written under a temporary name, read back, compared and then renamed.
+    The mask is written under a temporary name, read back, compared and then renamed. (``monai.transforms.SaveImaged``
+    cuts a name at its last dot, so that cases overwrite each other.)
 
     Args:
         keys: of masks, shape (1, X, Y, Z), 0 and 1.
-        output_dir: folder; made if needed.
+        output_dir: folder; created if needed.
         output_ext: ``.nii.gz``, ``.nii`` or ``.mha``.
-        like: keys of images; the first that an item has names, in its metadata, the file whose grid the mask must
-            have. If it has none of them the mask's own metadata do.
-        print_log: whether to log each file.
+        like: keys of images. The metadata of the first one in an item name the file whose grid the mask must have;
+            without any, the mask's own metadata do.
+        print_log: log each file.
 
     Raises:
-        UserError: when called, if the mask is not on the grid of its file, or cannot be written; an earlier file of
-            that name is left as it is then.
+        UserError: when called, if the mask is on another grid, or cannot be written; an earlier file is unchanged.
     """
 
     def __init__(
@@ -97,7 +94,7 @@ class SaveMaskd(SaveImaged):
 
 
 def _grid(image: torch.Tensor, source: str, array: np.ndarray, affine: np.ndarray) -> Volume:
-    """Shape and position of the file that the case was read from, as it was then; the mask's own where unknown."""
+    """Grid of the file that the case was read from, at that time; the mask's own if unknown."""
     meta = image.meta if isinstance(image, MetaTensor) else {}
     if {MetaKeys.SPATIAL_SHAPE, MetaKeys.ORIGINAL_AFFINE} <= meta.keys():
         shape = tuple(int(n) for n in np.asarray(meta[MetaKeys.SPATIAL_SHAPE]).ravel()[:3])
@@ -105,7 +102,7 @@ def _grid(image: torch.Tensor, source: str, array: np.ndarray, affine: np.ndarra
         return Volume(np.broadcast_to(np.uint8(0), shape), own)
     try:
         return read_volume(source)
-    except (VolumeError, OSError):  # no file, or of another kind than the checks let pass: a tool's own loader read it
+    except (VolumeError, OSError):  # no file, or one that only a tool's own loader reads
         return Volume(array, affine)
 
 
@@ -118,10 +115,7 @@ def _compare(path: Path, array: np.ndarray, grid: Volume) -> None:
 
 
 class MeanLabeld(Transform):
-    """Replace the ``label`` of a case, (1, X, Y, Z) on its file's grid, by the mean of it and of other readers' masks.
-
-    Args:
-        readers: these masks, found when the transform is made.
+    """Replace the ``label`` of a case, (1, X, Y, Z) on its file's grid, by its mean with other readers' masks.
 
     Raises:
         UserError: when a mask is missing or cannot be used.
@@ -132,7 +126,6 @@ class MeanLabeld(Transform):
         readers.find()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The same item with the mean."""
         label = data["label"]
         masks = [torch.as_tensor(mask[None]).to(label) for mask in self.readers.masks(data["case"])]
         return {**data, "label": sum(masks, start=label) / (1 + len(masks))}

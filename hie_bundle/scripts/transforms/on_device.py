@@ -1,7 +1,7 @@
-"""Augmentation of whole batches of cases that are resident on the network's device, without a loop over the items.
+"""Augmentation of whole batches on the network's device, without a loop over the items.
 
-Each class reads its ranges from the transforms that loading processes would use, so a recipe states them once, and
-draws from the same distributions. Random numbers differ from those of the other placement.
+Each class takes its ranges from the recipe's transforms and draws from the same distributions; the random numbers
+differ from those on the host.
 """
 
 from __future__ import annotations
@@ -18,27 +18,25 @@ from monai.transforms import RandCropByPosNegLabeld, SpatialPadd
 from .batches import RandBatch
 from .bridge import AugmentByTorchIOd
 from .fast import FastAnisotropy, FastBlur, FastElasticDeformation, coarse_lines, lattice_bases, sample, spline_grid
+from .pipeline import listed
 
 __all__ = ["PaperBatch", "PatchBatch", "batched_form"]
 
 Batch = Mapping[str, Any]
+PAPER = [torchio.RandomNoise, FastAnisotropy, FastBlur, torchio.RandomGamma, FastElasticDeformation]
 CANDIDATES = 8  # voxels drawn for a patch without a lesion; the first outside of lesions is taken
 
 
 def batched_form(augment: Any, prepare_batch: Any) -> PaperBatch | PatchBatch | None:
-    """The form of a recipe's augmentation for resident cases; None where there is none.
-
-    Args:
-        augment: the recipe's, by name: the paper's five transforms, or a random crop with padding.
-        prepare_batch: the recipe's.
-    """
-    steps = list(augment.values()) if isinstance(augment, Mapping) else list(augment)
+    """The batched form of a recipe's augmentation: none, the paper's five transforms, or crop and padding with
+    :class:`RandBatch`; None for any other."""
+    steps: list[Any] = listed(augment)
     if type(prepare_batch) is PrepareBatchDefault:
         if not steps:
             return PaperBatch()
         composed = steps[0].transform if len(steps) == 1 and isinstance(steps[0], AugmentByTorchIOd) else None
         inner = composed.transforms if isinstance(composed, torchio.Compose) else []
-        return PaperBatch(inner) if [type(one) for one in inner] == _ORDER else None
+        return PaperBatch(inner) if [type(one) for one in inner] == PAPER else None
     crop_and_pad = [type(step) for step in steps] == [RandCropByPosNegLabeld, SpatialPadd]
     return PatchBatch(steps[0], prepare_batch) if crop_and_pad and type(prepare_batch) is RandBatch else None
 
@@ -50,8 +48,8 @@ class PatchBatch:
     the crop instead of background.
 
     Args:
-        crop: share of the patches on lesions and the size of the crop, within which centres stay inside of a case.
-        batch: all else.
+        crop: has the share of patches on lesions and the size of the crop, which stays inside the case.
+        batch: has all other ranges.
     """
 
     def __init__(self, crop: RandCropByPosNegLabeld, batch: RandBatch) -> None:
@@ -72,7 +70,7 @@ class PatchBatch:
         return self.batch.resample(image, label, theta)
 
     def draw_centres(self, batchdata: Batch) -> torch.Tensor:
-        """Where the middles of the crops are, in voxels, (B, 3): those of MONAI's ``RandCropByPosNegLabel``."""
+        """Centres of the crops in voxels, (B, 3), as MONAI's ``RandCropByPosNegLabel`` draws them."""
         label, sizes = batchdata["label"], batchdata["size"]
         count, device = len(label), label.device
         drawn = (torch.rand(count, CANDIDATES, 3, device=device) * sizes[:, None]).long()
@@ -92,11 +90,10 @@ class PatchBatch:
 class PaperBatch:
     """The paper's five augmentations of a batch on one grid: noise, anisotropy, blur, gamma, elastic deformation.
 
-    Anisotropy and blur are linear and separable, so each item has one matrix for each axis; the elastic field is a
-    product of B-spline bases (:mod:`.fast`).
+    Anisotropy and blur are one matrix an item and axis; the elastic field is a product of B-spline bases.
 
     Args:
-        transforms: TorchIO's, in the paper's order, with their ranges and probabilities; empty: nothing is changed.
+        transforms: TorchIO's in this order, with their ranges and probabilities; or none.
     """
 
     def __init__(self, transforms: Sequence[torchio.Transform] = ()) -> None:
@@ -110,12 +107,7 @@ class PaperBatch:
         return self.apply(image, label, self.draw(image, batchdata["spacing_mm"]))
 
     def draw(self, image: torch.Tensor, spacing_mm: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Parameters of each item, those that change nothing where a transform is not applied.
-
-        Args:
-            image: (B, C, X, Y, Z).
-            spacing_mm: (B, 3).
-        """
+        """Parameters of :meth:`apply` for images (B, C, X, Y, Z) with voxels of ``spacing_mm`` (B, 3)."""
         noise, anisotropy, blur, gamma, elastic = self.transforms
         count, channels = image.shape[:2]
 
@@ -151,14 +143,12 @@ class PaperBatch:
     def apply(
         image: torch.Tensor, label: torch.Tensor, parameters: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Apply parameters.
+        """Augment an image (B, C, X, Y, Z) and its label (B, 1, X, Y, Z).
 
         Args:
-            image: (B, C, X, Y, Z).
-            label: (B, 1, X, Y, Z).
-            parameters: ``noise_mean`` and ``noise_std`` (B,), ``axis`` (B,; -1: none) and ``factor`` (B,) of the
-                anisotropy, ``blur_std`` (B, 3) in voxels, ``gamma`` (B, C), ``points``: displacements in voxels at the
-                control points (B, K, M, N, 3).
+            parameters: ``noise_mean`` and ``noise_std`` (B,); ``axis`` (B,; -1: none) and ``factor`` (B,) of the
+                anisotropy; ``blur_std`` (B, 3) in voxels; ``gamma`` (B, C); ``points`` (B, K, M, N, 3), displacements
+                of the control points in voxels.
         """
         one = (slice(None), None, None, None, None)
         image = image + parameters["noise_mean"][one] + parameters["noise_std"][one] * torch.randn_like(image)
@@ -182,11 +172,11 @@ class PaperBatch:
 
 
 def blur_matrix(std: torch.Tensor, size: int) -> torch.Tensor:
-    """``scipy.ndimage.gaussian_filter1d`` with its defaults as matrices (B, N, N): cut at 4 std, borders reflected.
+    """``scipy.ndimage.gaussian_filter1d`` along an axis of N voxels as matrices (B, N, N).
 
     Args:
-        std: in voxels, (B,); 0 gives the identity. Kernels are shorter than the axis.
-        size: N, of the axis.
+        std: (B,), in voxels; kernels are shorter than the axis.
+        size: N.
     """
     index = torch.arange(size, device=std.device)
     radius = (4 * std + 0.5).floor()[:, None, None]
@@ -201,7 +191,7 @@ def blur_matrix(std: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def anisotropy_matrix(factor: torch.Tensor, size: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Downsampling by factors (B,), ≥ 1, in host memory, and upsampling along an axis as in :mod:`.fast`: (B, N, N)."""
+    """:func:`.fast.coarsen` by factors (B,), in host memory, along an axis of N voxels as matrices (B, N, N)."""
     lines = zip(*(coarse_lines(size, one) for one in factor.double().tolist()), strict=True)
     below, above, weight, inside = (
         torch.from_numpy(np.stack(one)).to(device, non_blocking=True)[..., None] for one in lines
@@ -209,6 +199,3 @@ def anisotropy_matrix(factor: torch.Tensor, size: int, device: torch.device | st
     matrix = torch.zeros(len(factor), size, size, dtype=torch.float64, device=device)
     matrix.scatter_add_(2, below, (1 - weight) * inside).scatter_add_(2, above, weight * inside)
     return matrix.float()
-
-
-_ORDER = [torchio.RandomNoise, FastAnisotropy, FastBlur, torchio.RandomGamma, FastElasticDeformation]

@@ -1,4 +1,4 @@
-"""Named stages of transforms as one pipeline, and what several transforms share."""
+"""Pipelines of named stages, and a base class of transforms."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ Stage = Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]]
 
 
 def pipeline(stages: Sequence[Stage]) -> Compose:
-    """Join stages in their order.
-
-    Args:
-        stages: each a mapping from names to transforms, applied in the order of the mapping; or a list.
-    """
+    """Join stages, each a list of transforms or a mapping from names to transforms, in their order."""
     return Compose([transform for stage in stages for transform in listed(stage)])
 
 
@@ -28,7 +24,7 @@ def listed(stage: Stage) -> list[Callable[..., Any]]:
 
 
 class Eachd(MapTransform):
-    """A transform that changes each image by itself."""
+    """Apply :meth:`change` to each image separately."""
 
     def change(self, image: Any) -> Any:
         raise NotImplementedError
@@ -41,11 +37,7 @@ class Eachd(MapTransform):
 
 
 class FinestScaled(Eachd):
-    """Keep the full resolution of a deeply supervised prediction: (scales, C, X, Y, Z) becomes (C, X, Y, Z).
-
-    Args:
-        keys: of predictions; those of shape (C, X, Y, Z) stay as they are.
-    """
+    """Keep the finest scale of a deeply supervised prediction: (scales, C, X, Y, Z) becomes (C, X, Y, Z)."""
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
         return image[0] if image.ndim == 5 else image

@@ -1,4 +1,4 @@
-"""Resampling every case to voxels of one size."""
+"""Resampling to voxels of one size, or to the grid of another image."""
 
 from __future__ import annotations
 
@@ -9,31 +9,37 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, Resize
+from monai.transforms import InvertibleTransform, ResampleToMatch, Resize
 from nibabel.affines import voxel_sizes
 
 from .pipeline import Eachd
 
-__all__ = ["ResizeToSpacingd"]
+__all__ = ["ResizeToSpacingd", "on_grid_of"]
+
+
+def on_grid_of(target: MetaTensor, image: MetaTensor, mode: str, padding_mode: str) -> MetaTensor:
+    """An image, (C, X, Y, Z), resampled to the grid of another one, unless it is on it."""
+    same = torch.allclose(image.affine, target.affine.to(image.affine), atol=1e-3)
+    if image.shape[1:] == target.shape[1:] and same:
+        return image
+    resampled: Any = ResampleToMatch(mode=mode, padding_mode=padding_mode)(image, target)
+    return resampled
 
 
 class ResizeToSpacingd(Eachd, InvertibleTransform):
-    """``monai.transforms.Resized`` to as many voxels as give them a certain size; ``Invertd`` undoes it.
+    """``monai.transforms.Resized`` to the number of voxels that gives a voxel size; ``Invertd`` inverts it.
 
-    What is covered stays, so that the voxels are of that size up to rounding: for 100 of them within half a percent.
-    The affine says what they are. Where voxels become larger, the volume is smoothed before (MONAI's
-    ``anti_aliasing``), so that a lesion of a few voxels is not skipped.
-
-    ``monai.transforms.Spacingd`` does not smooth, and fails in MONAI Label, whose items hold strings under names that
-    it takes for metadata.
+    The extent of the volume stays, so the voxel size is met up to rounding. Before downsampling the volume is smoothed
+    (``anti_aliasing``), so that a lesion of a few voxels is kept. ``monai.transforms.Spacingd`` does not smooth, and
+    fails in MONAI Label, whose items hold strings under keys that it takes for metadata.
 
     Args:
-        keys: images of shape (C, X, Y, Z) with their affine.
-        spacing_mm: size of a voxel along each axis of the arrays, > 0.
-        mode: of ``torch.nn.functional.interpolate``. Labels become shares of a voxel, from 0 to 1.
+        keys: of images (C, X, Y, Z) with their affine.
+        spacing_mm: voxel size along each array axis, > 0.
+        mode: of ``torch.nn.functional.interpolate``; labels become fractions from 0 to 1.
 
     Raises:
-        ValueError: when a size is not positive; when an image does not carry its affine.
+        ValueError: when a size is not positive, or an image has no affine.
     """
 
     def __init__(
@@ -56,7 +62,7 @@ class ResizeToSpacingd(Eachd, InvertibleTransform):
         return self._resize(np.maximum(1, np.rint(extent / self.spacing_mm)).astype(int).tolist())(image)
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Back to the voxels before."""
+        """Return to the original voxels."""
         result, resize = dict(data), self._resize(-1)
         for key in self.key_iterator(result):
             result[key] = resize.inverse_transform(result[key], resize.pop_transform(result[key], check=False))

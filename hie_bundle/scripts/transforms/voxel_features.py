@@ -1,4 +1,4 @@
-"""Features of single voxels of the brain, for models that look at voxels instead of volumes."""
+"""Features of single voxels, for voxelwise models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from ..geometry.brain import brain_of
 from ..io.volumes import Volume
-from .symmetry import mid_sagittal_plane, mirrored
+from .channels import mid_sagittal_plane, mirrored
 
 __all__ = ["MINIMA_MM", "SCALES_MM", "features", "local_means"]
 
@@ -24,32 +24,22 @@ Floats = NDArray[np.float32]
 
 
 def local_means(maps: NDArray[Any], brain: NDArray[np.bool_], spacing_mm: Sequence[float], sigma_mm: float) -> Floats:
-    """Gaussian means of maps within the brain: (N, voxels of the brain). The background has no weight.
-
-    Args:
-        maps: shape (N, X, Y, Z).
-        brain: shape (X, Y, Z).
-        spacing_mm: voxel size along each axis.
-        sigma_mm: standard deviation of the Gaussian.
-    """
+    """Gaussian means of maps (N, X, Y, Z) over the brain's voxels only: (N, voxels of the brain)."""
     smooth = partial(ndimage.gaussian_filter, sigma=[sigma_mm / step for step in spacing_mm], mode="constant")
     weight = smooth(brain.astype(np.float32))[brain]
     return np.stack([smooth(np.where(brain, one, 0).astype(np.float32))[brain] / weight for one in maps])
 
 
 def features(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
-    """33 features of each voxel of the brain.
+    """33 features of each voxel of the brain, (voxels of the brain, 33).
 
-    Both maps, their local means at four scales and their local minima; the differences of the local means from the
-    mirror image; the position in the brain and the depth; quantiles of the case's maps.
+    Both maps, their local means at four scales and local minima; differences of the local means from the mirror image;
+    position in the brain and depth; quantiles of the case's maps.
 
     Args:
         adc: shape (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
         zadc: same shape.
         grid: volume with their affine.
-
-    Returns:
-        Shape (voxels of the brain, 33).
 
     Raises:
         ValueError: when there is no brain.

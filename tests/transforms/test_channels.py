@@ -1,4 +1,4 @@
-"""What a voxel's own brain says of it: the score within the scan, and the depth."""
+"""Derived channels of one brain: score within the scan, depth, background. test_symmetry has the mirror difference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from scipy.stats import median_abs_deviation
 
-from scripts.transforms.scores import BrainDepthd, ScanScored, ZeroBackgroundd
+from scripts.transforms.channels import BrainDepthd, ScanScored, ZeroBackgroundd
 
 SHAPE, SPACING = (24, 20, 12), (2.0, 1.5, 4.0)
 

@@ -1,4 +1,7 @@
-"""The mid-sagittal plane of a brain, and how a map differs from its mirror image there."""
+"""Derived channels: background set to 0, score within the scan, depth, differences from the mirror image.
+
+Images have the shape (C, X, Y, Z), with ADC in 1e-6 mm²/s, 0 outside of the brain, as the first channel.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +19,70 @@ from scipy import ndimage, optimize
 from ..geometry.brain import brain_of
 from .pipeline import Eachd
 
-__all__ = ["MirrorDifferenced", "Plane", "mid_sagittal_plane", "mirrored"]
+__all__ = [
+    "BrainDepthd", "MirrorDifferenced", "Plane", "ScanScored", "ZeroBackgroundd", "mid_sagittal_plane", "mirrored",
+]  # fmt: skip
 
-SAMPLING_MM = 4.0  # voxel size of the coarse copy of a map
-START_DEGREES = 15.0  # the search starts from tilts of 0 and plus and minus this about either axis
-LARGEST_ADC = 3000.0  # larger values count as this
+MAD_OF_NORMAL = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
+SAMPLING_MM = 4.0  # voxel size of the coarse map
+START_DEGREES = 15.0  # tilts of 0 and ± this about either axis are the starting points
+LARGEST_ADC = 3000.0  # larger values are clipped
 # a plane in the volume's own millimetres (voxel index times spacing): a point on it, and its unit normal
 Plane = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def mid_sagittal_plane(adc: NDArray[Any], affine: NDArray[np.float64]) -> Plane:
-    """The plane in which the brain resembles its mirror image most.
+class ZeroBackgroundd(Eachd):
+    """Set all channels to 0 where ADC is not above 0, and a missing ZADC map (NaN) everywhere."""
 
-    It is found on a coarse, smoothed copy of the ADC map: the outline of the brain and the bright fluid spaces are
-    similar on both sides, also where a lesion is on one side only. Two tilt angles and the offset from the centroid are
-    searched from nine starting tilts.
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.nan_to_num(image) * (image[:1] > 0)
+
+
+class ScanScored(Eachd):
+    """Append ADC's robust score within the scan: (ADC − median) / (1.4826 · median absolute deviation).
+
+    Both are over the brain's voxels. Small lesions and fluid hardly change them, and factors of a whole scan cancel:
+    the scanner's calibration, the temperature of a cooled newborn. Outside the brain the score is 0.
+
+    Raises:
+        ValueError: when called, if there is no brain.
+    """
+
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        adc = image.as_tensor()[:1] if isinstance(image, MetaTensor) else image[:1]
+        brain = brain_of(adc)
+        if not brain.any():
+            raise ValueError("there is no brain in the map: no voxel is above 0.")
+        values = adc[brain].float()
+        deviation = values - values.median()
+        scale = MAD_OF_NORMAL * deviation.abs().median()
+        score = torch.zeros_like(adc, dtype=torch.float32)
+        score[brain] = deviation / scale.clamp_min(1.0)  # a map of one value has no spread
+        return torch.cat([image, score.to(image.dtype)])
+
+
+class BrainDepthd(Eachd):
+    """Append each voxel's distance to the brain's border, in mm; 0 outside of the brain.
+
+    Maps are unreliable at the border of the brain mask, and depth separates cortex from white matter.
+    """
+
+    def change(self, image: MetaTensor) -> torch.Tensor:
+        spacing = voxel_sizes(image.affine.cpu().numpy())
+        brain = np.pad(brain_of(image[0].cpu().numpy()), 1)  # beyond the volume there is no brain
+        depth = ndimage.distance_transform_edt(brain, sampling=spacing)[1:-1, 1:-1, 1:-1]
+        return torch.cat([image, torch.as_tensor(depth[None]).to(image)])
+
+
+def mid_sagittal_plane(adc: NDArray[Any], affine: NDArray[np.float64]) -> Plane:
+    """The plane in which the brain is most symmetric.
+
+    Two tilt angles and the offset from the centroid are optimised on a coarse, smoothed ADC map, from nine starting
+    tilts. Outline and fluid spaces are similar on both sides even if a lesion is not.
 
     Args:
-        adc: skull-stripped ADC map, shape (X, Y, Z), 1e-6 mm²/s, 0 outside of the brain.
-        affine: from voxel indices to world millimetres, x running from left to right (or right to left).
+        adc: shape (X, Y, Z), 1e-6 mm²/s, 0 outside of the brain.
+        affine: from voxel indices to world millimetres, with x along left and right.
 
     Returns:
         A point on the plane and its unit normal, in the volume's own millimetres (index times spacing).
@@ -79,13 +127,7 @@ def mid_sagittal_plane(adc: NDArray[Any], affine: NDArray[np.float64]) -> Plane:
 
 
 def mirrored(image: torch.Tensor, spacing_mm: NDArray[np.float64], plane: Plane) -> torch.Tensor:
-    """A volume seen in the plane's mirror, on the same grid; 0 where the mirror image is outside the volume.
-
-    Args:
-        image: shape (C, X, Y, Z).
-        spacing_mm: of its voxels.
-        plane: in the volume's own millimetres.
-    """
+    """A volume (C, X, Y, Z) reflected in a plane, on the same grid; 0 where the reflection is outside the volume."""
     shape = image.shape[1:]
     point, normal = plane
     # index -> index of its mirror image: both are affine, so the grid is one matrix product
@@ -108,12 +150,12 @@ def mirrored(image: torch.Tensor, spacing_mm: NDArray[np.float64], plane: Plane)
 class MirrorDifferenced(Eachd):
     """Append the differences between channels and their mirror images in the brain's mid-sagittal plane.
 
-    Injury is often on one side, or stronger there, while Z-scores of healthy tissue err alike on both. The mirror
-    image is smoothed: an exact counterpart does not exist. Where either side lies outside of the brain it is 0.
+    Injury is often stronger on one side, while Z-scores of healthy tissue err alike on both. The difference is 0 where
+    either side is outside of the brain.
 
     Args:
-        keys: images of shape (C, X, Y, Z) with ADC in 1e-6 mm²/s as the first channel, with their affine.
-        channels: which channels are compared with their mirror image, each giving one more; 0 is ADC, 1 is ZADC.
+        keys: of images with their affine.
+        channels: that are compared, each giving one more; 0 is ADC, 1 is ZADC.
         sigma_mm: standard deviation of the Gaussian that smooths the mirror image.
     """
 
