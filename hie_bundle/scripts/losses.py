@@ -1,4 +1,4 @@
-"""Losses that MONAI does not have, or not in the form needed here: the study's compounds, and some of later work."""
+"""Losses beyond MONAI's. Inputs are logits and 0/1 masks of shape (B, C, *spatial)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch import nn
 
 from .geometry.components import components
-from .geometry.distance import boundary_distance, signed_distance
+from .geometry.distance import boundary_distance
 from .moved import lookup
 from .runtime.distributed import mean_over_ranks, with_other_ranks
 
@@ -28,18 +28,16 @@ __getattr__ = partial(lookup, "losses")
 
 
 class HausdorffLoss(StockHausdorffDTLoss):
-    """``monai.losses.HausdorffDTLoss`` (Karimi et al. 2019), faster for one channel of logits.
+    """``monai.losses.HausdorffDTLoss`` (Karimi et al. 2019), faster for one channel of logits with ``sigmoid``.
 
-    Same arguments, values, gradients and errors as the parent. With one channel and ``sigmoid`` all masks of a batch,
-    predicted and true, have one exact distance transform each (:mod:`.distance`) instead of two in turn, and CUDA never
-    synchronises. It is computed in float32 also under autocast: squared distances exceed half precision.
+    Arguments, values, gradients and errors are the parent's. Each mask has one distance transform instead of two, and
+    CUDA never synchronises. Half precision is widened to float32: squared distances exceed it.
 
-    By MONAI's definition only the truth's distance field counts for an empty prediction: for a ball of radius 5 voxels
-    nothing at all scores 0.058, the same ball 4 voxels off 0.141. Alone, the loss leaves masks empty.
+    By MONAI's definition an empty prediction scores 0.058 for a ball of radius 5 voxels, the same ball 4 voxels off
+    0.141. Alone, the loss leaves masks empty.
     """
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """See ``monai.losses.HausdorffDTLoss.forward``; the result is float32 (float64 for float64 input)."""
         if input.dtype != torch.float64:
             input = input.float()
         if input.ndim not in (4, 5) or input.shape != target.shape or input.shape[1] > 1 or not self.sigmoid:
@@ -57,12 +55,12 @@ class HausdorffLoss(StockHausdorffDTLoss):
 class LogHausdorffLoss(HausdorffLoss):
     """log(1 + HausdorffDTLoss): damps outlier distances (paper, section 2, the log term of Eq. 5 and 6).
 
-    Eq. 4 as printed, 1 / (1 + HD), falls as the distance grows; the study's code used MONAI's loss as here.
+    Eq. 4 as printed, 1 / (1 + HD), falls as the distance grows.
 
     Args:
         over_ranks: in distributed training, take the mean over the items of all ranks, equally many on each, before the
             logarithm; the ranks' gradients then average to the gradient of the whole batch.
-        options: see ``monai.losses.HausdorffDTLoss``.
+        options: of ``monai.losses.HausdorffDTLoss``.
     """
 
     def __init__(self, over_ranks: bool = False, **options: Any) -> None:
@@ -70,7 +68,6 @@ class LogHausdorffLoss(HausdorffLoss):
         self.over_ranks = over_ranks
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """See ``monai.losses.HausdorffDTLoss.forward``."""
         distance = super().forward(input, target)
         if not self.over_ranks:
             return torch.log1p(distance)
@@ -83,8 +80,8 @@ class RankDiceCELoss(StockDiceCELoss):
     """``monai.losses.DiceCELoss``, for ``batch=True`` over the batches of all ranks.
 
     Args:
-        over_ranks: see :class:`LogHausdorffLoss`; the items must be of one shape.
-        options: see ``monai.losses.DiceCELoss``.
+        over_ranks: as in :class:`LogHausdorffLoss`; all items have one shape.
+        options: of ``monai.losses.DiceCELoss``.
     """
 
     def __init__(self, over_ranks: bool = False, **options: Any) -> None:
@@ -92,12 +89,11 @@ class RankDiceCELoss(StockDiceCELoss):
         self.over_ranks = over_ranks
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """See ``monai.losses.DiceCELoss.forward``."""
         if not self.over_ranks:
             return super().forward(input, target)
         inputs, targets = with_other_ranks(input), with_other_ranks(target)
         loss = super().forward(torch.cat(inputs), torch.cat(targets))
-        # each rank has the derivative for its own part only, and their mean is taken
+        # each rank has the derivative for its own part only, and DDP takes their mean
         return loss.detach() + len(inputs) * (loss - loss.detach())
 
 
@@ -114,18 +110,20 @@ class CompoundLoss(nn.Module):
         self.boundary_weight = boundary_weight
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The sum for logits and a 0/1 mask, both (B, C, *spatial)."""
         return self.region_weight * self.region(input, target) + self.boundary_weight * self.boundary(input, target)
 
 
 class TwoClassLoss(nn.Module):
-    """A loss on the probabilities of two classes, background and lesion, given the lesion's one logit.
+    """A loss on the probabilities of background and lesion, given the lesion's logit (B, 1, *spatial).
 
-    For losses that weigh one class against the other: MONAI's ``GeneralizedDiceLoss``, whose class weights cancel out
-    with one channel, and its ``AsymmetricUnifiedFocalLoss``, which has no sigmoid of its own.
+    For MONAI's ``GeneralizedDiceLoss``, whose class weights cancel out with one channel, and its
+    ``AsymmetricUnifiedFocalLoss``, which has no sigmoid.
 
     Args:
         loss: takes probabilities and 0/1 targets, shape (B, 2, *spatial), background first.
+
+    Raises:
+        ValueError: when called with another number of channels.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -133,11 +131,6 @@ class TwoClassLoss(nn.Module):
         self.loss = loss
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The loss of logits (B, 1, *spatial) and a 0/1 mask of this shape; half precision is widened to float32.
-
-        Raises:
-            ValueError: when there is another number of channels.
-        """
         if input.shape[1] != 1:
             raise ValueError(f"the lesion's one logit is needed, not {input.shape[1]} channels.")
         if input.dtype != torch.float64:
@@ -147,33 +140,31 @@ class TwoClassLoss(nn.Module):
 
 
 class SignedDistanceLoss(StockBoundaryLoss):
-    """``monai.losses.BoundaryLoss`` (Kervadec et al. 2019), its distances in one pass and on CUDA without the host.
+    """``monai.losses.BoundaryLoss`` (Kervadec et al. 2019) with one distance transform a mask, on the mask's device.
 
-    Σ p·φ over the voxels, divided by their number: φ is the distance in voxels to the nearest lesion voxel outside the
-    lesion, and inside it minus the distance to the nearest voxel outside, plus 1. φ is 0 for an empty or full mask.
     Arguments, values, gradients and errors are the parent's.
     """
 
     @torch.no_grad()
     def compute_distance_map(self, target: torch.Tensor) -> torch.Tensor:
-        """See ``monai.losses.BoundaryLoss.compute_distance_map``; float32."""
-        if target.dim() not in (4, 5):
-            raise ValueError("Only 2D (BNHW) and 3D (BNHWD) supported")
-        mask = target > 0.5
-        distance = signed_distance(mask)
-        return torch.where(mask & (distance < 0), distance + 1, distance)
+        """Signed distances in voxels: outside a lesion to it, inside 1 minus that to the outside."""
+        mask = target.as_subclass(torch.Tensor) > 0.5
+        distance = boundary_distance(mask)
+        return torch.where(mask, (1 - distance).clamp_max(0), distance)
 
 
 class ComponentDiceLoss(nn.Module):
-    """Dice loss of each lesion in its own part of the volume, averaged: a small lesion counts as much as a large one.
+    """Mean Dice loss of the lesions, each in its own part of the volume: small and large ones have equal weight.
 
-    A part is the voxels nearest to one connected component (26 neighbours) of the true mask, as in CC-Metrics and the
-    CC-Dice loss (Jaus et al. 2025); within it the loss is ``monai.losses.DiceLoss``. A volume without lesion is one
-    part. The mean is over an item's parts, then over items.
+    A part is the voxels nearest to one connected component (26 neighbours) of the true mask, as in the CC-Dice loss
+    (Jaus et al. 2025); within it the loss is ``monai.losses.DiceLoss``. A volume without lesion is one part.
 
     Args:
         smooth_nr: added to the numerator of each Dice.
-        smooth_dr: added to its denominator; with ``smooth_nr`` the loss of an empty part is 0 for an empty prediction.
+        smooth_dr: added to the denominator of each Dice.
+
+    Raises:
+        ValueError: when called with other shapes than (B, 1, X, Y, Z).
     """
 
     def __init__(self, smooth_nr: float = 1e-5, smooth_dr: float = 1e-5) -> None:
@@ -182,11 +173,6 @@ class ComponentDiceLoss(nn.Module):
         self.smooth_dr = smooth_dr
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The loss, 0 to 1, of logits (B, 1, X, Y, Z) and a 0/1 mask of this shape, in float32 at least.
-
-        Raises:
-            ValueError: when the shapes differ, or are not those of one 3D channel.
-        """
         if input.shape != target.shape or input.ndim != 5 or input.shape[1] != 1:
             raise ValueError(
                 "one logit and one mask of shape (B, 1, X, Y, Z) are needed, "
@@ -209,27 +195,16 @@ class ComponentDiceLoss(nn.Module):
 
 
 class ScaleMeanLoss(StockDeepSupervisionLoss):
-    """``monai.losses.DeepSupervisionLoss`` as a mean over the scales, also of ``DynUNet``'s, which stacks them.
+    """``monai.losses.DeepSupervisionLoss`` with weights of sum 1, as in nnU-Net.
 
-    Args:
-        loss: of one scale.
-        weight_mode: see the parent class; by default each coarser scale weighs half as much as the one before.
-        weights: see the parent class. Whatever they are, they are scaled to a sum of 1, as in nnU-Net: the loss is as
-            large as that of one scale.
+    The input may also be scales as ``DynUNet`` stacks them, (B, scales, C, *spatial), the finest first.
     """
 
     def get_weights(self, levels: int = 1) -> list[float]:
-        """The parent's, scaled."""
         weights = super().get_weights(levels)
         return [weight / sum(weights) for weight in weights]
 
     def forward(self, input: Any, target: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            input: logits of shape (B, C, *spatial); or several scales, the finest first, as a sequence of such or
-                stacked, (B, scales, C, *spatial).
-            target: 0/1 mask of shape (B, C, *spatial); of a coarser scale nearest-neighbour values are taken.
-        """
         if isinstance(input, torch.Tensor) and input.ndim == target.ndim + 1:
             input = list(input.unbind(1))
         return super().forward(input, target)
@@ -237,7 +212,7 @@ class ScaleMeanLoss(StockDeepSupervisionLoss):
 
 @torch.no_grad()
 def _nearest_component(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """For each voxel of a volume, flattened, the index from 0 of the nearest component; how many parts there are."""
+    """Index, from 0, of the component nearest to each voxel, flattened; the number of parts, at least 1."""
     lesion = (mask > 0.5).as_subclass(torch.Tensor).cpu().contiguous().numpy()
     labels, count = components(lesion)
     if count < 2:

@@ -1,4 +1,4 @@
-"""Names of version 0.9.1 that users' configs may contain, and where they are now."""
+"""Names of version 0.9.1 that users' configs may contain, and their new places."""
 
 from __future__ import annotations
 
@@ -49,15 +49,7 @@ REMOVED = {"VoxelwiseFit": _VOXELWISE, "AddVoxelwised": _VOXELWISE, "BoxPrompted
 
 
 def lookup(old: str, name: str) -> Any:
-    """An attribute of a module of 0.9.1: for its ``__getattr__``.
-
-    Args:
-        old: module below ``scripts``.
-        name: of the attribute.
-
-    Raises:
-        AttributeError: when there is none.
-    """
+    """``__getattr__`` of a module of 0.9.1 (``old``, below ``scripts``)."""
     module, now = f"scripts.{old}", name
     if name in RENAMED:
         module, _, now = f"scripts.{RENAMED[name]}".rpartition(".")

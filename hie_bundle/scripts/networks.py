@@ -1,4 +1,4 @@
-"""The study's 3D U-Net (paper, section 3.2.2 and Figure 1), and output biases for other networks."""
+"""The paper's 3D U-Net (section 3.2.2 and Figure 1), and output biases for other networks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class DoubleConvolution(nn.Sequential):
-    """Two 3×3×3 convolutions, each followed by batch normalisation, LeakyReLU and dropout.
+    """Two 3×3×3 convolutions, each followed by batch normalisation, LeakyReLU and dropout of whole feature maps.
 
-    Batch normalisation, not instance normalisation: the absolute level of the ZADC map separates a lesion from
-    healthy tissue, and a per-volume normalisation would remove it.
+    Instance normalisation would remove the absolute level of ZADC, which separates a lesion from healthy tissue.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float, negative_slope: float) -> None:
@@ -34,8 +33,8 @@ class DoubleConvolution(nn.Sequential):
                     norm="BATCH",
                     act=("LEAKYRELU", {"negative_slope": negative_slope, "inplace": True}),
                     dropout=dropout,
-                    dropout_dim=3,  # whole feature maps: neighbouring voxels of one map are redundant
-                    bias=False,  # the normalisation that follows has its own
+                    dropout_dim=3,
+                    bias=False,  # the normalisation has one
                 )
                 for channels in (in_channels, out_channels)
             )
@@ -43,25 +42,20 @@ class DoubleConvolution(nn.Sequential):
 
 
 class HIEUNet(nn.Module):
-    """3D U-Net with three encoder and three decoder blocks for two-channel (ADC, ZADC) volumes.
+    """3D U-Net with three encoder and three decoder blocks for two-channel (ADC, ZADC) volumes. TorchScript-able.
 
-    Encoder block: two 3×3×3 convolutions, each followed by batch normalisation, LeakyReLU and dropout of whole feature
-    maps, then max pooling by 2. Bottleneck: two convolutions. Decoder block: transposed convolution by 2, skip
-    connection, two convolutions. A 1×1×1 convolution gives the logits. TorchScript-able.
+    Max pooling by 2, transposed convolutions by 2, skip connections; a 1×1×1 convolution gives the logits.
 
     Args:
         in_channels: number of input maps; 2 for ADC and ZADC.
         out_channels: number of logit channels; 1 for the lesion.
         features: channels of the three encoder blocks and the bottleneck; the paper does not state them.
-        dropout: dropout probability of the same four levels, in [0, 1), also for the decoder block of a level. The
-            paper says only that it rises with depth.
-        negative_slope: slope of the LeakyReLU for negative inputs. The paper does not state it.
-        prior: lesion probability of the untrained network, in (0, 1), set through the bias of the output layer (Lin et
-            al. 2017, section 4.1): lesions are about 1 % of a volume. None: near 0.5, as in the paper.
+        dropout: probability at the same levels of encoder and decoder, in [0, 1). In the paper it rises with depth.
+        negative_slope: slope of the LeakyReLU for negative inputs; the paper does not state it.
+        prior: lesion probability of the untrained network, see :func:`with_prior`. None: near 0.5, as in the paper.
 
     Raises:
-        ValueError: when ``features`` or ``dropout`` does not have four values, a dropout is outside [0, 1), or
-            ``prior`` outside (0, 1).
+        ValueError: when ``features`` or ``dropout`` does not have four values, or a probability is out of range.
     """
 
     def __init__(
@@ -100,11 +94,7 @@ class HIEUNet(nn.Module):
         with_prior(self, "output", prior)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits (B, out_channels, X, Y, Z) of normalised maps (B, in_channels, X, Y, Z), each size divisible by 8.
-
-        Raises:
-            UserError: with another number of maps, or a size that is not divisible by 8 (three poolings by 2).
-        """
+        """Logits (B, out_channels, X, Y, Z) of normalised maps (B, in_channels, X, Y, Z), each size divisible by 8."""
         if x.shape[1] != self.in_channels:
             raise UserError(f"The network needs {self.in_channels} input channels (in_channels), but got {x.shape[1]}.")
         for size in x.shape[2:]:
@@ -117,7 +107,7 @@ class HIEUNet(nn.Module):
         skip2 = self.encoder2(self.pool(skip1))
         skip3 = self.encoder3(self.pool(skip2))
         x = self.bottleneck(self.pool(skip3))
-        # saves a quarter of a prediction's memory: the parts are not needed after the concatenation
+        # del saves a quarter of a prediction's memory
         x = torch.cat([skip3, self.upsample3(x)], dim=1)
         del skip3
         x = torch.cat([skip2, self.upsample2(self.decoder3(x))], dim=1)
@@ -128,12 +118,12 @@ class HIEUNet(nn.Module):
 
 
 def with_prior(network: nn.Module, layers: str | Sequence[str], prior: float | None = 0.02) -> nn.Module:
-    """A network whose output layers start from a lesion probability (Lin et al. 2017, section 4.1).
+    """Set the biases of a network's output layers to a lesion probability (Lin et al. 2017, section 4.1).
 
     Args:
         network: with one logit, the lesion's.
-        layers: its output layers, by their names in the network: convolutions with a bias, or what holds some.
-        prior: in (0, 1), where the weights give 0; None leaves the biases as they are.
+        layers: names of its output layers: convolutions with a bias, or modules with such convolutions.
+        prior: in (0, 1); None changes nothing.
 
     Raises:
         ValueError: when ``prior`` is outside (0, 1), or a layer does not exist or has no convolution with a bias.

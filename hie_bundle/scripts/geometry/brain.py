@@ -1,4 +1,4 @@
-"""What counts as brain, and whether maps are as they were acquired: one definition for everything that measures."""
+"""Brain mask of a skull-stripped ADC map, and recognition of normalised maps."""
 
 from __future__ import annotations
 
@@ -24,17 +24,15 @@ def brain_of(adc: Any, normalised: bool = False) -> Any:
 
     Args:
         adc: array or tensor of any shape, 1e-6 mm²/s.
-        normalised: the map has been normalised since (:func:`are_normalised`): then where it is above its lowest value,
-            which is the background's.
+        normalised: the map is normalised (:func:`are_normalised`); the background has its lowest value.
     """
     return adc > (adc.min() + 1e-6 if normalised else 0)
 
 
 def are_normalised(adc: NDArray[Any], zadc: NDArray[Any] | None = None) -> bool:
-    """Whether both maps, or the ADC map where there is no other, have mean 0 and standard deviation 1 over the volume,
-    as preprocessing leaves them.
+    """Whether both maps (or ADC alone) have mean 0 and standard deviation 1, as after preprocessing.
 
-    Their values then say nothing about ADC, Z-scores or the brain's volume.
+    Their values then have no units, and 0 is not the background.
     """
     maps = [adc] if zadc is None else [adc, zadc]
     return all(abs(values.mean()) < 0.01 and abs(values.std() - 1) < 0.01 for values in maps)
@@ -45,7 +43,7 @@ def clear_background(adc: NDArray[Any], zadc: NDArray[Any]) -> None:
 
     Args:
         adc: any shape, 1e-6 mm²/s.
-        zadc: the same shape; left as it is where both maps are normalised.
+        zadc: the same shape; unchanged if both maps are normalised.
     """
     if not are_normalised(adc, zadc):
         zadc[~brain_of(adc)] = 0

@@ -14,14 +14,13 @@ __all__ = ["components", "without_small"]
 def components(
     mask: NDArray[np.bool_], connectivity: Literal[6, 18, 26] = 26
 ) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
-    """Connected components of a mask; several times faster than ``scipy.ndimage.label``.
+    """Component number of each voxel (0 is background; numbered in C order), and the number of components.
+
+    Several times faster than ``scipy.ndimage.label``.
 
     Args:
         mask: bool, shape (X, Y, Z).
         connectivity: 26 (corners touch), 18, or 6 (faces touch).
-
-    Returns:
-        Component number of each voxel (0 is background; numbered in C order), and the number of components.
     """
     import cc3d  # imported late: only some losses and recipes need it
 
@@ -30,12 +29,7 @@ def components(
 
 
 def without_small(mask: NDArray[np.bool_], voxels: float) -> NDArray[np.bool_]:
-    """Remove components (26 neighbours) of fewer than ``voxels`` voxels.
-
-    Args:
-        mask: bool, shape (X, Y, Z).
-        voxels: smallest kept size; may be a fraction (a rounding error around a whole number is ignored).
-    """
+    """Remove components (26 neighbours) of fewer than ``voxels`` voxels, up to a rounding error, from a bool mask."""
     import cc3d
 
     return np.asarray(cc3d.dust(np.ascontiguousarray(mask), threshold=ceil(voxels - 1e-6), connectivity=26))

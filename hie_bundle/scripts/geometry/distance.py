@@ -1,13 +1,4 @@
-"""Exact Euclidean distance transforms of batches of binary masks, on the CPU and on CUDA devices.
-
-Two methods give the same numbers:
-
-``edt``
-    Seung-lab's ``edt`` package on the CPU. Its multi-label form, with background and foreground as labels 1 and 2,
-    gives each voxel its distance to the nearest voxel of the other label: inside and outside distances in one pass.
-``separable``
-    Tensor operations only, for CUDA: nothing is copied to the host and no operation waits for the device.
-"""
+"""Exact Euclidean distance transforms of batches of binary masks, on the CPU and on CUDA devices."""
 
 from __future__ import annotations
 
@@ -19,17 +10,16 @@ import edt
 import numpy as np
 import torch
 
-__all__ = ["boundary_distance", "signed_distance"]
+__all__ = ["boundary_distance"]
 
 Method = Literal["auto", "edt", "separable"]
+CHUNK_BYTES = 64 << 20  # of temporary values of ``separable``
 
 
 def boundary_distance(
     mask: torch.Tensor,
     spacing_mm: Sequence[float] | None = None,
     method: Method = "auto",
-    threads: int | None = None,
-    chunk_mb: int = 64,
     squared: bool = False,
 ) -> torch.Tensor:
     """Euclidean distance of each voxel to the centre of the nearest voxel of the other class.
@@ -40,10 +30,9 @@ def boundary_distance(
     Args:
         mask: bool, shape (B, C, H, W) or (B, C, H, W, D).
         spacing_mm: voxel size along each spatial axis in mm, > 0; without it distances are in voxels.
-        method: ``auto`` takes ``separable`` on CUDA and ``edt`` on the CPU.
-        threads: threads of ``edt``; by default as many as PyTorch uses.
-        chunk_mb: memory for temporary values of ``separable``, in MiB.
-        squared: give the squares of the distances, which saves taking their roots.
+        method: ``edt``, the package of this name, on the CPU; ``separable``, tensor operations without a copy to the
+            host; ``auto`` chooses by the mask's device.
+        squared: return squared distances.
 
     Returns:
         float32 tensor of the mask's shape, on its device.
@@ -59,11 +48,11 @@ def boundary_distance(
     spacing = (1.0,) * (mask.ndim - 2) if spacing_mm is None else tuple(float(s) for s in spacing_mm)
     if len(spacing) != mask.ndim - 2 or not all(0 < s < math.inf for s in spacing):
         raise ValueError(f"spacing_mm must be {mask.ndim - 2} positive numbers, not {spacing_mm}.")
-    mask = mask.detach().as_subclass(torch.Tensor)  # a MetaTensor would pass through its dispatcher at each operation
+    mask = mask.detach().as_subclass(torch.Tensor)  # operations on a MetaTensor are slower
     if method == "auto":
         method = "separable" if mask.device.type != "cpu" else "edt"
     if method == "separable":
-        distance = _separable(mask, spacing, chunk_mb * 2**20)
+        distance = _separable(mask, spacing)
         return distance if squared else distance.sqrt_()
     if method != "edt" or mask.device.type != "cpu":
         raise ValueError(f"method must be auto, separable or, for a mask in host memory, edt; not '{method}'.")
@@ -74,36 +63,23 @@ def boundary_distance(
         if not foreground.any() or foreground.all():
             fields.append(torch.zeros(one_mask.shape))
             continue
-        labels = foreground.view(np.uint8) + np.uint8(1)
-        fields.append(
-            torch.from_numpy(transform(labels, anisotropy=spacing, parallel=threads or torch.get_num_threads()))
-        )
+        labels = foreground.view(np.uint8) + np.uint8(1)  # with two labels one pass gives both distances
+        fields.append(torch.from_numpy(transform(labels, anisotropy=spacing, parallel=torch.get_num_threads())))
     return torch.stack(fields).view(mask.shape)
 
 
-def signed_distance(
-    mask: torch.Tensor, spacing_mm: Sequence[float] | None = None, method: Method = "auto"
-) -> torch.Tensor:
-    """:func:`boundary_distance` with a sign: positive outside the mask, negative inside.
-
-    Equals ``distance_transform_edt(~mask) - distance_transform_edt(mask)`` of SciPy.
-    """
-    distance = boundary_distance(mask, spacing_mm, method)
-    return torch.where(mask.as_subclass(torch.Tensor), -distance, distance)
-
-
-def _separable(mask: torch.Tensor, spacing: tuple[float, ...], chunk_bytes: int) -> torch.Tensor:
+def _separable(mask: torch.Tensor, spacing: tuple[float, ...]) -> torch.Tensor:
     """Squared distances, axis by axis (Saito and Toriwaki 1994; Felzenszwalb and Huttenlocher 2012).
 
-    The first axis is a running maximum, linear in its length n; each later axis is a min-plus product with the squared
-    distances along it, n per voxel. So the longest axis is taken first.
+    The first axis, the longest, is a running maximum; each later axis is a min-plus product with the squared distances
+    along it.
     """
     first, *others = sorted(range(2, mask.ndim), key=lambda axis: mask.shape[axis], reverse=True)
     squared = (_distance_along(mask, first) * spacing[first - 2]).square()
     for axis in others:
         # Voxels of one class see the other class at distance zero and their own at the distance found so far.
-        to_background = _min_plus(torch.where(mask, squared, 0), axis, spacing[axis - 2], chunk_bytes)
-        to_foreground = _min_plus(torch.where(mask, 0, squared), axis, spacing[axis - 2], chunk_bytes)
+        to_background = _min_plus(torch.where(mask, squared, 0), axis, spacing[axis - 2])
+        to_foreground = _min_plus(torch.where(mask, 0, squared), axis, spacing[axis - 2])
         squared = torch.where(mask, to_background, to_foreground)
     return torch.where(squared.isinf(), 0, squared)  # infinite everywhere in an empty or full mask, else nowhere
 
@@ -122,7 +98,7 @@ def _distance_along(mask: torch.Tensor, axis: int) -> torch.Tensor:
     return steps.movedim(-1, axis)
 
 
-def _min_plus(values: torch.Tensor, axis: int, spacing: float, chunk_bytes: int) -> torch.Tensor:
+def _min_plus(values: torch.Tensor, axis: int, spacing: float) -> torch.Tensor:
     """min over y of values[y] + (spacing * (x - y))² along one axis, for all x."""
     lines = values.movedim(axis, -1)
     n = lines.shape[-1]
@@ -130,7 +106,7 @@ def _min_plus(values: torch.Tensor, axis: int, spacing: float, chunk_bytes: int)
     cost = (position[:, None] - position[None, :]).square()
     flat = lines.reshape(-1, 1, n)
     result = torch.empty((flat.shape[0], n), dtype=torch.float32, device=values.device)
-    step = max(1, chunk_bytes // (4 * n * n))
+    step = max(1, CHUNK_BYTES // (4 * n * n))
     for start in range(0, flat.shape[0], step):
         torch.amin(flat[start : start + step] + cost, dim=-1, out=result[start : start + step])
     return result.view(lines.shape).movedim(-1, axis)

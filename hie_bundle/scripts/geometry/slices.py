@@ -16,7 +16,7 @@ MARGIN = 3  # voxels around the brain
 
 
 def shown_box(shown: Mask) -> tuple[slice, slice]:
-    """What is shown: the extent along X and Y with a margin; everything where there is nothing."""
+    """The extent of a mask along X and Y with a margin; the whole plane for an empty mask."""
     x, y = (np.flatnonzero(shown.any(axis=axes)) for axes in ((1, 2), (0, 2)))
     if not len(x):
         return slice(None), slice(None)
@@ -24,8 +24,7 @@ def shown_box(shown: Mask) -> tuple[slice, slice]:
 
 
 def upright(array: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], tuple[float, ...]]:
-    """A volume (X, Y, Z) turned so that its axes run to the right, front and head as nearly as they can without
-    resampling; and its voxel size along them in mm."""
+    """A volume (X, Y, Z) in the orientation closest to RAS, without resampling, and its voxel size in mm."""
     orientation = io_orientation(affine)
     sizes = voxel_sizes(affine)[np.argsort(orientation[:, 0])]
     return apply_orientation(array, orientation), tuple(float(size) for size in sizes)

@@ -1,4 +1,4 @@
-"""The voxel size of an image that a network or a metric sees, in mm."""
+"""Voxel size of an image in mm."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["spacing_of"]
 def spacing_of(tensor: torch.Tensor, item: int = 0) -> tuple[float, ...]:
     """Voxel size in mm along each axis of an image (C, X, Y, Z), or of one item of a batch (B, C, X, Y, Z).
 
-    The file's own voxel size where the affine says the same up to rounding: from the affine a size of 2 mm may come as
-    2.0000000000000004, and surfaces exactly 2 mm apart would be beyond a tolerance of 2 mm.
+    The size stated in the file, if it equals that of the affine up to rounding: an affine may give
+    2.0000000000000004 mm, and surfaces 2 mm apart would exceed a tolerance of 2 mm.
 
     Raises:
-        ValueError: when the tensor carries no affine, being no MetaTensor.
+        ValueError: for a tensor without an affine.
     """
     if not isinstance(tensor, MetaTensor):
         raise ValueError("there is no affine to take the voxel size from; give spacing_mm.")
@@ -32,7 +32,7 @@ def spacing_of(tensor: torch.Tensor, item: int = 0) -> tuple[float, ...]:
 
 
 def _stated_sizes(meta: Mapping[str, Any]) -> list[float]:
-    """The voxel sizes in the header of the file that an image was loaded from; none if it does not come from one."""
+    """The voxel sizes in the header of an image's file; none without a file."""
     for key, sizes in (("spacing", slice(0, 3)), ("pixdim", slice(1, 4))):  # ITK's readers; nibabel's
         if key in meta:
             values = np.asarray(meta[key], dtype=np.float64)

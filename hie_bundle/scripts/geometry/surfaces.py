@@ -1,7 +1,7 @@
-"""The surfaces of two masks on one grid, and how far each of their elements is from the other surface.
+"""Distances between the surfaces of two masks on one grid.
 
-Two kinds of element: surfels, the corners of the grid through which a surface passes, with the area that it has there
-(google-deepmind/surface-distance); and border voxels, which MONAI counts.
+Surface elements are surfels, grid corners with the surface's area there (google-deepmind/surface-distance), or border
+voxels (MONAI).
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ Mask = NDArray[np.bool_]
 
 
 def cropped(pred: Mask, truth: Mask, spacing_mm: Sequence[float]) -> tuple[Mask, Mask]:
-    """The box around both masks with a border of background, so that the surfaces are what they are in the whole.
+    """Crop two masks to the box around both, with a border of background.
 
     Raises:
-        ValueError: when the masks have different shapes or are not three-dimensional, or a spacing is not one positive
-            number for each axis.
+        ValueError: when the masks are not 3D and of one shape, or a spacing is not positive.
     """
     if pred.shape != truth.shape or pred.ndim != 3:
         raise ValueError(f"the masks must be three-dimensional and of one shape, got {pred.shape} and {truth.shape}.")
@@ -46,16 +45,16 @@ def cropped(pred: Mask, truth: Mask, spacing_mm: Sequence[float]) -> tuple[Mask,
 
 
 def surfel_distances(pred: Mask, truth: Mask, spacing_mm: tuple[float, ...]) -> dict[str, NDArray[Any]]:
-    """What ``surface_distance.compute_surface_distances`` gives, from the surfels alone instead of distance maps.
+    """``surface_distance.compute_surface_distances``, from the surfels alone instead of distance maps.
 
     Args:
-        pred: predicted mask, bool, shape (X, Y, Z), not empty.
-        truth: annotated mask, same shape, not empty.
+        pred: mask, bool, shape (X, Y, Z), not empty.
+        truth: same.
         spacing_mm: voxel size along each axis.
 
     Returns:
         ``distances_gt_to_pred`` and ``distances_pred_to_gt``, in mm and ascending; ``surfel_areas_gt`` and
-        ``surfel_areas_pred``, mm² of these surfels.
+        ``surfel_areas_pred`` in mm².
     """
     surfels = {"gt": _surfels(truth, spacing_mm), "pred": _surfels(pred, spacing_mm)}
     surfaces: dict[str, NDArray[Any]] = {}
@@ -73,12 +72,9 @@ def surfel_distances(pred: Mask, truth: Mask, spacing_mm: tuple[float, ...]) -> 
 def border_distances(
     pred: Mask, truth: Mask, spacing_mm: tuple[float, ...]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Distances from each border voxel of the prediction to the nearest of the truth, and back, as MONAI has them.
+    """Distances from each border voxel of the prediction to the nearest of the truth, and back, as in MONAI.
 
-    Args:
-        pred: predicted mask, bool, shape (X, Y, Z), not empty; ``truth`` likewise.
-        truth: annotated mask.
-        spacing_mm: voxel size along each axis; ones for distances in voxels.
+    Masks are bool, (X, Y, Z), not empty; a ``spacing_mm`` of ones gives distances in voxels.
     """
     borders = [np.argwhere(mask & ~binary_erosion(mask)) for mask in (pred, truth)]
     there, back = (
@@ -89,7 +85,7 @@ def border_distances(
 
 
 def share_within(directed: Sequence[NDArray[np.float32]], tolerance: float) -> float:
-    """Share of the border voxels of both masks whose distance is at most the tolerance, in the distances' unit."""
+    """Share of the border voxels of both masks at most ``tolerance`` apart."""
     return sum(int((distances <= tolerance).sum()) for distances in directed) / sum(map(len, directed))
 
 
