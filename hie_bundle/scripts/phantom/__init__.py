@@ -3,15 +3,13 @@
 from functools import partial
 
 from ..moved import lookup
-from .atlas_files import write_phantom_atlas
 from .case import Case, simulate_case
 from .cohort import write_cohort
-from .normative import Atlas, build_atlas, print_regions
+from .normative import Atlas, build_atlas, write_phantom_atlas
 from .settings import Settings
 
 __all__ = [
-    "Atlas", "Case", "Settings", "build_atlas", "print_regions", "simulate_case", "write_cohort",
-    "write_phantom_atlas",
+    "Atlas", "Case", "Settings", "build_atlas", "simulate_case", "write_cohort", "write_phantom_atlas",
 ]  # fmt: skip
 
 __getattr__ = partial(lookup, "phantom")  # cohort_stats and others, as configs of 0.9.1 name them

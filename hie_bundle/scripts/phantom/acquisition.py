@@ -1,4 +1,4 @@
-"""Diffusion-weighted acquisition: sampling geometry, partial volume, Rician noise, artefacts, ADC fit, skull strip."""
+"""Diffusion-weighted acquisition: sampling geometry, partial volume, Rician noise, artefacts, ADC fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BIAS_SCALE_MM = 30.0  # smoothness of the scanner's ADC bias
 
 @dataclass(frozen=True)
 class Grid:
-    """A volume's sampling grid; origin and direction in LPS millimetres as in ITK, arrays indexed (x, y, z)."""
+    """A sampling grid in LPS millimetres as in ITK; arrays are indexed (x, y, z)."""
 
     size: tuple[int, int, int]
     spacing_mm: FloatVector
@@ -31,7 +31,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Pose:
-    """The head in the scanner: canonical RAS = ``scale * rotation @ (LPS - centre)`` with LPS turned into RAS."""
+    """The head in the scanner: canonical RAS = ``scale * rotation @ RAS(LPS - centre)``."""
 
     rotation: FloatVector
     centre_mm: FloatVector
@@ -44,9 +44,9 @@ class Pose:
 
 
 def draw_grid(rng: np.random.Generator, settings: Settings) -> tuple[Grid, Pose]:
-    """Draw a scan: matrix, spacing, direction, origin, and the head's pose and size in it.
+    """Draw matrix, spacing, direction and origin of a scan, and the head's pose and size in it.
 
-    A matrix or slice count too small to cover the brain within the spacing ranges gets larger voxels instead.
+    Voxels are larger than the ranges if the brain would not fit otherwise.
     """
     matrix = int(rng.choice(np.asarray(settings.matrix_sizes)))
     in_plane = float(np.clip(rng.uniform(165, 230) / matrix, *settings.spacing_range_mm))
@@ -75,21 +75,20 @@ def draw_grid(rng: np.random.Generator, settings: Settings) -> tuple[Grid, Pose]
 class FineGrid:
     """The voxels of a grid around the head, each split into ``factors`` sub-voxels."""
 
-    start: tuple[int, ...]  # first voxel of the grid that is covered
+    start: tuple[int, ...]  # first covered voxel of the grid
     shape: tuple[int, ...]  # covered voxels
     factors: tuple[int, ...]
-    index: NDArray[np.intp]  # flat position of the N sub-voxels in and near the head among all sub-voxels
+    index: NDArray[np.intp]  # flat position of the N sub-voxels in and near the head
     points_mm: FloatArray  # their canonical positions (3, N) before the subject's warp
-    voxel_points_mm: FloatArray  # canonical positions (3, M) of all covered voxels before the subject's warp
+    voxel_points_mm: FloatArray  # the same of all covered voxels (3, M)
 
     @property
     def fine_shape(self) -> tuple[int, ...]:
-        """Shape of the sub-voxels of all covered voxels."""
         return tuple(n * f for n, f in zip(self.shape, self.factors, strict=True))
 
     @property
     def window(self) -> tuple[slice, ...]:
-        """The covered voxels in the whole grid."""
+        """Slices of the covered voxels in the grid."""
         return tuple(slice(a, a + n) for a, n in zip(self.start, self.shape, strict=True))
 
     def scatter(self, values: FloatArray, elsewhere: float = 0.0) -> FloatArray:
@@ -114,7 +113,7 @@ def refine(grid: Grid, pose: Pose, fine_mm: float) -> FineGrid:
     index_to_lps = grid.direction * grid.spacing_mm
     canonical = pose.scale[:, None] * (pose.rotation @ (np.array([[-1.0], [-1.0], [1.0]]) * index_to_lps))
     offset = pose.canonical(grid.origin_mm[:, None])[:, 0]
-    # The box around an ellipsoid under a linear map: the norms of the map's rows, scaled by the radii.
+    # bounding box of a linearly mapped ellipsoid: norms of the map's rows, scaled by the radii
     inverse = np.linalg.inv(canonical)
     centre = inverse @ (head_centre - offset)
     reach = np.linalg.norm(inverse * head_radii_mm, axis=1)
@@ -146,10 +145,10 @@ def refine(grid: Grid, pose: Pose, fine_mm: float) -> FineGrid:
 
 @dataclass(frozen=True)
 class Scanner:
-    """How one scan measures, drawn once a case."""
+    """Properties of one scan."""
 
     b_value: float  # s/mm²
-    noise: float  # standard deviation of each channel, relative to the white matter's signal at b = 0
+    noise: float  # standard deviation of each channel, relative to white matter at b = 0
     directions: int
     blur_mm: float  # in-plane point spread, standard deviation
     bias: float  # amplitude of the relative ADC error from gradient non-linearity
@@ -158,7 +157,7 @@ class Scanner:
 
 
 def draw_scanner(rng: np.random.Generator, slices: int, settings: Settings) -> Scanner:
-    """Draw the scanner; motion, signal loss and a strong bias come with ``artefact_probability`` each."""
+    """Draw a scanner; ``artefact_probability`` is that of motion, of signal loss and of a strong bias."""
     artefact_probability = settings.artefact_probability
     moves = rng.random() < artefact_probability
     loses = rng.random() < artefact_probability
@@ -181,10 +180,10 @@ def measure(
     images: tuple[FloatArray, FloatArray],
     seed: np.random.SeedSequence,
 ) -> FloatArray:
-    """ADC map (1e-6 mm²/s) of the covered voxels as the scanner reconstructs it.
+    """ADC map (1e-6 mm²/s) of the covered voxels.
 
-    ``images``: noiseless signal of the voxels without and with diffusion weighting, white matter at b = 0 being 1. One
-    seed gives one noise realisation whatever the anatomy.
+    ``images`` are the noiseless signals without and with diffusion weighting, relative to white matter at b = 0. A seed
+    gives the same noise for every anatomy.
     """
     rng = np.random.default_rng(seed)
     bias = RandomField(rng, BIAS_SCALE_MM)(fine.voxel_points_mm)[0].reshape(fine.shape)
@@ -201,7 +200,7 @@ def measure(
 
 
 def fit_adc(scanner: Scanner, plain: FloatArray, weighted: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """ADC (1e-6 mm²/s, 0..4095) of noiseless signals without and with diffusion weighting, after Rician noise."""
+    """ADC (1e-6 mm²/s, 0..4095) of two noiseless signals after Rician noise."""
 
     def rician(image: FloatArray, averages: int) -> FloatArray:
         # The mean of n magnitudes keeps their bias and has 1/sqrt(n) of their spread.
@@ -215,11 +214,7 @@ def fit_adc(scanner: Scanner, plain: FloatArray, weighted: FloatArray, rng: np.r
 
 
 def signals(scanner: Scanner, tissue: Tissue, adc: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Signal of points (N,) without and with diffusion weighting, healthy white matter at b = 0 being 1.
-
-    Without weighting the image is T2-weighted: fluid is bright, grey matter a little darker than newborn white
-    matter; skull and air outside the brain give little.
-    """
+    """Signals (N,) without (T2-weighted) and with diffusion weighting, relative to healthy white matter at b = 0."""
     inside = tissue.brain_depth_mm > 0
     plain = np.where(inside, 1 + np.float32(0.7) * tissue.csf - np.float32(0.12) * (1 - tissue.white), OUTSIDE_SIGNAL)
     return plain, plain * np.exp(np.float32(-1e-6 * scanner.b_value) * np.where(inside, adc, np.float32(OUTSIDE_ADC)))

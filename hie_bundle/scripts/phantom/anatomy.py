@@ -1,8 +1,7 @@
 """Analytic anatomy of a newborn brain: tissues and their healthy apparent diffusion coefficient (ADC).
 
-Positions are canonical RAS millimetres: x to the right, y to the front, z to the head's top, origin between the
-thalami. Structures are approximate signed distances (positive inside), so a subject's anatomy can be evaluated at any
-point and resolution; a subject differs from the canonical one by a smooth warp, by its folding and by its parameters.
+Positions are canonical RAS millimetres with the origin between the thalami. Structures are approximate signed distances
+(positive inside), so anatomy can be evaluated at any point. Subjects differ by a smooth warp, folding and parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from scipy import ndimage
 
 FloatArray = NDArray[np.floating[Any]]  # float32 throughout
 
-# Half extent in mm of the box that holds the canonical brain with its cerebrospinal fluid, and the box's centre.
+# box around the canonical brain with its cerebrospinal fluid
 BOX_CENTRE_MM = np.array([0.0, -1.0, 0.0], dtype=np.float32)
 BOX_HALF_MM = np.array([54.0, 66.0, 54.0], dtype=np.float32)
 FOLD_MM = 3.9  # scale of the folding field: gyri are about three times as wide
@@ -26,9 +25,8 @@ WATER = 1.03  # ADC of patients' tissue, relative to the healthy
 
 
 class RandomField:
-    """Smooth Gaussian random field over the canonical box, zero mean and unit standard deviation: white noise smoothed
-    at ``scale_mm``; with ``band_pass`` less the field smoothed at twice the scale.
-    """
+    """Gaussian random field over the canonical box, zero mean, unit standard deviation: white noise smoothed at
+    ``scale_mm``; with ``band_pass`` minus the field smoothed at twice the scale."""
 
     def __init__(
         self, rng: np.random.Generator, scale_mm: float, channels: int = 1, *, band_pass: bool = False
@@ -55,7 +53,7 @@ class RandomField:
 
 
 def sample(volume: FloatArray, index: FloatArray) -> FloatArray:
-    """Linear interpolation of ``volume`` at ``index`` (3, N) in voxels, the border value beyond the border."""
+    """Linear interpolation at ``index`` (3, N) in voxels; beyond the border its value."""
     return ndimage.map_coordinates(volume, index, output=np.float32, order=1, mode="nearest")
 
 
@@ -94,7 +92,7 @@ def smooth_union(a: FloatArray, b: FloatArray, blend_mm: float) -> FloatArray:
 
 @dataclass(frozen=True)
 class Folding:
-    """Sulci as the zero sheets of a band-pass random field: one part common to all newborns, one the subject's own."""
+    """Sulci: zero sheets of a band-pass random field that is partly common to all newborns."""
 
     common: RandomField
     own: RandomField
@@ -140,9 +138,8 @@ class Subject:
 def draw_subject(rng: np.random.Generator, common: RandomField, *, patient: bool) -> Subject:
     """Draw a newborn; ADC of white matter falls and folding deepens with maturity.
 
-    Patients vary more than the healthy newborns of an atlas: born from 35 weeks on, with wider fluid spaces, more water
-    in the tissue (the amount was chosen for the mean of ZADC of the real cohort), and some cooled to 33.5 °C (ADC falls
-    by about 2 % a degree).
+    Patients vary more than the healthy newborns of an atlas: age, fluid spaces, more water in the tissue (chosen for
+    the mean ZADC of the real cohort); some are cooled to 33.5 °C (ADC falls by about 2 % a degree).
     """
     spread = 1.4 if patient else 0.9
     maturity = spread * rng.normal()
@@ -184,9 +181,7 @@ class Tissue:
 
 
 def evaluate(subject: Subject, points_mm: FloatArray, edge_mm: float = 1.0) -> Tissue:
-    """Tissue of a newborn at canonical positions (3, N); ``edge_mm``, the width of tissue borders, is about the
-    sampling distance.
-    """
+    """Tissue at canonical positions (3, N); ``edge_mm``: width of tissue borders, about the sampling distance."""
     _, y, z = points_mm
     side = np.abs(points_mm[0])
     mirrored = np.stack([side, y, z])
@@ -259,7 +254,7 @@ def evaluate(subject: Subject, points_mm: FloatArray, edge_mm: float = 1.0) -> T
 
 
 def lobes(points_mm: FloatArray, mirrored: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Signed distances of the unfolded cerebrum, cerebellum, brainstem, and of all with the cisterns between."""
+    """Signed distances of the unfolded cerebrum, cerebellum, brainstem, and of all with the cisterns."""
     x, y, z = points_mm
     # Widest over the parietal lobes, narrower in front, flatter below than above.
     width = 1.0 - np.float32(0.0014) * (y + 12) - np.float32(0.00001) * (y + 12) ** 2
@@ -278,13 +273,10 @@ def lobes(points_mm: FloatArray, mirrored: FloatArray) -> tuple[FloatArray, Floa
 def clefts(
     subject: Subject, points_mm: FloatArray, side: FloatArray, cerebrum: FloatArray, edge_mm: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Depth below the pia in mm, and the share of fluid between the gyri: sulci, fissures and the space around.
-
-    A cleft narrower than the sampling distance gets the share of the sample that it fills.
-    """
+    """Depth below the pia in mm, and the share of fluid in sulci, fissures and around the brain."""
     x, y, z = points_mm
 
-    # Sulci run inwards, so the folding field is looked up at points drawn out towards the surface.
+    # sulci run inwards: the folding field is sampled at points moved towards the surface
     radius = np.sqrt((x / 46) ** 2 + (y / 57) ** 2 + ((z - 2) / 38) ** 2)
     stretch = np.clip(radius, 0.3, 1.3) ** np.float32(0.7)
     drawn_out = points_mm / stretch
@@ -329,9 +321,9 @@ def ventricles(subject: Subject, points_mm: FloatArray, mirrored: FloatArray) ->
 
 
 class KnownStructures:
-    """Healthy structures of random shape and low ADC that the normative atlas contains, too, so that Z is normal there.
+    """Healthy structures of random shape and low ADC that the normative atlas contains too, so that Z is normal there.
 
-    They stand for what this anatomy lacks. A network that sees them cannot take low ADC alone for injury.
+    They replace structures that this anatomy lacks, so low ADC alone does not mean injury.
     """
 
     def __init__(self, rng: np.random.Generator, mean_number: float) -> None:

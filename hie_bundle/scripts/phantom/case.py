@@ -1,4 +1,4 @@
-"""One simulated case: anatomy, disease, acquisition, Z map and label put together."""
+"""One simulated case: anatomy, disease, acquisition, skull strip, Z map and label."""
 
 from __future__ import annotations
 
@@ -46,8 +46,7 @@ def simulate_case(
 ) -> Case:
     """Simulate case ``case_number``, from 0, of the cohort ``seed``; equal arguments give equal arrays.
 
-    With ``counterfactual`` also scan the newborn without the injury, with the same noise, and return the position of
-    each voxel in the atlas.
+    ``counterfactual`` adds the same scan without the injury and the position of each voxel in the atlas.
     """
     settings = settings or Settings()
     *streams, noise_seed = np.random.SeedSequence([CASE_STREAM, seed, case_number]).spawn(8)
@@ -70,7 +69,7 @@ def simulate_case(
     healthy = tissue.adc * known(points, tissue.csf)
     in_head = tissue.brain_depth_mm > 0
 
-    # A low-discrepancy sequence over the case numbers keeps the mix of severities right in every cohort.
+    # a low-discrepancy sequence gives every cohort about the same mix of severities
     rank = (np.random.default_rng([CASE_STREAM, seed]).random() + case_number * GOLDEN) % 1
     disease = draw_disease(disease_rng, rank)
     extent = np.zeros(fine.fine_shape, dtype=np.float32)
@@ -127,7 +126,7 @@ def simulate_case(
 def skull_strip(
     fine: FineGrid, tissue: Tissue, rng: np.random.Generator, inside_mm: float = 0.6, error_mm: float = 0.5
 ) -> NDArray[np.bool_]:
-    """Brain mask of the covered voxels, its border ``inside_mm`` inside the brain's, give or take ``error_mm``."""
+    """Brain mask of the covered voxels, its border ``inside_mm`` inside the brain's with a random ``error_mm``."""
     error = inside_mm + error_mm * RandomField(rng, 8.0)(fine.voxel_points_mm)[0].reshape(fine.shape)
     mask = fine.average(fine.scatter(tissue.brain_depth_mm, -5)) > error
     labels, count = ndimage.label(mask)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,26 +47,23 @@ def write_cohort(
     progress: bool = True,
     **settings: Any,
 ) -> None:
-    """Write a simulated cohort to ``output_dir/BONBID2023_{Train,Val,Test}``.
+    """Write a simulated cohort to ``output_dir/BONBID2023_{Train,Val,Test}``; a second call writes missing cases.
 
-    Cases are numbered through train, val and test; a case depends on ``seed``, its number and the settings
-    only, never on the cohort's size or the number of processes. A second call with the same arguments completes what
-    is missing.
+    Cases are numbered through train, val and test. A case depends on ``seed``, its number and the settings alone.
 
     Args:
         output_dir: created if needed.
-        num_train: number of training cases.
-        num_val: number of validation cases.
-        num_test: number of test cases.
+        num_train: training cases; ``num_val`` and ``num_test`` likewise.
+        num_val: validation cases.
+        num_test: test cases.
         seed: of everything random.
-        num_workers: processes; None for one a core, 0 or 1 for none beside this one.
-        first_case: number of the first case; cohorts that are used together need names that differ.
+        num_workers: processes; None: one a core; 0 or 1: the calling one.
+        first_case: number of the first case; cohorts that are used together need different names.
         progress: show a progress bar.
         settings: values of :class:`scripts.phantom.settings.Settings`.
 
     Raises:
-        UserError: if ``output_dir`` holds another cohort, real or simulated, if a count is negative or
-            all are 0, or if there are no such settings.
+        UserError: if ``output_dir`` holds another cohort, or a count or setting is invalid.
     """
     if min(num_train, num_val, num_test, first_case) < 0 or num_train + num_val + num_test == 0:
         raise UserError(
@@ -77,12 +73,7 @@ def write_cohort(
     options = Settings(**settings)
     root = Path(output_dir)
     counts = {"Train": int(num_train), "Val": int(num_val), "Test": int(num_test)}
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "seed": int(seed),
-        "cases": counts,
-        "options": options.model_dump(mode="json"),
-    }
+    manifest = {"format": FORMAT, "seed": int(seed), "cases": counts, "options": options.model_dump(mode="json")}
     if first_case:
         manifest |= {"first_case": int(first_case)}
     claim(root, manifest)
@@ -99,18 +90,14 @@ def write_cohort(
 
     num_workers = min(available_cores() if num_workers is None else num_workers, len(jobs))
     write = partial(write_case, seed=int(seed), settings=options)
-    with ExitStack() as stack:
-        run: Callable[..., Iterator[None]] = map
-        if num_workers > 1:  # the first error cancels what has not begun
-            pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"))
-            run = stack.enter_context(pool).map
-        written = run(write, *zip(*jobs, strict=True)) if jobs else iter([])
-        for _ in tqdm(written, "phantom", len(jobs), unit="case", disable=not progress):
-            pass
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, spawn) if num_workers > 1 else nullcontext() as pool:
+        written = pool.map(write, jobs) if pool else map(write, jobs)
+        list(tqdm(written, "phantom", len(jobs), unit="case", disable=not progress))
 
 
 def claim(root: Path, manifest: dict[str, Any]) -> None:
-    """Mark ``root`` as the folder of this cohort, or raise if it is another's."""
+    """Write the manifest of a cohort to its folder, or compare it with the one there."""
     path = root / MANIFEST
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -131,8 +118,9 @@ def claim(root: Path, manifest: dict[str, Any]) -> None:
     write_json(path, manifest, indent=2)
 
 
-def write_case(folder: Path, case_number: int, *, seed: int, settings: Settings) -> None:
-    """Simulate one case and write its three files, each whole or not at all."""
+def write_case(job: tuple[Path, int], seed: int, settings: Settings) -> None:
+    """Simulate a case by its folder and number, and write its three files atomically."""
+    folder, case_number = job
     case = simulate_case(seed, case_number, settings)
     maps: tuple[NDArray[Any], ...] = (case.adc, case.zadc, case.label)
     for path, values in zip(case_paths(folder, case_number), maps, strict=True):

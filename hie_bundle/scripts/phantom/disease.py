@@ -1,4 +1,4 @@
-"""Hypoxic-ischaemic lesions: where they lie, how deep the ADC falls, and how an annotator outlines them."""
+"""Hypoxic-ischaemic lesions: place, fall of ADC, and the annotator's outline."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from scipy import ndimage
 
 from .anatomy import FloatArray, RandomField, Tissue
 
-DRAWN_AT = (0.38, 0.5)  # share of injury at which the annotator draws the outline
+DRAWN_AT = (0.38, 0.5)  # share of injury at the annotator's outline
 OUTLINE_SMOOTHING_MM = (0.6, 1.2)
 
 
 @dataclass(frozen=True)
 class Disease:
-    """One newborn's injury before it is laid into the anatomy."""
+    """Kind and size of one newborn's injury, independent of the anatomy."""
 
     kind: str  # none, or the kind of injury
     fraction: float  # of the brain's volume, 0..1
@@ -49,7 +49,7 @@ def draw_disease(rng: np.random.Generator, rank: float) -> Disease:
 
 
 def susceptibility(kind: str, rng: np.random.Generator, points_mm: FloatArray, tissue: Tissue) -> FloatArray:
-    """Score of every point (3, N), higher where injury of this kind comes first; -inf where it never comes."""
+    """Score of every point (3, N): injury of this kind begins at the highest; -inf is never injured."""
     x, _, z = points_mm
     side = np.abs(x)
     mirrored = np.stack([side, points_mm[1], z])
@@ -112,7 +112,7 @@ def susceptibility(kind: str, rng: np.random.Generator, points_mm: FloatArray, t
 
 
 def most_susceptible(score: FloatArray, fraction: float, brain_points: int, least_points: int) -> NDArray[np.bool_]:
-    """The ``fraction`` of ``brain_points``, but at least ``least_points``, with the highest score."""
+    """The points with the highest scores: ``fraction`` of ``brain_points``, at least ``least_points``."""
     allowed = int(np.isfinite(score).sum())
     count = int(np.clip(round(fraction * brain_points), least_points, max(allowed - 1, 1)))
     threshold = np.partition(score, -count)[-count]
@@ -125,13 +125,13 @@ def outline(
     rng: np.random.Generator,
     least_voxels: int = 3,
 ) -> NDArray[np.bool_]:
-    """Annotation (X, Y, Z) of the visible lesion: slice by slice, slightly too smooth and slightly shifted.
+    """Annotation (X, Y, Z): slice by slice, slightly too smooth and shifted.
 
     Args:
         extent: share of injured tissue in each voxel, 0..1.
         spacing_mm: (3,).
         rng: source of randomness.
-        least_voxels: size in one slice below which nothing is drawn.
+        least_voxels: smallest component in a slice.
     """
     drawn = np.zeros(extent.shape, dtype=bool)
     for k in np.flatnonzero((extent > 0.2).any((0, 1))):

@@ -1,19 +1,32 @@
-"""Normative ADC atlas of simulated healthy newborns, and the Z map of a case against it."""
+"""Normative ADC atlas of simulated healthy newborns, its regions, and its files."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ..scanner.inputs import z_map
+from ..io.files import whole_folder, write_json
+from ..io.images import write
 from .acquisition import Scanner, fit_adc, signals
-from .anatomy import BOX_CENTRE_MM, BOX_HALF_MM, FOLD_MM, FloatArray, RandomField, draw_subject, evaluate, sample
+from .anatomy import (
+    BOX_CENTRE_MM,
+    BOX_HALF_MM,
+    FOLD_MM,
+    FloatArray,
+    RandomField,
+    draw_subject,
+    ellipsoid,
+    evaluate,
+    lobes,
+    sample,
+)
 
-__all__ = ["ATLAS_STREAM", "Atlas", "build_atlas", "common_folding", "z_map"]
+__all__ = ["REGIONS", "Atlas", "build_atlas", "common_folding", "region_at", "write_phantom_atlas"]
 
 ATLAS_STREAM = 1  # first word of the population's seed sequences; cases have 0
 
@@ -40,10 +53,10 @@ def common_folding(seed: int) -> RandomField:
 
 @lru_cache(maxsize=2)
 def build_atlas(seed: int, num_healthy: int = 13, step_mm: float = 1.5, registration_mm: float = 1.0) -> Atlas:
-    """Simulate healthy newborns and take their mean and standard deviation in canonical space.
+    """Mean and standard deviation of simulated healthy newborns in canonical space.
 
-    The folding is that of the cases with the same seed; ``registration_mm`` is the standard deviation along each axis
-    of a newborn's misalignment.
+    The cases with the same seed have the same folding. ``registration_mm`` is the standard deviation of the
+    misalignment along each axis.
     """
     common = common_folding(seed)
     axes = [
@@ -79,32 +92,44 @@ def build_atlas(seed: int, num_healthy: int = 13, step_mm: float = 1.5, registra
     return Atlas(mean[nearest].astype(np.float32), std[nearest].astype(np.float32), step_mm, enough)
 
 
-# Structure: position (canonical mm, right side) and mean ADC of term newborns as published; docs/phantom.md has the
-# sources.
-REGIONS: dict[str, tuple[tuple[float, float, float], str]] = {
-    "frontal white matter": ((17, 34, 16), "to 1480"),
-    "parietal white matter": ((19, -30, 26), "to 1480"),
-    "occipital white matter": ((20, -44, 10), "to 1480"),
-    "perirolandic white matter": ((20, -8, 30), "1150"),
-    "caudate head": ((10, 18, 6), "1230-1260"),
-    "lentiform nucleus": ((21, 3, 2), "1230-1260"),
-    "thalamus": ((8, -12, 5), "1150-1170"),
-    "posterior limb of the internal capsule": ((17, -7, 7), "1100-1180"),
-    "splenium": ((2, -36, 7), ""),
-    "hippocampus": ((22, -13, -11), ""),
-    "cerebellar hemisphere": ((14, -38, -26), "1115"),
-    "vermis": ((0, -40, -22), "859-1260"),
-    "pons": ((0, -6, -24), ""),
+PAIRED = ("deep grey matter", "frontal lobe", "parietal lobe", "temporal lobe", "occipital lobe", "cerebellum")
+# number in the label map: name
+REGIONS = {
+    **{number: f"left {name}" for number, name in enumerate(PAIRED, start=1)},
+    **{number: f"right {name}" for number, name in enumerate(PAIRED, start=len(PAIRED) + 1)},
+    2 * len(PAIRED) + 1: "brainstem",
 }
 
 
-def print_regions(seed: int = 0, num_healthy: int = 13, atlas_step_mm: float = 1.5, radius_mm: float = 3.0) -> None:
-    """Print the atlas' mean ADC within ``radius_mm`` of a point of each structure, and the published values."""
-    atlas = build_atlas(seed, num_healthy, atlas_step_mm)
-    ball = np.stack(np.meshgrid(*[np.arange(-radius_mm, radius_mm + 0.5)] * 3)).reshape(3, -1)
-    ball = ball[:, np.square(ball).sum(0) <= radius_mm**2].astype(np.float32)
-    width = max(map(len, REGIONS))
-    print(f"{'ADC of healthy newborns (1e-6 mm²/s)':<{width}}  {'here':>6}  published")
-    for name, (centre, published) in REGIONS.items():
-        sides = [ball + np.array([[sign * centre[0]], [centre[1]], [centre[2]]], np.float32) for sign in (-1, 1)]
-        print(f"{name:<{width}}  {np.mean([atlas(points)[0].mean() for points in sides]):6.0f}  {published}".rstrip())
+def region_at(points_mm: FloatArray) -> NDArray[np.uint8]:
+    """The region's number (:data:`REGIONS`) at each canonical position (3, N) in mm, RAS.
+
+    Deep grey matter includes the internal capsule. Planes divide the lobes, approximately at the central sulcus and the
+    Sylvian fissure.
+    """
+    x, y, z = points_mm
+    mirrored = np.stack([np.abs(x), y, z])
+    _, cerebellum, stem, _ = lobes(points_mm, mirrored)
+    below_fissure = (z < -2 - 0.4 * (y - 4)) & (mirrored[0] > 14) & (y > -42)
+    conditions = [
+        (stem > np.maximum(cerebellum, -1)) & (z < -3), cerebellum > -1,
+        ellipsoid(mirrored, (15, -3, 4), (12, 21, 12)) > 0, below_fissure, y > -6 - 0.2 * (z - 20), y > -42 - 0.2 * z,
+    ]  # fmt: skip
+    names = ["brainstem", "cerebellum", "deep grey matter", "temporal lobe", "frontal lobe", "parietal lobe"]
+    numbers = [1 + PAIRED.index(name) if name in PAIRED else len(REGIONS) for name in names]
+    found = np.select(conditions, numbers, 1 + PAIRED.index("occipital lobe"))
+    return np.where((x > 0) & (found < len(REGIONS)), found + len(PAIRED), found).astype(np.uint8)
+
+
+def write_phantom_atlas(output_dir: str | Path, seed: int = 0, num_healthy: int = 13, step_mm: float = 1.5) -> None:
+    """Write ``mean.nii.gz`` and ``std.nii.gz`` (1e-6 mm²/s), ``regions.nii.gz`` and ``regions.json`` with the regions'
+    names to a new folder."""
+    atlas = build_atlas(seed, num_healthy, step_mm)
+    affine = np.diag([step_mm, step_mm, step_mm, 1.0])
+    affine[:3, 3] = BOX_CENTRE_MM - BOX_HALF_MM
+    points = affine[:3, :3] @ np.indices(atlas.brain.shape).reshape(3, -1) + affine[:3, 3:]
+    regions = region_at(points.astype(np.float32)).reshape(atlas.brain.shape)
+    with whole_folder(output_dir, left=".png") as work:
+        for name, values in (("mean", atlas.mean), ("std", atlas.std), ("regions", regions)):
+            write(work / f"{name}.nii.gz", np.where(atlas.brain, values, 0).astype(values.dtype), affine)
+        write_json(work / "regions.json", REGIONS, indent=1)

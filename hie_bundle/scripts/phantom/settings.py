@@ -22,11 +22,8 @@ Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending
 class Settings(BaseModel):
     """Settings of a cohort. Units are in the names.
 
-    Smaller ``matrix_sizes`` and ``slice_range`` with a larger ``fine_mm`` and ``atlas_step_mm`` give a tiny cohort for
-    tests.
-
     Raises:
-        UserError: if a range is empty, a value impossible or a name unknown.
+        UserError: for an empty range, an impossible value or an unknown name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
