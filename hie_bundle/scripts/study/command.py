@@ -33,10 +33,10 @@ __all__ = ["loss_study"]
 logger = logging.getLogger(__name__)
 # of --parallel auto
 MEMORY_SHARE = 0.9
-MOST_A_DEVICE = 4  # more share a GPU's time without a gain
+MOST_A_DEVICE = 4  # more runs on one GPU gain nothing
 CORES_A_RUN = 2
 CONTEXT_BYTES = 800_000_000  # CUDA context and cuDNN's workspaces
-STEP_MARGIN = 1.5  # the allocator's fragments, and what lies below PyTorch
+STEP_MARGIN = 1.5  # fragmentation
 
 
 def loss_study(
@@ -65,13 +65,10 @@ def loss_study(
     """Train and evaluate every variant of a config under the same conditions, then compare them.
 
     Each run (a variant with a seed on a fold) has its folder ``output_dir/<variant>/seed_<s>[/fold_<f>]`` with its
-    configs, log, weights and evaluation. A finished run is not repeated; an interrupted one resumes. The results are
-    those of :func:`.write_study`.
+    configs, log, weights and evaluation. A finished run is not repeated; an interrupted one resumes.
 
     Args are the keys of ``study.yaml``, which explains them, and of ``train.yaml``. In addition:
         cases: :func:`scripts.data.datalists.datalist` with the config's settings.
-        fold: must be None: the study runs every fold.
-        limits: what a usable case looks like.
         workflow: whose merged config, options included, every variant starts from; the running one by default.
 
     Raises:
@@ -136,11 +133,7 @@ def loss_study(
 def rehearsed_configs(
     config: Mapping[str, Any], variants: Sequence[Variant], evaluation_config: str | Path
 ) -> dict[str, dict[str, ConfigParser]]:
-    """The merged configs of each variant, by the name of their file, once each has been tried.
-
-    Raises:
-        UserError: see :func:`.variant_configs` and :func:`.rehearse`.
-    """
+    """The merged configs of each variant by file name, after :func:`.rehearse`."""
     configs = {}
     for variant in variants:
         training, evaluation = variant_configs(config, variant, evaluation_config)
@@ -150,10 +143,7 @@ def rehearsed_configs(
 
 
 def _fitting(configs: Mapping[str, Mapping[str, ConfigParser]], devices: Sequence[str]) -> int:
-    """How many trainings fit side by side: on a GPU by the memory of the largest variant, on a CPU one.
-
-    Most networks here leave most of a GPU idle. Where a network cannot be measured, each device gets one.
-    """
+    """Number of parallel trainings: on GPUs by the memory of the largest variant; one a CPU, or if it is unknown."""
     training = [ConfigParser({**config["train.yaml"].get()}) for config in configs.values()]
     names = devices if devices != [""] else [training[0].get_parsed_content("device")]
     places = [torch.device(name) for name in names]

@@ -1,4 +1,4 @@
-"""The runs of a study as jobs, a few at a time: processes of this machine, or jobs of a cluster through submitit."""
+"""Jobs, a few at a time: processes of this machine, or jobs of a cluster through submitit."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Job:
     Attributes:
         name: for messages.
         group: after one job of a group fails, its other jobs are not started.
-        log: file that their output is appended to.
-        commands: title and words of each; the word ``{device}`` stands for the device that the job gets.
+        log: their output is appended to this file.
+        commands: title and words of each; the word ``{device}`` is replaced by the job's device.
         finished: called after the last one succeeded.
     """
 
@@ -47,9 +47,7 @@ class Job:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[int]:
-    """Lock a folder for one study, until it and all processes that it started have ended.
-
-    Yields the lock's file descriptor, which the processes inherit: they outlive a killed study for a while.
+    """Lock a folder until this study and all its processes, which inherit the yielded file descriptor, have ended.
 
     Raises:
         UserError: when another process holds the lock.
@@ -64,10 +62,7 @@ def exclusive(folder: Path) -> Iterator[int]:
 
 
 def run_jobs(jobs: Sequence[Job], executor: Processes | Cluster) -> dict[str, str]:
-    """Run jobs in order and wait until all have ended.
-
-    Returns:
-        A message for each group with a failed job: which job, where its log is, and how the log ends.
+    """Run jobs in order and wait for all: a message with the end of the log for each group with a failed job.
 
     Raises:
         SystemExit: on SIGINT or SIGTERM, after stopping the running jobs.
@@ -108,8 +103,8 @@ class Processes:
     """Jobs as processes of this machine.
 
     Args:
-        at_once: how many at a time.
-        devices: assigned to the ``at_once`` slots in turn.
+        at_once: number of parallel jobs.
+        devices: assigned to the parallel jobs in turn.
         environment: of the commands.
         inherited: file descriptor that they keep open.
     """
@@ -155,14 +150,14 @@ class Cluster:
     """Jobs of a cluster that shares this machine's files, through submitit.
 
     Args:
-        name: ``slurm``, or ``local``, which runs the same jobs on this machine.
-        options: what each job needs, by submitit's names: ``timeout_min``, ``gpus_per_node``, ``slurm_partition`` …
-        at_once: how many are submitted at a time.
-        folder: for submitit's files; on the shared storage.
+        name: ``slurm``, or ``local`` for this machine.
+        options: of each job, by submitit's names: ``timeout_min``, ``gpus_per_node``, ``slurm_partition`` …
+        at_once: number of submitted jobs.
+        folder: of submitit's files, on the shared storage.
         environment: of the commands.
 
     Raises:
-        UserError: when submitit is not installed, or knows no such executor or option.
+        UserError: when submitit is not installed, or has no such executor or option.
     """
 
     def __init__(
@@ -199,7 +194,7 @@ class Cluster:
 
 
 def _script(job: Job) -> str:
-    """The job's commands for a shell, each with a title in the log; the first failure ends it."""
+    """A shell script with the job's commands, each with a title in the log; the first failure ends it."""
     log = shlex.quote(str(job.log))
     lines = [f"mkdir -p {shlex.quote(str(job.log.parent))}", f"exec >>{log} 2>&1", "set -e"]
     for title, words in job.commands:
@@ -210,9 +205,5 @@ def _script(job: Job) -> str:
 
 def _failure(job: Job, error: ChildProcessError) -> str:
     logger.error("%s %s", job.name, error)
-    lines = (
-        job.log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-LOG_LINES:]
-        if job.log.is_file()
-        else []
-    )
-    return f"{job.name} {error}. {job.log} ends:\n" + "\n".join(f"  {line}" for line in lines)
+    log = job.log.read_text(encoding="utf-8", errors="replace") if job.log.is_file() else ""
+    return "\n  ".join([f"{job.name} {error}. {job.log} ends:", *log.rstrip().splitlines()[-LOG_LINES:]])

@@ -1,4 +1,4 @@
-"""From the finished runs to figures: a value of each variant in every case, means, tests, ranks."""
+"""Comparison of finished runs: each variant's values by case, means, tests, ranks."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ __all__ = ["Results", "collect", "measure_text"]
 
 @dataclass(frozen=True)
 class Results:
-    """What the runs of a study amount to.
+    """Results of a study. Mappings without another key are by the variant's name.
 
     Attributes:
         variants: in the order of the study.
         runs: of each variant.
-        cases: for each variant a row a case, in the same order; numbers are means over the runs that evaluated the
-            case (over those where they are defined; infinite as soon as one is).
-        seeds: for each variant the rows of its runs with each seed, those of all folds together.
-        groups: the tables of the study with the columns that there are.
+        cases: a row a case, in the same order; means over the runs where a number is defined, infinite if one is.
+        seeds: the rows of the runs with each seed, all folds together.
+        groups: the study's tables and their columns.
     """
 
     variants: list[Variant]
@@ -42,17 +41,16 @@ class Results:
 
     @property
     def measures(self) -> list[str]:
-        """The columns of the groups."""
         return list(dict.fromkeys(name for names in self.groups.values() for name in names))
 
     @property
     def lead(self) -> str:
-        """The measure that decides: Dice on the native grid, if it was measured."""
+        """The main measure: Dice on the native grid, if measured."""
         return "native_dice" if "native_dice" in self.measures else self.measures[0]
 
     @cached_property
     def epochs(self) -> dict[str, tuple[float, float]]:
-        """Mean number of trained epochs, and of the best one, over each variant's runs."""
+        """Means of the number of trained epochs and of the best epoch."""
         means = {}
         for name, runs in self.runs.items():
             trained, best = np.mean([[run.record[key] for key in ("epochs", "best_epoch")] for run in runs], axis=0)
@@ -67,8 +65,7 @@ class Results:
 
     @cached_property
     def summary(self) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-        """For each variant, class of lesion size and measure what :func:`.describe` says, with the variance between the
-        seeds where there are several."""
+        """:func:`.describe` by variant, class of lesion size and measure, with the variance between seeds."""
 
         def described(name: str, size: str, measure: str) -> dict[str, Any]:
             rows = [row for row in self.cases[name] if size in ("all", row["size_class"])]
@@ -82,7 +79,7 @@ class Results:
 
     @cached_property
     def compared(self) -> dict[str, dict[str, list[float]]]:
-        """For each measure and variant the values that are ranked and tested; see :func:`.penalised`."""
+        """The values that are ranked and tested, by measure and variant; see :func:`.penalised`."""
 
         def values(rows: Rows, measure: str) -> list[float]:
             found, known = [float(row[measure]) for row in rows], column(measure)
@@ -95,32 +92,29 @@ class Results:
 
     @cached_property
     def tests(self) -> dict[str, list[dict[str, Any]]]:
-        """For each measure the rows of :func:`.paired_tests`."""
+        """:func:`.paired_tests` by measure."""
         return {measure: paired_tests(values) for measure, values in self.compared.items()}
 
     @cached_property
     def ranks(self) -> dict[str, dict[str, dict[str, float]]]:
-        """For each measure what :func:`.ranking` says."""
+        """:func:`.ranking` by measure."""
         return {m: ranking(values, column(m).better == "higher") for m, values in self.compared.items()}
 
     @cached_property
     def gains(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """For each baseline and variant what :func:`.gain_over` says; baselines that all were compared with."""
-        found: dict[str, dict[str, dict[str, Any]]] = {}
-        for known, baseline in BASELINES.items():
-            gains = {
-                name: gain
-                for name, rows in self.cases.items()
-                if (gain := gain_over(rows, known, self._above(name, rows, "native_dice"))) and gain["mean"] is not None
-            }
-            if len(gains) == len(self.cases):
-                found[baseline] = gains
-        return found
+        """:func:`.gain_over` by baseline and variant, for the baselines that every variant was compared with."""
+
+        def gains(baseline: str) -> dict[str, Any]:
+            of = {n: gain_over(rows, baseline, self._above(n, rows, "native_dice")) for n, rows in self.cases.items()}
+            return {name: gain for name, gain in of.items() if gain and gain["mean"] is not None}
+
+        found = {label: gains(baseline) for baseline, label in BASELINES.items()}
+        return {label: of for label, of in found.items() if len(of) == len(self.cases)}
 
     def best(self, measure: str, size_class: str = "all") -> set[str]:
-        """The variants with the best printed mean over the cases that all have; empty where all are equal.
+        """The variants with the best printed mean over the cases where all are finite; none if all are equal.
 
-        A variant that is infinite in some case, or undefined where another one is not, is not among them.
+        A variant that is infinite in some case, or undefined where another one is not, is excluded.
         """
         known, rows = column(measure), next(iter(self.cases.values()))
         chosen = [size_class in ("all", row["size_class"]) for row in rows]
@@ -135,10 +129,7 @@ class Results:
         return {name for name, mean, bad in zip(self.cases, means, failed, strict=True) if mean == end and not bad}
 
     def verdict(self) -> str:
-        """Which variants beat the best method without a deep network, by the intervals of the differences of Dice.
-
-        Empty where no baseline was measured.
-        """
+        """A sentence: the variants that beat the best baseline, by the intervals of the differences of Dice."""
         best = best_baseline([row for rows in self.cases.values() for row in rows])
         if best is None or (gains := self.gains.get(BASELINES[best])) is None:
             return ""
@@ -155,7 +146,7 @@ class Results:
         return sorted(self.variants, key=lambda v: math.inf if math.isnan(ranks[v.name]) else ranks[v.name])
 
     def _above(self, variant: str, rows: Rows, measure: str) -> list[float]:
-        """How much each seed's values are above the cases' means, on average; NaN where none is defined."""
+        """Mean difference between each seed's values and the cases' means; NaN where none is defined."""
         means = {row["case"]: row.get(measure, math.nan) for row in rows}
         above = [
             [row.get(measure, math.nan) - means.get(row["case"], math.nan) for row in seed]
@@ -165,7 +156,7 @@ class Results:
 
 
 def collect(variants: Sequence[Variant], runs: Iterable[Run]) -> Results:
-    """Read what the runs measured, all on the same cases, and compare the variants."""
+    """Read the results of runs on the same cases."""
     of_variant: dict[str, list[Run]] = {variant.name: [] for variant in variants}
     for run in runs:
         of_variant[run.variant.name].append(run)
@@ -196,5 +187,5 @@ def measure_text(measure: str) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of nothing but NaN
+        warnings.simplefilter("ignore", RuntimeWarning)  # all values are NaN
         return float(np.nanmean(values))

@@ -1,4 +1,4 @@
-"""What a study runs: one training and one evaluation of each variant, seed and fold; what is done already."""
+"""The runs of a study: one training and one evaluation of each variant, seed and fold; their conditions."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from .variants import Variant, listed_names
 
 __all__ = ["Cohort", "Run", "conditions_of", "find_cases", "whole_numbers"]
 
-RUN_IDS = {"train.yaml": "$@training", "evaluate.yaml": "$@evaluating"}  # configs in a run's folder, and what they run
-INNER_FOLDS, ENOUGH_CASES = 5, 40  # one part of eight cases or more then chooses the weights
-# where things are and how fast they go; everything else decides what comes out
+RUN_IDS = {"train.yaml": "$@training", "evaluate.yaml": "$@evaluating"}  # configs in a run's folder
+INNER_FOLDS, ENOUGH_CASES = 5, 40  # so 8 cases or more choose the weights
+# paths and speed; all other settings change results
 _IRRELEVANT = re.compile(
     r"^\w+\.yaml#(\w+_(dir|path|root)|device|progress|verbose|resume|overwrite|cache_rate|datalist|anonymise_ids|run)(#|$)"
 )
@@ -61,11 +61,11 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Of a run that is done: ``epochs`` that were trained, ``best_epoch``."""
+        """``epochs`` and ``best_epoch`` of a run that is done."""
         return json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
 
     def settled(self, parser: ConfigParser, common: Mapping[str, Any]) -> dict[str, Any]:
-        """A variant's merged config with everything that the study decides set; ``common``: what all runs share."""
+        """A variant's merged config with the settings of all runs (``common``) and of this one."""
         models = self.folder / "models"
         content = json.loads(json.dumps({k: value for k, value in parser.get().items() if k not in _STUDY_KEYS}))
         own = {"output_dir": str(self.folder), "ckpt_dir": str(models), "ckpt_path": str(models / "model.pt"),
@@ -73,13 +73,13 @@ class Run:
         return content | literal({**common, **own})
 
     def write_configs(self, configs: Mapping[str, ConfigParser], common: Mapping[str, Any]) -> None:
-        """Write the configs, by file name, to the run's folder: with them MONAI repeats the run by hand."""
+        """Write the configs, by file name, to the run's folder; MONAI can repeat the run with them."""
         for name, parser in configs.items():
             content = self.settled(parser, common) | {"run": RUN_IDS[name]}
             write_atomically(self.folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     def record_done(self) -> None:
-        """Note that it has been trained and evaluated, and for how long it trained."""
+        """Mark the run as trained and evaluated."""
         state = torch.load(self.folder / "models" / "resume_state.pt", map_location="cpu", weights_only=True)
         record = {"epochs": state["epoch"], "best_epoch": state["best_metric_epoch"]}
         write_json(self.folder / "done.json", record)
@@ -89,7 +89,7 @@ class Cohort(NamedTuple):
     """The cases of one seed and fold.
 
     Attributes:
-        items: MONAI data items of ``train``, ``val`` (which choose the weights) and ``evaluated``.
+        items: MONAI data items of ``train``, ``val`` (to choose the weights) and ``evaluated``.
         fingerprint: number and SHA-256 of the ids and files of each part.
     """
 
@@ -98,10 +98,10 @@ class Cohort(NamedTuple):
 
 
 def whole_numbers(value: Any, what: str, least: int) -> list[int]:
-    """Numbers from the command line: ``0,1,2`` as a text, a tuple, or one number.
+    """Different whole numbers from ``least`` on, from the command line: ``0,1,2`` as a text, a tuple, or one number.
 
     Raises:
-        UserError: when one is not a whole number, is smaller than ``least``, or is given twice.
+        UserError: for anything else.
     """
     texts = listed_names(value)
     if not all(text.isdigit() and int(text) >= least for text in texts or [""]) or len(set(texts)) < len(texts):
@@ -118,20 +118,20 @@ def find_cases(
     limits: Limits | None,
     inner_folds: Any = None,
 ) -> tuple[dict[tuple[int, int | None], Cohort], int | None]:
-    """The cases of every seed and fold, checked, and in how many parts the training cases are divided.
+    """The checked cases of every seed and fold, and the number of inner folds.
 
     Args:
         dataset_dir: for messages.
-        split: which cases are evaluated; ``val`` are those of the fold, if there are folds.
+        split: evaluated cases; ``val`` are those of the fold, if there are folds.
         seeds: of the folds.
         num_folds: None for the official split.
         datalist: :func:`scripts.data.datalists.datalist` with the config's settings.
-        limits: what a usable case looks like.
-        inner_folds: of how many parts of the training cases one chooses the weights; None: the split ``val`` does;
-            ``auto``: 5 where ``val`` is evaluated and at least 40 cases train in every fold, else None.
+        limits: of a usable case.
+        inner_folds: one of as many parts of the training cases chooses the weights; None: the split ``val``;
+            ``auto``: 5 if ``val`` is evaluated and at least 40 cases train in every fold, else None.
 
     Raises:
-        DatasetError: when there are none, or some are unusable; names each.
+        DatasetError: when there are no cases, or unusable ones; names each.
         UserError: when there are fewer patients than folds.
     """
     places = [(seed, fold) for seed in seeds for fold in ([None] if num_folds is None else range(num_folds))]
@@ -154,21 +154,20 @@ def find_cases(
             if not items[part]:
                 require_usable([], dataset_dir, purpose, limits)
         found[seed, fold] = items
-    # the evaluated last: they know where prepared cases came from
+    # evaluated items come last: those of prepared cases name their native files
     every = {item["case"]: item for part in ("train", "val", "evaluated") for of in found.values() for item in of[part]}
     evaluated = {item["case"]: item for of in found.values() for item in of["evaluated"]}
     require_usable(list(every.values()), dataset_dir, "the study", limits)
     require_usable(list(evaluated.values()), dataset_dir, "evaluation", limits, native="wanted")
-    # of prepared cases also the files that they were made from
     files = {c: dict.fromkeys([*item_files(i).values(), *item_files(as_native(i)).values()]) for c, i in every.items()}
     digests = {case: f"{case} {sha256_of(*paths)}" for case, paths in files.items()}
 
-    def told(items: Sequence[Mapping[str, Any]]) -> str:
+    def fingerprint(items: Sequence[Mapping[str, Any]]) -> str:
         text = "\n".join(digests[item["case"]] for item in items)
         return f"{len(items)}, SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     return {
-        key: Cohort(of, {f"{part} cases": told(items) for part, items in of.items()}) for key, of in found.items()
+        key: Cohort(of, {f"{part} cases": fingerprint(i) for part, i in of.items()}) for key, of in found.items()
     }, inner_folds
 
 
@@ -178,7 +177,7 @@ def conditions_of(
     """The conditions of a run: version, cases, and every value of its configs.
 
     Raises:
-        UserError: when an earlier study left a run of other conditions in its folder, with what differs.
+        UserError: when its folder holds a run of other conditions; names the differences.
     """
     settings = {name: run.settled(parser, common) for name, parser in configs.items()}
     conditions = json.loads(json.dumps({"version": version, **cohort.fingerprint, **settings}))
@@ -189,7 +188,7 @@ def conditions_of(
         changed = differences(json.loads(path.read_text(encoding="utf-8")), conditions, _IRRELEVANT)
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as the conditions of a run ({error!r}). {_ADVICE}") from error
-    pairs = {re.sub(r"^\w+\.yaml#", "", name): pair for name, pair in changed.items()}  # what both configs have, once
+    pairs = {re.sub(r"^\w+\.yaml#", "", name): pair for name, pair in changed.items()}  # settings of both configs once
     if lines := [f"  {name} was {old}, is {new}" for name, (old, new) in pairs.items()]:
         raise UserError(f"{run.folder} holds a run under other conditions:\n{listed(lines)}\n{_ADVICE}")
     return conditions

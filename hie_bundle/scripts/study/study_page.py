@@ -37,9 +37,9 @@ def write_study(
 
     Args:
         results: of the study.
-        items: the MONAI data items of the evaluated cases, by case id, for the pictures.
-        folder: where they go; each file is complete or as it was before.
-        info: what the study was made with, for the page; ``failed``: messages of failed variants by label.
+        items: MONAI data items of the evaluated cases, by case id.
+        folder: of these files; each is written atomically.
+        info: facts for the page; ``failed``: messages of failed variants by label.
         adc_window: ADC shown as black and as white.
     """
     failed = info.get("failed") or {}
@@ -80,7 +80,7 @@ def write_study(
 
 
 def _tiles(results: Results) -> list[dict[str, Any]]:
-    """Who is first, and how surely; of several that share the place, all."""
+    """The first variant (all that share the place), its mean, and its share of first places."""
     known, ranks = column(results.lead), results.ranks[results.lead]
     order = results.by_rank(results.lead)
     first = [variant for variant in order if ranks[variant.name]["rank"] == ranks[order[0].name]["rank"]]
@@ -96,7 +96,7 @@ def _tiles(results: Results) -> list[dict[str, Any]]:
 
 
 def _means(results: Results, measure: str) -> Plot:
-    """Mean of one measure with its interval for each variant, best first, over the single cases."""
+    """Each variant's values of a measure with their mean and interval, best first."""
     figures = {
         variant.label: {**results.summary[variant.name]["all"][measure],
                         "values": [row[measure] for row in results.cases[variant.name]]}
@@ -106,7 +106,7 @@ def _means(results: Results, measure: str) -> Plot:
 
 
 def _ranks(results: Results, measure: str) -> Plot:
-    """Each variant's rank, and its interval when the cases are drawn again."""
+    """Each variant's rank with its bootstrap interval."""
     figures = {}
     for variant in results.by_rank(measure):
         rank = results.ranks[measure][variant.name]
@@ -128,7 +128,7 @@ def _curves(results: Results) -> list[Plot]:
 
 
 class Strip(NamedTuple):
-    """One case of Figure 2: its slices with the masks of truth and variants, which slice, and masks by panel."""
+    """One case of Figure 2: maps and masks, the slice, and the masks of each panel (title, note)."""
 
     title: str
     slices: CaseSlices
@@ -137,11 +137,7 @@ class Strip(NamedTuple):
 
 
 def _strips(results: Results, items: Mapping[str, Mapping[str, Any]], adc_window: Sequence[float]) -> list[Strip]:
-    """The slices with most lesion of the smallest and of the largest lesion, with every variant's mask.
-
-    Fewer where there are fewer lesions, none without figures on the native grid. The masks are those of the first run
-    that evaluated the case; variants without a saved mask are excluded.
-    """
+    """The fullest slices of the smallest and of the largest lesion, with the mask of each variant's first run."""
     rows = [row for row in next(iter(results.cases.values())) if row.get("lesion_fraction", 0) > 0]
     rows.sort(key=lambda row: row["lesion_fraction"])
     strips = []
@@ -154,7 +150,7 @@ def _strips(results: Results, items: Mapping[str, Mapping[str, Any]], adc_window
             mask = f"masks/{row['case']}_lesion.nii.gz"
             run = next((run for run in results.runs[variant.name] if (run.folder / mask).is_file()), None)
             if run is not None:
-                key = f"mask of {variant.name}"  # no variant is called so
+                key = f"mask of {variant.name}"  # a variant's name has no space
                 masks[key] = read_volume(run.folder / mask).array
                 found = next(one for one in read_rows(run.folder / "metrics.csv") if one["case"] == row["case"])
                 note = f"Dice {column('native_dice').text(found['native_dice'])}"
@@ -168,7 +164,6 @@ def _strips(results: Results, items: Mapping[str, Mapping[str, Any]], adc_window
 
 
 def _figure_2(strips: Sequence[Strip]) -> bytes:
-    """All strips in one PNG, below each other."""
     rows = []
     for _, slices, z, masks in strips:
         panels = [slices.panel("ADC", z, "\n".join(title).strip(), shown) for title, shown in masks.items()]

@@ -1,4 +1,4 @@
-"""The study's tables, shown on the page and in Markdown, and its CSV files."""
+"""The study's tables, for the page and Markdown, and its CSV files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 EFFECT = Measure("effect", "Effect size", "", digits=2)
-MANY = 8  # variants, above which only the tests against the first one are shown
+MANY = 8  # with more variants only the tests against the first one are shown
 
 
 def all_groups(results: Results) -> list[Table]:
@@ -84,7 +84,7 @@ def size_table(results: Results) -> Table:
 
 
 def ranking_table(results: Results, measures: Sequence[str]) -> Table:
-    """Ranks by each measure, with their interval and the share of the draws that a variant wins."""
+    """Ranks by each measure, with their interval and the share of first places."""
     header, rows = [Cell("Variant")], [[Cell(variant.label)] for variant in results.variants]
     for measure in measures:
         values = results.compared[measure].values()
@@ -98,7 +98,7 @@ def ranking_table(results: Results, measures: Sequence[str]) -> Table:
 
 
 def tests_table(results: Results, measure: str) -> Table:
-    """Paired tests of one measure; of many variants those of the first one."""
+    """Paired tests of one measure."""
     known = column(measure)
     labels = {variant.name: variant.label for variant in results.variants}
     leader = results.by_rank(results.lead)[0].name
@@ -135,9 +135,8 @@ def markdown(results: Results, failed: Mapping[str, str] | None = None) -> str:
 def study_csv(results: Results) -> str:
     """Table 1 as CSV: a row for each variant and class of lesion size, ``all`` first.
 
-    Of each measure its mean over the finite values, the ends of the 95 % confidence interval (``_low``, ``_high``),
-    the mean as the paper would print it and the number of finite values; ``published_*`` are published figures of the
-    variant, which has none by size.
+    Each measure has its mean over the finite values, the 95 % confidence interval (``_low``, ``_high``), the mean as
+    the paper would print it and the number of finite values.
     """
     keys = [key for key in PUBLISHED if any(key in variant.published for variant in results.variants)]
     lines = []
@@ -156,7 +155,7 @@ def study_csv(results: Results) -> str:
 
 
 def cases_csv(results: Results) -> str:
-    """Every variant's values in every case as CSV: what all statistics are computed from."""
+    """Every variant's values in every case as CSV."""
     return csv_table([{"variant": name, **row} for name, rows in results.cases.items() for row in rows])
 
 

@@ -1,4 +1,4 @@
-"""What is compared: variants of one config, each a name and the values it sets; their merged configs."""
+"""Variants of a config, each a name and the values that it sets; their merged configs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..runtime.errors import UserError, choose, first_cause, user_error
 
 __all__ = ["PUBLISHED", "Variant", "listed_names", "read_variants", "rehearse", "select", "variant_configs"]
 
-# the figures that a variant may bring, each with what its publication leaves open
+# published figures of a variant, each with what the paper does not state
 PUBLISHED = {"dice": "", "msd": "unit not stated, probably voxels", "nsd": "tolerance not stated", "epochs": ""}
-# what a variant must not set: it would see other data, or the study itself sets it
+# keys that a variant must not set: the study sets them, or they choose the data
 _RESERVED = (
     "bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "ckpt_path", "seed", "fold", "num_folds",
     "split", "resume", "overwrite", "variants", "seeds", "cases", "train#dataset#data", "validate#dataset",
@@ -29,15 +29,14 @@ _RESERVED = (
 
 @dataclass(frozen=True, config={"extra": "forbid", "coerce_numbers_to_str": True})
 class Variant:
-    """One of the things that are compared.
+    """A variant of a config.
 
     Attributes:
         name: of its folder.
-        label: for people; the name by default.
-        overrides: the values it sets, by id.
-        published: figures that someone else published for it, by the names of :data:`PUBLISHED`.
-        mixins: configs that it puts last before its values, as on the command line: files, or names of configs of the
-            bundle.
+        label: in tables; the name by default.
+        overrides: values by id.
+        published: published figures, by the names of :data:`PUBLISHED`.
+        mixins: configs before the overrides, as on the command line: files, or names of configs of the bundle.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]
@@ -54,10 +53,10 @@ class Variant:
 
 
 def read_variants(content: Any) -> list[Variant]:
-    """Variants from the list in a config: mappings with the attributes of :class:`Variant`.
+    """Variants from the list in a config.
 
     Raises:
-        UserError: when it is another type, a name is no folder name or is repeated, or a variant sets what all share.
+        UserError: for another type, an invalid or repeated name, or a reserved key.
     """
     if not content:
         raise UserError("variants must be a list of at least one mapping with a name and overrides.")
@@ -80,10 +79,10 @@ def listed_names(value: Any) -> list[str]:
 
 
 def select(variants: Sequence[Variant], compare: Any) -> list[Variant]:
-    """The variants that were asked for (``all``, or several names), in the order of the list.
+    """The variants named in ``compare`` (``all``, or several names), in the order of the list.
 
     Raises:
-        UserError: an unknown name, or none.
+        UserError: for an unknown name.
     """
     wanted, names = listed_names(compare), [variant.name for variant in variants]
     if wanted == ["all"]:
@@ -98,14 +97,13 @@ def select(variants: Sequence[Variant], compare: Any) -> list[Variant]:
 def variant_configs(
     config: Mapping[str, Any], variant: Variant, evaluation_config: str | Path
 ) -> tuple[ConfigParser, ConfigParser]:
-    """The configs of one variant, of its training and of its evaluation.
+    """The configs of a variant's training and evaluation.
 
-    A value is set in both, or where its key exists: those of the evaluation alone are unknown to the training. Values
-    of the variant's mixins go over those of ``config``, its own over the mixins'. Mixins named without a folder
-    lie beside ``evaluation_config``, which adds an evaluation to a training.
+    Its overrides go over its mixins, these over ``config``. An override is set where its key exists. Mixins named
+    without a folder are in that of ``evaluation_config``.
 
     Raises:
-        UserError: when a key exists in neither, a mixin is not there, or sets what all variants share.
+        UserError: when a key exists in neither, a mixin is missing, or sets a reserved key.
     """
     training = ConfigParser(_copy(config))
     evaluation = ConfigParser({**ConfigParser.load_config_file(str(evaluation_config)), **_copy(config)})
@@ -133,7 +131,7 @@ def variant_configs(
 
 
 def rehearse(config: ConfigParser, variant: Variant) -> None:
-    """Make a variant's loss, network and augmentation once, so that a mistake shows before others have trained.
+    """Create a variant's loss, network and transforms once, to find a mistake before others have trained.
 
     Raises:
         UserError: when that fails, with the first cause.
@@ -160,7 +158,7 @@ def _refuse_reserved(variant: str, values: Mapping[str, Any]) -> None:
 
 
 def _takes(parser: ConfigParser, name: str) -> bool:
-    """Whether a value of this name exists, or would be a new argument of something that is instantiated."""
+    """Whether the id exists, or would be a new argument of a component."""
     parent = parser.get(name.rpartition("#")[0], None) if "#" in name else None
     return name in parser or (isinstance(parent, Mapping) and "_target_" in parent)
 

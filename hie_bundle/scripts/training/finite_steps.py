@@ -1,4 +1,4 @@
-"""NaN and Inf in a training: the step in which they arise changes nothing and is logged with its cases."""
+"""Training steps with NaN or Inf: skipped, and logged with their cases."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ IN_A_ROW_SCALED = 20
 class FiniteSteps:
     """Skip a step whose loss or gradient is not finite, on all ranks together; end the training after several.
 
-    A skipped step leaves weights, optimiser and running statistics as they were. Its log line names its cases, the
-    terms of its loss and the gradient norm. With mixed precision the GradScaler skips overflowing steps, which is
-    normal at the start. Put it after the handlers that change loss and gradients.
+    A skipped step changes neither weights nor optimiser nor running statistics. (Ignite's ``TerminateOnNan`` ends the
+    training.) With mixed precision the GradScaler skips overflowing steps, which is normal at the start. Put it after
+    the handlers that change loss and gradients.
 
     Args:
         network: that is trained.
         on_nonfinite: ``skip``, at most three consecutive steps; or ``stop``.
         read_every: steps between readings. Above 1 no step waits for the device: a fused Adam skips the step there, and
-            the log line comes with the next reading.
+            the next reading logs it.
 
     Raises:
-        UserError: when the training has to end, or weights are not finite after a step.
+        UserError: when the training ends, or weights are not finite after a step.
     """
 
     def __init__(self, network: nn.Module, on_nonfinite: str = "skip", read_every: int = 1) -> None:
@@ -54,7 +54,6 @@ class FiniteSteps:
         self._unread: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
     def attach(self, engine: SupervisedTrainer) -> None:
-        """Act at a step's start, between backward pass and optimiser, and at its end."""
         if self.read_every > 1:
             engine.add_event_handler(Events.STARTED, self.fuse)
             engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.spread)
@@ -64,7 +63,7 @@ class FiniteSteps:
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.completed)
 
     def fuse(self, engine: SupervisedTrainer) -> None:
-        """Have the optimiser skip steps on the device; only Adam and AdamW can."""
+        """Let the optimiser skip steps on the device; only Adam and AdamW can."""
         if not isinstance(engine.optimizer, Adam):
             self.read_every = 1
             return
@@ -73,11 +72,11 @@ class FiniteSteps:
         vars(engine.optimizer)["_step_supports_amp_scaling"] = True  # as its constructor does for fused=True
 
     def started(self, _: Engine) -> None:
-        """Keep the buffers: the forward pass changes running statistics."""
+        """Copy the buffers: the forward pass changes running statistics."""
         self._buffers = [buffer.clone() for buffer in self.network.buffers()]
 
     def spread(self, engine: SupervisedTrainer) -> None:
-        """Make the gradient of a loss that is not finite NaN, by which the optimiser knows."""
+        """Make the gradient of a non-finite loss NaN, which the optimiser detects."""
         if self.read_every > 1:
             loss = engine.state.output[CommonKeys.LOSS]
             engine.state.output[CommonKeys.LOSS] = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
@@ -93,13 +92,13 @@ class FiniteSteps:
             fine = together > 0
         scaled = engine.amp and engine.scaler is not None  # a GradScaler skips the step itself, and must see why
         step = _step(engine)
+        for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
+            buffer.copy_(torch.where(fine, buffer, before))
         if self.read_every > 1:
-            self._restore(fine)
             if not scaled:
                 vars(engine.optimizer)["found_inf"] = (~fine).to(torch.float32)
         elif not bool(fine):
             step["values"] = _values(engine, norm)
-            self._restore(fine)
             if not scaled:
                 self.network.zero_grad(set_to_none=True)
         self._unread.append((torch.stack([fine.float(), loss.float().mean(), norm.float()]), step))
@@ -107,7 +106,7 @@ class FiniteSteps:
             self.read(engine)
 
     def read(self, engine: SupervisedTrainer) -> None:
-        """Read back what happened since the last reading."""
+        """Read the steps since the last reading from the device."""
         unread, self._unread = self._unread, []
         values = torch.stack([one for one, _ in unread]).tolist() if unread else []
         for (fine, loss, norm), (_, step) in zip(values, unread, strict=True):
@@ -128,13 +127,8 @@ class FiniteSteps:
             self._require_finite_weights(engine)
 
     def completed(self, engine: SupervisedTrainer) -> None:
-        """Refuse to continue with weights that are not finite."""
         if self.read_every == 1:
             self._require_finite_weights(engine)
-
-    def _restore(self, fine: torch.Tensor) -> None:
-        for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
-            buffer.copy_(torch.where(fine, buffer, before))
 
     def _require_finite_weights(self, engine: SupervisedTrainer) -> None:
         if bad := not_finite(self.network.state_dict()):
@@ -147,14 +141,13 @@ class FiniteSteps:
 
 
 def _step(engine: SupervisedTrainer) -> dict[str, Any]:
-    """A step's numbers and cases."""
     batch: Any = engine.state.batch
     cases = batch.get("case") if isinstance(batch, Mapping) else [one.get("case") for one in batch or []]
     return {"iteration": engine.state.iteration, "epoch": engine.state.epoch, "cases": cases}
 
 
 def _values(engine: SupervisedTrainer, norm: torch.Tensor | None = None) -> dict[str, Any]:
-    """A step's loss, with ``norm`` also its terms, and the gradient norm."""
+    """A step's loss and gradient norm; with ``norm`` also the terms of the loss."""
     output: Any = engine.state.output
     values = {name: output[name] for name in (CommonKeys.LOSS, "l1_penalty") if name in output}
     pred, loss = output.get(CommonKeys.PRED), engine.loss_function

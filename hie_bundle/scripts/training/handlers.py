@@ -45,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 
 class _Handler:
-    """A handler of one event."""
-
     event: Any = Events.EPOCH_COMPLETED
 
     def attach(self, engine: Engine) -> None:
@@ -60,11 +58,7 @@ class _Handler:
 class L1Penalty(_Handler):
     """Add ``weight`` · Σ|w| over the network's trainable parameters to the loss (paper: L1 regularisation, 1e-4).
 
-    The step's output has it as ``l1_penalty``, for the log.
-
-    Args:
-        network: that is trained.
-        weight: factor of the penalty, ≥ 0; 0 leaves the loss as it is.
+    The step's output has the penalty as ``l1_penalty``.
     """
 
     network: nn.Module
@@ -86,12 +80,7 @@ class L1Penalty(_Handler):
 class GradientClipping(_Handler):
     """Scale the gradients so that their joint 2-norm is at most ``max_norm`` (paper: max norm 1).
 
-    With mixed precision the gradients are unscaled first. The step's output has the norm before clipping as
-    ``grad_norm``.
-
-    Args:
-        network: that is trained.
-        max_norm: largest norm, > 0.
+    The step's output has the norm before clipping as ``grad_norm``.
     """
 
     network: nn.Module
@@ -99,7 +88,7 @@ class GradientClipping(_Handler):
     event = IterationEvents.BACKWARD_COMPLETED
 
     def __call__(self, engine: SupervisedTrainer) -> None:
-        if engine.amp and engine.scaler is not None:
+        if engine.amp and engine.scaler is not None:  # mixed precision
             engine.scaler.unscale_(engine.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
         engine.state.output["grad_norm"] = norm.detach()
@@ -107,14 +96,9 @@ class GradientClipping(_Handler):
 
 @dataclass(eq=False)
 class EpochSeed(_Handler):
-    """Seed everything random from (seed, epoch) at the start of every epoch.
+    """Seed shuffling, augmentation and dropout from (seed, epoch, rank) at the start of every epoch.
 
-    Shuffling, augmentation and dropout of an epoch depend on these and the number of workers alone: variants of a study
-    see the same data, and a resumed training equals an uninterrupted one.
-
-    Args:
-        seed: of the run.
-        rank: of this process; each draws its own augmentation and dropout.
+    So variants of a study see the same data, and a resumed training equals an uninterrupted one.
     """
 
     seed: int
@@ -140,11 +124,10 @@ class WeightsLoader(_Handler):
         load_dict: networks by their name in the checkpoint.
         recipe: the config's, see :func:`scripts.runtime.recipe.describe`; None compares nothing.
         other_recipe: accept weights of another recipe.
-        map_location: of configs up to version 0.10; not used.
+        map_location: not used; configs up to version 0.10 have it.
 
     Raises:
-        UserError: when a path does not exist or is no checkpoint, its weights do not fit the network, naming the
-            layers, or were trained with another recipe, naming what differs.
+        UserError: when a checkpoint is missing or damaged, does not fit the network, or is of another recipe.
     """
 
     load_path: str | Sequence[str]
@@ -166,10 +149,10 @@ class InitialWeights(_Handler):
     Args:
         network: that is trained.
         weights: ``simulated`` for the bundle's own (the first of an ensemble), or a checkpoint.
-        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; None compares nothing.
+        recipe: the config's; None compares nothing.
 
     Raises:
-        UserError: when there are none, they do not fit the network, or were trained with another recipe.
+        UserError: as :class:`WeightsLoader`.
     """
 
     network: nn.Module
@@ -187,13 +170,9 @@ class InitialWeights(_Handler):
 
 @dataclass(eq=False)
 class LastValidation(_Handler):
-    """Validate after the last epoch, where the interval of MONAI's ``ValidationHandler`` leaves it out.
+    """Validate after the last epoch, if the ``interval`` of MONAI's ``ValidationHandler`` skips it.
 
     Put it after the ``ValidationHandler``.
-
-    Args:
-        validator: the evaluator.
-        interval: epochs between the other's validations.
     """
 
     validator: Evaluator
@@ -206,17 +185,16 @@ class LastValidation(_Handler):
 
 @dataclass(eq=False)
 class BestModelSaver(_Handler):
-    """Save the weights with their recipe after every validation that is the best so far.
+    """Save the weights with their recipe after every validation that is the best so far; else the last weights.
 
-    A training without a validation result saves its last weights at the end. Rank 0 writes, atomically. (MONAI's
-    ``CheckpointSaver`` saves no recipe, and nothing without a validation.) Put it after the ``ValidationHandler``.
+    Rank 0 writes, atomically. Put it after the ``ValidationHandler``. (MONAI's ``CheckpointSaver`` saves no recipe.)
 
     Args:
         network: that is trained.
-        path: of the weights, e.g. ``ckpt_dir/model.pt``; :mod:`scripts.io.weights` has the format.
-        validator: the evaluator whose key metric chooses.
-        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; written with the weights.
-        training: facts kept with the weights (loss, seed); the epoch and its key metric are added.
+        path: of the weights; :mod:`scripts.io.weights` has the format.
+        validator: whose key metric chooses.
+        recipe: the config's.
+        training: facts saved with the weights (loss, seed); the epoch and its key metric are added.
     """
 
     network: nn.Module
@@ -226,7 +204,6 @@ class BestModelSaver(_Handler):
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def attach(self, engine: Engine) -> None:
-        """Act after each epoch of the trainer, and at its end."""
         super().attach(engine)
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
@@ -235,7 +212,6 @@ class BestModelSaver(_Handler):
             self._save(engine.state.epoch, float(self.validator.state.best_metric))
 
     def completed(self, engine: SupervisedTrainer) -> None:
-        """Save the last weights when no validation chose any."""
         if self.validator.state.best_metric_epoch == -1:
             logger.warning("No validation result to choose by: saving the last weights.")
             self._save(engine.state.epoch)
@@ -251,12 +227,8 @@ class BestModelSaver(_Handler):
 class PatienceHandler(_Handler):
     """Stop after ``patience`` epochs without a better key metric of the validator.
 
-    MONAI's ``EarlyStopHandler`` counts validations instead of epochs and loses its count when a training is resumed.
-    Put it after the ``ValidationHandler``.
-
-    Args:
-        validator: the evaluator whose key metric is watched.
-        patience: number of epochs, ≥ 1.
+    Put it after the ``ValidationHandler``. (MONAI's ``EarlyStopHandler`` counts validations instead of epochs, and a
+    resumed training loses its count.)
     """
 
     validator: Evaluator
@@ -273,17 +245,15 @@ class PatienceHandler(_Handler):
 class Resume(_Handler):
     """Save the state of a training after every epoch, and resume from it. Put it last.
 
-    With :class:`EpochSeed` a resumed training ends with the weights of an uninterrupted one (same machine, CPU). With
-    more epochs than before it follows the learning rates of that many. Rank 0 writes and reads, and sends the state to
-    the others.
+    With :class:`EpochSeed` a resumed training ends with the weights of an uninterrupted one (same machine, CPU). Rank 0
+    reads and writes, and sends the state to the others.
 
     Args:
         path: of the state.
-        objects: with a ``state_dict``: network, optimiser, scheduler. The trainer's epoch, its gradient scaler and the
-            validator's best metric are added.
-        validator: whose best metric is kept.
-        resume: continue from ``path`` if it exists; otherwise start anew and overwrite it.
-        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; kept, and compared in a resumed run.
+        objects: network, optimiser, scheduler, by name. Epoch, gradient scaler and best metric are saved too.
+        validator: whose best metric is saved.
+        resume: continue from ``path`` if it exists; otherwise overwrite it.
+        recipe: the config's; saved, and compared in a resumed run.
 
     Raises:
         UserError: when the state has another recipe, cannot be read or does not fit.
@@ -296,7 +266,6 @@ class Resume(_Handler):
     recipe: Recipe | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Act when the trainer starts and after each of its epochs."""
         engine.add_event_handler(Events.STARTED, self.load)
         super().attach(engine)
 
@@ -346,7 +315,7 @@ class Resume(_Handler):
             "best_metric_epoch": self.validator.state.best_metric_epoch,
             "stopped": bool(engine.should_terminate),
             "recipe": self.recipe,
-            "saved": time.time(),  # what curves have from later on is written again
+            "saved": time.time(),  # a resumed run rewrites later points of the curves
         }
         save_atomically(state, Path(self.path))
 
@@ -360,10 +329,9 @@ def _restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 
 def _restore_schedule(scheduler: LRScheduler, state: Mapping[str, Any], path: Path) -> None:
-    """Restore the position of a schedule; keep the config's settings of it, which PyTorch would not.
+    """Restore the position of a schedule; keep the config's settings, which PyTorch would not.
 
-    A schedule of 40 epochs, restored in a training of 80, would otherwise stay at its end. Rates of changed
-    schedules are computed in closed form.
+    A schedule of 40 epochs, resumed with 80, would otherwise stay at its end. Changed schedules need a closed form.
     """
     names = {"base_lrs", *inspect.signature(type(scheduler)).parameters} - {"optimizer", "last_epoch"}
     configured = {name: vars(scheduler)[name] for name in sorted(names & vars(scheduler).keys())}

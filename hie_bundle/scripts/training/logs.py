@@ -19,11 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class StepValues:
-    """What is logged of a step: ``loss`` (without the L1 term), ``l1_penalty``, ``grad_norm``, ``learning_rate``.
-
-    Args:
-        optimizer: whose learning rate is logged.
-    """
+    """Logged values of a step: ``loss`` (without the L1 term), ``l1_penalty``, ``grad_norm``, ``learning_rate``."""
 
     optimizer: Optimizer
 
@@ -41,10 +37,7 @@ class StepValues:
 class EpochLine:
     """Log each epoch of a training in one line: mean loss without the L1 term, metrics, learning rate, seconds.
 
-    Put it after the ``ValidationHandler``.
-
-    Args:
-        validator: whose metrics belong to an epoch in which it ran.
+    Put it after the ``ValidationHandler`` of the ``validator``.
     """
 
     validator: Evaluator
@@ -52,17 +45,14 @@ class EpochLine:
     _started: float = field(default=0.0, init=False)
 
     def attach(self, engine: SupervisedTrainer) -> None:
-        """Act at the start of an epoch, after each step, and at the epoch's end."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def started(self, _: Engine) -> None:
-        """Begin to count."""
         self._losses, self._started = [], time.monotonic()
 
     def step(self, engine: Engine) -> None:
-        """Add a step's loss."""
         output: Any = engine.state.output
         output = output[0] if isinstance(output, list) else output
         self._losses.append(torch.as_tensor(output["loss"]).detach() - output.get("l1_penalty", 0.0))  # read at the end

@@ -1,4 +1,4 @@
-"""Training on cases that are resident on the network's device: no loading processes, no loop over items in a step."""
+"""Training on cases in the memory of the network's device: no loading processes, no loop over items in a step."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ __all__ = ["BatchDice", "Placement", "ResidentLoader", "training_loader"]
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.4  # of the free memory that cases may take; the rest is for the network
+SHARE = 0.4  # of the free memory for the cases; the rest is for the network
 READ_EVERY = 10  # steps between readings of logged values, which wait for the device
 
 
 class Placement:
-    """Where the training's cases are augmented: by loading processes on the host, or resident on the device.
+    """Where the training's cases are augmented: by loading processes on the host, or on the device.
 
     Args:
-        data_on: ``auto``, ``device`` or ``host``. ``auto`` is the device on CUDA, where the recipe's augmentation has a
-            batched form and the cases fit.
+        data_on: ``device``, ``host``, or ``auto``: the device on CUDA, if the recipe's augmentation has a batched form
+            and the cases fit.
         device: that trains.
         augment: the recipe's, by name.
         prepare_batch: the recipe's.
-        activate: the recipe's; the training's Dice on the device needs one sigmoid.
-        cases: number of cached cases.
+        activate: the recipe's; Dice of a training step on the device needs one sigmoid.
+        cases: their number.
         all_cached: whether all cases are cached.
         volume_size: of a case.
         in_channels: of a case.
 
     Attributes:
         on_device: the choice.
-        augment: transforms of the loading processes; none if resident.
-        prepare_batch: the trainer's ``prepare_batch``.
+        augment: transforms of the loading processes.
+        prepare_batch: the trainer's.
         read_every: steps between readings of a step's values.
 
     Raises:
@@ -82,7 +82,7 @@ class Placement:
         self._one_sigmoid = len(steps) == 1 and isinstance(steps[0], Activationsd)
 
     def training_metric(self, host: Any, threshold: float) -> Any:
-        """The trainer's key metric: the host's, or the same figure from whole batches, or None."""
+        """The trainer's key metric: the ``host``'s, or the same from whole batches, or None."""
         if not self.on_device:
             return host
         if not self._one_sigmoid:
@@ -92,21 +92,13 @@ class Placement:
 
 
 class BatchDice(Metric):
-    """Mean Dice of the items of whole batches, read back at the end of an epoch.
-
-    Equals ``monai.metrics.DiceMetric(ignore_empty=False)`` on the thresholded sigmoid of one logit.
-
-    Args:
-        threshold: of the probability.
-        options: of Ignite's ``Metric``.
-    """
+    """``monai.metrics.DiceMetric(ignore_empty=False)`` on the thresholded sigmoid of one logit, read once an epoch."""
 
     def __init__(self, threshold: float = 0.5, **options: Any) -> None:
         self.threshold = threshold
         super().__init__(**options)
 
     def reset(self) -> None:
-        """Reset the sums."""
         self._values: list[torch.Tensor] = []
 
     def update(self, output: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -117,22 +109,14 @@ class BatchDice(Metric):
         self._values.append(torch.where(total > 0, 2 * both / total.clamp_min(1), 1.0))
 
     def compute(self) -> float:
-        """The mean; 0 before any batch."""
         return float(torch.cat(self._values).mean()) if self._values else 0.0
 
 
 class ResidentLoader:
-    """Batches of cases that are on the device, padded at their ends to one size.
+    """Batches of cases on the device, padded at their ends to one size. The first epoch uploads the cases.
 
-    A batch has ``image`` (B, C, X, Y, Z), ``label`` (B, 1, X, Y, Z), ``size`` (B, 3): of each case without the padding,
-    ``spacing_mm`` (B, 3), ``lesion_voxel`` (B, 3): a random one of each case, ``has_lesion`` (B,), and ``case``: names.
-
-    Args:
-        dataset: cached; the cases are uploaded when the first epoch starts.
-        batch_size: of a step.
-        sampler: of an epoch's cases; None: each case once, shuffled or in the given order.
-        shuffle: random order.
-        device: that trains.
+    A batch has ``image`` (B, C, X, Y, Z), ``label`` (B, 1, X, Y, Z), ``size`` (B, 3) of each case without the padding,
+    ``spacing_mm`` (B, 3), ``lesion_voxel`` (B, 3), a random one of each case, ``has_lesion`` (B,), and ``case``, names.
     """
 
     def __init__(

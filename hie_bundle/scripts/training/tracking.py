@@ -1,4 +1,4 @@
-"""Tracking of experiments by other programs: what tracking_mlflow.yaml and tracking_wandb.yaml name."""
+"""Experiment tracking, for ``tracking_mlflow.yaml`` and ``tracking_wandb.yaml``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ __all__ = ["WandBHandler", "parameters"]
 
 
 def parameters(workflow: ConfigWorkflow | None = None) -> dict[str, Any]:
-    """The plain values at the top of a run's config, by name: numbers, texts, lists of them; no expressions.
-
-    Args:
-        workflow: the running one by default; without one there are none.
-    """
+    """Numbers, texts and lists of them at the top of a workflow's config (the running one), without expressions."""
     workflow = workflow or running_workflow()
 
     def is_plain(value: Any) -> bool:
@@ -37,19 +33,18 @@ def parameters(workflow: ConfigWorkflow | None = None) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class WandBHandler:
-    """Log an engine to Weights & Biases: parameters, metrics of each epoch, curves of each step, files at the end.
+    """Log an engine to Weights & Biases: parameters, metrics of each epoch, values of each step, files at the end.
 
-    The handlers of trainer and validator share one run, which ends with the first engine whose handler closes it.
-    Without a network: ``WANDB_MODE=offline`` in the environment, later ``wandb sync``.
+    The handlers of trainer and validator share one run. ``WANDB_MODE=offline`` needs no network.
 
     Args:
         project: of the run.
         name: of the run.
-        folder: where wandb keeps its files.
+        folder: of wandb's files.
         config: parameters of the run.
-        steps: from an iteration's output to figures by name; None logs no steps.
-        files: uploaded when the engine has completed, those that there are.
-        close: whether the run ends with the engine.
+        steps: from an iteration's output to values by name; None logs no steps.
+        files: uploaded at the engine's end, if they exist.
+        close: end the run with the engine.
 
     Raises:
         UserError: when the engine starts, if wandb is not installed.
@@ -64,7 +59,6 @@ class WandBHandler:
     close: bool = False
 
     def attach(self, engine: Engine) -> None:
-        """Act at the engine's start, after each step and epoch, and at its end."""
         engine.add_event_handler(Events.STARTED, self.started)
         if self.steps is not None:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.step, self.steps)
@@ -72,7 +66,6 @@ class WandBHandler:
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
     def started(self, _: Engine) -> None:
-        """Begin the run, unless another engine's handler has."""
         try:
             import wandb
         except ModuleNotFoundError as error:
@@ -85,7 +78,6 @@ class WandBHandler:
             wandb.define_metric("*", step_metric="epoch")
 
     def step(self, engine: Engine, steps: Callable[[Any], Mapping[str, Any]]) -> None:
-        """Log a step."""
         figures = {f"step/{name}": float(value) for name, value in steps(engine.state.output).items()}
         self.wandb.log({**figures, "iteration": engine.state.iteration})
 
@@ -94,7 +86,6 @@ class WandBHandler:
             self.wandb.log({**engine.state.metrics, "epoch": engine.state.epoch})
 
     def completed(self, _: Engine) -> None:
-        """Upload the files."""
         for file in filter(Path.is_file, map(Path, self.files)):
             self.wandb.save(str(file), base_path=str(file.parent), policy="now")
         if self.close:
