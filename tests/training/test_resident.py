@@ -11,11 +11,12 @@ from conftest import BUNDLE
 from monai.bundle import ConfigWorkflow
 from monai.data import CacheDataset, MetaTensor
 from monai.metrics import DiceMetric
+from torch.utils.data import DataLoader
 
 from scripts.runtime import machine
 from scripts.runtime.errors import user_error
 from scripts.training import resident
-from scripts.training.resident import BatchDice, Placement, ResidentLoader
+from scripts.training.resident import BatchDice, Placement, ResidentCases
 
 CONFIGS = BUNDLE / "configs"
 TINY: dict[str, Any] = {
@@ -43,7 +44,8 @@ def _items(count: int = 5) -> list[dict[str, Any]]:
 
 def test_batches_are_the_cases_padded_at_their_ends() -> None:
     items = _items()
-    loader = ResidentLoader(CacheDataset(items, progress=False), batch_size=2, shuffle=True)
+    cases = ResidentCases(CacheDataset(items, progress=False))
+    loader = DataLoader(cases, batch_size=2, shuffle=True, collate_fn=cases.batch)
     torch.manual_seed(0)
     batches = list(loader)
     assert len(batches) == len(loader) == 3
@@ -55,10 +57,10 @@ def test_batches_are_the_cases_padded_at_their_ends() -> None:
             assert torch.equal(batch["image"][place, :, :x, :y, :z], item["image"].as_tensor())
             assert not batch["image"][place, :, x:].any()
             assert batch["spacing_mm"][place].tolist() == [1.0, 2.0, 3.0]
-            assert bool(batch["has_lesion"][place]) == (name != "case_0")
-            if name != "case_0":
-                a, b, c = batch["lesion_voxel"][place].tolist()
-                assert item["label"][0, a, b, c] == 1
+            lesion, background = batch["voxels"][place]
+            label = item["label"].as_tensor().flatten()
+            assert torch.equal(lesion, label.nonzero()[:, 0].int())
+            assert torch.equal(background, (label == 0).nonzero()[:, 0].int())
 
 
 def test_dice_of_batches_is_monais() -> None:
@@ -118,7 +120,7 @@ def test_a_training_on_resident_cases_is_repeatable(files: list[str], tiny_cohor
         workflow.initialize()
         workflow.run()
         trainer = workflow.parser.get_parsed_content("train#trainer")
-        assert isinstance(trainer.data_loader, ResidentLoader)
+        assert isinstance(trainer.data_loader.dataset, ResidentCases)
         assert 0 <= trainer.state.metrics["train_mean_dice"] <= 1
         weights.append(torch.load(tmp_path / str(number) / "model.pt", weights_only=True)["model"])
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())

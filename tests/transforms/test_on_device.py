@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,11 +11,11 @@ import torch
 import torchio
 from monai.engines.utils import PrepareBatchDefault
 from monai.transforms import RandCropByPosNegLabeld, RandFlipd, SpatialPadd
-from scipy import ndimage
+from monai.transforms.utils import map_binary_to_indices
 
 from scripts.transforms import RandBatch, fast
 from scripts.transforms.bridge import AugmentByTorchIOd
-from scripts.transforms.on_device import PaperBatch, PatchBatch, anisotropy_matrix, batched_form, blur_matrix
+from scripts.transforms.on_device import PaperBatch, Parameters, PatchBatch, batched_form
 
 SHAPE, SPACING = (24, 20, 12), (1.5, 1.2, 4.0)
 
@@ -38,36 +40,40 @@ def _subject() -> torchio.Subject:
     )
 
 
-def _unchanged(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
-    parameters = {
-        "noise_mean": torch.zeros(1), "noise_std": torch.zeros(1), "axis": torch.tensor([-1]), "factor": torch.ones(1),
-        "blur_std": torch.zeros(1, 3), "gamma": torch.ones(1, 2), "points": torch.zeros(1, 7, 7, 7, 3),
-    }  # fmt: skip
-    return parameters | changed
-
-
 def _batch(subject: torchio.Subject) -> tuple[torch.Tensor, torch.Tensor]:
     return subject.image.data[None].float(), subject.label.data[None].float()
 
 
+def _apply(subject: torchio.Subject, **parameters: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    points = {"displacement_mm": np.zeros((7, 7, 7, 3), np.float32)}
+    drawn = Parameters(**{**points, **parameters})
+    image, label = PaperBatch.apply(*_batch(subject), torch.tensor([SPACING]), [drawn])
+    return image[0], label[0]
+
+
+def test_the_default_parameters_change_nothing() -> None:
+    subject = _subject()
+    image, label = _apply(subject)
+    torch.testing.assert_close(image, subject.image.data, atol=1e-5, rtol=0)
+    assert torch.equal(label, subject.label.data)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("factor", [1.2, 1.37, 2.0])
-def test_anisotropy_equals_torchio(axis: int, factor: float) -> None:
+def test_anisotropy_is_that_of_the_host(axis: int, factor: float) -> None:
     subject = _subject()
-    expected = fast.coarsen(subject.image.data, axis + 1, factor)
-    parameters = _unchanged(axis=torch.tensor([axis]), factor=torch.tensor([factor], dtype=torch.float64))
-    image, label = PaperBatch.apply(*_batch(subject), parameters)
-    torch.testing.assert_close(image[0], expected, atol=1e-4, rtol=0)
-    assert torch.equal(label[0], subject.label.data)
+    image, label = _apply(subject, axis=axis, downsampling=factor)
+    torch.testing.assert_close(image, fast.coarsen(subject.image.data, axis + 1, factor), atol=1e-4, rtol=0)
+    assert torch.equal(label, subject.label.data)
 
 
-def test_blur_and_gamma_equal_torchio() -> None:
+def test_anisotropy_blur_and_gamma_equal_torchio() -> None:
     subject = _subject()
     std, gamma = (1.0, 2.0, 3.0), [0.92, 1.08]
+    subject.image.set_data(fast.coarsen(subject.image.data, 1, 1.4))
     expected = torchio.Gamma(gamma=gamma)(torchio.Blur(std=std)(subject)).image.data
-    parameters = _unchanged(blur_std=torch.tensor([std]) / torch.tensor(SPACING), gamma=torch.tensor([gamma]))
-    image, _ = PaperBatch.apply(*_batch(subject), parameters)
-    torch.testing.assert_close(image[0], expected, atol=1e-4, rtol=0)
+    image, _ = _apply(_subject(), axis=0, downsampling=1.4, blur_mm=std, gamma=gamma)
+    torch.testing.assert_close(image, expected, atol=1e-4, rtol=0)
 
 
 def test_elastic_deformation_equals_torchio() -> None:
@@ -81,56 +87,35 @@ def test_elastic_deformation_equals_torchio() -> None:
     spline = transform.get_bspline_transform(subject.image.as_sitk())
     transform.parse_free_form_transform(spline, transform.max_displacement)
     mm = np.stack([sitk.GetArrayViewFromImage(one).transpose() for one in spline.GetCoefficientImages()], axis=-1)
-    voxels = mm[::-1, ::-1].copy() / (-SPACING[0], -SPACING[1], SPACING[2])
-    image, label = PaperBatch.apply(*_batch(subject), _unchanged(points=torch.from_numpy(voxels).float()[None]))
-    difference = (image[0] - expected.image.data).abs()
+    image, label = _apply(subject, displacement_mm=mm[::-1, ::-1] * (-1, -1, 1))
+    difference = (image - expected.image.data).abs()
     assert difference.mean() < 1e-3
-    assert (image[0] - subject.image.data).abs().mean() > 0.1
-    assert (label[0] != expected.label.data).float().mean() < 0.005
+    assert (image - subject.image.data).abs().mean() > 0.1
+    assert (label != expected.label.data).float().mean() < 0.005
 
 
-def test_blur_matrix_is_scipys() -> None:
-    values = np.random.default_rng(0).normal(size=20)
-    for std in (0.3, 1.2, 2.5):
-        expected = ndimage.gaussian_filter1d(values, std)
-        assert blur_matrix(torch.tensor([std]), 20)[0].double().numpy() @ values == pytest.approx(expected, abs=1e-5)
-    assert torch.equal(blur_matrix(torch.zeros(1), 5)[0], torch.eye(5))
-    assert torch.equal(anisotropy_matrix(torch.ones(1), 5)[0], torch.eye(5))
-
-
-def test_parameters_have_torchios_distributions() -> None:
+def test_parameters_are_torchios_with_their_probabilities() -> None:
     torch.manual_seed(0)
-    count = 2000
-    spacing = torch.tensor([SPACING]).repeat(count, 1)
-    drawn = PaperBatch(list(_paper().values())).draw(torch.zeros(count, 2, 4, 4, 4), spacing)
+    batch = PaperBatch(list(_paper().values()))
+    drawn = [batch.draw(2) for _ in range(400)]
     on = {
-        "noise_std": drawn["noise_std"] > 0, "axis": drawn["axis"] >= 0, "blur_std": drawn["blur_std"].sum(1) > 0,
-        "gamma": drawn["gamma"][:, 0] != 1, "points": drawn["points"].abs().amax((1, 2, 3, 4)) > 0,
+        "noise": [one.std > 0 for one in drawn], "anisotropy": [one.downsampling > 1 for one in drawn],
+        "blur": [max(one.blur_mm) > 0 for one in drawn], "gamma": [one.gamma[1] != 1 for one in drawn],
+        "elastic": [bool(np.any(one.displacement_mm)) for one in drawn],
     }  # fmt: skip
     for name, applied in on.items():
-        assert 0.45 < applied.float().mean() < 0.55, name
-    assert drawn["noise_std"].max() <= 0.01
-    assert drawn["noise_std"][on["noise_std"]].mean() == pytest.approx(0.005, rel=0.1)
-    assert (drawn["factor"].min(), drawn["factor"].max()) == (
-        pytest.approx(1.2, abs=0.01),
-        pytest.approx(2.0, abs=0.01),
-    )
-    assert (drawn["blur_std"].amax(0) * torch.tensor(SPACING)).tolist() == pytest.approx([3.0] * 3, rel=0.02)
-    assert drawn["gamma"].log().abs().max() == pytest.approx(0.1, rel=0.02)
-    largest = (drawn["points"].abs().amax((0, 1, 2, 3)) * torch.tensor(SPACING)).tolist()
-    assert largest == pytest.approx([7.5] * 3, rel=0.01)
-    assert not drawn["points"][:, :2].any()  # locked
-    assert not drawn["points"][:, :, -2:].any()
-    assert [int((drawn["axis"] == axis).sum()) for axis in range(3)] == pytest.approx([count / 6] * 3, rel=0.2)
+        assert 0.4 < np.mean(applied) < 0.6, name
+    assert max(one.std for one in drawn) <= 0.01
+    assert {one.axis for one in drawn} == {0, 1, 2}
+    assert 1.9 < max(one.downsampling for one in drawn) <= 2.0
+    assert 2.8 < max(max(one.blur_mm) for one in drawn) <= 3.0
 
 
-def _cases(count: int = 400) -> dict[str, torch.Tensor]:
-    image = torch.zeros(count, 1, 20, 16, 12)
-    label = torch.zeros_like(image)
-    label[:, :, 14:16, 8, 5] = 1
+def _cases(count: int = 400) -> dict[str, Any]:
+    label = torch.zeros(1, 20, 16, 12)
+    label[:, 14:16, 8, 5] = 1
     return {
-        "image": image, "label": label, "size": torch.tensor([[20, 16, 12]]).repeat(count, 1),
-        "lesion_voxel": torch.tensor([[14, 8, 5]]).repeat(count, 1), "has_lesion": torch.ones(count, dtype=torch.bool),
+        "size": torch.tensor([[20, 16, 12]]).repeat(count, 1), "voxels": [map_binary_to_indices(label)] * count,
     }  # fmt: skip
 
 
@@ -142,11 +127,13 @@ def _patches(share: float = 0.5, crop: tuple[int, ...] = (8, 8, 8), **options: f
 def test_half_of_the_patches_are_centred_on_lesions() -> None:
     torch.manual_seed(0)
     centres = _patches().draw_centres(_cases())
-    assert 0.42 < (centres == torch.tensor([13.5, 7.5, 4.5])).all(1).float().mean() < 0.58
+    lesion = torch.tensor([[13.5, 7.5, 4.5], [14.5, 7.5, 4.5]])
+    assert 0.42 < (centres[:, None] == lesion).all(2).any(1).float().mean() < 0.58
     assert (centres >= 3.5).all()  # the crop lies within the case
     assert (centres <= torch.tensor([19, 15, 11]) - 3.5).all()
-    without = _cases() | {"has_lesion": torch.zeros(400, dtype=torch.bool)}
-    assert not (_patches(1.0).draw_centres(without) == torch.tensor([13.5, 7.5, 4.5])).all(1).any()
+    assert not torch.equal(_patches().draw_centres(_cases()), centres)
+    torch.manual_seed(0)
+    assert torch.equal(_patches().draw_centres(_cases()), centres)
 
 
 @pytest.mark.parametrize("size", [(20, 16, 12), (20, 5, 12)], ids=["whole", "smaller than the crop"])
@@ -158,12 +145,9 @@ def test_a_patch_is_what_monai_crops_there(size: tuple[int, int, int]) -> None:
     volume[:, :, x:], volume[:, :, :, y:], volume[:, :, :, :, z:] = 0, 0, 0
     label = torch.zeros(1, 1, 20, 16, 12)
     label[0, 0, 9, 3, 6] = 1
-    cases = {
-        "image": volume, "label": label, "size": torch.tensor([size]), "lesion_voxel": torch.tensor([[9, 3, 6]]),
-        "has_lesion": torch.tensor([True]),
-    }  # fmt: skip
-    image, truth = _patches(1.0)(cases)
     item = {"image": volume[0, :, :x, :y, :z], "label": label[0, :, :x, :y, :z]}
+    voxels = [map_binary_to_indices(item["label"])]
+    image, truth = _patches(1.0)({"image": volume, "label": label, "size": torch.tensor([size]), "voxels": voxels})
     crop = RandCropByPosNegLabeld(["image", "label"], "label", (8, 8, 8), pos=1, neg=0, allow_smaller=True)
     (cropped,) = crop(item)  # type: ignore[misc]
     padded = SpatialPadd(["image", "label"], (8, 8, 8))(cropped)

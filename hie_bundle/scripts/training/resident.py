@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.metrics import Metric
 from monai.transforms import Activationsd
+from monai.transforms.utils import map_binary_to_indices
 from nibabel.affines import voxel_sizes
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
 from ..data.layout import case_of
 from ..data.loaders import CaseLoader
@@ -20,7 +21,7 @@ from ..runtime.machine import GB, available_memory, cache_memory
 from ..transforms.on_device import batched_form
 from ..transforms.pipeline import listed
 
-__all__ = ["BatchDice", "Placement", "ResidentLoader", "training_loader"]
+__all__ = ["BatchDice", "Placement", "ResidentCases", "training_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,79 +113,67 @@ class BatchDice(Metric):
         return float(torch.cat(self._values).mean()) if self._values else 0.0
 
 
-class ResidentLoader:
-    """Batches of cases on the device, padded at their ends to one size. The first epoch uploads the cases.
+class ResidentCases(Dataset[int]):
+    """Indices of cases that are in the device's memory; :meth:`batch` collates them. The first batch uploads the cases.
 
-    A batch has ``image`` (B, C, X, Y, Z), ``label`` (B, 1, X, Y, Z), ``size`` (B, 3) of each case without the padding,
-    ``spacing_mm`` (B, 3), ``lesion_voxel`` (B, 3), a random one of each case, ``has_lesion`` (B,), and ``case``, names.
+    Args:
+        dataset: cached cases.
+        device: that trains.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        batch_size: int,
-        sampler: Sampler[int] | None = None,
-        shuffle: bool = False,
-        device: str | torch.device = "cpu",
-    ) -> None:
+    def __init__(self, dataset: Dataset[Any], device: str | torch.device = "cpu") -> None:
         self.dataset = dataset
-        self.batch_size = batch_size
         self.device = torch.device(device)
-        self.sampler = sampler or (RandomSampler(dataset) if shuffle else SequentialSampler(dataset))  # type: ignore[arg-type]
-        self._cases: dict[str, torch.Tensor] = {}
-        self._names: list[str] = []
+        self._cases: dict[str, Any] = {}
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)  # type: ignore[arg-type]
+        return len(self.dataset)  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def batch(self, indices: list[int]) -> dict[str, Any]:
+        """Cases by their indices, padded at their ends to one size.
+
+        ``image`` (B, C, X, Y, Z) and ``label`` (B, 1, X, Y, Z) are on the device. The rest is on the host: ``size``
+        (B, 3) of each case without the padding, ``spacing_mm`` (B, 3), ``voxels``: flat indices of lesion and
+        background of each case, and ``case``: names.
+        """
         if not self._cases:
             self._upload()
-        indices = list(self.sampler)
-        for start in range(0, len(indices), self.batch_size):
-            yield self._batch(indices[start : start + self.batch_size])
+
+        def chosen(of: Any) -> Any:
+            if isinstance(of, torch.Tensor):
+                return of[torch.tensor(indices).to(of.device, non_blocking=True)]
+            return [of[index] for index in indices]
+
+        return {key: chosen(of) for key, of in self._cases.items()}
 
     def _upload(self) -> None:
-        items = [self.dataset[index] for index in range(len(self.dataset))]  # type: ignore[arg-type]
+        items = [self.dataset[index] for index in range(len(self))]
         sizes = torch.tensor([item["image"].shape[1:] for item in items])
-
-        def stacked(key: str) -> torch.Tensor:
+        spacing = [voxel_sizes(item["image"].affine.cpu().numpy()) for item in items]
+        voxels = [map_binary_to_indices(item["label"].as_subclass(torch.Tensor)) for item in items]
+        self._cases = {
+            "size": sizes,
+            "spacing_mm": torch.from_numpy(np.array(spacing)).float(),
+            "voxels": [(torch.as_tensor(lesion).int(), torch.as_tensor(rest).int()) for lesion, rest in voxels],
+            "case": [case_of(item) for item in items],
+        }
+        for key in ("image", "label"):
             shape = (len(items), len(items[0][key]), *sizes.amax(dim=0).tolist())
-            stack = torch.zeros(shape, device=self.device)
-            for target, item in zip(stack, items, strict=True):
+            self._cases[key] = torch.zeros(shape, device=self.device)
+            for target, item in zip(self._cases[key], items, strict=True):
                 x, y, z = item[key].shape[1:]
                 target[:, :x, :y, :z] = item[key].as_subclass(torch.Tensor)
-            return stack
-
-        voxels = [torch.nonzero(item["label"].as_subclass(torch.Tensor)[0] > 0.5) for item in items]
-        counts = torch.tensor([len(one) for one in voxels])
-        spacing = [voxel_sizes(item["image"].affine.cpu().numpy()) for item in items]
-        self._names = [case_of(item) for item in items]
-        self._cases = {
-            "image": stacked("image"),
-            "label": stacked("label"),
-            "size": sizes.to(self.device),
-            "spacing_mm": torch.from_numpy(np.array(spacing)).float().to(self.device),
-            "has_lesion": (counts > 0).to(self.device),
-            "_count": counts.to(self.device),
-            "_first": (counts.cumsum(0) - counts).to(self.device),
-            "_voxels": torch.cat([*voxels, torch.zeros(1, 3, dtype=torch.int64)]).to(self.device),
-        }
-
-    def _batch(self, indices: list[int]) -> dict[str, Any]:
-        chosen = torch.tensor(indices).to(self.device, non_blocking=True)
-        batch: dict[str, Any] = {k: v[chosen] for k, v in self._cases.items() if k[0] != "_"}
-        drawn = (torch.rand(len(indices), device=self.device) * self._cases["_count"][chosen]).long()
-        batch["lesion_voxel"] = self._cases["_voxels"][self._cases["_first"][chosen] + drawn]
-        batch["case"] = [self._names[index] for index in indices]
-        return batch
 
 
 def training_loader(
     dataset: Dataset[Any], placement: Placement, device: str | torch.device, **options: Any
-) -> ResidentLoader | DataLoader[Any]:
+) -> DataLoader[Any]:
     """The loader of a placement; ``options`` are those of :class:`scripts.data.loaders.CaseLoader`."""
     if not placement.on_device:
         return CaseLoader(dataset, **options)
+    cases = ResidentCases(dataset, device)
     own = {name: options[name] for name in ("batch_size", "sampler", "shuffle") if name in options}
-    return ResidentLoader(dataset, device=device, **own)
+    return DataLoader(cases, collate_fn=cases.batch, **own)

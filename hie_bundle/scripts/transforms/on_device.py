@@ -1,12 +1,13 @@
-"""Augmentation of whole batches on the network's device, without a loop over the items.
+"""Augmentation of whole batches on the network's device.
 
-Each class takes its ranges from the recipe's transforms and draws from the same distributions; the random numbers
-differ from those on the host.
+The recipe's own transforms (TorchIO's, MONAI's) draw the parameters of each item on the host. They are applied to the
+whole batch at once. Random numbers differ from those of the transforms on the host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,18 @@ import torch
 import torchio
 from monai.engines.utils import PrepareBatchDefault
 from monai.transforms import RandCropByPosNegLabeld, SpatialPadd
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from .batches import RandBatch
 from .bridge import AugmentByTorchIOd
-from .fast import FastAnisotropy, FastBlur, FastElasticDeformation, coarse_lines, lattice_bases, sample, spline_grid
+from .fast import FastAnisotropy, FastBlur, FastElasticDeformation, coarsen, lattice_bases, sample, spline_grid
 from .pipeline import listed
 
-__all__ = ["PaperBatch", "PatchBatch", "batched_form"]
+__all__ = ["PaperBatch", "Parameters", "PatchBatch", "batched_form"]
 
 Batch = Mapping[str, Any]
 PAPER = [torchio.RandomNoise, FastAnisotropy, FastBlur, torchio.RandomGamma, FastElasticDeformation]
-CANDIDATES = 8  # voxels drawn for a patch without a lesion; the first outside of lesions is taken
 
 
 def batched_form(augment: Any, prepare_batch: Any) -> PaperBatch | PatchBatch | None:
@@ -44,47 +46,50 @@ def batched_form(augment: Any, prepare_batch: Any) -> PaperBatch | PatchBatch | 
 class PatchBatch:
     """Cut a patch out of each case of a batch, rotated, scaled and flipped by one resampling, and change intensities.
 
-    Equals :class:`RandBatch` after MONAI's crop, up to the random numbers; a rotation shows the rest of the case beyond
-    the crop instead of background.
+    Equals :class:`RandBatch` after MONAI's crop, but a rotation shows the rest of the case beyond the crop instead of
+    background.
 
     Args:
-        crop: has the share of patches on lesions and the size of the crop, which stays inside the case.
+        crop: draws the centres of the patches.
         batch: has all other ranges.
     """
 
     def __init__(self, crop: RandCropByPosNegLabeld, batch: RandBatch) -> None:
-        self.lesion_share = float(crop.cropper.pos_ratio)
-        self.crop_size: tuple[int, ...] = tuple(crop.cropper.spatial_size)  # type: ignore[arg-type]
+        self.cropper = crop.cropper
         self.batch = batch
 
     def __call__(self, batchdata: Batch, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image and label of a batch of :class:`scripts.training.resident.ResidentLoader`, as by :class:`RandBatch`."""
+        """Image and label of a batch of :class:`scripts.training.resident.ResidentCases`, as by :class:`RandBatch`."""
         image, label = batchdata["image"], batchdata["label"]
-        centres = self.draw_centres(batchdata)
-        size = torch.tensor(image.shape[2:], device=image.device)
-        matrices = self.batch.draw_matrices(len(image), self.crop_size).to(image.device, non_blocking=True)
-        ratio = torch.tensor(self.crop_size, device=image.device) / size
-        theta = matrices[..., :3] * ratio.flip(0)[None, :, None]
-        offset = ((2 * centres + 1) / size - 1).flip(1)
-        theta = torch.cat([theta, offset[..., None].to(theta)], dim=2)
-        return self.batch.resample(image, label, theta)
+        size, crop = torch.tensor(image.shape[2:]), torch.tensor(self.cropper.spatial_size)
+        matrices = self.batch.draw_matrices(len(image), crop.tolist())[..., :3] * (crop / size).flip(0)[:, None]
+        offset = ((2 * self.draw_centres(batchdata) + 1) / size - 1).flip(1)
+        theta = torch.cat([matrices, offset[..., None]], dim=2)
+        return self.batch.resample(image, label, theta.to(image.device, non_blocking=True))
 
     def draw_centres(self, batchdata: Batch) -> torch.Tensor:
-        """Centres of the crops in voxels, (B, 3), as MONAI's ``RandCropByPosNegLabel`` draws them."""
-        label, sizes = batchdata["label"], batchdata["size"]
-        count, device = len(label), label.device
-        drawn = (torch.rand(count, CANDIDATES, 3, device=device) * sizes[:, None]).long()
-        items = torch.arange(count, device=device)
-        lesion = label[items[:, None], 0, drawn[..., 0], drawn[..., 1], drawn[..., 2]] > 0.5
-        outside = drawn[items, lesion.to(torch.uint8).argmin(dim=1)]
-        on_lesion = (torch.rand(count, device=device) < self.lesion_share) & batchdata["has_lesion"]
-        voxel = torch.where(on_lesion[:, None], batchdata["lesion_voxel"], outside)
-        # the crop stays within the case; a case that is smaller is padded on both sides
-        crop = torch.tensor(self.crop_size, device=device)
-        inner = torch.minimum(crop, sizes)
-        first, last = inner // 2, sizes - (inner + 1) // 2
-        start = torch.minimum(torch.maximum(voxel, first), torch.maximum(last, first)) - inner // 2
-        return start - (crop - inner) // 2 + (crop - 1) / 2
+        """Centres of the crops in voxels, (B, 3), by MONAI's transform; a case smaller than the crop is centred."""
+        self.cropper.set_random_state(int(torch.randint(2**31, ())))
+        crop, centres = torch.tensor(self.cropper.spatial_size), []
+        for size, (lesion, background) in zip(batchdata["size"], batchdata["voxels"], strict=True):
+            self.cropper.randomize(torch.empty(1, *size.tolist(), device="meta"), lesion, background)
+            inner = torch.minimum(crop, size)
+            start = torch.tensor(self.cropper.centers)[0] - inner // 2
+            centres.append(start - (crop - inner) // 2 + (crop - 1) / 2)
+        return torch.stack(centres)
+
+
+@dataclass
+class Parameters:
+    """Parameters of the paper's augmentations of one item; the defaults change nothing."""
+
+    mean: float = 0.0  # of the noise
+    std: float = 0.0
+    axis: int = 0  # of the anisotropy
+    downsampling: float = 1.0
+    blur_mm: Sequence[float] = (0.0, 0.0, 0.0)  # standard deviations
+    gamma: Sequence[float] = (1.0,)  # of each channel, or of all
+    displacement_mm: NDArray[np.float32] | None = None  # of the control points, (K, M, N, 3)
 
 
 class PaperBatch:
@@ -100,69 +105,53 @@ class PaperBatch:
         self.transforms: list[Any] = list(transforms)
 
     def __call__(self, batchdata: Batch, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image and label of a batch of :class:`scripts.training.resident.ResidentLoader`, of the same shapes."""
+        """Image and label of a batch of :class:`scripts.training.resident.ResidentCases`, of the same shapes."""
         image, label = batchdata["image"], batchdata["label"]
         if not self.transforms:
             return image, label
-        return self.apply(image, label, self.draw(image, batchdata["spacing_mm"]))
+        return self.apply(image, label, batchdata["spacing_mm"], [self.draw(image.shape[1]) for _ in image])
 
-    def draw(self, image: torch.Tensor, spacing_mm: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Parameters of :meth:`apply` for images (B, C, X, Y, Z) with voxels of ``spacing_mm`` (B, 3)."""
+    def draw(self, channels: int) -> Parameters:
+        """Draw the parameters of an item by TorchIO's transforms."""
         noise, anisotropy, blur, gamma, elastic = self.transforms
-        count, channels = image.shape[:2]
-
-        def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-            return low + (high - low) * torch.rand(count, *shape, device=image.device)
-
-        def applied(transform: Any) -> torch.Tensor:
-            return torch.rand(count, device=image.device) < transform.probability
-
-        std = torch.stack([uniform(*blur.std_ranges[2 * axis : 2 * axis + 2]) for axis in range(3)], dim=1)
-        axes = torch.tensor(anisotropy.axes, device=image.device)
-        chosen = axes[torch.randint(len(axes), (count,), device=image.device)]
-        on, off = applied(noise), torch.zeros((), device=image.device)
-        low, high = anisotropy.downsampling_range
-        largest = torch.tensor(elastic.max_displacement, device=image.device, dtype=torch.float32)
-        points = largest * uniform(-1, 1, *elastic.num_control_points, 3)
-        locked = elastic.num_locked_borders
-        if locked:  # as TorchIO: along the first two axes
-            inside = torch.zeros(points.shape[1:3], device=image.device)
-            inside[locked:-locked, locked:-locked] = 1
-            points = points * inside[..., None, None]
-        return {
-            "noise_mean": torch.where(on, uniform(*noise.mean_range), off),
-            "noise_std": torch.where(on, uniform(*noise.std_range), off),
-            "axis": torch.where(applied(anisotropy), chosen, -1),
-            "factor": low + (high - low) * torch.rand(count),  # in host memory, where its matrices are made
-            "blur_std": torch.where(applied(blur)[:, None], std / spacing_mm, off),
-            "gamma": torch.where(applied(gamma)[:, None], uniform(*gamma.log_gamma_range, channels), off).exp(),
-            "points": points / spacing_mm[:, None, None, None] * applied(elastic)[:, None, None, None, None],
-        }  # fmt: skip
+        points = elastic.num_control_points
+        drawn = Parameters(gamma=[1.0] * channels, displacement_mm=np.zeros((*points, 3), np.float32))
+        applied = [float(torch.rand(1)) <= transform.probability for transform in self.transforms]
+        if applied[0]:
+            drawn.mean, drawn.std, _ = noise.get_params(noise.mean_range, noise.std_range)
+        if applied[1]:
+            drawn.axis, drawn.downsampling = anisotropy.get_params(anisotropy.axes, anisotropy.downsampling_range)
+        if applied[2]:
+            drawn.blur_mm = blur.get_params(blur.std_ranges)
+        if applied[3]:
+            drawn.gamma = [gamma.get_params(gamma.log_gamma_range) for _ in range(channels)]
+        if applied[4]:
+            drawn.displacement_mm = elastic.get_params(points, elastic.max_displacement, elastic.num_locked_borders)
+        return drawn
 
     @staticmethod
     def apply(
-        image: torch.Tensor, label: torch.Tensor, parameters: Mapping[str, torch.Tensor]
+        image: torch.Tensor, label: torch.Tensor, spacing_mm: torch.Tensor, drawn: Sequence[Parameters]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augment an image (B, C, X, Y, Z) and its label (B, 1, X, Y, Z).
+        """Augment an image (B, C, X, Y, Z) and its label (B, 1, X, Y, Z) with voxels of ``spacing_mm`` (B, 3)."""
 
-        Args:
-            parameters: ``noise_mean`` and ``noise_std`` (B,); ``axis`` (B,; -1: none) and ``factor`` (B,) of the
-                anisotropy; ``blur_std`` (B, 3) in voxels; ``gamma`` (B, C); ``points`` (B, K, M, N, 3), displacements
-                of the control points in voxels.
-        """
-        one = (slice(None), None, None, None, None)
-        image = image + parameters["noise_mean"][one] + parameters["noise_std"][one] * torch.randn_like(image)
+        def uploaded(values: Any) -> torch.Tensor:
+            return torch.as_tensor(np.asarray(values, np.float32)).to(image.device, non_blocking=True)
+
+        def each(values: Sequence[Any]) -> torch.Tensor:
+            return uploaded(values).reshape(len(image), -1, 1, 1, 1)
+
+        mean, std = each([one.mean for one in drawn]), each([one.std for one in drawn])
+        image = image + mean + std * torch.randn_like(image)
         for axis in range(3):
             size = image.shape[2 + axis]
-            matrix = blur_matrix(parameters["blur_std"][:, axis], size)
-            coarse = anisotropy_matrix(parameters["factor"], size, image.device)
-            identity = torch.eye(size, device=image.device)
-            matrix = matrix @ torch.where((parameters["axis"] == axis)[:, None, None], coarse, identity)
+            spacing = spacing_mm[:, axis].tolist()
+            matrix = uploaded([_along(axis, size, step, one) for step, one in zip(spacing, drawn, strict=True)])
             lines = image.movedim(2 + axis, 2)
             image = torch.einsum("bij,bcjr->bcir", matrix, lines.flatten(3)).view(lines.shape).movedim(2, 2 + axis)
-        image = image.sign() * image.abs() ** parameters["gamma"][:, :, None, None, None]
+        image = image.sign() * image.abs() ** each([one.gamma for one in drawn])
         shape = image.shape[2:]
-        points = parameters["points"]
+        points = uploaded([one.displacement_mm for one in drawn]) / uploaded(spacing_mm)[:, None, None, None]
         bases = [basis.to(image.device) for basis in lattice_bases(tuple(shape), tuple(points.shape[1:4]))]
         grid = spline_grid(points, bases) + torch.stack(
             torch.meshgrid(*(torch.arange(n, device=image.device) for n in shape), indexing="ij"), dim=-1
@@ -171,31 +160,7 @@ class PaperBatch:
         return sample(image, grid), sample(label, grid, "nearest")
 
 
-def blur_matrix(std: torch.Tensor, size: int) -> torch.Tensor:
-    """``scipy.ndimage.gaussian_filter1d`` along an axis of N voxels as matrices (B, N, N).
-
-    Args:
-        std: (B,), in voxels; kernels are shorter than the axis.
-        size: N.
-    """
-    index = torch.arange(size, device=std.device)
-    radius = (4 * std + 0.5).floor()[:, None, None]
-    scale = std.clamp_min(1e-6)[:, None, None]
-
-    def weights(distance: torch.Tensor) -> torch.Tensor:
-        return torch.exp(-0.5 * (distance / scale) ** 2) * (distance.abs() <= radius)
-
-    i, j = index[:, None], index[None]
-    matrix = weights(i - j) + weights(i + j + 1) + weights(2 * size - 1 - i - j)
-    return matrix / matrix.sum(dim=2, keepdim=True)
-
-
-def anisotropy_matrix(factor: torch.Tensor, size: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """:func:`.fast.coarsen` by factors (B,), in host memory, along an axis of N voxels as matrices (B, N, N)."""
-    lines = zip(*(coarse_lines(size, one) for one in factor.double().tolist()), strict=True)
-    below, above, weight, inside = (
-        torch.from_numpy(np.stack(one)).to(device, non_blocking=True)[..., None] for one in lines
-    )
-    matrix = torch.zeros(len(factor), size, size, dtype=torch.float64, device=device)
-    matrix.scatter_add_(2, below, (1 - weight) * inside).scatter_add_(2, above, weight * inside)
-    return matrix.float()
+def _along(axis: int, size: int, spacing_mm: float, drawn: Parameters) -> NDArray[np.float32]:
+    """Anisotropy, then blur, along an axis of N voxels as a matrix (N, N)."""
+    coarse = coarsen(torch.eye(size), 0, drawn.downsampling if drawn.axis == axis else 1.0)
+    return ndimage.gaussian_filter(coarse.numpy(), (drawn.blur_mm[axis] / spacing_mm, 0))
