@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "hie_bundle"))
 
 from scripts.io.volumes import LPS_TO_RAS, Volume  # noqa: E402
 from scripts.phantom import simulate_case  # noqa: E402
-from scripts.phantom.normative import REGIONS, region_at  # noqa: E402
+from scripts.phantom.atlas_files import REGIONS, region_at  # noqa: E402
 from scripts.scanner.regions import RegionAtlas, shares  # noqa: E402
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from scripts.io.volumes import LPS_TO_RAS, Volume
 from scripts.phantom import Settings, simulate_case, write_phantom_atlas
-from scripts.phantom.normative import REGIONS, region_at
+from scripts.phantom.atlas_files import REGIONS, region_at
 from scripts.runtime.errors import UserError
 from scripts.scanner.regions import RegionAtlas, shares
 
