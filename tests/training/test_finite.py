@@ -17,7 +17,6 @@ from torch import nn
 
 from scripts.inference.inferers import EnsembleInferer
 from scripts.io import weights
-from scripts.losses import CompoundLoss
 from scripts.runtime.errors import UserError
 from scripts.runtime.finite import not_finite
 from scripts.training.finite_steps import FiniteSteps
@@ -80,7 +79,7 @@ def test_a_skipped_step_changes_nothing_and_is_told(value: float, caplog: pytest
     assert same == [number == 3 for number in range(1, 8)]  # weights, moments' effect and running statistics
     assert not not_finite(network.state_dict())
     (message,) = [record.getMessage() for record in caplog.records]
-    for part in ("Step 4 (epoch 1)", "cases case_3", "loss nan", "l1_penalty 0.00", "region nan", "gradient norm nan"):
+    for part in ("step 4 (epoch 1, cases case_3)", "loss nan", "gradient norm nan"):
         assert part in message
 
 
@@ -102,7 +101,7 @@ def test_a_step_is_skipped_on_the_device_and_read_later(value: float, caplog: py
     same = [all(torch.equal(a[n], b[n]) for n in a) for a, b in itertools.pairwise(states)]
     assert same == [number == 3 for number in range(1, 8)]
     (message,) = [record.getMessage() for record in caplog.records]
-    for part in ("Step 4 (epoch 1)", "cases case_3", "loss nan", "gradient norm nan"):
+    for part in ("step 4 (epoch 1, cases case_3)", "loss nan", "gradient norm nan"):
         assert part in message
     reference = _network()
     _trainer(reference, bad_cases={3: value}).run()
@@ -114,7 +113,7 @@ def test_a_training_ends_with_the_reading_that_finds_too_many_skipped_steps() ->
     network = _network()
     spoil = [2, 3, 4, 5]
     trainer = _trainer(network, "skip", lambda step, loss: loss * float("inf") if step in spoil else loss, read_every=4)
-    with pytest.raises(UserError, match=r"(?s)Step 5 .*cases case_4; loss nan.*--learning_rate"):
+    with pytest.raises(UserError, match=r"(?s)step 5 .*cases case_4\), loss nan.*--learning_rate"):
         trainer.run()
     assert trainer.state.iteration == 8
     assert not not_finite(network.state_dict())
@@ -131,14 +130,14 @@ def test_how_many_steps_are_skipped(on_nonfinite: str, bad: list[int], ends: int
         trainer.run()
         assert trainer.state.iteration == 8
         return
-    with pytest.raises(UserError, match=rf"(?s)Step {ends} .*cases case_{ends - 1}; loss nan.*--learning_rate"):
+    with pytest.raises(UserError, match=rf"(?s)step {ends} .*cases case_{ends - 1}\), loss nan.*--learning_rate"):
         trainer.run()
     assert not not_finite(network.state_dict())
 
 
 @pytest.mark.parametrize("options", [{"clip_norm": float("nan")}, {"learning_rate": 1e30}])
 def test_what_spoils_the_weights_ends_the_training(options: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match=r"Not finite|not finite"):
         _trainer(_network(), **options).run()
 
 
@@ -158,10 +157,10 @@ def test_overflow_in_mixed_precision_is_the_scalers() -> None:
     for p in network.parameters():
         p.grad = torch.full_like(p, float("inf"))
     for _ in range(20):
-        steps.started(trainer)
+        steps.keep_buffers(trainer)
         steps(trainer)
         assert all(p.grad is not None for p in network.parameters())
-    with pytest.raises(UserError, match="cases c; loss 1, gradient norm inf"):
+    with pytest.raises(UserError, match=r"cases c\), loss 1, gradient norm inf"):
         steps(trainer)
 
 
@@ -219,11 +218,6 @@ def test_the_message_of_an_unsafe_checkpoint_does_not_advise_to_load_it(tmp_path
             weights.read_weights(tmp_path / f"{name}.pt", _network())
         assert "weights_only" not in str(caught.value)
         assert "\n" not in str(caught.value)
-
-
-def test_compound_losses_have_parts_to_tell() -> None:
-    loss = CompoundLoss(nn.BCEWithLogitsLoss(), nn.MSELoss())
-    assert [name for name, _ in loss.named_children()] == ["region", "boundary"]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class Results:
 
         def described(name: str, size: str, measure: str) -> dict[str, Any]:
             rows = [row for row in self.cases[name] if size in ("all", row["size_class"])]
-            repeats = self._above(name, rows, measure)
+            repeats = self._seed_differences(name, rows, measure)
             return describe([row[measure] for row in rows], bounds=column(measure).bounds, repeats=repeats)
 
         return {
@@ -105,11 +105,15 @@ class Results:
         """:func:`.gain_over` by baseline and variant, for the baselines that every variant was compared with."""
 
         def gains(baseline: str) -> dict[str, Any]:
-            of = {n: gain_over(rows, baseline, self._above(n, rows, "native_dice")) for n, rows in self.cases.items()}
-            return {name: gain for name, gain in of.items() if gain and gain["mean"] is not None}
+            found = {}
+            for name, rows in self.cases.items():
+                gain = gain_over(rows, baseline, self._seed_differences(name, rows, "native_dice"))
+                if gain and gain["mean"] is not None:
+                    found[name] = gain
+            return found
 
-        found = {label: gains(baseline) for baseline, label in BASELINES.items()}
-        return {label: of for label, of in found.items() if len(of) == len(self.cases)}
+        of_baseline = {label: gains(baseline) for baseline, label in BASELINES.items()}
+        return {label: of for label, of in of_baseline.items() if len(of) == len(self.cases)}
 
     def best(self, measure: str, size_class: str = "all") -> set[str]:
         """The variants with the best printed mean over the cases where all are finite; none if all are equal.
@@ -145,7 +149,7 @@ class Results:
         ranks = {name: of["rank"] for name, of in self.ranks[measure].items()}
         return sorted(self.variants, key=lambda v: math.inf if math.isnan(ranks[v.name]) else ranks[v.name])
 
-    def _above(self, variant: str, rows: Rows, measure: str) -> list[float]:
+    def _seed_differences(self, variant: str, rows: Rows, measure: str) -> list[float]:
         """Mean difference between each seed's values and the cases' means; NaN where none is defined."""
         means = {row["case"]: row.get(measure, math.nan) for row in rows}
         above = [

@@ -64,7 +64,7 @@ class Run:
         """``epochs`` and ``best_epoch`` of a run that is done."""
         return json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
 
-    def settled(self, parser: ConfigParser, common: Mapping[str, Any]) -> dict[str, Any]:
+    def config_of(self, parser: ConfigParser, common: Mapping[str, Any]) -> dict[str, Any]:
         """A variant's merged config with the settings of all runs (``common``) and of this one."""
         models = self.folder / "models"
         content = json.loads(json.dumps({k: value for k, value in parser.get().items() if k not in _STUDY_KEYS}))
@@ -75,7 +75,7 @@ class Run:
     def write_configs(self, configs: Mapping[str, ConfigParser], common: Mapping[str, Any]) -> None:
         """Write the configs, by file name, to the run's folder; MONAI can repeat the run with them."""
         for name, parser in configs.items():
-            content = self.settled(parser, common) | {"run": RUN_IDS[name]}
+            content = self.config_of(parser, common) | {"run": RUN_IDS[name]}
             write_atomically(self.folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     def record_done(self) -> None:
@@ -179,7 +179,7 @@ def conditions_of(
     Raises:
         UserError: when its folder holds a run of other conditions; names the differences.
     """
-    settings = {name: run.settled(parser, common) for name, parser in configs.items()}
+    settings = {name: run.config_of(parser, common) for name, parser in configs.items()}
     conditions = json.loads(json.dumps({"version": version, **cohort.fingerprint, **settings}))
     path = run.folder / "conditions.json"
     if not path.is_file():

@@ -119,13 +119,13 @@ def variant_configs(
                 merge_kv(parser, name, _copy(value))
     for name, value in variant.overrides.items():
         name = name.replace("::", "#")
-        takers = [parser for parser in (training, evaluation) if _takes(parser, name)]
-        if not takers:
+        accepting = [parser for parser in (training, evaluation) if _accepts(parser, name)]
+        if not accepting:
             parent, _, last = name.rpartition("#")
             siblings = evaluation.get(parent, None)
             hint = _nearest(last, siblings if isinstance(siblings, Mapping) else (), parent)
             raise UserError(f"variant {variant.name}: {name}: the config has no such key{hint}")
-        for parser in takers:
+        for parser in accepting:
             parser[name] = _copy(value)
     return training, evaluation
 
@@ -157,7 +157,7 @@ def _refuse_reserved(variant: str, values: Mapping[str, Any]) -> None:
             )
 
 
-def _takes(parser: ConfigParser, name: str) -> bool:
+def _accepts(parser: ConfigParser, name: str) -> bool:
     """Whether the id exists, or would be a new argument of a component."""
     parent = parser.get(name.rpartition("#")[0], None) if "#" in name else None
     return name in parser or (isinstance(parent, Mapping) and "_target_" in parent)

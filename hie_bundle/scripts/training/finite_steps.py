@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -51,14 +50,14 @@ class FiniteSteps:
         self.read_every = read_every
         self.in_a_row = 0
         self._buffers: list[torch.Tensor] = []
-        self._unread: list[tuple[torch.Tensor, dict[str, Any]]] = []
+        self._unread: list[tuple[torch.Tensor, str]] = []
 
     def attach(self, engine: SupervisedTrainer) -> None:
         if self.read_every > 1:
             engine.add_event_handler(Events.STARTED, self.fuse)
-            engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.spread)
+            engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self.mark_loss)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.read)
-        engine.add_event_handler(Events.ITERATION_STARTED, self.started)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.keep_buffers)
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.completed)
 
@@ -71,11 +70,11 @@ class FiniteSteps:
             group |= {"fused": True, "foreach": False}
         vars(engine.optimizer)["_step_supports_amp_scaling"] = True  # as its constructor does for fused=True
 
-    def started(self, _: Engine) -> None:
+    def keep_buffers(self, _: Engine) -> None:
         """Copy the buffers: the forward pass changes running statistics."""
         self._buffers = [buffer.clone() for buffer in self.network.buffers()]
 
-    def spread(self, engine: SupervisedTrainer) -> None:
+    def mark_loss(self, engine: SupervisedTrainer) -> None:
         """Make the gradient of a non-finite loss NaN, which the optimiser detects."""
         if self.read_every > 1:
             loss = engine.state.output[CommonKeys.LOSS]
@@ -85,23 +84,20 @@ class FiniteSteps:
         loss = engine.state.output[CommonKeys.LOSS].detach()
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else loss.new_zeros(())
-        fine = torch.isfinite(loss).all() & torch.isfinite(norm)
+        finite = torch.isfinite(loss).all() & torch.isfinite(norm)
         if distributed.is_initialized():
-            together = fine.to(torch.int32)
+            together = finite.to(torch.int32)
             distributed.all_reduce(together, distributed.ReduceOp.MIN)
-            fine = together > 0
+            finite = together > 0
         scaled = engine.amp and engine.scaler is not None  # a GradScaler skips the step itself, and must see why
-        step = _step(engine)
         for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
-            buffer.copy_(torch.where(fine, buffer, before))
+            buffer.copy_(torch.where(finite, buffer, before))
         if self.read_every > 1:
             if not scaled:
-                vars(engine.optimizer)["found_inf"] = (~fine).to(torch.float32)
-        elif not bool(fine):
-            step["values"] = _values(engine, norm)
-            if not scaled:
-                self.network.zero_grad(set_to_none=True)
-        self._unread.append((torch.stack([fine.float(), loss.float().mean(), norm.float()]), step))
+                vars(engine.optimizer)["found_inf"] = (~finite).to(torch.float32)
+        elif not scaled and not bool(finite):
+            self.network.zero_grad(set_to_none=True)
+        self._unread.append((torch.stack([finite.float(), loss.float().mean(), norm.float()]), _step(engine)))
         if len(self._unread) >= self.read_every:
             self.read(engine)
 
@@ -109,20 +105,19 @@ class FiniteSteps:
         """Read the steps since the last reading from the device."""
         unread, self._unread = self._unread, []
         values = torch.stack([one for one, _ in unread]).tolist() if unread else []
-        for (fine, loss, norm), (_, step) in zip(values, unread, strict=True):
-            self.in_a_row = 0 if fine else self.in_a_row + 1
-            if fine:
+        for (finite, loss, norm), (_, step) in zip(values, unread, strict=True):
+            self.in_a_row = 0 if finite else self.in_a_row + 1
+            if finite:
                 continue
             overflow = engine.amp and engine.scaler is not None and math.isfinite(loss)
-            shown = _shown({"values": {"loss": loss, "gradient norm": norm}, **step})
-            text = f"Step {step['iteration']} (epoch {step['epoch']}) is not finite: {shown}"
+            text = f"Not finite: {step}, loss {loss:.6g}, gradient norm {norm:.6g}"
             if self.in_a_row > (IN_A_ROW_SCALED if overflow else self.allowed):
                 raise UserError(
                     f"{text}.\nThe training has ended; weights and state saved before are unchanged. A "
                     "lower --learning_rate, or --amp False, may help. Look at cases that are named again and again."
                 )
             if not overflow:
-                logger.warning("%s. It is skipped.", text)
+                logger.warning("%s. The step is skipped.", text)
         if unread and self.read_every > 1:
             self._require_finite_weights(engine)
 
@@ -132,35 +127,15 @@ class FiniteSteps:
 
     def _require_finite_weights(self, engine: SupervisedTrainer) -> None:
         if bad := not_finite(self.network.state_dict()):
-            shown = _shown({"values": _values(engine), **_step(engine)})
             raise UserError(
-                f"After step {engine.state.iteration} (epoch {engine.state.epoch}) weights are not finite: {bad}. "
-                f"{shown}. The training has ended; files saved before are unchanged. "
-                "Is --learning_rate or --weight_decay too high?"
+                f"Weights are not finite after {_step(engine)}: {bad}. The training has ended; files saved before are "
+                "unchanged. Is --learning_rate or --weight_decay too high?"
             )
 
 
-def _step(engine: SupervisedTrainer) -> dict[str, Any]:
+def _step(engine: SupervisedTrainer) -> str:
+    """A step's number, epoch and cases."""
     batch: Any = engine.state.batch
     cases = batch.get("case") if isinstance(batch, Mapping) else [one.get("case") for one in batch or []]
-    return {"iteration": engine.state.iteration, "epoch": engine.state.epoch, "cases": cases}
-
-
-def _values(engine: SupervisedTrainer, norm: torch.Tensor | None = None) -> dict[str, Any]:
-    """A step's loss and gradient norm; with ``norm`` also the terms of the loss."""
-    output: Any = engine.state.output
-    values = {name: output[name] for name in (CommonKeys.LOSS, "l1_penalty") if name in output}
-    pred, loss = output.get(CommonKeys.PRED), engine.loss_function
-    if norm is not None and isinstance(loss, nn.Module) and isinstance(pred, torch.Tensor):
-        for name, term in loss.named_children():
-            with suppress(Exception), torch.no_grad():  # not every module in a loss is a loss
-                if isinstance(value := term(pred.detach(), output.get(CommonKeys.LABEL)), torch.Tensor):
-                    values[name] = value
-    norm = output.get("grad_norm", norm)
-    return values if norm is None else {**values, "gradient norm": norm}
-
-
-def _shown(step: Mapping[str, Any]) -> str:
-    values = {k: float(torch.as_tensor(v).detach().float().mean()) for k, v in step["values"].items()}
-    shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
-    return f"cases {', '.join(map(str, step['cases'])) if step['cases'] else 'unknown'}; {shown}"
+    named = ", ".join(map(str, cases)) if cases else "unknown"
+    return f"step {engine.state.iteration} (epoch {engine.state.epoch}, cases {named})"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, optimize
 
 from ..geometry.brain import brain_of
-from .pipeline import Eachd
+from .pipeline import EachImaged
 
 __all__ = [
     "BrainDepthd", "MirrorDifferenced", "Plane", "ScanScored", "ZeroBackgroundd", "mid_sagittal_plane", "mirrored",
@@ -31,14 +31,14 @@ LARGEST_ADC = 3000.0  # larger values are clipped
 Plane = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-class ZeroBackgroundd(Eachd):
+class ZeroBackgroundd(EachImaged):
     """Set all channels to 0 where ADC is not above 0, and a missing ZADC map (NaN) everywhere."""
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
         return torch.nan_to_num(image) * (image[:1] > 0)
 
 
-class ScanScored(Eachd):
+class ScanScored(EachImaged):
     """Append ADC's robust score within the scan: (ADC − median) / (1.4826 · median absolute deviation).
 
     Both are over the brain's voxels. Small lesions and fluid hardly change them, and factors of a whole scan cancel:
@@ -61,7 +61,7 @@ class ScanScored(Eachd):
         return torch.cat([image, score.to(image.dtype)])
 
 
-class BrainDepthd(Eachd):
+class BrainDepthd(EachImaged):
     """Append each voxel's distance to the brain's border, in mm; 0 outside of the brain.
 
     Maps are unreliable at the border of the brain mask, and depth separates cortex from white matter.
@@ -147,7 +147,7 @@ def mirrored(image: torch.Tensor, spacing_mm: NDArray[np.float64], plane: Plane)
     return torch.nn.functional.grid_sample(plain[None], grid, padding_mode="zeros", align_corners=True)[0]
 
 
-class MirrorDifferenced(Eachd):
+class MirrorDifferenced(EachImaged):
     """Append the differences between channels and their mirror images in the brain's mid-sagittal plane.
 
     Injury is often stronger on one side, while Z-scores of healthy tissue err alike on both. The difference is 0 where

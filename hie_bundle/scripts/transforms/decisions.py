@@ -15,13 +15,13 @@ from scipy import ndimage
 
 from ..geometry.brain import are_normalised, brain_of
 from ..geometry.components import components, without_small
-from .pipeline import Eachd
+from .pipeline import EachImaged
 from .resample import on_grid_of
 
 __all__ = ["KeepBraind", "LimitToBraind", "RemoveSmallLesionsd", "ThresholdLesionsd"]
 
 
-class ThresholdLesionsd(Eachd):
+class ThresholdLesionsd(EachImaged):
     """Threshold probabilities and keep the lesions that reach a second, higher threshold (hysteresis).
 
     Args:
@@ -48,7 +48,7 @@ class ThresholdLesionsd(Eachd):
         return np.array([False, *(np.asarray(peaks) >= self.peak)])[labels]
 
 
-class RemoveSmallLesionsd(Eachd):
+class RemoveSmallLesionsd(EachImaged):
     """Remove lesions (26-neighbourhood) below a volume in mm³. (MONAI's ``RemoveSmallObjectsd`` needs scikit-image.)
 
     ``keys`` are masks of 0 and 1 with their affine, (C, X, Y, Z); each channel separately.

@@ -169,13 +169,12 @@ def _cubic_b_spline(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, 2 / 3 - x**2 + x**3 / 2, np.clip(2 - x, 0, None) ** 3 / 6)
 
 
-def coarse_lines(size: int, factor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Nearest-neighbour downsampling and linear upsampling of a line, both grids having the same centre.
+def coarsen(data: torch.Tensor, axis: int, factor: float) -> torch.Tensor:
+    """Downsample a floating-point tensor along an axis by nearest neighbour and upsample it linearly to its size.
 
-    Returns:
-        For each voxel the indices of the two voxels that are interpolated, the weight of the second, and whether the
-        voxel is within the coarse grid.
+    Both grids have the same centre; voxels beyond the coarse one become 0.
     """
+    size = data.shape[axis]
     coarse_size = math.floor(size / factor) if size > 1 else 1
     fine_of_coarse = (size - 1) / 2 + (np.arange(coarse_size) - (coarse_size - 1) / 2) * factor
     nearest = np.clip(np.floor(fine_of_coarse + 0.5).astype(int), 0, size - 1)
@@ -183,15 +182,11 @@ def coarse_lines(size: int, factor: float) -> tuple[np.ndarray, np.ndarray, np.n
     inside = (coarse_of_fine >= -0.5) & (coarse_of_fine <= coarse_size - 0.5)
     clamped = np.clip(coarse_of_fine, 0, coarse_size - 1)
     below = np.floor(clamped).astype(int)
-    return nearest[below], nearest[np.minimum(below + 1, coarse_size - 1)], clamped - below, inside
-
-
-def coarsen(data: torch.Tensor, axis: int, factor: float) -> torch.Tensor:
-    """Downsample a floating-point tensor along an axis by nearest neighbour and upsample it linearly to its size."""
-    below, above, weight, inside = map(torch.from_numpy, coarse_lines(data.shape[axis], factor))
+    above = np.minimum(below + 1, coarse_size - 1)
     column = [-1 if dim == axis else 1 for dim in range(data.ndim)]
-    first, second = (data.index_select(axis, index) for index in (below, above))
-    return torch.lerp(first, second, weight.to(data.dtype).view(column)).mul_(inside.view(column))
+    weight = torch.from_numpy(clamped - below).to(data.dtype).view(column)
+    first, second = (data.index_select(axis, torch.from_numpy(nearest[index])) for index in (below, above))
+    return torch.lerp(first, second, weight).mul_(torch.from_numpy(inside).view(column))
 
 
 def _gaussian_filter(volume: torch.Tensor, std_voxels: np.ndarray) -> torch.Tensor:
@@ -203,8 +198,7 @@ def _gaussian_filter(volume: torch.Tensor, std_voxels: np.ndarray) -> torch.Tens
         weights = np.exp(-0.5 * (np.arange(radius + 1) / std) ** 2)
         centre, *tail = (weights / (weights[0] + 2 * weights[1:].sum())).tolist()
         size = volume.shape[axis]
-        index = np.arange(-radius, size + radius) % (2 * size)
-        index = np.where(index < size, index, 2 * size - 1 - index)
+        index = np.pad(np.arange(size), radius, mode="symmetric")
         padded = volume.index_select(axis, torch.from_numpy(index))
         volume = padded.narrow(axis, radius, size) * centre
         for shift, weight in enumerate(tail, start=1):

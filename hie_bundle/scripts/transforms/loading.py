@@ -30,7 +30,7 @@ from ..geometry.brain import are_normalised, clear_background
 from ..io.images import metatensor_of
 from ..io.volumes import Volume, VolumeError, read_checked
 from ..runtime.errors import UserError
-from .pipeline import Eachd
+from .pipeline import EachImaged
 from .resample import on_grid_of
 
 __all__ = ["AppendMapd", "KeepNatived", "LoadMapsd", "ToNatived"]
@@ -133,7 +133,7 @@ class LoadMapsd(LoadImaged):
         return image
 
 
-class AppendMapd(Eachd):
+class AppendMapd(EachImaged):
     """Append a further acquired map, such as the image with b = 1000. Put it last in ``transforms#load``.
 
     Args:

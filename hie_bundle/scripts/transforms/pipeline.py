@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.transforms import Compose, MapTransform
 
-__all__ = ["Eachd", "FinestScaled", "Stage", "listed", "pipeline"]
+__all__ = ["EachImaged", "FinestScaled", "Stage", "listed", "pipeline"]
 
 Stage = Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]]
 
@@ -23,7 +23,7 @@ def listed(stage: Stage) -> list[Callable[..., Any]]:
     return list(stage.values() if isinstance(stage, Mapping) else stage)
 
 
-class Eachd(MapTransform):
+class EachImaged(MapTransform):
     """Apply :meth:`change` to each image separately."""
 
     def change(self, image: Any) -> Any:
@@ -36,7 +36,7 @@ class Eachd(MapTransform):
         return result
 
 
-class FinestScaled(Eachd):
+class FinestScaled(EachImaged):
     """Keep the finest scale of a deeply supervised prediction: (scales, C, X, Y, Z) becomes (C, X, Y, Z)."""
 
     def change(self, image: torch.Tensor) -> torch.Tensor:

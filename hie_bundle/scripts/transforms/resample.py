@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, ResampleToMatch, Resize
 from nibabel.affines import voxel_sizes
 
-from .pipeline import Eachd
+from .pipeline import EachImaged
 
 __all__ = ["ResizeToSpacingd", "on_grid_of"]
 
@@ -26,7 +26,7 @@ def on_grid_of(target: MetaTensor, image: MetaTensor, mode: str, padding_mode: s
     return resampled
 
 
-class ResizeToSpacingd(Eachd, InvertibleTransform):
+class ResizeToSpacingd(EachImaged, InvertibleTransform):
     """``monai.transforms.Resized`` to the number of voxels that gives a voxel size; ``Invertd`` inverts it.
 
     The extent of the volume stays, so the voxel size is met up to rounding. Before downsampling the volume is smoothed
