@@ -1,10 +1,10 @@
 """Write a page of nine cases of an evaluation: the three best, around the median, and the three worst by Dice.
 
-    python docs/gallery.py EVALUATION_DIR [DOCS_DIR]
+    python docs/gallery.py EVALUATION_DIR OTHER_DIR [DOCS_DIR]
 
-The folder of the evaluation holds metrics.csv, lesions.csv and overlays/. The page, gallery.md with figures/gallery_*,
-has each case's picture (ADC, ZADC, truth and mask), its figures and its table of lesions. Only simulated cases may be
-shown in this repository.
+The folders of evaluations hold metrics.csv, lesions.csv and overlays/. The page, gallery.md with figures/gallery_*, has
+each case's picture (ADC, ZADC, truth and mask), its figures and its table of lesions. Of the other evaluation, of cases
+whose pictures may not be shown, it has the figures of nine cases, chosen likewise.
 """
 
 from __future__ import annotations
@@ -29,21 +29,27 @@ python -m monai.bundle run phantom --config_file $C/data.yaml --output_dir DIR -
   --first_case 7000 --num_train 0 --num_val 24 --num_test 24
 hie-bundle evaluate --dataset_dir DIR --recipe strong,strong_cpu --split test --output_dir OUT \\
   --ckpt_path hie_bundle/models/simulated/model.pt
-python docs/gallery.py OUT
+hie-bundle evaluate --dataset_dir TRANSFER --recipe strong,strong_cpu --split test --output_dir OTHER \\
+  --ckpt_path hie_bundle/models/simulated/model.pt
+python docs/gallery.py OUT OTHER
 ```
 """
+OTHER = """
+## Cases of other hands
+
+Nine of {count} cases of another simulator (`transfer` in [results](results/index.md)), without pictures, which may not
+be shown here. The mean Dice of all is {mean:.2f}.
+
+| Case | Dice | Lesion (ml) | Mask (ml) | Lesions found | Dice of smoothed Z < -2 |
+| --- | --- | --- | --- | --- | --- |"""
 
 
-def main(evaluation: str, docs: str = str(Path(__file__).parent)) -> None:
+def main(evaluation: str, other: str, docs: str = str(Path(__file__).parent)) -> None:
     """Write the page and its pictures."""
     source, target = Path(evaluation), Path(docs)
     (target / "figures").mkdir(parents=True, exist_ok=True)
-    rows, lesions = (list(csv.DictReader((source / f"{n}.csv").open(encoding="utf-8"))) for n in ("metrics", "lesions"))
-    rows.sort(key=lambda row: -float(row["native_dice"]))
-    middle = max(3, len(rows) // 2 - 1)
-    chosen = {"Best": rows[:3], "Around the median": rows[middle : middle + 3], "Worst": rows[-3:]}
-    mean = sum(float(row["native_dice"]) for row in rows) / len(rows)
-    lines = INTRODUCTION.format(count=len(rows), mean=mean).splitlines()
+    chosen, lesions, facts_of_all = _chosen(source)
+    lines = INTRODUCTION.format(**facts_of_all).splitlines()
     for heading, members in chosen.items():
         lines += ["", f"## {heading}"]
         for row in members:
@@ -60,7 +66,31 @@ def main(evaluation: str, docs: str = str(Path(__file__).parent)) -> None:
             here = sorted((one for one in lesions if one["case"] == case), key=lambda one: -float(one["volume_ml"]))
             lines += _table(here[:MOST_LESIONS]) if here else ["No lesion in truth and mask."]
             lines += ["", f"{len(here) - MOST_LESIONS} smaller ones are not shown."] if len(here) > MOST_LESIONS else []
+    lines += figures_only(Path(other))
     (target / "gallery.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def figures_only(source: Path) -> list[str]:
+    """The section of cases without pictures."""
+    chosen, lesions, facts = _chosen(source)
+    lines = OTHER.format(**facts).splitlines()
+    for heading, members in chosen.items():
+        for row in members:
+            true = [one for one in lesions if one["case"] == row["case"] and one["mask"] == "truth"]
+            found = f"{sum(one['matched'] == 'True' for one in true)} of {len(true)}" if true else "–"
+            figures = " | ".join(f"{float(row[name]):.2f}" for name in ("native_dice", "lesion_ml", "predicted_ml"))
+            lines.append(f"| {heading} | {figures} | {found} | {float(row['smoothed_dice']):.2f} |")
+    return lines
+
+
+def _chosen(source: Path) -> tuple[dict[str, list[dict[str, str]]], list[dict[str, str]], dict[str, float]]:
+    """Cases by heading, the lesions of all, and facts for the text."""
+    rows, lesions = (list(csv.DictReader((source / f"{n}.csv").open(encoding="utf-8"))) for n in ("metrics", "lesions"))
+    rows.sort(key=lambda row: -float(row["native_dice"]))
+    middle = max(3, len(rows) // 2 - 1)
+    mean = sum(float(row["native_dice"]) for row in rows) / len(rows)
+    chosen = {"Best": rows[:3], "Around the median": rows[middle : middle + 3], "Worst": rows[-3:]}
+    return chosen, lesions, {"count": len(rows), "mean": mean}
 
 
 def _table(lesions: list[dict[str, str]]) -> list[str]:

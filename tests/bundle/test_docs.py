@@ -293,9 +293,9 @@ def test_figures_of_a_table_stand_in_the_rows_of_its_csv_file(name: str, table: 
                 for result in known
                 if len(_words(result["method"])) == most
                 and result["method"] in methods
-                and result["lesion_size"] == size
-                for key in ("mean_dice", "low", "high")
-                if result[key]
+                and result.get("lesion_size", size) == size
+                for key in ("mean_dice", "low", "high", column.lower().replace(" ", "_"))
+                if result.get(key)
             ]
             for figure in re.findall(r"\d+\.\d+", cell):
                 digits = len(figure.partition(".")[2])

@@ -190,6 +190,24 @@ def test_studies_of_monai_label(run: Run, options: list[str], cohort: Path, tmp_
     np.testing.assert_allclose(one.affine, other.affine, atol=1e-5)
 
 
+def test_nothing_of_the_options_runs_without_them(
+    run: Run, options: list[str], cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain `segment` costs what it did before regions, calibration and the table of lesions."""
+
+    def called(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(RegionAtlas, "__init__", called)
+    monkeypatch.setattr("scripts.evaluation.calibration.Calibration.read", called)
+    monkeypatch.setattr("scripts.evaluation.lesions.lesions_of", called)
+    monkeypatch.setattr("scripts.report.page.write_case_page", called)
+    adc, zadc = (max((cohort / name).iterdir()) for name in ("1ADC_ss", "2Z_ADC"))
+    assert run("segment", adc, zadc, "-o", tmp_path / "a.nii.gz", *options)[0] == 0
+    with pytest.raises(AssertionError):
+        run("segment", adc, zadc, "-o", tmp_path / "a.nii.gz", "--lesions", *options)
+
+
 def test_regions(run: Run, options: list[str], cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures, table and diagram follow the labels of the atlas; tests/scanner measures how well these lie."""
     write_phantom_atlas(tmp_path / "atlas", num_healthy=4, step_mm=6.0)
@@ -208,12 +226,12 @@ def test_regions(run: Run, options: list[str], cohort: Path, tmp_path: Path, mon
     assert (status, err) == (0, "")
     (case,) = json.loads(out)["cases"]
     mask = np.asarray(nibabel.load(tmp_path / "a.nii.gz").dataobj) > 0
-    for number, name in ((1, "left_deep_grey_matter"), (4, "left_temporal_lobe")):
+    for number, name in ((1, "left_deep_grey_matter"), (4, "left_parietal_gyri")):
         region = halves["labels"] == number
         assert case[f"region_{name}_share"] == pytest.approx(mask[region].mean(), abs=1e-4)
     assert case["notes"][-1] == "a remark"
     page = (tmp_path / "a.html").read_text()
-    assert page.count('aria-label="Regions, slice') == 3
+    assert page.count('aria-label="Regions, slice') == 4
     assert f"{100 * mask[halves['labels'] == 4].mean():.1f} %" in page
     monkeypatch.setattr(RegionAtlas, "on", lambda *_: (None, "no regions: bad"))
     case = json.loads(run(*words, "--report", tmp_path / "b.html")[1])["cases"][0]

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from test_report_page import many_rows
 from test_study import _write_run
 
@@ -49,9 +48,6 @@ def _expected(pred: np.ndarray, truth: np.ndarray) -> float:
 def test_a_new_measure_is_everywhere(extra: str, tmp_path: Path) -> None:
     measured = metrics.case_metrics(PRED, TRUTH, (1, 1, 1))
     assert measured[extra] == pytest.approx(_expected(PRED, TRUTH))
-    metric = metrics.CaseMetric(extra)
-    metric(torch.as_tensor(PRED)[None, None].float(), torch.as_tensor(TRUTH)[None, None].float())
-    assert float(metric.aggregate()) == pytest.approx(_expected(PRED, TRUTH))
 
     rows = [row | {f"native_{extra}": 0.1 * i} for i, row in enumerate(many_rows(6))]
     summary = report.write_results(rows, tmp_path, {})

@@ -9,9 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ignite.engine import Engine
-from monai.data import MetaTensor
-from monai.handlers import IgniteMetricHandler, from_engine
 from monai.metrics import compute_average_surface_distance, compute_surface_dice
 from scipy import ndimage
 from scipy.ndimage import gaussian_filter
@@ -209,46 +206,6 @@ def test_every_lesion_counts_alike_by_its_own_surroundings(seed: int) -> None:
     large[1:9, 2:10, 1:7] = True  # the small two are missed
     assert metrics.cc_dice(large, truth)["cc_dice"] == pytest.approx(1 / 3, rel=1e-6)
     assert metrics.dice(large, truth) > 0.9
-
-
-def test_as_a_monai_metric_behind_ignite() -> None:
-    affine = torch.diag(torch.tensor([-2.0, 1.0, 3.0, 1.0], dtype=torch.float64))  # flipped: sizes stay positive
-    pairs = [_blobs(0), (EMPTY, SOME), _blobs(1), (EMPTY, EMPTY)]
-    expected = {
-        name: [metrics.case_metrics(p, t, (2, 1, 3))[name] for p, t in pairs]
-        for name in ("nsd", "masd_mm", "hd95_mm", "paper_msd_mm", "lesion_f1", "dice")
-    }
-    batches = [
-        [{"pred": torch.from_numpy(p)[None].float(), "label": MetaTensor(torch.from_numpy(t)[None], affine=affine)}]
-        for p, t in pairs
-    ]
-    engine = Engine(lambda _, batch: batch)
-    for name in expected:
-        handler = IgniteMetricHandler(
-            metric_fn=metrics.CaseMetric(name), output_transform=from_engine(["pred", "label"])
-        )
-        handler.attach(engine, name)
-    engine.run(batches)
-    for name, values in expected.items():
-        finite = [v for v in values if math.isfinite(v)]
-        assert engine.state.metrics[name] == pytest.approx(np.mean(finite), rel=1e-6), name
-
-
-def test_monai_metric_on_batches() -> None:
-    metric = metrics.CaseMetric("hd95_mm", spacing_mm=(1, 2, 3))
-    pairs = [_blobs(4), _blobs(5)]
-    y_pred, y = (torch.stack([torch.from_numpy(pair[i])[None] for pair in pairs]) for i in (0, 1))
-    values = metric(y_pred, y)
-    assert values.shape == (2, 1)
-    assert values[:, 0].tolist() == pytest.approx([metrics.case_metrics(*p, (1, 2, 3))["hd95_mm"] for p in pairs])
-    metric.reset()
-    metric(y_pred[:1] & False, y[:1])
-    assert torch.isnan(metric.aggregate())
-    assert torch.isinf(metric.get_buffer()).all()
-    with pytest.raises(ValueError, match="spacing_mm"):
-        metrics.CaseMetric("nsd")(y_pred, y)
-    with pytest.raises(ValueError, match="choose one of: dice"):
-        metrics.CaseMetric("ndice")
 
 
 @settings(max_examples=40, deadline=None)

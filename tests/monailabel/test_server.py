@@ -291,6 +291,25 @@ def test_the_package_marks_lesions_at_the_first_start(server: Server, tmp_path: 
     _assert_lesions_are_marked(server, tmp_path)
 
 
+def test_two_files_become_a_study_in_one_step(server: Server, stacks: Path, tmp_path: Path) -> None:
+    """``segment --studies`` writes what the running server lists and segments as the command does."""
+    if server.name != STRONG:
+        pytest.skip("the command's weights are those of the package")
+    adc, zadc = (
+        next((stacks.parent / "cohort" / "BONBID2023_Test" / part).iterdir()) for part in ("1ADC_ss", "2Z_ADC")
+    )
+    pair = [tmp_path / "two files.mha", tmp_path / "zadc.mha"]
+    for source, target in zip((adc, zadc), pair, strict=True):
+        shutil.copy(source, target)
+    words = ["segment", *map(str, pair), "-o", str(tmp_path / "mask.nii.gz"), "--studies", str(server.studies)]
+    subprocess.run([sys.executable, "-m", "hie_bundle", *words], check=True, cwd=ROOT, capture_output=True)
+    time.sleep(3)  # the server watches the folder
+    mask, expected = server.mask("two files", tmp_path), nibabel.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(mask.affine, expected.affine, atol=1e-4)
+    assert np.asarray(expected.dataobj).any()
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(expected.dataobj))
+
+
 def test_a_lone_adc_map_is_segmented_where_the_recipe_can(server: Server, tmp_path: Path) -> None:
     name = sorted(path.name for path in server.studies.glob("MGH*.nii.gz"))[0].removesuffix(".nii.gz")
     alone = _study_of_channels(server, [0])

@@ -184,3 +184,7 @@ def test_the_injured_share_of_regions(tmp_path: Path) -> None:
     assert (row["case"], row["region"]) == ("A", "brain")
     assert float(row["share"]) == pytest.approx(truth.sum() / brain.sum())
     assert float(row["predicted_share"]) == pytest.approx((truth & pred).sum() / brain.sum())
+    page = (tmp_path / "report.html").read_text()
+    table = page[page.index("<h3>Injured regions</h3>") :]
+    assert "1 of 1" in table
+    assert f"{100 * (truth & ~pred).sum() / brain.sum():.1f} %" in table

@@ -7,16 +7,13 @@ Both are computed here from one pair of directed distances each, between the ele
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from monai.metrics import CumulativeIterationMetric, compute_dice
-from monai.metrics.utils import do_metric_reduction
+from monai.metrics import compute_dice
 from surface_distance import (
     compute_average_surface_distance,
     compute_robust_hausdorff,
@@ -24,12 +21,11 @@ from surface_distance import (
 )
 
 from ..geometry.components import components
-from ..geometry.spacing import spacing_of
 from ..geometry.surfaces import Mask, border_distances, cropped, share_within, surfel_distances
 from .measure import FAMILIES, Measure, measured_by
 
 __all__ = [
-    "CaseMetric", "case_metrics", "cc_dice", "challenge_metrics", "dice", "lesion_metrics", "overlap_metrics",
+    "case_metrics", "cc_dice", "challenge_metrics", "dice", "lesion_metrics", "overlap_metrics",
     "paper_metrics", "paper_voxel_metrics",
 ]  # fmt: skip
 
@@ -275,60 +271,6 @@ def case_metrics(
     options = {"spacing_mm": spacing_mm, "tolerance_mm": tolerance_mm, "lesion_overlap": lesion_overlap}
     families = [family for family in FAMILIES if not grid or family.grid in ("", grid)]
     return {name: value for family in families for name, value in family(pred, truth, **options).items()}
-
-
-class CaseMetric(CumulativeIterationMetric):
-    """One of :func:`case_metrics` as a MONAI metric, for ``IgniteMetricHandler`` and everywhere else.
-
-    Called with masks ``y_pred`` and ``y`` of shape (B, C, X, Y, Z) it gives a float32 tensor (B, C). ``aggregate`` is
-    the mean over the finite values, NaN without any: an infinite distance would hide all others.
-
-    Args:
-        name: of the metric.
-        spacing_mm: voxel size along each axis; by default from the affine of ``y``, a MetaTensor then.
-        tolerance_mm: of the surface Dices.
-        lesion_overlap: see :func:`lesion_metrics`.
-
-    Raises:
-        ValueError: when there is no metric of that name; when called without a spacing to measure with.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        spacing_mm: Sequence[float] | None = None,
-        tolerance_mm: float = 2.0,
-        lesion_overlap: float = 0.0,
-    ) -> None:
-        super().__init__()
-        known = [known for family in FAMILIES for known in family.names]
-        if name not in known:
-            raise ValueError(f"there is no metric '{name}'; choose one of: {', '.join(known)}.")
-        self.name = name
-        self.family = next(family for family in FAMILIES if name in family.names)
-        self.spacing_mm = spacing_mm
-        self.options = {"tolerance_mm": tolerance_mm, "lesion_overlap": lesion_overlap}
-
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
-        if y is None or y_pred.shape != y.shape or y_pred.ndim != 5:
-            raise ValueError("y_pred and y must be masks of one shape (B, C, X, Y, Z).")
-        values = torch.empty(y.shape[:2])
-        for index in np.ndindex(*y.shape[:2]):
-            spacing = self.spacing_mm
-            if spacing is None:  # measures that need none are measured without, too
-                takes_spacing = "spacing_mm" in inspect.signature(self.family.function).parameters
-                spacing = spacing_of(y, index[0]) if takes_spacing else (1.0, 1.0, 1.0)
-            pred, truth = (part[index].cpu().numpy() > 0.5 for part in (y_pred, y))
-            masks = cropped(pred, truth, spacing)
-            values[index] = self.family(*masks, spacing_mm=spacing, **self.options)[self.name]
-        return values
-
-    def aggregate(self) -> torch.Tensor:  # type: ignore[override]
-        """Mean over the finite values of all cases so far, of all processes."""
-        data = self.get_buffer()
-        finite = torch.where(torch.isfinite(data), data, torch.nan)
-        mean, defined = do_metric_reduction(finite, "mean")
-        return mean if bool(defined.any()) else torch.tensor(torch.nan)
 
 
 def _components(mask: Mask, other: Mask, overlap: float) -> tuple[int, int]:

@@ -270,6 +270,11 @@ def lobes(points_mm: FloatArray, mirrored: FloatArray) -> tuple[FloatArray, Floa
     return cerebrum, cerebellum, stem, brain
 
 
+def callosal_roof(y: FloatArray) -> FloatArray:
+    """Height in mm of the upper side of the corpus callosum; the interhemispheric fissure is above."""
+    return 17 - np.float32(0.009) * (y + 4) ** 2
+
+
 def clefts(
     subject: Subject, points_mm: FloatArray, side: FloatArray, cerebrum: FloatArray, edge_mm: float
 ) -> tuple[FloatArray, FloatArray]:
@@ -290,7 +295,7 @@ def clefts(
     def strip(offset: FloatArray, *beyond: FloatArray) -> FloatArray:
         return np.sqrt(offset**2 + sum(np.maximum(b, 0) ** 2 for b in beyond))
 
-    roof = 17 - np.float32(0.009) * (y + 4) ** 2
+    roof = callosal_roof(y)
     midline = strip(x + np.float32(0.6) * meander, np.where(np.abs(y + 2) < 40, roof - z, np.float32(-1)))
     cingulate = strip(z - roof - 11 + 4 * meander, side - 10, np.abs(y - 6) - 38)
     calcarine = strip(z - 4 + np.float32(0.25) * (y + 50) + 4 * meander, side - 15, y + 36)

@@ -9,36 +9,42 @@ from numpy.typing import NDArray
 
 from ..io.files import whole_folder, write_json
 from ..io.images import write
-from .anatomy import BOX_CENTRE_MM, BOX_HALF_MM, FloatArray, ellipsoid, lobes
+from .anatomy import BOX_CENTRE_MM, BOX_HALF_MM, FloatArray, callosal_roof, ellipsoid, lobes
 from .normative import build_atlas
 
 __all__ = ["REGIONS", "region_at", "write_phantom_atlas"]
 
-PAIRED = ("deep grey matter", "frontal lobe", "parietal lobe", "temporal lobe", "occipital lobe", "cerebellum")
+LAYERS = [f"{lobe} {layer}" for lobe in ("frontal", "parietal", "temporal") for layer in ("gyri", "deep white matter")]
+PAIRED = ("deep grey matter", *LAYERS, "occipital lobe", "cerebellum")
 # number in the label map: name
 REGIONS = {
     **{number: f"left {name}" for number, name in enumerate(PAIRED, start=1)},
     **{number: f"right {name}" for number, name in enumerate(PAIRED, start=len(PAIRED) + 1)},
     2 * len(PAIRED) + 1: "brainstem",
 }
+GYRI_MM = 10  # depth below the hull and the interhemispheric fissure
 
 
 def region_at(points_mm: FloatArray) -> NDArray[np.uint8]:
-    """The number of the region (:data:`REGIONS`) at each canonical position (3, N) in mm, RAS; of a brain's hull.
+    """The region's number (:data:`REGIONS`) at each canonical position (3, N) in mm, RAS.
 
-    Deep grey matter holds basal ganglia, thalami and the internal capsule between them; a lobe its cortex and white
-    matter. Planes divide the lobes: the front by the central sulcus, the temporal lobe by the Sylvian fissure.
+    Deep grey matter includes the internal capsule. Planes divide the lobes, approximately at the central sulcus and the
+    Sylvian fissure. The gyri of a lobe are its outer 10 mm: cortex and the white matter inside the gyri. No atlas tells
+    these apart, since folds differ from newborn to newborn. The occipital lobe has no deeper part.
     """
     x, y, z = points_mm
     mirrored = np.stack([np.abs(x), y, z])
-    _, cerebellum, stem, _ = lobes(points_mm, mirrored)
+    cerebrum, cerebellum, stem, _ = lobes(points_mm, mirrored)
     below_fissure = (z < -2 - 0.4 * (y - 4)) & (mirrored[0] > 14) & (y > -42)
+    fissure = np.hypot(x, np.where(np.abs(y + 2) < 40, np.maximum(callosal_roof(y) - z, 0), 0))
+    deep = (np.minimum(cerebrum, fissure) > GYRI_MM).astype(int)
     conditions = [
         (stem > np.maximum(cerebellum, -1)) & (z < -3), cerebellum > -1,
         ellipsoid(mirrored, (15, -3, 4), (12, 21, 12)) > 0, below_fissure, y > -6 - 0.2 * (z - 20), y > -42 - 0.2 * z,
     ]  # fmt: skip
-    names = ["brainstem", "cerebellum", "deep grey matter", "temporal lobe", "frontal lobe", "parietal lobe"]
-    numbers = [1 + PAIRED.index(name) if name in PAIRED else len(REGIONS) for name in names]
+    names = ["", "cerebellum", "deep grey matter", "temporal gyri", "frontal gyri", "parietal gyri"]
+    first = [1 + PAIRED.index(name) if name else len(REGIONS) for name in names]
+    numbers = [number + deep * name.endswith("gyri") for number, name in zip(first, names, strict=True)]
     found = np.select(conditions, numbers, 1 + PAIRED.index("occipital lobe"))
     return np.where((x > 0) & (found < len(REGIONS)), found + len(PAIRED), found).astype(np.uint8)
 

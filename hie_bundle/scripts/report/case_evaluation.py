@@ -260,8 +260,9 @@ class CaseEvaluation:
         summary = write_results(self.rows, self.folder, info, more)
         if self.lesions:
             write_atomically(self.folder / "lesions.csv", csv_table(single, LESION_COLUMNS))
-        if self.injured:
-            write_atomically(self.folder / "regions.csv", csv_table([row for case in self.injured for row in case]))
+        injured = [row for case in self.injured for row in case]
+        if injured:
+            write_atomically(self.folder / "regions.csv", csv_table(injured))
         if self.calibration == "fit":
             fitted = Calibration.fit(self._making, self.probabilities, single)
             fitted.write(calibration_file(self.weights), self.folder / "calibration.json")
@@ -272,7 +273,8 @@ class CaseEvaluation:
         write_atomically(self.folder / "comparison.txt", table + "\n")
         curves = read_curves(self.folder / "tensorboard")
         page = self.folder / "report.html"
-        write_report(page, self.rows, summary, self.views, curves, self.windows, self.probabilities, single, self.after)
+        measured = (self.probabilities, single, self.after, injured)
+        write_report(page, self.rows, summary, self.views, curves, self.windows, *measured)
         logger.info("\n%s", table)
         logger.info("Wrote report.html, metrics.csv, metrics.json and comparison.txt to %s", self.folder)
 

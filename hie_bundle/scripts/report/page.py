@@ -24,7 +24,6 @@ __all__ = ["GAIN", "cases_text", "provenance", "render_page", "write_case_page",
 HERE = Path(__file__).parent
 HEADLINE = ("dice", "masd_mm", "nsd")
 MOST_LESIONS = 500  # rows of the page's table; lesions.csv has all
-ML = ("injured_ml", "volume_ml")
 GAIN = Measure("gain", "gain", "")
 
 
@@ -48,6 +47,7 @@ def write_report(
     probabilities: Sequence[CaseProbabilities] = (),
     lesions: tables.Rows = (),
     after: Sequence[CaseProbabilities] = (),
+    regions: tables.Rows = (),
 ) -> None:
     """Write ``report.html``.
 
@@ -61,6 +61,7 @@ def write_report(
         probabilities: of the cases, where there are any.
         lesions: rows of ``lesions.csv``.
         after: as ``probabilities``, calibrated.
+        regions: rows of ``regions.csv``.
     """
     probability_plots = []
     if probabilities:
@@ -74,6 +75,7 @@ def write_report(
         tables=[
             *_site_tables(summary, tables.lead_grid(rows)),
             *(_summary_table(group, members, summary) for group, members in grouped(rows[0])),
+            *_region_tables(regions),
         ],
         metric_plots=_metric_plots(rows),
         volume_plots=[draw(rows) for draw in (plots.dice_by_volume, plots.bland_altman)],
@@ -118,9 +120,10 @@ def write_case_page(
     """
     header = [Cell(name) for name in ("Region", "Injured", "Injured (ml)", "Volume (ml)")]
     parts = [
-        [Cell(row["region"]), Cell(f"{100 * row['share']:.1f} %"), *(Cell(f"{row[n]:.2f}") for n in ML)]
+        list(map(Cell, (f"{row['number']} {row['region']}", f"{100 * row['share']:.1f} %",
+                        f"{row['injured_ml']:.2f}", f"{row['volume_ml']:.2f}")))
         for row in regions
-    ]
+    ]  # fmt: skip
     views = [slices.view(z) for z in slices.spread()]
     shown = [{"label": label, "value": value} for label, value in tiles]
     page = render_page(
@@ -204,6 +207,23 @@ def _site_tables(summary: Mapping[str, Any], grid: str) -> list[Table]:
         for known in (column(f"{grid}_{name}") for name in HEADLINE)
     ]
     return [Table("By hospital", header, rows)]
+
+
+def _region_tables(regions: tables.Rows) -> list[Table]:
+    """Injury by region, summed over the cases; nothing without an atlas."""
+    if not regions:
+        return []
+    header = [Cell(n) for n in ("Region", "Cases injured", "Lesion (ml)", "Predicted (ml)", "Error of the share")]
+    rows = []
+    for name in dict.fromkeys(row["region"] for row in regions):
+        cases = [row for row in regions if row["region"] == name]
+        hurt = sum(row["lesion_ml"] > 0 for row in cases)
+        lesion, pred = (sum(row[part] for row in cases) for part in ("lesion_ml", "predicted_ml"))
+        error = 100 * sum(abs(row["predicted_share"] - row["share"]) for row in cases) / len(cases)
+        texts = (name, f"{hurt} of {len(cases)}", f"{lesion:.2f}", f"{pred:.2f}", f"{error:.1f} %")
+        rows.append(list(map(Cell, texts)))
+    note = "Volumes of all cases together, mean error; cases that the atlas does not fit are excluded."
+    return [Table("Injured regions", header, rows, note)]
 
 
 def cases_text(count: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from contourpy import contour_generator
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from ..geometry.brain import brain_of
 from ..geometry.slices import axial, shown_box, upright
@@ -22,6 +23,8 @@ __all__ = ["PRED_COLOUR", "TRUTH_COLOUR", "WINDOWS", "CaseSlices", "SliceView", 
 TRUTH_COLOUR, PRED_COLOUR = BLUE, ORANGE
 WINDOWS: Mapping[str, Sequence[float]] = {"ADC": (0, 2500), "ZADC": (-6, 6)}  # as in evaluate.yaml
 MOST_SLICES = 8
+# colours of a region without injury and of one that is all injured; width of a diagram's pixels; room for a number
+NO_INJURY, ALL_INJURED, PIXEL_MM, MARK_MM = np.array([0.94, 0.95, 0.96]), np.array([0.84, 0.37, 0.0]), 0.4, 4.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class CaseSlices:
 def region_slices(
     labels: NDArray[np.uint8], regions: Sequence[Mapping[str, Any]], affine: NDArray[Any]
 ) -> list[dict[str, Any]]:
-    """Three axial slices of an atlas' regions, the darker the larger the injured share; white lines between regions.
+    """Four axial slices of an atlas' regions, coloured by the injured share, from the feet up.
 
     Args:
         labels: number of each voxel's region, 0 outside the brain.
@@ -159,25 +162,37 @@ def region_slices(
         affine: (4, 4) from voxel indices to millimetres, RAS+.
 
     Returns:
-        Of each slice ``number``, ``picture`` (PNG in base64) and ``size_mm``.
+        Of each slice ``number``, ``picture`` (PNG in base64), ``size_mm`` and ``marks``: number and place in mm of each
+        region with room for it.
     """
     shown, spacing_mm = upright(labels, affine)
     box, inside = shown_box(shown > 0), np.flatnonzero(shown.any((0, 1)))
-    grey = np.ones(256)
+    colours = np.ones((256, 3))
     for row in regions:
-        grey[row["number"]] = 0.9 - 0.75 * np.sqrt(row["share"])  # small shares are seen, too
-    pictures = []
-    for z in (int(inside[round(part * (len(inside) - 1))]) for part in (0.25, 0.5, 0.7)):
+        colours[row["number"]] = NO_INJURY + np.sqrt(row["share"]) * (ALL_INJURED - NO_INJURY)  # small shares are seen
+    slices = []
+    for z in (int(inside[round(part * (len(inside) - 1))]) for part in (0.2, 0.4, 0.55, 0.75)):
         area = axial(shown, box, z)
-        edge = (area != np.roll(area, 1, 0)) | (area != np.roll(area, 1, 1))
-        size_mm = area.shape[1] * spacing_mm[0], area.shape[0] * spacing_mm[1]
-        pictures.append({"number": z + 1, "picture": _png(np.where(edge, 1, grey[area])), "size_mm": size_mm})
-    return pictures
+        pixel_mm = np.array([spacing_mm[0], spacing_mm[1]])
+        factor = np.maximum(np.round(pixel_mm / PIXEL_MM).astype(int), 1)  # lines between regions are thin
+        fine = np.kron(area, np.ones((factor[1], factor[0]), np.uint8))
+        edge = (fine != np.roll(fine, 1, 0)) | (fine != np.roll(fine, 1, 1))
+        marks = []
+        for number in np.unique(area[area > 0]).tolist():
+            depth = ndimage.distance_transform_edt(np.pad(area == number, 1), pixel_mm[::-1])[1:-1, 1:-1]
+            place = np.unravel_index(int(depth.argmax()), depth.shape)
+            if depth[place] > MARK_MM:
+                marks.append({"number": number, "at": ((np.array(place)[::-1] + 0.5) * pixel_mm).round(1).tolist()})
+        size_mm = (np.array(area.shape[::-1]) * pixel_mm).tolist()
+        picture = _png(np.where(edge[..., None], 0.55, colours[fine]))
+        slices.append({"number": z + 1, "picture": picture, "size_mm": size_mm, "marks": marks})
+    return slices
 
 
-def _png(grey: NDArray[np.float64]) -> str:
+def _png(values: NDArray[np.float64]) -> str:
+    """PNG as base64 of grey values or colours in [0, 1]."""
     file = io.BytesIO()
-    Image.fromarray(np.round(grey * 255).astype(np.uint8)).save(file, format="PNG", optimize=True)
+    Image.fromarray(np.round(values * 255).astype(np.uint8)).save(file, format="PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 

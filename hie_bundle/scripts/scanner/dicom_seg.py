@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.checks import grid_difference
 from ..io.files import atomic_path
-from ..io.volumes import LPS_TO_RAS
+from ..io.volumes import LPS_TO_RAS, Volume
 from ..runtime.errors import UserError
 from ..runtime.mixins import bundle_version
 from .dicom import Series, read_folder, require_highdicom, require_pydicom
-from .inputs import GRID_TOLERANCE_MM, read
+from .dicom_sr import anatomy_of, report_of
+from .inputs import GRID_TOLERANCE_MM, read, refuse_other_grid
 from .previews import outlines
+from .regions import RegionAtlas
 
 __all__ = ["BURNT_IN", "capture_of", "contours_of", "segmentation_of", "source_images", "write_dicom_seg"]
 
@@ -46,6 +48,9 @@ def write_dicom_seg(
     series: Sequence[int] = (),
     capture_file: str | Path | None = None,
     rtstruct_file: str | Path | None = None,
+    regions: str | Path | None = None,
+    adc_file: str | Path | None = None,
+    report_file: str | Path | None = None,
 ) -> None:
     """Write a mask as DICOM SEG that refers to the images of its series, which is logged.
 
@@ -58,16 +63,21 @@ def write_dicom_seg(
         capture_file: ``.dcm``; where a picture of the series with the mask's outline and volume goes, as DICOM
             Secondary Capture.
         rtstruct_file: ``.dcm``; where the mask's contours go, as DICOM RT Structure Set.
+        regions: folder of an atlas (:class:`.RegionAtlas`); the lesion's part in each region is a segment, too.
+        adc_file: skull-stripped ADC map on the mask's grid, which the atlas is registered to.
+        report_file: ``.dcm``; where volume and injured share of each region go, as DICOM structured report.
 
     Raises:
-        UserError: for bad files, or when no series has the mask's grid.
+        UserError: for bad files, when no series has the mask's grid, or the atlas does not fit.
     """
     if not mask_file or not images or not output_file:
         raise UserError(
             "Name the mask, the folder of its series and the output file: --mask_file --images --output_file."
         )
     folder = Path(images)
-    files = [file for file in (output_file, capture_file, rtstruct_file) if file]
+    if bool(regions) != bool(adc_file) or (report_file and not regions):
+        raise UserError("Regions need an atlas and the ADC map that was segmented: --regions ATLAS --adc_file FILE.")
+    files = [file for file in (output_file, capture_file, rtstruct_file, report_file) if file]
     for file in files:
         if not str(file).lower().endswith(".dcm"):
             raise UserError(f"{file}: a DICOM segmentation is written as .dcm.")
@@ -89,7 +99,12 @@ def write_dicom_seg(
             f"{mask_file} is not on the grid of any series in {folder} ({reasons or 'none is of diffusion'})."
         )
     source = found[differences.index("")]
-    segmentation = segmentation_of(mask.array, source)
+    parts, rows = _in_regions(mask, mask_file, adc_file, regions) if regions and adc_file else ({}, [])
+    segmentation = segmentation_of(mask.array, source, parts)
+    if report_file:
+        report = report_of(rows, segmentation, source_images(source))
+        with atomic_path(report_file) as temporary:
+            report.save_as(temporary)
     if capture_file:
         with tempfile.TemporaryDirectory() as place, atomic_path(capture_file) as temporary:
             volume_ml = float(mask.array.sum() * np.prod(mask.spacing_mm)) / 1000
@@ -105,7 +120,19 @@ def write_dicom_seg(
     logger.info("DICOM segmentation of %d voxels on %s.", int(mask.array.sum()), source.name)
 
 
-def segmentation_of(mask: NDArray[Any], source: Series) -> Any:
+def _in_regions(
+    mask: Volume, mask_file: str | Path, adc_file: str | Path, regions: str | Path
+) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
+    """The part of a mask in each region, and the rows of :meth:`.RegionAtlas.injured`."""
+    adc = read(adc_file, 3)
+    refuse_other_grid(mask, adc, (str(mask_file), str(adc_file)))
+    labels, rows, note = RegionAtlas(regions).injured(adc, mask.array)
+    if labels is None:
+        raise UserError(f"{adc_file}: {note}. Remove --regions, or use another atlas.")
+    return {row["region"]: (labels == row["number"]) & (mask.array > 0) for row in rows}, rows
+
+
+def segmentation_of(mask: NDArray[Any], source: Series, parts: Mapping[str, NDArray[Any]] | None = None) -> Any:
     """A binary DICOM segmentation that refers to the source images, slice by slice if each slice is a file.
 
     Category, type and region are SNOMED CT's: morphologically abnormal structure (49755003), lesion (52988006), brain
@@ -115,6 +142,7 @@ def segmentation_of(mask: NDArray[Any], source: Series) -> Any:
     Args:
         mask: (X, Y, Z), 0 and 1, on the series' grid.
         source: the series that is referred to.
+        parts: of the mask by region, same shape; each is a further segment with the region's code.
 
     Returns:
         ``highdicom.seg.Segmentation``.
@@ -129,26 +157,39 @@ def segmentation_of(mask: NDArray[Any], source: Series) -> Any:
     version = bundle_version()
     images = source_images(source)
     family = Code("123109", "DCM", "Artificial Intelligence")
-    description = highdicom.seg.SegmentDescription(
-        1,
-        "HIE lesion",
-        Code("49755003", "SCT", "Morphologically Abnormal Structure"),
-        Code("52988006", "SCT", "Lesion"),
-        highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        highdicom.AlgorithmIdentificationSequence(ALGORITHM, family, version),
-        anatomic_regions=[Code("12738006", "SCT", "Brain")],
-        display_color=highdicom.color.CIELabColor(70.0, 30.0, 70.0),  # orange
-    )
-    pixels: Any = np.ascontiguousarray(mask.astype(np.uint8).T)  # frames, rows, columns
+    named = {"HIE lesion": mask} | {f"HIE lesion, {region}": part for region, part in (parts or {}).items()}
+    descriptions = [
+        highdicom.seg.SegmentDescription(
+            number,
+            name,
+            Code("49755003", "SCT", "Morphologically Abnormal Structure"),
+            Code("52988006", "SCT", "Lesion"),
+            highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            highdicom.AlgorithmIdentificationSequence(ALGORITHM, family, version),
+            tracking_uid=generate_uid(),
+            tracking_id=name,
+            anatomic_regions=anatomy_of(name)[0],
+            display_color=highdicom.color.CIELabColor(70.0, 30.0, 70.0),  # orange
+        )
+        for number, name in enumerate(named, start=1)
+    ]
+    for description, name in zip(descriptions, named, strict=True):
+        if side := anatomy_of(name)[1]:
+            for place in description.AnatomicRegionSequence:
+                place.AnatomicRegionModifierSequence = [highdicom.sr.CodedConcept.from_code(side)]
+    # frames, rows, columns, segments
+    pixels: Any = np.stack([np.ascontiguousarray(part.astype(np.uint8).T) for part in named.values()], axis=-1)
     if len(images) != len(pixels):  # a mosaic or an enhanced image, whose frames are not the mask's
         lps = (LPS_TO_RAS @ source.affine)[:, [2, 1, 0, 3]]
-        pixels = highdicom.Volume(pixels, lps, "PATIENT", frame_of_reference_uid=images[0].FrameOfReferenceUID)
+        frame = images[0].FrameOfReferenceUID
+        channels = {"SegmentNumber": list(range(1, len(named) + 1))}
+        pixels = highdicom.Volume(pixels, lps, "PATIENT", frame_of_reference_uid=frame, channels=channels)
     with _named_faults(source, "segmentation"):
         segmentation = highdicom.seg.Segmentation(
             images,
             pixels,
             highdicom.seg.SegmentationTypeValues.BINARY,
-            [description],
+            descriptions,
             series_instance_uid=generate_uid(),
             series_number=1000 + source.number,
             sop_instance_uid=generate_uid(),
