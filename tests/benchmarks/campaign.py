@@ -406,6 +406,24 @@ def _bundle(run_id: str, config: str, **given: Any) -> list[str]:
     return ["monai.bundle", "run", run_id, "--config_file", str(BUNDLE / "configs" / config), *words]
 
 
+def _dicom(folder: Path) -> Path:
+    """Images with b = 0 and 1000 s/mm² of a simulated newborn, as a Philips scanner writes them."""
+    place = folder / "dicom"
+    if not place.is_dir():
+        from head_cases import head_of
+        from scanner_cases import Study
+
+        from scripts.phantom.case import simulate_case
+        from scripts.phantom.settings import Settings
+
+        settings = Settings(matrix_sizes=(64,), slice_range=(20, 20), fine_mm=3.0, atlas_step_mm=3.0, num_healthy=4)
+        head = head_of(simulate_case(0, 0, settings, counterfactual=True))
+        study = Study(place, "Philips Medical Systems")
+        for number, (b, image) in enumerate({0: head.b0, 1000: head.b1000}.items(), start=3):
+            study.series(number, image * 2.0, head.affine, b_value=b, slope=0.5, scale=4.0)
+    return place
+
+
 def _archive(folder: Path) -> tuple[Path, str]:
     import hashlib
 
@@ -453,6 +471,7 @@ def kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
                             base_url=f"http://127.0.0.1:{server.server_port}", **{"archives#train#sha256": sha256}),
         "segment": [*_segment(folder), "--shard", "1/1"],
         "preprocessing": _bundle("preprocessing", "data.yaml", dataset_dir=data, output_dir="out", format="nnunet"),
+        "scan": ["hie_bundle", "scan", str(_dicom(folder)), "-o", "out"],
     }  # fmt: skip
     whole: dict[str, Any] = {}
     for name, words in commands.items():
@@ -476,13 +495,13 @@ def kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
         process.wait()
         status = _Started(commands[name], cwd).wait()
         log, outcome = process.text(), "as if nothing had happened"
-        if status and "holds a finished training" not in log:
+        if status and "holds a finished training" not in log and "out already exists" not in log:
             outcome = f"started again: exit {status}: {log[-300:]}"
         elif "Traceback" in log:
             outcome = f"traceback: {log[log.index('Traceback') :][:300]}"
         elif (content := _content(cwd / "out")) != whole[name][1]:
             outcome = f"differs: {sorted(set(content.items()) ^ set(whole[name][1].items()))[:4]}"
-        elif left := [path.name for path in (cwd / "out").rglob(".*") if path.name != ".download.json"]:
+        elif left := [path.name for path in cwd.rglob(".*") if path.name != ".download.json"]:
             outcome = f"left: {left}"
         found[outcome if outcome.startswith("as if") else "wrong"] += 1
         if not outcome.startswith("as if"):
@@ -501,8 +520,12 @@ def _content(folder: Path) -> dict[str, str]:
         name = str(path.relative_to(folder))
         if path.is_dir() or path.suffix in (".log", ".jsonl", ".csv") or "events.out" in name:
             continue
-        if path.name in ("run.json", "resume_state.pt", "datalist.json", "preprocessing.json"):
+        if path.name in ("run.json", "resume_state.pt", "datalist.json", "preprocessing.json", "scan.json"):
             found[name] = "there"
+        elif path.suffix == ".dcm":  # each has identifiers of its own
+            import pydicom
+
+            found[name] = hashlib.sha256(pydicom.dcmread(path).PixelData).hexdigest()
         elif path.suffix == ".pt":
             import torch
 

@@ -24,9 +24,9 @@ WITHIN_S = 10
 
 PROGRAM = """
 import hashlib, logging, subprocess, sys, time; sys.path.insert(0, sys.argv[1])
-from scripts.runtime.interruption import Interruption, stop_if_asked
-one = Interruption(lambda: "Go on so.", lambda: print("last", flush=True))
-one.install()
+from scripts.runtime.interruption import interruption, stop_if_asked
+one = interruption(lambda: "Go on so.", lambda: print("last", flush=True))
+one.__enter__()
 code = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
 child = subprocess.Popen([sys.executable, "-c", code])
 try:
@@ -96,8 +96,9 @@ def _ended(process: psutil.Process) -> bool:
 # Ctrl-C ends the loading processes, too: its signal and theirs come while Python is busy, and have to wait
 TOGETHER = """
 import os, signal, sys; sys.path.insert(0, sys.argv[1])
-from scripts.runtime.interruption import Interruption, stop_if_asked
-Interruption(lambda: "Go on so.", lambda: None).install()
+from scripts.runtime.interruption import interruption, stop_if_asked
+one = interruption(lambda: "Go on so.", lambda: None)
+one.__enter__()
 signal.signal(signal.SIGCHLD, lambda *_: None)  # PyTorch's
 both = {signal.SIGINT, signal.SIGCHLD}
 signal.pthread_sigmask(signal.SIG_BLOCK, both)
@@ -116,13 +117,11 @@ def test_one_that_comes_with_a_childs_end_prints_nothing_else() -> None:
 
 
 def test_signals_are_as_they_were_afterwards() -> None:
-    from scripts.runtime.interruption import Interruption, _wait
+    from scripts.runtime.interruption import _wait, interruption
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    one = Interruption(lambda: "", lambda: None)
-    one.install()
-    assert signal.getsignal(signal.SIGTERM) is _wait
-    one.remove()
+    with interruption(lambda: "", lambda: None):
+        assert signal.getsignal(signal.SIGTERM) is _wait
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 

@@ -73,7 +73,7 @@ def test_a_signal_removes_what_was_written(number: signal.Signals, tmp_path: Pat
     assert left(tmp_path) == []
     if number != signal.SIGINT:
         assert process.returncode == 128 + number
-        assert f"Stopped by {number.name}; nothing was written." in said
+        assert f"Stopped by {number.name}. Nothing was written." in said
     with pytest.raises(ProcessLookupError):  # dcm2niix has ended, too
         os.killpg(process.pid, 0)
 

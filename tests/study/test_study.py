@@ -301,16 +301,26 @@ def test_a_failure_ends_its_group_and_no_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_children_too(number: signal.Signals, tmp_path: Path) -> None:
-    code = f"""
+    code = f'''
 import os, sys; from pathlib import Path
 sys.path.insert(0, {str(BUNDLE)!r})
 from scripts.study.jobs import Cluster, Job, Processes, exclusive, run_jobs
 folder = Path({str(tmp_path)!r})
-child = [sys.executable, "-c", f"import os, time; open('{{folder}}/pid', 'w').write(str(os.getpid())); time.sleep(60)"]
+code = """if True:
+    import os, signal, sys, time
+    def end(*_):
+        time.sleep(1)  # as a training that ends at its next step
+        open("FOLDER/noted", "w").write("interrupted")
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, end)
+    open("FOLDER/pid", "w").write(str(os.getpid()))
+    time.sleep(60)
+"""
+child = [sys.executable, "-c", code.replace("FOLDER", str(folder))]
 with exclusive(folder) as lock:
     job = Job("job", "job", folder / "log.txt", [("one", child)], lambda: None)
     run_jobs([job], Processes(1, ["cpu"], dict(os.environ), lock))
-"""
+'''
     process = subprocess.Popen(_python(code), stderr=subprocess.PIPE, text=True)
     _wait(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), process)
     child = int((tmp_path / "pid").read_text())
@@ -318,6 +328,7 @@ with exclusive(folder) as lock:
         pass
     process.send_signal(number)
     assert process.wait(30) == 128 + number
+    assert (tmp_path / "noted").read_text() == "interrupted"
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
 

@@ -17,7 +17,7 @@ from ..io.files import clean, expect_unchanged, release_lock, take_lock, try_wri
 from ..io.weights import as_paths, read_state, require_there
 from ..runtime.distributed import gather_interleaved, is_first
 from ..runtime.errors import UserError, causes, first_cause, user_error
-from ..runtime.interruption import Interruption
+from ..runtime.interruption import interruption
 from ..runtime.redaction import redacted
 from ..runtime.workflow import running_workflow
 from .loaders import end_processes, in_words
@@ -76,7 +76,6 @@ class RunFolder:
         self._goes_on = False
         self._record: dict[str, Any] = {}
         self._there: dict[str, tuple[int, int]] = {}
-        self._interruption = Interruption(self._advice, self._leave)
 
     def claim(self) -> None:
         """Take the folder for this run, before anything else happens. Of several processes the first one does.
@@ -146,26 +145,25 @@ class RunFolder:
                 written to it, was removed during the run.
         """
         cases = {name: gather_interleaved(list(items)) for name, items in data.items()}
-        self._interruption.install()
-        try:
-            if is_first():
-                self._begin(as_paths(weights) if weights else [], {name: of or [] for name, of in cases.items()})
-            run()
-            self._note_end("finished", None, masks)
-        except BaseException as error:
-            lost = in_words(error)
-            if lost:
-                end_processes()
-            cause = lost or user_error(error) or first_cause(error)
-            status = "failed" if isinstance(error, Exception) else "interrupted"
-            self._note_end(status, f"{type(cause).__name__}: {cause}", masks)
-            if lost and lost not in causes(error):
-                raise lost from error
-            raise
-        finally:
-            expect_unchanged(None)
-            self._release()
-            self._interruption.remove()
+        with interruption(self._advice, self._leave):
+            try:
+                if is_first():
+                    self._begin(as_paths(weights) if weights else [], {name: of or [] for name, of in cases.items()})
+                run()
+                self._note_end("finished", None, masks)
+            except BaseException as error:
+                lost = in_words(error)
+                if lost:
+                    end_processes()
+                cause = lost or user_error(error) or first_cause(error)
+                status = "failed" if isinstance(error, Exception) else "interrupted"
+                self._note_end(status, f"{type(cause).__name__}: {cause}", masks)
+                if lost and lost not in causes(error):
+                    raise lost from error
+                raise
+            finally:
+                expect_unchanged(None)
+                self._release()
 
     def _begin(self, weights: Sequence[Path], cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         for path in weights:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from typing import Any
 from filelock import lock_descriptor
 
 from ..runtime.errors import UserError
-from ..runtime.interruption import removed_at_signals
+from ..runtime.interruption import interruption
 
 __all__ = [
     "atomic_path", "clean", "clean_beside", "expect_unchanged", "hidden_folder", "refuse_changed", "release_lock",
@@ -82,6 +83,7 @@ def clean_beside(files: Iterable[Path]) -> None:
 def hidden_folder(path: str | Path) -> Iterator[Path]:
     """A folder for this user alone beside ``path``, removed at the end of the block, and at SIGTERM and SIGHUP.
 
+    A signal that is ignored, as SIGHUP by ``nohup``, or that a run waits for, stays so; SIGINT is a KeyboardInterrupt.
     What an earlier process left there for the same ``path``, when it was killed, is removed first; its lock tells it
     from a process that works beside this one.
     """
@@ -94,7 +96,14 @@ def hidden_folder(path: str | Path) -> Iterator[Path]:
             release_lock(lock)
     work = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     work.mkdir(mode=0o700)
-    with removed_at_signals(work):
+    fatal = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+    fatal = [number for number in fatal if signal.getsignal(number) == signal.SIG_DFL]
+
+    def remove() -> None:
+        while work.exists():  # the main thread may be writing
+            shutil.rmtree(work, ignore_errors=True)
+
+    with interruption(lambda: "Nothing was written.", remove, fatal, grace_s=0):
         try:
             take_lock(work / _LOCK, f"{work} is in use.")
             yield work

@@ -17,13 +17,14 @@ from typing import Any
 
 from ..io.files import release_lock, take_lock
 from ..runtime.errors import UserError, choose
-from ..runtime.interruption import Interruption, stop_if_asked
+from ..runtime.interruption import interruption, stop_if_asked
 
 __all__ = ["Cluster", "Job", "Processes", "exclusive", "run_jobs"]
 
 logger = logging.getLogger(__name__)
 LOG_LINES = 12  # of a failed job's log that its message shows
 POLL_S = 0.2
+GRACE_S = 8.0  # for a training to end at its next step and note that it was interrupted
 
 
 @dataclass
@@ -69,33 +70,31 @@ def run_jobs(jobs: Sequence[Job], executor: Processes | Cluster) -> dict[str, st
     """
     waiting, failures = deque(jobs), dict[str, str]()
     running: list[tuple[Job, Generator[None, None, None]]] = []
-    interruption = Interruption(lambda: "The same command, started again, resumes here.", lambda: None)
-    interruption.install()
-    try:
-        while waiting or running:
-            while waiting and len(running) < executor.at_once:
-                job = waiting.popleft()
-                if job.group in failures:
-                    logger.warning("%s: not started, since another run of %s failed", job.name, job.group)
-                else:
-                    running.append((job, executor.run(job)))
-            for one in list(running):
-                job, steps = one
-                try:
-                    next(steps)
-                    continue
-                except StopIteration:
-                    job.finished()
-                    logger.info("%s: done, %d left", job.name, len(running) - 1 + len(waiting))
-                except ChildProcessError as error:
-                    failures.setdefault(job.group, _failure(job, error))
-                running.remove(one)
-            time.sleep(POLL_S)
-            stop_if_asked()
-    finally:
-        for _, steps in running:
-            steps.close()
-        interruption.remove()
+    with interruption(lambda: "The same command, started again, resumes here.", lambda: None, children_s=GRACE_S):
+        try:
+            while waiting or running:
+                while waiting and len(running) < executor.at_once:
+                    job = waiting.popleft()
+                    if job.group in failures:
+                        logger.warning("%s: not started, since another run of %s failed", job.name, job.group)
+                    else:
+                        running.append((job, executor.run(job)))
+                for one in list(running):
+                    job, steps = one
+                    try:
+                        next(steps)
+                        continue
+                    except StopIteration:
+                        job.finished()
+                        logger.info("%s: done, %d left", job.name, len(running) - 1 + len(waiting))
+                    except ChildProcessError as error:
+                        failures.setdefault(job.group, _failure(job, error))
+                    running.remove(one)
+                time.sleep(POLL_S)
+                stop_if_asked()
+        finally:
+            for _, steps in running:
+                steps.close()
     return failures
 
 
