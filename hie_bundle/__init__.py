@@ -58,4 +58,5 @@ def scripts_module(name: str) -> Any:
 
 def main() -> None:
     """The command ``hie-bundle``."""
+    scripts_module("runtime.errors").show_plainly()  # Ctrl-C while the others are imported
     scripts_module("cli").main()

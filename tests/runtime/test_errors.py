@@ -31,6 +31,16 @@ OWN = """sys.modules.update(mine=type(sys)("mine"))
 sys.modules["mine"].Net = lambda: [] + 1"""
 OWN_FAULT = """__import__("monai.bundle").bundle.ConfigComponent({"_target_": "mine.Net"}).instantiate()"""
 
+# Ctrl-C while MONAI imports what a config names
+INTERRUPTED = """class Finder:
+    def find_spec(self, name, *_):
+        if name == "interrupted":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())"""
+INTERRUPTED_IMPORT = (
+    """__import__("monai.bundle").bundle.ConfigComponent({"_target_": "interrupted.X"}).instantiate()"""
+)
+
 
 @pytest.mark.parametrize(
     ("before", "error", "shown", "traceback"),
@@ -39,9 +49,17 @@ OWN_FAULT = """__import__("monai.bundle").bundle.ConfigComponent({"_target_": "m
         ("import torch", SHORTAGE, ["error: CUDA out of memory. Tried", "lower --batch_size", "--flips []"], False),
         ("", ARGUMENT, ["error: torch.optim.AdamW has no such option: AdamW", "argument 'lrr'."], False),
         (OWN, OWN_FAULT, ["Traceback", "caused by TypeError: can only concatenate list"], True),
+        (INTERRUPTED, INTERRUPTED_IMPORT, ["Stopped."], False),
         ("", 'KeyError("unexpected")', ["Traceback", "caused by KeyError: 'unexpected'"], True),
     ],
-    ids=["a user's mistake", "no memory on the device", "an argument that there is not", "a user's fault", "a fault"],
+    ids=[
+        "a user's mistake",
+        "no memory on the device",
+        "an argument that there is not",
+        "a user's fault",
+        "Ctrl-C",
+        "a fault",
+    ],
 )
 def test_an_error_ends_a_program(before: str, error: str, shown: list[str], traceback: bool, tmp_path: Path) -> None:
     program = tmp_path / "program.py"

@@ -76,7 +76,7 @@ def show_plainly() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if message := user_error(error) or out_of_memory(error):
             print(f"\nerror: {printable(message)}", file=sys.stderr)
-        elif kind is KeyboardInterrupt:
+        elif _is_interrupted(error):
             print("\nStopped.", file=sys.stderr)
         else:
             previous(kind, error, trace)
@@ -84,6 +84,13 @@ def show_plainly() -> None:
                 print(f"\ncaused by {type(first).__name__}: {first}", file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is among the causes: where it meets an import, pydoc and MONAI wrap it."""
+    return error is not None and (
+        isinstance(error, KeyboardInterrupt) or _is_interrupted(error.__cause__ or error.__context__)
+    )
 
 
 def user_error(error: BaseException) -> UserError | None:

@@ -56,7 +56,7 @@ def interruption(
 
     The process ends at its next step (:func:`stop_if_asked`). A second signal, or no step in time, ends it and its
     children at once. A thread watches: Python's handlers wait for the main thread's C code, and an exception of theirs
-    would land in whatever Python is doing. Nothing is done without signals, or outside the main thread of a POSIX system.
+    would land in whatever Python is doing. Nothing happens without signals, or in another thread or system (Windows).
 
     Args:
         message: text after the signal's name; nothing is printed if it is empty.
