@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..data.layout import file_name, filesystem_key, find_cases, part_of, site_of
+from ..data.layout import LABEL_FOLDERS, file_name, filesystem_key, find_cases, part_of, site_of
 from ..data.privacy import pseudonyms
 from ..evaluation.calibration import Calibration, calibration_file
 from ..geometry.components import components
@@ -94,7 +94,7 @@ def segment(
         _places(job, len(jobs) == 1, output, overlay, report, probabilities, lesions, studies, extension, bids)
         for job in jobs
     ]
-    _refuse_overwriting(jobs, places)
+    _refuse_overwriting(jobs, places, [Path(one).resolve() for one in (adc, zadc) if one])
     for folder in {path.parent for place in places for path in place.values()}:
         try_writing(folder)
     share = Shard(shard, output) if shard else None
@@ -251,11 +251,19 @@ def _places(
     return places
 
 
-def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]]) -> None:
+def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]], given: Sequence[Path]) -> None:
+    """Refuse files that would replace a map, a label or each other, or be taken for maps; ``given`` is resolved."""
     inputs = {path.resolve() for job in jobs for path in (job.adc, job.zadc) if path}
     outputs = [path.resolve() for place in places for path in place.values()]
     if both := inputs & set(outputs):
         raise UserError(f"{min(both)} is an input map and is not overwritten; choose another -o.")
+    for folder in sorted({path.parent for path in outputs if extension_of(path)}):
+        below = any(one in folder.parents for one in given)
+        if folder in given or (below and folder.name in LABEL_FOLDERS):
+            raise UserError(
+                f"{folder} holds maps or labels. A mask there would replace a label, and later runs would take a "
+                "probability map for a case. Choose another -o (or --studies)."
+            )
     first: dict[str, Path] = {}
     for path in outputs:
         other = first.setdefault(filesystem_key(str(path)), path)

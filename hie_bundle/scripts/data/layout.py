@@ -15,7 +15,7 @@ from ..runtime.errors import DatasetError
 from ..runtime.text import is_printable
 
 __all__ = [
-    "MANIFEST", "SPLITS", "Case", "as_native", "case_of", "case_of_file_name", "file_name", "filesystem_key",
+    "LABEL_FOLDERS", "MANIFEST", "SPLITS", "Case", "as_native", "case_of", "case_of_file_name", "file_name", "filesystem_key",
     "find_cases", "first_file", "item_files", "output_name", "part_of", "site_of",
 ]  # fmt: skip
 
@@ -38,7 +38,8 @@ _SPLIT_FOLDER = re.compile(r"(?:BONBID\d*[-_])?(train|val|test)(?:ing|idation)?"
 _SITES = ("MGH", "BCH")  # folders of part II, below 1ADC_ss and 2Z_ADC
 _BONBID_CASE = re.compile(r"(?P<patient>(?P<site>[A-Z]+)NICU_\d+)(?!\d)", re.IGNORECASE)  # BCHNICU_010-VISIT_01
 _BONBID_FOLDER = re.compile(r"BONBID\d*[-_](train|val|test)", re.IGNORECASE)
-_LABEL_FOLDERS = ("labels", "final", "labelsTr")  # a file here has its image's name; MONAI Label writes labels/final
+_NAMED_AS_IMAGES = ("labels", "final", "labelsTr")  # labels of their images' names; MONAI Label writes labels/final
+LABEL_FOLDERS = (_NAMES["label"][0], *_NAMED_AS_IMAGES)
 _IGNORED_FOLDERS = ("__MACOSX", "original")  # archives made on a Mac; what MONAI Label predicted and nobody approved
 
 
@@ -163,7 +164,7 @@ def part_of(path: Path) -> tuple[str | None, str]:
         return None, ""
     for part, pattern in _PATTERNS.items():
         if match := pattern.fullmatch(path.name):
-            if part == "stacked" and path.parent.name in _LABEL_FOLDERS:
+            if part == "stacked" and path.parent.name in _NAMED_AS_IMAGES:
                 part = "label"
             return part, match["case"]
     return None, ""
