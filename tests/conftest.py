@@ -11,6 +11,8 @@ from pathlib import Path
 import processes
 import pytest
 
+from scripts.io.files import expect_unchanged, stamp_of
+
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "hie_bundle"
 
@@ -21,6 +23,11 @@ TINY = {
     "num_workers": "0",
     "batch_size": "2",
 }
+
+
+def as_checked(*paths: str | Path) -> None:
+    """Let transforms load files that are no case, as if a workflow had checked them."""
+    expect_unchanged({str(path): stamp_of(path) for path in paths})
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -272,6 +272,111 @@ def _judge(result: Any, plain: Any, moved: bool) -> str:
     return "with a note" if result.said - plain.said else f"silent: Dice {overlap:.2f}, affine {shift:.3g}"
 
 
+# --- mutated DICOM -------------------------------------------------------------------------------------------------
+
+ELEMENTS = (
+    "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PixelData",
+    "PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope",
+    "RescaleIntercept", "SeriesNumber", "InstanceNumber", "SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID",
+    "FrameOfReferenceUID", "PatientID", "PatientName", "ImageType", "Modality", "Manufacturer", "SeriesDescription",
+    "PhotometricInterpretation", "SOPClassUID", "EchoTime", "NumberOfFrames",
+)  # fmt: skip
+HOSTILE: list[Any] = [
+    "", "0", "-1", "nan", "1e39", "9" * 30, "a\\b", "1\\2", "1\\0\\0\\0\\1\\nan", "0.5", "7", CODE, "\x1b[31mred",
+]  # fmt: skip
+
+
+def _mutate_dicom(rng: random.Random, folder: Path) -> str:
+    """Change one file of a folder, or an element of each."""
+    import pydicom
+
+    files = sorted(folder.iterdir())
+    how = rng.choice(["element", "element", "element", "element", "delete", "bytes", "cut", "copy", "gone", "link"])
+    chosen = files if how in ("element", "delete") and rng.random() < 0.4 else [rng.choice(files)]
+    name, value, what = rng.choice(ELEMENTS), rng.choice(HOSTILE), how
+    for path in chosen:
+        if how in ("element", "delete"):
+            header = pydicom.dcmread(path)
+            if how == "delete" or name == "PixelData":
+                header.pop(name, None)
+            else:
+                vr = pydicom.datadict.dictionary_VR(name)
+                number = int(value) if value.lstrip("-").isdigit() and len(value) < 5 else 3
+                tag = pydicom.datadict.tag_for_keyword(name)
+                element = pydicom.dataelem.RawDataElement(pydicom.tag.Tag(tag), vr, 0, None, 0, False, True)
+                raw = (number % 65536).to_bytes(2, "little") if vr == "US" else value.encode()
+                raw += b" " * (len(raw) % 2)
+                header[name] = element._replace(length=len(raw), value=raw)
+            header.save_as(path)
+            what = f"{how} {name} {value!r} in {'all' if len(chosen) > 1 else 'one'}"
+        elif how == "bytes":
+            data = bytearray(path.read_bytes())
+            for _ in range(rng.choice([1, 4, 16])):
+                data[rng.randrange(len(data) // 4 if rng.random() < 0.7 else len(data))] = rng.randrange(256)
+            path.write_bytes(data)
+        elif how == "cut":
+            path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+        elif how == "copy":
+            shutil.copy(path, folder / rng.choice(["z.dcm", "\udcff.dcm", f"{CODE.replace('/', '')}.dcm"]))
+        elif how == "gone":
+            path.unlink()
+        else:
+            path.unlink()
+            path.symlink_to(rng.choice([path.name, "/dev/zero", rng.choice(files).name]))
+    return what
+
+
+def dicom(folder: Path, count: int, seed: int) -> dict[str, Any]:
+    """Mutate the files of a series with b = 0 and 1000 s/mm², and compare the ADC map, as ``scan`` fits it."""
+    import logging
+
+    import pydicom
+
+    from scripts.runtime.errors import UserError
+    from scripts.scanner.adc import adc_from_dicom
+    from scripts.scanner.dicom import read_folder
+
+    pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
+    rng, found, wrong = random.Random(seed), Counter[str](), []
+    source, work = _dicom(folder), folder / "mutated"
+    plain, _ = adc_from_dicom(read_folder(source))
+    inside = plain.array > 0
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("scripts").addHandler(handler)
+    for number in _numbers(count):
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(source, work)
+        said.clear()
+        how = "not written"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    how = _mutate_dicom(rng, work)
+                except (ValueError, TypeError, KeyError, AttributeError, OSError, OverflowError):
+                    found["refused by the writer"] += 1
+                    continue
+                adc, _ = adc_from_dicom(read_folder(work))
+            same = adc.array.shape == plain.array.shape and np.abs(adc.affine - plain.affine).max() < 0.1
+            same = same and np.mean(np.abs(adc.array - plain.array)[inside] > 50) < 0.01
+            outcome = "same map" if same else "with a note" if said else "silent"
+        except UserError as error:
+            outcome = "refused" if str(error).strip() and error.args else "no message"
+            if "DOE" in str(error) or (not str(error).isprintable() and "\x1b" in str(error)):
+                outcome = f"message shows the header: {error}"
+        except Exception as error:
+            outcome = f"traceback: {type(error).__name__}: {str(error)[:120]}"
+        if Path("PWNED").exists() or list(folder.rglob("PWNED")):
+            outcome = "code ran"
+        found[outcome.partition(":")[0]] += 1
+        if outcome not in ("refused", "same map", "with a note"):
+            wrong.append({"number": number, "how": how, "outcome": outcome})
+    shutil.rmtree(work, ignore_errors=True)
+    return {"found": dict(found), "wrong": wrong}
+
+
 # --- hostile options -----------------------------------------------------------------------------------------------
 
 WORDS = {
@@ -607,7 +712,7 @@ def gate(folder: Path, count: int, seed: int) -> dict[str, Any]:
     return {"found": Counter({name: len(times) for name, times in found.items()}), "cpu_s": found}
 
 
-PARTS = {"inputs": inputs, "options": options, "kills": kills, "disks": disks, "gate": gate}
+PARTS = {"inputs": inputs, "dicom": dicom, "options": options, "kills": kills, "disks": disks, "gate": gate}
 
 
 def main() -> None:

@@ -16,9 +16,8 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "hie_bundle"))
 
-from scripts.data.checks import Limits, check_case
+from scripts.data.checks import Limits, agreement_of_maps, read_case
 from scripts.data.layout import find_cases
-from scripts.data.relations import agreement_of_maps
 from scripts.io.volumes import Volume, read_volume
 
 Maps = dict[str, np.ndarray]
@@ -72,7 +71,7 @@ def main(folder: str, every: int = 1) -> None:
         for fault, maps in faults(*arrays):
             files = {part: Volume(array, own[part].affine) for part, array in maps.items()}
             start = time.perf_counter()
-            report = check_case("case", files, Limits(brain_ml_range=(100, 800)))
+            report = read_case("case", files, Limits(brain_ml_range=(100, 800)))[0]
             seconds += [time.perf_counter() - start] if fault == "as it is" else []
             brain = maps["adc"] > 0
             agreement = agreement_of_maps(maps["adc"], maps["zadc"], brain, own["adc"].spacing_mm)

@@ -39,7 +39,7 @@ def test_it_is_loaded_with_a_channel_of_nan(form: str, extension: str, tmp_path:
             stored = nibabel.load(path)
             nibabel.save(nibabel.Nifti1Image(np.array(stored.dataobj)[..., None], stored.affine), path)
     adc, zadc = ([path] if form == "list" else path for path in paths)
-    with pytest.raises(UserError, match="1 channel, not the two maps"):
+    with pytest.raises(UserError, match="1 channel; a stacked file has two"):
         LoadMapsd("image")({"image": adc})
     load = Compose([LoadMapsd("image", limits=OPTIONAL), EnsureChannelFirstd("image")])
     loaded = load({"image": adc})["image"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import as_checked
 
 from scripts.data.adc_level import FLUID, TISSUE, adc_level
 from scripts.data.checks import Limits, read_case
@@ -79,5 +80,7 @@ def test_the_network_sees_the_level_and_the_report_states_it(tmp_path: Path) -> 
     np.testing.assert_array_equal(maps["adc"].array, brain() * np.float32(0.85))  # figures are those of the file
     zadc = np.where(brain() > 0, -0.5, 0).astype(np.float32)
     write(tmp_path / "zadc.nii.gz", zadc, affine)
-    both = LoadMapsd("image")({"image": [str(tmp_path / f"{name}.nii.gz") for name in ("adc", "zadc")]})["image"]
+    files = [str(tmp_path / f"{name}.nii.gz") for name in ("adc", "zadc")]
+    as_checked(*files)
+    both = LoadMapsd("image")({"image": files})["image"]
     np.testing.assert_allclose(both[0].numpy(), brain() * np.float32(0.85))  # with a Z map ADC is left as it is

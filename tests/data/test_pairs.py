@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from bonbid_cases import image
 from scipy import ndimage
 
-from scripts.data.checks import CaseReport, Limits, check_case
+from scripts.data.checks import CaseReport, Limits, read_case
 from scripts.data.layout import find_cases
 from scripts.io.volumes import Volume, read_volume
 from scripts.transforms.loading import LoadMapsd
@@ -31,7 +31,7 @@ def _problems(folder: Path, adc: np.ndarray, zadc: np.ndarray, spacing: tuple[fl
     files = {"adc": str(folder / "a-ADC_ss.mha"), "zadc": str(folder / "Zmap_a-ADC_smooth2mm_clipped10.mha")}
     for part, array in (("adc", adc), ("zadc", zadc)):
         sitk.WriteImage(image(np.ascontiguousarray(array), spacing=spacing), files[part])  # type: ignore[arg-type]
-    return " | ".join(problem.message for problem in check_case("a", files, Limits()).problems)
+    return " | ".join(problem.message for problem in read_case("a", files, Limits())[0].problems)
 
 
 def _normalised(array: np.ndarray) -> np.ndarray:
@@ -133,8 +133,8 @@ def test_zadc_outside_the_brain_does_not_count(background: float, maps: list[Map
 
 def _label_report(adc: np.ndarray, zadc: np.ndarray, label: np.ndarray) -> CaseReport:
     affine = np.diag([1.5, 1.5, 4.0, 1.0])
-    return check_case("a", {name: Volume(array, affine) for name, array in
-                            (("adc", adc), ("zadc", zadc), ("label", label.astype(np.uint8)))})  # fmt: skip
+    arrays = {"adc": adc, "zadc": zadc, "label": label.astype(np.uint8)}
+    return read_case("a", {name: Volume(array, affine) for name, array in arrays.items()})[0]
 
 
 def test_a_label_that_is_flipped_or_the_brain_is_refused(maps: list[Maps]) -> None:

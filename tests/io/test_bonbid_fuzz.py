@@ -18,7 +18,7 @@ import pytest
 from bonbid_cases import write_case
 from monai.transforms import LoadImage
 
-from scripts.data.checks import check_case
+from scripts.data.checks import read_case
 from scripts.io.volumes import read_volume
 
 META_FIELDS: dict[str, list[str]] = {
@@ -195,7 +195,7 @@ def examine(folder: Path, keep: Callable[[int], bool], random: int, seed: int = 
         path.write_bytes(content)
         parts = {"adc": str(path), "zadc": str(files[form]["zadc"]), "label": str(files[form]["label"])}
         start = time.perf_counter()
-        report = check_case("case", parts)
+        report = read_case("case", parts)[0]
         assert time.perf_counter() - start < 20, f"{form}, {name}: too slow"
         if report.problems:
             refused += 1
@@ -253,5 +253,5 @@ def test_what_is_in_the_file_is_not_followed_elsewhere(tmp_path: Path, count: in
     header = data[: data.index(b"LOCAL\n")]
     path = tmp_path / "mutant.mha"
     path.write_bytes(header + f"{secret}\n".encode() * count)
-    (problem, *_) = check_case("case", {"adc": str(path), "zadc": str(files["plain.mha"]["zadc"])}).problems
+    (problem, *_) = read_case("case", {"adc": str(path), "zadc": str(files["plain.mha"]["zadc"])})[0].problems
     assert "ElementDataFile" in problem.message

@@ -372,7 +372,7 @@ def test_training_from_submitted_labels_saves_new_weights_that_are_used(server: 
 
 @pytest.mark.parametrize(
     ("channels", "message"),
-    [([0, 1, 1], "3 channels"), ([1, 0], "ADC must come first")],
+    [([0, 1, 1], "3 channels"), ([1, 0], "are swapped")],
     ids=["three channels", "swapped"],
 )
 def test_a_case_without_the_two_maps_in_order_is_refused(channels: list[int], message: str, server: Server) -> None:

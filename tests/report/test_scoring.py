@@ -17,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from bonbid_cases import oblique, write_case
-from conftest import BUNDLE
+from conftest import BUNDLE, as_checked
 from monai.bundle import ConfigWorkflow
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_surface_dice
 from monai.transforms import Compose, EnsureChannelFirstd, Resized
@@ -188,6 +188,7 @@ def test_evaluation_takes_the_same_voxel_sizes_from_the_same_files(tmp_path: Pat
     load = Compose([LoadMapsd(["image", "label"]), EnsureChannelFirstd(["image", "label"])])
     for number in range(24):
         item = _write_tied(tmp_path, number)
+        as_checked(*item["image"])
         loaded = load({name: item[name] for name in ("image", "label")})
         stated = sitk.ReadImage(item["label"]).GetSpacing()
         assert spacing_of(loaded["label"]) == stated

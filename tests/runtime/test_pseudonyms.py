@@ -22,10 +22,10 @@ from monai.bundle import ConfigWorkflow
 from scripts.cli import main
 from scripts.data.datalists import write_datalist
 from scripts.data.folds import patient_of
+from scripts.data.gate import check
 from scripts.data.layout import find_cases
 from scripts.data.preparation import preprocess
 from scripts.data.privacy import original_id, pseudonymised, pseudonyms
-from scripts.data.survey import check
 from scripts.io.files import seen_from
 from scripts.runtime.errors import DatasetError, UserError
 from scripts.runtime.redaction import redacted

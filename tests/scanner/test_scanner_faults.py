@@ -253,3 +253,22 @@ def test_a_list_shows_what_is_there_and_why_it_is_left_out(tmp_path: Path, capsy
     assert "FA" in lines[4]
     assert "gap" in lines[5] or "sheared" in lines[5]
     assert SECRET not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "elements", "message"),
+    [
+        ("*.dcm", {"Rows": 3}, "bytes of pixels, not"),
+        ("003_002.dcm", {"ImageOrientationPatient": 1.0}, "ImageOrientationPatient has 1 values, not 6"),
+        ("*.dcm", {"ImagePositionPatient": [1.0, 2.0]}, "ImagePositionPatient has 2 values, not 3"),
+        ("004_001.dcm", {"RescaleSlope": 0}, "RescaleSlope is 0"),
+        ("004_001.dcm", {"RescaleIntercept": 70}, "different rescale intercepts"),
+    ],
+)
+def test_headers_that_contradict_their_pixels_or_each_other(
+    pattern: str, elements: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    pair(tmp_path / "in")
+    change(tmp_path / "in", pattern, **elements)
+    with pytest.raises(UserError, match=message):
+        fitted(tmp_path / "in")

@@ -15,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from bonbid_cases import arrays, image
+from conftest import as_checked
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd, Resized
 
@@ -70,6 +71,7 @@ def test_a_mask_has_the_shape_and_position_of_its_file(
     paths = [str(tmp_path / f"x.{name}{extension}") for name in values]
     for path, array in zip(paths, values.values(), strict=True):
         sitk.WriteImage(image(array, direction=None if direction is None else tuple(direction.ravel())), path)
+    as_checked(*paths)
     steps: list[Any] = [
         LoadMapsd("image"), EnsureChannelFirstd("image"), Orientationd("image", axcodes="RAS", labels=None),
         Resized("image", (16, 16, 16), mode="trilinear"),

@@ -173,7 +173,12 @@ def test_each_transform_is_applied_with_its_probability() -> None:
 
 @pytest.mark.parametrize(
     ("channels", "message"),
-    [([0], "1 channel, not the two maps"), ([0, 1, 1], "3 channels"), ([1, 0], "ADC must come first"), ([0, 1], "")],
+    [
+        ([0], "1 channel; a stacked"),
+        ([0, 1, 1], "3 channels"),
+        ([1, 0], "are swapped"),
+        ([0, 1], ""),
+    ],
 )
 @pytest.mark.parametrize("stacked", [True, False])
 def test_maps_that_would_give_a_wrong_mask_are_refused(

@@ -8,4 +8,3 @@ from .folds import *
 from .gate import *
 from .layout import *
 from .privacy import *
-from .survey import *

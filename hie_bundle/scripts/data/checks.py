@@ -1,27 +1,55 @@
-"""Check of one case: read its files, measure them and list everything wrong."""
+"""Check of one case: read its files, measure them and list everything wrong.
+
+ZADC is (ADC - mean) / SD of healthy newborns, so three relations hold in every case. Within some millimetres ZADC
+rises with ADC. ZADC is exactly 0 nowhere in the brain. The ADC where ZADC is about 0 is that of a healthy newborn. And
+lesions have low ZADC. ``tests/benchmarks/map_relations.py`` measures false alarms and misses; the limits of refusal are
+keys of ``limits``.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage, stats
 
 from ..geometry.brain import are_normalised, brain_of, clear_background
+from ..io.files import is_expected
 from ..io.volumes import Volume, VolumeError, corner_shift_mm, read_volume
-from ..runtime.errors import DatasetError
+from ..runtime.errors import DatasetError, UserError
 from .adc_level import adc_level
-from .relations import label_faults, map_faults
+from .layout import case_of, item_files
 
-__all__ = ["CaseReport", "Limits", "Problem", "check_case", "grid_difference", "require_numbers"]
-
+__all__ = [
+    "CaseReport",
+    "Limits",
+    "Problem",
+    "agreement_of_maps",
+    "grid_difference",
+    "read_case",
+    "require_checked",
+    "require_no_problems",
+    "require_numbers",
+]
 
 # what stands for the file's name of a volume in memory
 IN_MEMORY = {"adc": "the ADC map", "zadc": "the ZADC map", "stacked": "the image", "label": "the label"}
+ENOUGH_VOXELS = 1000
+SMOOTH_MM = 15.0  # width of the local mean that is removed before maps are compared
+SAMPLED_VOXELS = 20_000
+DOUBTFUL_AGREEMENT = 0.4
+DOUBTFUL_ZERO_SHARE = 0.02
+NEAR_ZERO = 0.5  # |ZADC| that counts as about 0
+LOW_P99 = 1600.0  # of ADC in the brain: cerebrospinal fluid has 3000
+RIM_VOXELS = 2
+
+Array = NDArray[Any]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -40,7 +68,7 @@ class Limits:
     outside_fraction: float = 0.5  # largest share of a lesion's voxels outside the brain
     max_bytes: int = 1 << 31  # of one volume in memory
     brain_ml_range: tuple[float, float] | None = None  # of the brain's volume; None: any
-    map_agreement: float = 0.1  # least local correlation of ZADC and ADC in the brain, see scripts.data.relations
+    map_agreement: float = 0.1  # least local correlation of ZADC and ADC in the brain
     zadc_zero_fraction: float = 0.1  # largest share of the brain with a ZADC of exactly 0
     healthy_adc_range: tuple[float, float] = (800.0, 2200.0)  # of the median of ADC where ZADC is about 0, 1e-6 mm²/s
     zadc: Literal["required", "optional"] = "required"  # optional: an ADC map alone is enough, see LoadMapsd
@@ -107,17 +135,9 @@ class CaseReport:
         """Add a problem of the file that a part is in."""
         self.problems.append(Problem(self.file(part), message))
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CaseReport:
         return cls(**{**data, "problems": [Problem(**problem) for problem in data["problems"]]})
-
-
-def check_case(case: str, files: Mapping[str, str | Volume], limits: Limits | None = None) -> CaseReport:
-    """The report of :func:`read_case`."""
-    return read_case(case, files, limits)[0]
 
 
 def read_case(
@@ -135,18 +155,16 @@ def read_case(
     """
     limits = limits or Limits()
     named = {part: IN_MEMORY.get(part, part) if isinstance(file, Volume) else file for part, file in files.items()}
-    report = CaseReport(case, named)
-    volumes: dict[str, Volume] = {}
-    for part, path in named.items():
-        given = files[part]
+    report, volumes = CaseReport(case, named), dict[str, Volume]()
+    for part, given in files.items():
         try:
-            volumes[part] = given if isinstance(given, Volume) else read_volume(path, limits.max_bytes)
+            volumes[part] = given if isinstance(given, Volume) else read_volume(given, limits.max_bytes)
         except FileNotFoundError:
-            report.problems.append(Problem(path, "is missing"))
+            report.add(part, "is missing")
         except (VolumeError, MemoryError) as error:
-            report.problems.append(Problem(path, str(error) or "does not fit in memory"))
-    if "stacked" in volumes:
-        _unstack(report, volumes, limits)
+            report.add(part, str(error) or "does not fit in memory")
+    if stacked := volumes.pop("stacked", None):
+        _unstack(report, stacked, volumes, limits)
     for part in [part for part, volume in volumes.items() if volume.array.ndim != 3]:
         shape = volumes.pop(part).array.shape
         report.add(part, f"has shape {_sizes(shape)}; three dimensions are needed")
@@ -154,17 +172,35 @@ def read_case(
     sound = [_check_map(report, part, volumes) for part in maps]
     if maps:
         _describe_grid(report, maps[0], volumes[maps[0]], limits)
-    _check_grids(report, volumes, limits)
-    alone = maps == ["adc"] and report.files.keys().isdisjoint(("zadc", "stacked"))
-    if len(maps) == 2 or alone:
+    first, *others = list(volumes) or [""]
+    for part in (part for part in others if report.file(part) != report.file(first)):
+        if difference := grid_difference(volumes[first], volumes[part], limits.grid_tolerance_mm):
+            report.add(part, f"is on another grid than {Path(report.file(first)).name}: {difference}")
+    if len(maps) == 2 or (maps == ["adc"] and report.files.keys().isdisjoint(("zadc", "stacked"))):
         _check_values(report, volumes, limits, judge=all(sound))
     if "label" in volumes:
         _check_label(report, volumes, limits)
     return report, volumes
 
 
-def _unstack(report: CaseReport, volumes: dict[str, Volume], limits: Limits) -> None:
-    stacked = volumes.pop("stacked")
+def require_checked(item: Mapping[str, Any], limits: Limits) -> None:
+    """Check a MONAI data item, unless a workflow of this process has (:func:`.require_usable`); or raise a UserError.
+
+    Tools call a config's transforms without its run.
+    """
+    files = item_files(item)
+    if not all(map(is_expected, files.values())):
+        require_no_problems(read_case(case_of(item), files, limits)[0], "used")
+
+
+def require_no_problems(report: CaseReport, purpose: str) -> None:
+    """Raise a UserError that names each problem of a case, if there are any."""
+    if report.problems:
+        lines = [f"  {problem.file} {problem.message}" for problem in report.problems]
+        raise UserError("\n".join([f"{report.case} cannot be {purpose}:", *lines]))
+
+
+def _unstack(report: CaseReport, stacked: Volume, volumes: dict[str, Volume], limits: Limits) -> None:
     maps = channels_of(stacked)
     if len(maps) == 1 and limits.zadc == "optional":
         report.files = {"adc" if part == "stacked" else part: file for part, file in report.files.items()}
@@ -214,14 +250,6 @@ def _describe_grid(report: CaseReport, part: str, volume: Volume, limits: Limits
         report.add(part, f"has voxels of {sizes} mm; limits#spacing_range_mm goes from {least:g} to {greatest:g}")
 
 
-def _check_grids(report: CaseReport, volumes: dict[str, Volume], limits: Limits) -> None:
-    """Every other volume of the case against the first."""
-    first, *others = list(volumes) or [""]
-    for part in (part for part in others if report.file(part) != report.file(first)):
-        if difference := grid_difference(volumes[first], volumes[part], limits.grid_tolerance_mm):
-            report.add(part, f"is on another grid than {Path(report.file(first)).name}: {difference}")
-
-
 def grid_difference(first: Volume, second: Volume, tolerance_mm: float) -> str:
     """How the second grid differs from the first, in numbers; empty if no corner is farther away than the tolerance."""
     shapes = first.array.shape[:3], second.array.shape[:3]
@@ -251,29 +279,33 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
         zadc = None
     report.adc_range = [float(adc.min()), float(adc.max())]
     report.normalised = are_normalised(adc, zadc)
-    brain = brain_of(adc, report.normalised)
+    brain, spacing_mm = brain_of(adc, report.normalised), volumes["adc"].spacing_mm
     if zadc is not None:
         clear_background(adc, zadc)
         report.zadc_range = [float(zadc.min()), float(zadc.max())]
-    voxel_ml = float(np.prod(volumes["adc"].spacing_mm)) / 1000
-    report.brain_ml = float(brain.sum()) * voxel_ml
+    report.brain_ml = float(brain.sum()) * float(np.prod(spacing_mm)) / 1000
     if brain.any():
         report.adc_mean, report.adc_std = float(adc[brain].mean()), float(adc[brain].std())
-    if judge and not report.normalised:
-        _judge_values(report, adc, zadc, brain, limits)
-    if judge and not report.problems:  # of a map in another unit it is known what is wrong
-        assert report.spacing_mm is not None
-        faults, notes = map_faults(adc, zadc, brain, report.spacing_mm, report.normalised, limits)
-        for part, message in faults:
-            report.add(part, message)
-        report.notes += notes
+    if not judge:
+        return
+    if not report.normalised:
+        _judge_ranges(report, adc, zadc, brain, limits)
+        if zadc is None and not report.problems and (note := adc_level(adc, spacing_mm).note):
+            report.notes.append(note)
+    elif zadc is not None and _lowest_share(adc) < 0.02 and _lowest_share(zadc) > 0.2:
+        report.add("zadc", "and the ADC map are swapped: the background is the lowest value here, as it is in ADC")
+    if report.problems or brain.sum() < ENOUGH_VOXELS:  # of a map in another unit it is known what is wrong
+        return
+    if zadc is not None:
+        _judge_relation(report, adc, zadc, brain, spacing_mm, limits)
+    if not report.normalised:
+        _judge_adc(report, adc, brain)
 
 
-def _judge_values(
-    report: CaseReport, adc: NDArray[Any], zadc: NDArray[Any] | None, brain: NDArray[np.bool_], limits: Limits
-) -> None:
-    """Whether maps in their units can be what they are called."""
-    assert report.adc_range is not None and report.brain_ml is not None  # noqa: PT018
+def _judge_ranges(report: CaseReport, adc: Array, zadc: Array | None, brain: Mask, limits: Limits) -> None:
+    """Whether maps in their units can be what they are called, by their values."""
+    assert report.adc_range is not None
+    assert report.brain_ml is not None
     if zadc is not None and are_swapped(adc, zadc, limits):
         ranges = f"ADC {_span([adc.min(), adc.max()])}, ZADC {_span([zadc.min(), zadc.max()])}"
         report.add("adc", f"and the ZADC map are swapped (values: {ranges})")
@@ -295,8 +327,54 @@ def _judge_values(
     if zadc is not None and not like_zadc(zadc, limits):
         span = _span([zadc.min(), zadc.max()])
         report.add("zadc", f"is not a Z map: its values go from {span}, beyond ±{limits.zadc_limit:g}")
-    if zadc is None and not report.problems and (note := adc_level(adc, report.spacing_mm or ()).note):
-        report.notes.append(note)
+
+
+def _judge_adc(report: CaseReport, adc: Array, brain: Mask) -> None:
+    """Overflow, another unit, skull."""
+    below = adc < 0
+    if below.any() and adc.min() < -500 and adc.max() <= 2047:
+        text = f"has {int(below.sum())} voxels below 0 and none above 2047: values overflowed 12 bits"
+        report.add("adc", text)
+    elif below.sum() > 0.005 * brain.sum():
+        report.notes.append(f"ADC is below 0 in {int(below.sum())} voxels, which do not count as brain")
+    if (p99 := float(np.percentile(adc[brain], 99))) < LOW_P99:
+        report.notes.append(f"99 % of the brain has an ADC below {p99:.0f}: no cerebrospinal fluid, or another unit?")
+    core = ndimage.binary_erosion(brain, np.ones((3, 3, 1)), iterations=RIM_VOXELS)
+    if core.any():
+        rim, inside = float(np.median(adc[brain & ~core])), float(np.median(adc[core]))
+        if rim < 0.8 * inside:
+            report.notes.append(f"ADC is {rim:.0f} at the brain's rim and {inside:.0f} inside: is it skull-stripped?")
+
+
+def _judge_relation(
+    report: CaseReport, adc: Array, zadc: Array, brain: Mask, spacing_mm: Array, limits: Limits
+) -> None:
+    """Whether ZADC can be that of this ADC map."""
+    agreement = agreement_of_maps(adc, zadc, brain, spacing_mm)
+    if report.normalised:  # resampled to a network's grid as a rule, which may be coarser than what agrees
+        if agreement < -DOUBTFUL_AGREEMENT:
+            report.add("zadc", f"falls where ADC rises: its sign is inverted (local correlation {agreement:.2f})")
+        return
+    if agreement < max(limits.map_agreement, DOUBTFUL_AGREEMENT):
+        text = f"local correlation with ADC in the brain is {agreement:.2f}, as a rule above 0.8"
+        reason = _mirroring(adc, zadc, brain, spacing_mm, agreement)
+        if agreement < limits.map_agreement or reason:
+            reason = reason or "another case's map, or shifted?"
+            report.add("zadc", f"does not belong to the ADC map: {reason} ({text}; limits#map_agreement)")
+            return
+        report.notes.append(f"ZADC: {text}")
+    zero = float((zadc[brain] == 0).mean())
+    text = f"{100 * zero:.0f} % of the brain has a ZADC of exactly 0"
+    if zero > limits.zadc_zero_fraction:
+        why = "skull in the ADC map, or another position? (limits#zadc_zero_fraction)"
+        report.add("zadc", f"is not a Z map of this brain: {text}; {why}")
+    elif zero > DOUBTFUL_ZERO_SHARE:
+        report.notes.append(text)
+    healthy = adc[brain & (np.abs(zadc) < NEAR_ZERO) & (zadc != 0)]
+    least, greatest = limits.healthy_adc_range
+    if healthy.size >= ENOUGH_VOXELS // 10 and not least <= (median := float(np.median(healthy))) <= greatest:
+        message = f"has a median of {median:.0f} where ZADC is about 0, not between {least:g} and {greatest:g}: "
+        report.add("adc", message + "one of the two maps is scaled (limits#healthy_adc_range)")
 
 
 def like_adc(array: NDArray[Any], limits: Limits) -> bool:
@@ -343,12 +421,72 @@ def _check_label(report: CaseReport, volumes: dict[str, Volume], limits: Limits)
         report.add("label", f"has {message} (ADC not above 0)")
     elif outside:
         report.notes.append(message)
-    if report.usable and not report.normalised:
-        zadc = volumes["zadc"].array if "zadc" in volumes else None
-        faults, notes = label_faults(lesion, zadc, brain, volumes["label"].affine)
-        for fault in faults:
-            report.add("label", fault)
-        report.notes += notes
+    if report.usable and not report.normalised and "zadc" in volumes:
+        _judge_label(report, lesion, volumes["zadc"].array, brain, volumes["label"].affine)
+
+
+def _judge_label(report: CaseReport, lesion: Mask, zadc: Array, brain: Mask, affine: Array) -> None:
+    """Problems and notes of a label by the ZADC of its voxels: lesions have low ZADC."""
+    inside = lesion & brain
+    if inside.sum() < 20:
+        return
+    level = float(np.median(zadc[inside]))
+    share = inside.sum() / brain.sum()
+    if share > 0.9:
+        text = f"covers {100 * share:.0f} % of the brain"
+        if level > -1.5:
+            report.add("label", f"{text}, with a median ZADC of {level:.1f}: is it a brain mask?")
+        else:
+            report.notes.append(text)
+        return
+    axis = int(np.argmax(np.abs(affine[0, :3])))
+    ends = np.flatnonzero(brain.any(tuple(other for other in range(3) if other != axis)))[[0, -1]]
+    mirrored = np.roll(np.flip(lesion, axis), int(ends.sum()) - (lesion.shape[axis] - 1), axis) & brain
+    if mirrored.sum() >= 20 and level > -1 and (other := float(np.median(zadc[mirrored]))) < level - 2:
+        message = (
+            f"is flipped from left to right: the median ZADC is {level:.1f} in it, {other:.1f} in its mirror image"
+        )
+        report.add("label", message)
+    elif level > -0.5:
+        report.notes.append(f"median ZADC in the label is {level:.1f}: is it in the right place?")
+
+
+def agreement_of_maps(adc: Array, zadc: Array, brain: Mask, spacing_mm: Array) -> float:
+    """Spearman's correlation in the brain of both maps less their local means; 0 where one is constant."""
+    every = max(1, int(brain.sum()) // SAMPLED_VOXELS)
+    details = [_without_trend(values, brain, spacing_mm)[::every] for values in (adc, zadc)]
+    return _spearman(*details)
+
+
+def _mirroring(adc: Array, zadc: Array, brain: Mask, spacing_mm: Array, agreement: float) -> str:
+    """What was done to a ZADC map that does not agree with its ADC map, if it is known; empty otherwise."""
+    if agreement < -DOUBTFUL_AGREEMENT / 2:
+        return "its sign is inverted"
+    names = ("first", "second", "third")
+    found = {
+        f"it is mirrored along the {name} axis": agreement_of_maps(adc, np.flip(zadc, axis), brain, spacing_mm)
+        for axis, name in enumerate(names)
+    }
+    best = max(found, key=lambda reason: found[reason])
+    return best if found[best] > max(DOUBTFUL_AGREEMENT, agreement + 0.15) else ""
+
+
+def _without_trend(values: Array, brain: Mask, spacing_mm: Array) -> Array:
+    """Values in the brain less the mean of their neighbours in the brain."""
+    size = [2 * round(SMOOTH_MM / 2 / step) + 1 for step in spacing_mm]
+    weight = ndimage.uniform_filter(brain.astype(np.float32), size)
+    mean = ndimage.uniform_filter(np.where(brain, values, 0).astype(np.float32), size)
+    return np.asarray(values[brain] - mean[brain] / weight[brain])
+
+
+def _spearman(first: Array, second: Array) -> float:
+    if first.min() == first.max() or second.min() == second.max():
+        return 0.0
+    return float(stats.spearmanr(first, second).statistic)
+
+
+def _lowest_share(array: Array) -> float:
+    return float((array <= array.min() + 1e-6).mean())
 
 
 def _sizes(shape: Sequence[int]) -> str:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..io.files import sha256_of, stamp_of, try_writing, write_json
+from ..io.files import try_writing, write_json
 from ..runtime.errors import DatasetError, one_line
 from ..runtime.text import is_printable
 from .checks import Limits
-from .folds import count_of_patients, fold_of_case, patients_in_list, patients_of, size_class
-from .gate import check_items, require_usable
+from .folds import count_of_patients, patients_in_list, patients_of, size_class
+from .gate import check_items, copies, require_usable
 from .layout import MANIFEST, SPLITS, as_native, case_of, find_cases, first_file, item_files
 from .privacy import pseudonymised
 
-__all__ = ["copies", "datalist", "held_out", "write_datalist"]
+__all__ = ["datalist", "fold_of_case", "held_out", "write_datalist"]
 
 logger = logging.getLogger(__name__)
 
@@ -195,30 +195,39 @@ def _refuse_leaks(sides: Mapping[str, Items], patients: Mapping[str, str], where
         raise DatasetError(f"{where} has the same maps twice; remove one of each pair:\n" + "\n".join(lines))
 
 
-def copies(items: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """Pairs of cases whose first map is the same file, or a byte copy of it.
+def fold_of_case(
+    items: Sequence[Mapping[str, Any]],
+    patients: Mapping[str, str],
+    num_folds: int,
+    seed: int = 0,
+    limits: Limits | None = None,
+) -> dict[str, int]:
+    """Assign cases to folds, 0 to ``num_folds`` - 1 by case id, with similar lesion sizes.
+
+    Patients are shuffled within each size class (that of their largest lesion) and dealt out to the folds in turn, so
+    that two folds differ by at most one patient in total and at most one in each class. (scikit-learn's
+    ``StratifiedGroupKFold`` guarantees neither and would give other folds.) Reads the cases' labels.
 
     Args:
-        items: MONAI data items or :class:`Case`; of files with one size the contents are compared.
+        items: MONAI data items to be divided.
+        patients: of each case, by its id.
+        num_folds: at least 1.
+        seed: of the shuffling.
+        limits: see :class:`scripts.data.checks.Limits`; the defaults if None.
     """
-    groups: dict[Any, list[Any]] = {}
-    for item in items:
-        file = first_file(item)
-        with suppress(OSError):  # a missing file is named by require_usable
-            groups.setdefault(Path(file).stat().st_size, []).append((file, item))
-    found = []
-    for group in (group for group in groups.values() if len(group) > 1):
-        first: dict[str, Any] = {}
-        for file, item in group:
-            other = first.setdefault(_digest(file, *stamp_of(file)), item)
-            if other is not item:
-                found.append((item, other))
-    return found
-
-
-@lru_cache(maxsize=10_000)
-def _digest(file: str, *_: int) -> str:
-    return sha256_of(file)
+    largest: dict[str, float] = {}  # -1: no label
+    for report in check_items(items, limits):
+        fraction = -1.0 if report.lesion_fraction is None else report.lesion_fraction
+        patient = patients[report.case]
+        largest[patient] = max(fraction, largest.get(patient, -1.0))
+    classes: dict[str, list[str]] = {}
+    for patient, fraction in sorted(largest.items()):
+        classes.setdefault(size_class(None if fraction < 0 else fraction), []).append(patient)
+    for members in classes.values():
+        random.Random(seed).shuffle(members)
+    order = [patient for _, members in sorted(classes.items()) for patient in members]
+    fold = {patient: place % num_folds for place, patient in enumerate(order)}
+    return {case: fold[patients[case]] for case in map(case_of, items)}
 
 
 def held_out(

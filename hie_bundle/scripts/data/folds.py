@@ -1,22 +1,18 @@
-"""Folds for cross-validation: stratified by lesion size, with all scans of a patient on one side.
+"""What folds are made by: lesion size, and patients.
 
 Which cases are scans of one patient follows from the usual ways of naming a visit, a pattern, or a data list.
 """
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..runtime.errors import DatasetError
-from .checks import Limits
-from .gate import check_items
-from .layout import case_of
 
 __all__ = [
-    "SIZE_CLASSES", "count_of_patients", "fold_of_case", "patient_of", "patients_in_list", "patients_of", "size_class",
+    "SIZE_CLASSES", "count_of_patients", "patient_of", "patients_in_list", "patients_of", "size_class",
 ]  # fmt: skip
 
 # Upper ends of the lesion-size classes, as fractions of the brain's volume; an empty label is a class of its own.
@@ -30,41 +26,6 @@ def size_class(fraction: float | None) -> str:
     if fraction == 0:
         return "empty"
     return next(name for name, end in SIZE_CLASSES.items() if fraction < end)
-
-
-def fold_of_case(
-    items: Sequence[Mapping[str, Any]],
-    patients: Mapping[str, str],
-    num_folds: int,
-    seed: int = 0,
-    limits: Limits | None = None,
-) -> dict[str, int]:
-    """Assign cases to folds, 0 to ``num_folds`` - 1 by case id, with similar lesion sizes.
-
-    Patients are shuffled within each size class (that of their largest lesion) and dealt out to the folds in turn, so
-    that two folds differ by at most one patient in total and at most one in each class. (scikit-learn's
-    ``StratifiedGroupKFold`` guarantees neither and would give other folds.) Reads the cases' labels.
-
-    Args:
-        items: MONAI data items to be divided.
-        patients: of each case, by its id.
-        num_folds: at least 1.
-        seed: of the shuffling.
-        limits: see :class:`scripts.data.checks.Limits`; the defaults if None.
-    """
-    largest: dict[str, float] = {}  # -1: no label
-    for report in check_items(items, limits):
-        fraction = -1.0 if report.lesion_fraction is None else report.lesion_fraction
-        patient = patients[report.case]
-        largest[patient] = max(fraction, largest.get(patient, -1.0))
-    classes: dict[str, list[str]] = {}
-    for patient, fraction in sorted(largest.items()):
-        classes.setdefault(size_class(None if fraction < 0 else fraction), []).append(patient)
-    for members in classes.values():
-        random.Random(seed).shuffle(members)
-    order = [patient for _, members in sorted(classes.items()) for patient in members]
-    fold = {patient: place % num_folds for place, patient in enumerate(order)}
-    return {case: fold[patients[case]] for case in map(case_of, items)}
 
 
 _BIDS = re.compile(r"(sub-[a-z0-9]+)(?:_|$)", re.IGNORECASE)

@@ -1,10 +1,14 @@
-"""The gate in front of training, evaluation and inference: cases are checked, each once, and unusable ones named."""
+"""The gate in front of training, evaluation and inference: cases are checked, each once, and unusable ones named.
+
+:func:`check` writes the report on a whole dataset.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,19 +16,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import platformdirs
 from tqdm import tqdm
 
-from ..io.files import atomic_path, expect_unchanged, stamp_of
+from ..io.files import atomic_path, expect_unchanged, sha256_of, stamp_of, try_writing, write_json
 from ..runtime.cores import available_cores
 from ..runtime.errors import DatasetError
-from .checks import CaseReport, Limits, Problem, check_case
+from ..runtime.redaction import redacted
+from .checks import CaseReport, Limits, Problem, read_case
+from .folds import count_of_patients, patients_of, size_class
 from .layout import Case, as_native, case_of, filesystem_key, find_cases, first_file, item_files, part_of
+from .privacy import pseudonyms
 
-__all__ = [
-    "check_items", "command", "duplicate_problems", "list_problems", "nothing_found", "require_usable",
-    "require_usable_on_all_ranks", "thread_count",
-]  # fmt: skip
+__all__ = ["check", "check_items", "command", "copies", "require_usable", "require_usable_on_all_ranks", "thread_count"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +37,8 @@ _NATIVES = (
     "Prepare the cases again with `run preprocessing`, whose datalist.json says where they came from, or name the "
     "folder of the acquired maps with --dataset_dir (preprocessing.json beside the prepared cases says which it was)."
 )
-CHECKS_VERSION = 5  # raised whenever the checks change, so that cached results are not used
-_PROGRESS_FROM = 8  # files; fewer are read before a bar could be seen
+_PROGRESS_FROM = 8  # cases; fewer are read before a bar could be seen
+CHECKS_VERSION = 6  # raised whenever the checks change, so that cached results are not used
 
 
 def check_items(
@@ -54,67 +59,46 @@ def check_items(
     """
     limits = limits or Limits()
     path = Path(cache_file or f"{platformdirs.user_cache_dir('hie_bundle', appauthor=False)}/checks.json")
-    known, fresh = _load(path), {}
-    setting = json.dumps([CHECKS_VERSION, asdict(limits)])
-    reports: dict[str, CaseReport] = {}
-    jobs = {}
-    for item in items:
-        files = item_files(item)
-        key, stamp = "|".join(files.values()), _stamps(files.values())
+    known, fresh = _load(path), dict[str, Any]()
+
+    def report_of(item: Mapping[str, Any]) -> CaseReport:
+        case, files = case_of(item), item_files(item)
+        try:
+            stamps = {file: stamp_of(file) for file in files.values()}
+        except OSError:  # a missing file may appear
+            return read_case(case, files, limits)[0]
         if expect:
-            expect_unchanged(dict(zip(files.values(), stamp, strict=False)))
-        if remembered := _recall(known.get(key), stamp, setting):
-            remembered.case = case_of(item)
-            reports[key] = remembered
-        else:
-            jobs[key] = (case_of(item), files, stamp)
-    with (
-        ThreadPoolExecutor(thread_count(num_workers)) as pool,
-        tqdm(total=len(jobs), desc="checking", unit="case", disable=len(jobs) < _PROGRESS_FROM or None) as bar,
-    ):
-        found = pool.map(lambda job: check_case(job[0], job[1], limits), jobs.values())
-        for (key, (_, _, stamp)), report in zip(jobs.items(), found, strict=True):
-            reports[key] = report
-            if stamp:
-                fresh[key] = {"stamp": stamp, "setting": setting, "report": report.to_json()}
-            bar.update()
+            expect_unchanged(stamps)
+        key, state = "|".join(files.values()), json.dumps([CHECKS_VERSION, list(stamps.values()), asdict(limits)])
+        with suppress(KeyError, TypeError):
+            if known[key]["state"] == state:
+                return CaseReport.from_json({**known[key]["report"], "case": case})
+        report = read_case(case, files, limits)[0]
+        known[key] = fresh[key] = {"state": state, "report": asdict(report)}
+        return report
+
+    quiet = True if len(items) < _PROGRESS_FROM else None
+    with ThreadPoolExecutor(thread_count(num_workers)) as pool:
+        reports = list(tqdm(pool.map(report_of, items), "checking", len(items), unit="case", disable=quiet))
     if fresh:  # a race with another process costs a second check
         known = {key: entry for key, entry in _load(path).items() if Path(key.split("|")[0]).exists()} | fresh
         with suppress(OSError), atomic_path(path) as temporary:
             temporary.touch(0o600)  # it names files and says how large lesions are: its owner's alone
-            temporary.write_text(
-                json.dumps(known, ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogateescape"
-            )
-    return [reports["|".join(item_files(item).values())] for item in items]
-
-
-def thread_count(num_workers: int | None) -> int:
-    """That many threads, at least one; as many as there are cores for this process if None."""
-    return max(1, available_cores() if num_workers is None else num_workers)
-
-
-def _stamps(files: Iterable[str]) -> list[list[int]]:
-    """The stamps of files; empty if one of them is not there."""
-    try:
-        return [stamp_of(file) for file in files]
-    except OSError:
-        return []
+            temporary.write_text(json.dumps(known) + "\n", encoding="utf-8")
+    return reports
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        known = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 
 
-def _recall(entry: Any, stamp: list[list[int]], setting: str) -> CaseReport | None:
-    """The cached report of these files as they are now, if it can be read."""
-    with suppress(KeyError, TypeError):
-        if stamp and entry["stamp"] == stamp and entry["setting"] == setting:
-            return CaseReport.from_json(entry["report"])
-    return None
+def thread_count(num_workers: int | None) -> int:
+    """That many threads, at least one; as many as there are cores for this process if None."""
+    return max(1, available_cores() if num_workers is None else num_workers)
 
 
 def require_usable(
@@ -147,7 +131,7 @@ def require_usable(
             files and says what to do.
     """
     if not items:
-        raise DatasetError(nothing_found(Path(dataset_dir), purpose))
+        raise DatasetError(_nothing_found(Path(dataset_dir), purpose))
     reports = check_items(items, limits, cache_file, num_workers, expect=True)
     _note_repeated(reports)
     _note_ambiguous(reports, dataset_dir)
@@ -163,7 +147,7 @@ def require_usable(
         raise DatasetError(
             f"{len(unusable)} of {len(items)} cases in {dataset_dir} cannot be used for {purpose}; "
             "nothing was started.\n"
-            f"{list_problems(bad)}\n"
+            f"{_list_problems(bad)}\n"
             "Restore these files from where they came, or move every file of these cases out of the folder; then "
             f"start again. All figures:\n  {command('check', dataset_dir=dataset_dir)}"
         )
@@ -208,10 +192,10 @@ def _note_ambiguous(reports: Sequence[CaseReport], dataset_dir: str | Path) -> N
     by_file = {next(iter(report.files.values())): report for report in reports}
     for case in find_cases(dataset_dir):
         if report := by_file.get(first_file(case)):
-            report.problems += duplicate_problems(case, labels="label" in report.files)
+            report.problems += _duplicate_problems(case, labels="label" in report.files)
 
 
-def duplicate_problems(case: Case, labels: bool) -> list[Problem]:
+def _duplicate_problems(case: Case, labels: bool) -> list[Problem]:
     """A problem for each further file of a case; labels are excluded unless requested."""
     files = [path for path in case.duplicates if labels or part_of(path)[0] != "label"]
     return [Problem(str(path), "is a second file of the same case") for path in files]
@@ -269,7 +253,7 @@ def require_usable_on_all_ranks(items: Sequence[Mapping[str, Any]], *args: Any, 
         distributed.barrier()
 
 
-def list_problems(reports: Iterable[CaseReport]) -> str:
+def _list_problems(reports: Iterable[CaseReport]) -> str:
     """The problems as indented lines: the case, then each file with what is wrong."""
     lines = []
     for report in reports:
@@ -278,7 +262,7 @@ def list_problems(reports: Iterable[CaseReport]) -> str:
     return "\n".join(lines)
 
 
-def nothing_found(dataset_dir: Path, purpose: str) -> str:
+def _nothing_found(dataset_dir: Path, purpose: str) -> str:
     """The message for a folder without cases for a purpose, with the commands that fill it."""
     cases = find_cases(dataset_dir)
     if cases:
@@ -303,6 +287,27 @@ def nothing_found(dataset_dir: Path, purpose: str) -> str:
     )
 
 
+def copies(items: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Pairs of cases whose first map is the same file, or a byte copy of it.
+
+    Args:
+        items: MONAI data items or :class:`Case`; of files with one size the contents are compared.
+    """
+    groups: dict[Any, list[Any]] = {}
+    for item in items:
+        file = first_file(item)
+        with suppress(OSError):  # a missing file is named by require_usable
+            groups.setdefault(Path(file).stat().st_size, []).append((file, item))
+    found = []
+    for group in (group for group in groups.values() if len(group) > 1):
+        first: dict[str, Any] = {}
+        for file, item in group:
+            other = first.setdefault(sha256_of(file), item)
+            if other is not item:
+                found.append((item, other))
+    return found
+
+
 def command(run_id: str, **options: Any) -> str:
     """A command of ``data.yaml`` as it can be typed in the current folder."""
     config = Path(__file__).resolve().parents[2] / "configs" / "data.yaml"
@@ -311,3 +316,136 @@ def command(run_id: str, **options: Any) -> str:
     words = [f"--{name} {value}" for name, value in options.items()]
     program = Path(sys.executable).name if sys.executable else "python"
     return " ".join([program, "-m monai.bundle run", run_id, f"--config_file {config}", *words])
+
+
+_COLUMNS = (
+    "case", "split", "site", "voxels", "spacing mm", "axes", "ADC", "mean ± SD", "ZADC", "brain ml", "lesion ml", "%",
+    "",
+)  # fmt: skip
+
+
+def check(
+    dataset_dir: str | Path,
+    report_file: str | Path | None = None,
+    labels: bool = True,
+    limits: Limits | None = None,
+    cache_file: str | Path | None = None,
+    num_workers: int | None = None,
+    patient_pattern: str | None = None,
+    anonymise_ids: str | Path | None = None,
+) -> None:
+    """Check every case below a folder; print a table and write a JSON report.
+
+    Args:
+        dataset_dir: folder with the cases.
+        report_file: where the JSON report goes; ``check.json`` in ``dataset_dir`` if None.
+        labels: every case must have a label.
+        limits: what a case may look like; the defaults if None.
+        cache_file: where results are cached; the user's cache folder if None.
+        num_workers: threads that read; one a core if None.
+        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.folds.patients_of`.
+        anonymise_ids: file with a key; table and report have other ids then (:func:`scripts.data.privacy`), and
+            name parts instead of files. Messages about unusable cases still name the files.
+
+    Raises:
+        DatasetError: no case was found, or some are unusable (after the report was written).
+        UserError: the report cannot be written; where its folder cannot be written to, before anything is read.
+    """
+    cases = [case for case in find_cases(dataset_dir) if labels or case.has_maps]
+    if not cases:
+        raise DatasetError(_nothing_found(Path(dataset_dir), "checking"))
+    report_file = Path(report_file) if report_file else Path(dataset_dir) / "check.json"
+    try_writing(report_file.parent, "the report would go there; choose another --report_file")
+    patients = patients_of([case.case for case in cases], patient_pattern)
+    zadc = (limits or Limits()).zadc == "required"
+    items = [case.item(labels or case.label is not None, zadc) for case in cases]
+    reports = check_items(items, limits, cache_file, num_workers)
+    for case, report in zip(cases, reports, strict=True):
+        report.problems += _duplicate_problems(case, labels) + _shared_patient(case, cases, patients)
+    for case, other in copies(cases):
+        if case.split != other.split:
+            message = f"is a copy of {first_file(other)} in {other.split}"
+            reports[cases.index(case)].problems.append(Problem(first_file(case), message))
+    sites = dict(Counter(case.site for case in cases if case.site))
+    summary = {"patients": len(set(patients.values())), "sites": sites, **_summary(reports)}
+    rows = [_row(case, report) for case, report in zip(cases, reports, strict=True)]
+    pairs = zip(cases, reports, strict=True)
+    entries = [{"split": case.split, "site": case.site, **asdict(report)} for case, report in pairs]
+    root = str(dataset_dir)
+    if anonymise_ids is not None:
+        files = [file for item in items for file in item_files(item).values()]
+        names = pseudonyms([*patients, *patients.values()], anonymise_ids, files)
+        rows = sorted((names[row[0]], *row[1:]) for row in rows)
+        entries = sorted((_anonymous(entry, names) for entry in entries), key=lambda entry: str(entry["case"]))
+        root = Path(dataset_dir).name
+    table = [_COLUMNS, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    lesions = ", ".join(f"{name}: {count}" for name, count in summary["lesion_size_classes"].items())
+    print(
+        f"{count_of_patients(summary['cases'], summary['patients'])}, {summary['unusable']} unusable; "
+        f"lesion as a share of the brain: {lesions or '-'}; "
+        f"mean size {summary['mean_shape']} voxels, median spacing {summary['median_spacing_mm']} mm"
+    )
+    write_json(report_file, {"dataset_dir": root, "summary": summary, "cases": entries}, indent=1)
+    print(f"report: {report_file}")
+    if bad := [report for report in reports if not report.usable]:
+        raise DatasetError(f"{len(bad)} of {len(reports)} cases cannot be used:\n" + _list_problems(bad))
+
+
+def _anonymous(entry: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """What the report has of a case, without its id and the names of its files."""
+    parts = {file: part for part, file in entry["files"].items()}
+    problems = [
+        {"file": parts.get(problem["file"], "another file"), "message": redacted(problem["message"])}
+        for problem in entry["problems"]
+    ]
+    return {**entry, "case": names[entry["case"]], "files": sorted(entry["files"]), "problems": problems}
+
+
+def _shared_patient(case: Case, cases: Sequence[Case], patients: Mapping[str, str]) -> list[Problem]:
+    """The same patient in several splits."""
+    patient = patients[case.case]
+    others = {other.split for other in cases if patients[other.case] == patient} - {case.split}
+    where = ", ".join(str(split) for split in sorted(others, key=str))
+    return [Problem(first_file(case), f"is of patient {patient}, who is also in {where}")] if others else []
+
+
+def _row(case: Case, report: CaseReport) -> tuple[str, ...]:
+    def span(values: list[float] | None) -> str:
+        return f"{values[0]:.4g} … {values[1]:.4g}" if values else "-"
+
+    def number(value: float | None, digits: int = 1) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    status = "; ".join(report.notes) if report.usable else "UNUSABLE"
+    return (
+        case.case,
+        case.split or "-",
+        case.site or "-",
+        "×".join(map(str, report.shape)) if report.shape else "-",
+        "×".join(f"{value:.3g}" for value in report.spacing_mm) if report.spacing_mm else "-",
+        report.orientation or "-",
+        span(report.adc_range),
+        f"{report.adc_mean:.0f} ± {report.adc_std:.0f}" if report.adc_mean is not None else "-",
+        span(report.zadc_range),
+        number(report.brain_ml, 0),
+        number(report.lesion_ml, 2),
+        number(None if report.lesion_fraction is None else 100 * report.lesion_fraction, 2),
+        status,
+    )
+
+
+def _summary(reports: Sequence[CaseReport]) -> dict[str, Any]:
+    measured: list[Any] = [report for report in reports if report.shape]
+    labelled = [report.lesion_fraction for report in reports if report.lesion_fraction is not None]
+    shape = np.mean([report.shape for report in measured], axis=0).round(1).tolist() if measured else None
+    spacing = np.median([report.spacing_mm for report in measured], axis=0).round(3).tolist() if measured else None
+    return {
+        "cases": len(reports),
+        "unusable": sum(not report.usable for report in reports),
+        "lesion_size_classes": dict(Counter(size_class(fraction) for fraction in sorted(labelled))),
+        "mean_shape": shape,
+        "median_spacing_mm": spacing,
+    }

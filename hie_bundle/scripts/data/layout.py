@@ -15,8 +15,8 @@ from ..runtime.errors import DatasetError
 from ..runtime.text import is_printable
 
 __all__ = [
-    "LABEL_FOLDERS", "MANIFEST", "SPLITS", "Case", "as_native", "case_of", "case_of_file_name", "file_name", "filesystem_key",
-    "find_cases", "first_file", "item_files", "output_name", "part_of", "site_of",
+    "LABEL_FOLDERS", "MANIFEST", "SPLITS", "Case", "as_native", "case_of", "case_of_file_name", "file_name",
+    "filesystem_key", "find_cases", "first_file", "item_files", "output_name", "part_of", "site_of",
 ]  # fmt: skip
 
 SPLITS = ("train", "val", "test")
@@ -223,8 +223,10 @@ def item_files(item: Mapping[str, Any]) -> dict[str, str]:
         files = {"stacked": str(image)}
     elif len(image) == 1:
         files = {"stacked": str(image[0])}
-    else:
+    elif len(image) == 2:
         files = dict(zip(("adc", "zadc"), map(str, image), strict=True))
+    else:
+        raise DatasetError(f"{', '.join(map(str, image))}: {len(image)} channels, not the two maps ADC and ZADC.")
     if item.get("label"):
         files["label"] = str(item["label"])
     return files

@@ -17,7 +17,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import CopyItemsd
 from numpy.typing import ArrayLike, NDArray
 
-from ..data.checks import Limits, read_case
+from ..data.checks import Limits, read_case, require_no_problems
 from ..data.layout import part_of
 from ..geometry.components import components
 from ..io.files import sha256_of
@@ -186,9 +186,7 @@ class Segmenter:
         """
         name = case or (part_of(Path(adc))[1] or Path(adc).name if isinstance(adc, str | Path) else "case")
         report, maps = read_case(name, _parts(adc, zadc, affine), self.limits)
-        if report.problems:
-            lines = [f"  {problem.file} {problem.message}" for problem in report.problems]
-            raise UserError("\n".join([f"{name} cannot be segmented:", *lines]))
+        require_no_problems(report, "segmented")
         item = self._preprocessing({"image": metatensor_of(list(maps.values())), "case": name})
         self._evaluator.data_loader = [list_data_collate([item])]
         with _quiet("ignite"):

@@ -10,8 +10,9 @@ import re
 import shutil
 import signal
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from ..runtime.errors import UserError
 from ..runtime.interruption import interruption
 
 __all__ = [
-    "atomic_path", "clean", "clean_beside", "expect_unchanged", "hidden_folder", "refuse_changed", "release_lock",
-    "seen_from", "sha256_of", "stamp_of", "take_lock", "try_writing", "whole_folder", "write_atomically", "write_json",
+    "atomic_path", "clean", "clean_beside", "expect_unchanged", "hidden_folder", "is_expected", "refuse_changed",
+    "release_lock", "seen_from", "sha256_of", "stamp_of", "take_lock", "try_writing", "whole_folder",
+    "write_atomically", "write_json",
 ]  # fmt: skip
 
 _LOCK = ".lock"
@@ -233,6 +235,11 @@ def expect_unchanged(stamps: Mapping[str, list[int]] | None) -> None:
         _expected.clear()
 
 
+def is_expected(path: str | Path) -> bool:
+    """Whether a run of this process has checked a file."""
+    return str(path) in _expected
+
+
 def refuse_changed(path: str | Path) -> None:
     """Raise a UserError where a file that was checked is another one by now."""
     expected = _expected.get(str(path))
@@ -241,9 +248,17 @@ def refuse_changed(path: str | Path) -> None:
 
 
 def sha256_of(*paths: str | Path) -> str:
-    """SHA-256 of a file's content, or of several files' one after the other, in hexadecimal digits."""
+    """SHA-256 of a file's content, or of several files' one after the other, in hexadecimal digits.
+
+    Files that have not changed since this process hashed them are not read again.
+    """
+    return _hash(tuple((str(path), *stamp_of(path)) for path in paths))
+
+
+@lru_cache(maxsize=10_000)
+def _hash(files: Sequence[tuple[Any, ...]]) -> str:
     digest = hashlib.sha256()
-    for path in paths:
+    for path, *_ in files:
         with Path(path).open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)

@@ -45,6 +45,7 @@ NUMBERS = (
     "SamplesPerPixel", "BitsAllocated", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "EchoTime",
     "RescaleSlope", "RescaleIntercept", "DiffusionBValue",
 )  # fmt: skip
+COUNTS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3}
 TAGS: tuple[Any, ...] = (
     *NUMBERS, "SOPClassUID", "SOPInstanceUID", "Modality", "Manufacturer", "PatientID", "PatientName",
     "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SeriesDescription", "ProtocolName", "ImageType",
@@ -288,12 +289,19 @@ def _header(path: Path) -> Header | None:
             raise UserError(f"{path} is damaged: its {keyword} is not a number.") from error
         if not np.isfinite(numbers).all():
             raise UserError(f"{path} is damaged: its {keyword} holds NaN or Inf.")
+        if keyword == "RescaleSlope" and 0 in numbers:
+            raise UserError(f"{path} is damaged: its RescaleSlope is 0.")
+        if numbers and len(numbers) != COUNTS.get(keyword, len(numbers)):
+            raise UserError(f"{path} is damaged: its {keyword} has {len(numbers)} values, not {COUNTS[keyword]}.")
     if header.get("SOPClassUID") in MR_IMAGES:
         bits = _int(header, "Rows") * _int(header, "Columns") * _int(header, "NumberOfFrames", 1)
         bits *= _int(header, "BitsAllocated", 16)
         packed = header.file_meta.TransferSyntaxUID.is_compressed
         if not bits or (not packed and 8 * path.stat().st_size < bits):
             raise UserError(f"{path} is damaged: its pixels are missing.")
+        stored = 0 if packed else len(pydicom.dcmread(path, specific_tags=["PixelData"]).get("PixelData") or b"")
+        if 8 * (stored - 1) > bits:  # to an odd number one byte is added
+            raise UserError(f"{path} is damaged: it holds {stored} bytes of pixels, not {bits // 8}.")
     return header
 
 
@@ -684,6 +692,8 @@ def _converted(
     """What dcm2niix makes of a volume or a file: values (X, Y, Z, N), affine, sidecar, b-values (None if unknown)."""
     import dcm2niix
 
+    if len(offsets := {float(header.get("RescaleIntercept") or 0) for header in members}) > 1:
+        raise UserError(f"{name}: the images of one volume have different rescale intercepts ({sorted(offsets)}).")
     with tempfile.TemporaryDirectory(dir=work) as place:
         into, out = Path(place) / "in", Path(place) / "out"
         into.mkdir()
@@ -723,7 +733,10 @@ def _converted(
         ((path, image),) = stacks.items()
         values = np.asarray(image.dataobj, dtype=np.float32)
         affine = np.array(image.affine, dtype=np.float64)
-        side = json.loads(path.with_suffix(".json").read_text(encoding="utf-8", errors="replace"))
+        try:
+            side = json.loads(path.with_suffix(".json").read_text(encoding="utf-8", errors="replace"))
+        except ValueError as error:
+            raise UserError(f"{name}: dcm2niix's description cannot be read; the headers are damaged.") from error
         file = path.with_suffix(".bval")
         b_values: list[float | None] = (
             [float(word) for word in file.read_text(encoding="utf-8").split()] if file.exists() else []

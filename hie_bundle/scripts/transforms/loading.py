@@ -25,7 +25,7 @@ from monai.utils import ImageMetaKey, MetaKeys
 from nibabel.affines import voxel_sizes
 
 from ..data.adc_level import adc_level
-from ..data.checks import Limits, are_swapped, grid_difference, like_adc
+from ..data.checks import Limits, grid_difference, require_checked
 from ..geometry.brain import are_normalised, clear_background
 from ..io.images import metatensor_of
 from ..io.volumes import Volume, VolumeError, read_checked
@@ -74,8 +74,7 @@ class LoadMaps(LoadImage):
 class LoadMapsd(LoadImaged):
     """Load the two maps of a case and its label.
 
-    Tools that call the transforms without the workflow (MONAI Label, a notebook) do not check their cases, so an image
-    that would give a wrong mask raises an error here.
+    Maps that no workflow has checked in this process, as in MONAI Label and notebooks, are checked here.
 
     With ``zadc: optional`` in ``limits`` a case without a ZADC map gets a second channel of NaN, which the recipe must
     replace, and its ADC is brought to a newborn's level (:func:`scripts.data.adc_level.adc_level`).
@@ -86,8 +85,7 @@ class LoadMapsd(LoadImaged):
         limits: of a usable case; the defaults if None.
 
     Raises:
-        UserError: when called, if there are not two maps (or one, where ``limits`` allow it), if their values show that
-            they are swapped, or if a single map is not an ADC map.
+        UserError: when called, if the maps are not a usable case by ``limits``; names each problem.
     """
 
     def __init__(
@@ -105,32 +103,26 @@ class LoadMapsd(LoadImaged):
         self.limits = limits or Limits()
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+        files = data.get(self.maps_key) if self.maps_key in self.keys else None
+        if files is not None and not isinstance(files, MetaTensor):
+            require_checked({"image": files}, self.limits)
         loaded = super().__call__(data, reader)
-        if self.maps_key in self.keys and self.maps_key in loaded:
-            loaded[self.maps_key] = self._checked(data[self.maps_key], loaded[self.maps_key])
+        if files is not None:
+            loaded[self.maps_key] = self._two_channels(loaded[self.maps_key])
         return loaded
 
-    def _checked(self, files: Any, image: MetaTensor) -> MetaTensor:
+    def _two_channels(self, image: MetaTensor) -> MetaTensor:
         axis = image.meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM)
         maps = image.as_tensor().numpy()
-        if not isinstance(axis, (int, float)) or math.isnan(axis):  # MONAI's "no_channel"
-            axis, maps = 0, maps[None]
-        maps = np.moveaxis(maps, int(axis), 0)
-        name = "the image" if isinstance(files, MetaTensor) else str(files)
-        if isinstance(files, list | tuple):
-            name = " and ".join(map(str, files))
-        if len(maps) == 1 and self.limits.zadc == "optional":
-            if not are_normalised(maps[0]) and not like_adc(maps[0], self.limits):
-                raise UserError(f"{name}: the only map is not an ADC map in 1e-6 mm²/s, judged by its values.")
-            level = 1.0 if are_normalised(maps[0]) else adc_level(maps[0], voxel_sizes(np.asarray(image.affine))).factor
-            both = torch.stack([torch.as_tensor(maps[0] * level), torch.full(maps.shape[1:], torch.nan)])
-            return MetaTensor(both, meta={**image.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0})
-        if len(maps) != 2:
-            raise UserError(f"{name}: {len(maps)} channel{'s' * (len(maps) != 1)}, not the two maps ADC and ZADC.")
-        if are_swapped(maps[0], maps[1], self.limits):
-            raise UserError(f"{name}: the channels are ZADC and ADC by their values; ADC must come first.")
-        clear_background(maps[0], maps[1])
-        return image
+        if isinstance(axis, int | float) and not math.isnan(axis):  # NaN: MONAI's "no_channel"
+            maps = np.moveaxis(maps, int(axis), 0)
+            if len(maps) > 1:
+                clear_background(maps[0], maps[1])
+                return image
+            maps = maps[0]
+        level = 1.0 if are_normalised(maps) else adc_level(maps, voxel_sizes(np.asarray(image.affine))).factor
+        both = torch.stack([torch.as_tensor(maps * level), torch.full(maps.shape, torch.nan)])
+        return MetaTensor(both, meta={**image.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0})
 
 
 class AppendMapd(EachImaged):
