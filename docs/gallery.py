@@ -23,6 +23,7 @@ INTRODUCTION = """# Gallery
 The mean of all is {mean:.2f}.** Blue is the truth, orange the mask of the shipped weights.
 Do not choose by figures on our own simulator.
 
+<!-- needs: minutes -->
 ```
 C=hie_bundle/configs
 python -m monai.bundle run phantom --config_file $C/data.yaml --output_dir DIR --seed 901 \\

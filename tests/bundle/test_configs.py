@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from conftest import BUNDLE, ROOT, TINY
+from conftest import BUNDLE, ROOT, TINY, as_checked
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Invertd, LoadImaged, SaveImaged
 from monai.transforms.traits import RandomizableTrait
@@ -248,6 +248,7 @@ def _write_case(folder: Path, direction: np.ndarray, shape: tuple[int, int, int]
         image.SetDirection((u @ v).flatten().tolist())
         paths[name] = str(folder / f"{name}{extension}")
         SimpleITK.WriteImage(image, paths[name])
+    as_checked(paths["adc"], paths["zadc"])
     return {"image": [paths["adc"], paths["zadc"]], "label": paths["label"]}, label
 
 
@@ -289,6 +290,7 @@ def test_a_stacked_file_gives_the_same_image_as_two_files(tmp_path: Path) -> Non
     first = nibabel.load(item["image"][0])
     stacked = np.stack([np.asarray(nibabel.load(path).dataobj) for path in item["image"]], axis=-1)
     nibabel.save(nibabel.Nifti1Image(stacked, first.affine), tmp_path / "case.nii.gz")
+    as_checked(tmp_path / "case.nii.gz")
     preprocessing = _parser(INFER, spatial_size=[32, 32, 16]).get_parsed_content("preprocessing")
     two, one = (preprocessing({"image": image})["image"] for image in (item["image"], str(tmp_path / "case.nii.gz")))
     torch.testing.assert_close(one.as_tensor(), two.as_tensor())

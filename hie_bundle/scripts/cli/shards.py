@@ -81,12 +81,12 @@ class Shard:
     def rows(self) -> dict[str, dict[str, Any]]:
         """The last record of each case, of all shares."""
         rows: dict[str, dict[str, Any]] = {}
-        for file in sorted(self.records.glob("*.jsonl")):
+        for file in filter(Path.is_file, sorted(self.records.glob("*.jsonl"))):
             for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     row = json.loads(line)
-                    case = row["case"]
-                except (json.JSONDecodeError, TypeError, KeyError):  # cut off, or not a record
+                    case = str(row["case"])
+                except (ValueError, TypeError, KeyError, RecursionError):  # cut off, or not a record
                     continue
                 if "error" not in row or case not in rows:  # a case that another share has mended stays so
                     rows[case] = row
@@ -102,7 +102,7 @@ class Shard:
         """
         if row is None or "error" in row:
             return False
-        names, wanted = ({k: Path(one[k]).name for k in files if k in row} for one in (row, files))
+        names, wanted = ({k: Path(str(one[k])).name for k in files if k in row} for one in (row, files))
         before = {name: row.get(name) for name in making} | names
         for name, (old, new) in differences(before, json.loads(json.dumps({**making, **wanted}))).items():
             raise UserError(

@@ -85,6 +85,8 @@ def _key(key_file: Any, output_dir: str | Path | None) -> bytes:
     try:
         if not path.exists():
             _make(path)
+        if not path.is_file():  # a device has no end
+            raise DatasetError(f"The key file {path} of --anonymise_ids is not a regular file.")
         key, mode = path.read_bytes().strip(), path.stat().st_mode
     except OSError as error:
         raise DatasetError(

@@ -30,6 +30,7 @@ Option = TypeVar("Option")
 REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE,
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,
+    errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.ENXIO, errno.ENODEV,
 }  # fmt: skip
 # MONAI's messages: a component rejected its arguments; a config (ours or a user's) has an error
 _COMPONENT = re.compile(r"(?:Failed to instantiate component '|applying transform <)([\w.]+)")
