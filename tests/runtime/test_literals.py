@@ -18,7 +18,7 @@ from hie_bundle import Segmenter, UserError, segment
 from scripts import cli
 from scripts.cli.workflows import WORKFLOWS, values_of
 from scripts.runtime.literals import literal, plain
-from scripts.runtime.workflow import Workflow
+from scripts.runtime.workflow import _FILES_ALONE, Workflow
 
 CONFIGS = BUNDLE / "configs"
 TOUCH = '$__import__("os").system("touch PWNED")or"x"'
@@ -50,7 +50,7 @@ def test_a_text_comes_back_as_it_is(text: str) -> None:
 def test_every_value_of_every_workflow(name: str, text: str) -> None:
     """Also in lists and beside other texts; whatever a workflow does with a value, this is what it gets."""
     files = [CONFIGS / f"{stem}.yaml" for stem in WORKFLOWS[name].configs]
-    names = {value.name for file in files for value in values_of(file)} - {"bundle_root"}
+    names = {value.name for file in files for value in values_of(file)} - {"bundle_root", *_FILES_ALONE}
     for given in ([text, {"within": text}],):
         workflow = Workflow([str(file) for file in files], logging_file=False, **dict.fromkeys(names, given))
         workflow.parser.parse()

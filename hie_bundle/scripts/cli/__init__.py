@@ -78,7 +78,7 @@ def _segment(
     flips: Flips = None,
 ) -> None:
     """Segment lesions: masks from files or folders."""
-    if output is None:
+    if not output:
         raise typer.BadParameter("say where the mask goes, with -o OUT.")
     import_module(".segment", __name__).segment(**_options(context))
 

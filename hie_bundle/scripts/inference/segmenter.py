@@ -44,6 +44,11 @@ DECIDING = (
     "flips", "z_evidence_weight", "z_evidence_level", "threshold", "lesion_peak", "smallest_lesion_mm3",
     "limit_to_brain",
 )  # fmt: skip
+# values of inference.yaml and arguments of MONAI's workflow that a segmentation has no use for, or sets itself
+NOT_TAKEN = (
+    "config_file", "meta_file", "logging_file", "workflow_type", "run_id", "properties_path", "tracking", "bundle_root",
+    "ckpt_path", "dataset_dir", "datalist", "dataset", "output_dir", "output_ext", "run_folder", "run", "evaluator",
+)  # fmt: skip
 SHIPPED = "strong_cpu"  # recipe of the weights in models/simulated
 
 
@@ -114,6 +119,10 @@ class Segmenter:
         openvino: bool = False,
         **options: Any,
     ) -> None:
+        if wrong := [f"--{name}" for name in options if name in NOT_TAKEN]:
+            raise UserError(
+                f"A segmentation takes no {', '.join(wrong)}: weights are named by --weights, maps and masks by path."
+            )
         self.checkpoints = weights_files(weights)
         mixins = recipe_files(recipe) if recipe is not None else trained_with(self.checkpoints[0])
         files = [CONFIGS / "inference.yaml", *mixins, CONFIGS / "segment.yaml"]

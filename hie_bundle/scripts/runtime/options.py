@@ -361,7 +361,8 @@ def _wrong_parts(config: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]
             continue
         empty = name in _MAY_BE_EMPTY and value in ([], {})
         cases = name.endswith("dataset#data") and isinstance(value, list)  # programs hand their cases in
-        if not empty and not cases and _shape(value) not in {None, *shapes}:
+        null = value is None and None not in ours
+        if null or (not empty and not cases and _shape(value) not in {None, *shapes}):
             yield f"{name} {value}: a part of the config; {' or '.join(sorted(shapes))}, or an expression ($…)"
 
 

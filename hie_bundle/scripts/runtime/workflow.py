@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ def running_workflow() -> ConfigWorkflow | None:
     return None
 
 
+_FILES_ALONE = ("", "imports", "initialize", "finalize", "init_id", "final_id")  # the checks of options are there
 _OWN = inspect.signature(ConfigWorkflow).parameters  # of MONAI itself: files and ids, which are not evaluated
 
 
@@ -45,6 +47,9 @@ class Workflow(ConfigWorkflow):
     """
 
     def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
+        for name in options:
+            if re.split("#|::", name)[0] in _FILES_ALONE:
+                raise UserError(f"--{name}: a part of the config that only a config file may change.")
         options = {name: value if name in _OWN else literal(value, name) for name, value in options.items()}
         try:
             super().__init__(config_file, **options)
