@@ -303,7 +303,9 @@ def test_two_files_become_a_study_in_one_step(server: Server, stacks: Path, tmp_
         shutil.copy(source, target)
     words = ["segment", *map(str, pair), "-o", str(tmp_path / "mask.nii.gz"), "--studies", str(server.studies)]
     subprocess.run([sys.executable, "-m", "hie_bundle", *words], check=True, cwd=ROOT, capture_output=True)
-    time.sleep(3)  # the server watches the folder
+    deadline = time.monotonic() + 30  # the server watches the folder
+    while "Adding New Image: two files " not in server.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.5)
     mask, expected = server.mask("two files", tmp_path), nibabel.load(tmp_path / "mask.nii.gz")
     np.testing.assert_allclose(mask.affine, expected.affine, atol=1e-4)
     assert np.asarray(expected.dataobj).any()

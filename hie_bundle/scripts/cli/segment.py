@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json as json_format
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -288,7 +290,11 @@ def _write(
     if "probability" in place:
         write(place["probability"], (calibration or np.asarray)(found.probability), found.affine)
     if "study" in place:  # ADC, ZADC on a fourth axis, as the bundle reads a stacked file
-        write(place["study"], np.stack(list(found.maps.values()), axis=-1), found.affine)
+        # MONAI Label's server lists a file that comes from another folder, but none that is renamed in its own
+        with TemporaryDirectory(dir=place["mask"].parent) as folder:
+            study = Path(folder) / place["study"].name
+            write(study, np.stack(list(found.maps.values()), axis=-1), found.affine)
+            shutil.move(study, place["study"])
     if not {"lesion_table", "overlay", "report"} & place.keys():
         return
     from ..evaluation.lesions import COMPONENT_COLUMNS, lesions_of

@@ -152,7 +152,7 @@ def bland_altman(axes: Axes, rows: Rows) -> tuple[str, str]:
 
 def reliability(cases: Sequence[CaseProbabilities], after: Sequence[CaseProbabilities] = ()) -> Plot:
     """Share of lesion against predicted probability, over all cases' brains, before and after calibration."""
-    lines = {"observed": cases, **({"after calibration": after} if after else {})}
+    lines = {"before calibration": cases, "after": after} if after else {"observed": cases}
     found = {label: [dict(zip(*calibration.reliability(of), strict=True))] for label, of in lines.items()}
     voxels = np.sum([case.bins[0] for case in cases], axis=0)
     inner = 100 * (1 - float(voxels[0] + voxels[-1]) / float(voxels.sum()))
@@ -161,8 +161,7 @@ def reliability(cases: Sequence[CaseProbabilities], after: Sequence[CaseProbabil
         before, now = (np.mean([case.ece for case in which]) for which in (cases, after))
         caption += f" Calibration error, mean of the cases: {before:.4f}, calibrated {now:.4f}."
     x, y = "Lesion probability, mean of a bin", "Share of lesion"
-    perfect = {"calibrated": [{0: 0, 1: 1}]}
-    return curves("Reliability of the probabilities", x, y, found | perfect, caption, SHARES)
+    return curves("Reliability of the probabilities", x, y, found | {"ideal": [{0: 0, 1: 1}]}, caption, SHARES)
 
 
 def dice_by_threshold(cases: Sequence[CaseProbabilities]) -> Plot:
