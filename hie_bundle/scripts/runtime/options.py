@@ -164,7 +164,7 @@ _TYPES: list[tuple[Any, str]] = [
         _PATH | None,
         "output_dir datalist anonymise_ids init_weights predictions_dir threshold_from output_file report_file "
         "brain_file stripped_file adc_file adc_source atlas_mean atlas_std mask_file capture_file segmented outcomes "
-        "regions report_file rtstruct_file",
+        "regions rtstruct_file",
     ),
     (_PATH | Annotated[list[_PATH], Field(min_length=1)], "ckpt_path weights"),
     (_PATH | list[_PATH] | None, "images"),
