@@ -1,4 +1,4 @@
-"""Whether probabilities are what they say, and which threshold gives the best masks."""
+"""Calibration of probabilities, and the threshold with the best masks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ register(
 
 @dataclass(frozen=True)
 class CaseProbabilities:
-    """What is kept of the probabilities of a case.
+    """Summary of the probabilities of a case.
 
     Attributes:
         brier: mean squared error in the brain.
@@ -72,7 +72,7 @@ class CaseProbabilities:
 
     @classmethod
     def of(cls, probability: NDArray[Any], truth: NDArray[np.bool_], brain: NDArray[np.bool_]) -> CaseProbabilities:
-        """From the probability of lesion, the annotated mask and the brain, all of shape (X, Y, Z)."""
+        """Summarise a lesion probability by the annotated mask and the brain, all of shape (X, Y, Z)."""
         p, t = probability[brain].astype(np.float64), truth[brain]
         place = np.minimum((p * FINE).astype(int), FINE - 1)
         histogram = np.stack([np.bincount(place, weights, FINE) for weights in (None, t.astype(np.float64), p)])
@@ -118,7 +118,7 @@ def best_threshold(cases: Sequence[CaseProbabilities]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What probabilities of weights are worth, as validation cases showed it.
+    """Calibration of the probabilities of weights, fitted on validation cases.
 
     Attributes:
         of: hash of the weights and the settings that change masks.
@@ -137,7 +137,7 @@ class Calibration:
     def fit(
         cls, of: Mapping[str, Any], cases: Sequence[CaseProbabilities], lesions: Sequence[Mapping[str, Any]]
     ) -> Calibration:
-        """From the probabilities of validation cases, and the rows of :func:`.case_lesions` of the same cases."""
+        """Fit it on the probabilities of validation cases and the rows of :func:`.case_lesions` of the same cases."""
         from sklearn.isotonic import IsotonicRegression
         from sklearn.linear_model import LogisticRegression
 

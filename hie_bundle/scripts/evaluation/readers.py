@@ -1,4 +1,4 @@
-"""Several readers of one case: how well they agree, and where a prediction lies between them."""
+"""Agreement of several readers, and of a prediction with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a set of cases says about a metric: means with confidence intervals, paired tests, rankings."""
+"""Statistics over cases: means with confidence intervals, paired tests, rankings, ROC curves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scipy import stats
 __all__ = ["auc", "auc_difference", "describe", "holm", "paired_tests", "penalised", "ranking", "smallest_p"]
 
 
-# with fewer values no interval that could be had holds what it promises; see docs/statistics.md
+# with fewer values no interval has its stated coverage; see docs/statistics.md
 LEAST_FOR_INTERVAL = 4
 _CHUNK = 1000  # resamples at a time
 Interval = tuple[float, float, float]  # value, low, high
@@ -67,7 +67,7 @@ def describe(
 
 @lru_cache(maxsize=64)
 def _weights(count: int, resamples: int, seed: tuple[int, int]) -> NDArray[np.float32]:
-    """How often each of ``count`` cases is drawn in each resample, (resamples, count); the same for all measures."""
+    """Number of draws of each of ``count`` cases in each resample, (resamples, count); the same for all measures."""
     drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=resamples)
     return drawn.astype(np.float32)
 
@@ -102,10 +102,10 @@ def _studentised_interval(
 def _widened(
     values: NDArray[np.float64], ends: tuple[float, float], repeats: Sequence[float], confidence: float
 ) -> tuple[float, float]:
-    """An interval over cases, made as much wider as the variance between trainings makes the mean's standard error.
+    """Widen an interval over cases by the variance between trainings.
 
-    With the degrees of freedom of a sum of two variances (Satterthwaite 1946), since few trainings say little of their
-    spread; one seed says nothing about others, and the interval covers the cases only.
+    The degrees of freedom are those of a sum of two variances (Satterthwaite 1946). With one training the interval
+    covers the cases only.
     """
     trained = np.asarray(repeats, dtype=float)
     trained = trained[np.isfinite(trained)]
@@ -126,8 +126,10 @@ def smallest_p(cases: int, tests: int) -> float:
 
 
 def penalised(values: Sequence[float], failed: Sequence[bool], largest: Sequence[float]) -> list[float]:
-    """Distances that can be compared: where exactly one of the two masks is empty (``failed``), the case's largest
-    possible one. A variant that leaves most masks empty would otherwise be compared by its easiest cases alone."""
+    """Distances, with a case's largest possible one if exactly one of its two masks is empty (``failed``).
+
+    Otherwise a variant with many empty masks would be compared on its easiest cases alone.
+    """
     return [most if bad and not math.isfinite(value) else value
             for value, bad, most in zip(values, failed, largest, strict=True)]  # fmt: skip
 
@@ -188,7 +190,7 @@ def ranking(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Rank the variants by their mean, and see how stable the ranks are when the cases are drawn anew.
+    """Rank the variants by their mean, with bootstrap intervals of the ranks.
 
     Args:
         values: for each variant one value a case, the cases in the same order. A case in which any variant is not

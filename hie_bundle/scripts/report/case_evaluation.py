@@ -122,7 +122,7 @@ class CaseEvaluation:
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
     def started(self, _: SupervisedEvaluator | None = None) -> None:
-        """Forget what was measured before, and have the regression and the threshold ready.
+        """Reset the results, and fit the baselines and read the threshold.
 
         Raises:
             UserError: when there is no threshold to be read, or a reader's mask or the calibration is missing.
@@ -280,7 +280,7 @@ class CaseEvaluation:
 
 
 def _said(training: Mapping[str, Any] | None) -> str:
-    """What weights say of their training, in a line."""
+    """Training of the weights by their record, in a line."""
     if not training:
         return "unknown"
     known = {name: value for name, value in training.items() if value is not None}

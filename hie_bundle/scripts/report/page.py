@@ -1,4 +1,4 @@
-"""Results as HTML pages that need nothing else: no network, no other file."""
+"""Results as HTML pages without other files or network access."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def write_case_page(
         slices: of the maps, with the mask ``pred``.
         title: the case.
         tiles: label and value of each figure.
-        notes: what is to be known of the input.
+        notes: remarks on the input.
         facts: files, weights, versions.
         lesions: rows of :func:`.lesions_of`.
         regions: of an atlas, if there is one: ``region``, ``number``, ``volume_ml``, ``injured_ml`` and ``share``.

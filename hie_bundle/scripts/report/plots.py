@@ -45,7 +45,7 @@ STYLE: Any = {
     "axes.grid.axis": "y",
     "grid.color": "#e6e6e6",
     "axes.axisbelow": True,
-    "svg.fonttype": "none",  # text stays text: small, and as crisp as the page
+    "svg.fonttype": "none",  # text instead of paths
     "svg.hashsalt": "report",  # the same data give the same file
 }
 P = ParamSpec("P")

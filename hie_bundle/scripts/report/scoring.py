@@ -1,4 +1,4 @@
-"""Masks that another tool wrote, measured as the network's own are."""
+"""Measurement of masks of other tools."""
 
 from __future__ import annotations
 
