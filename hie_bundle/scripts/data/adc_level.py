@@ -23,7 +23,7 @@ UNCHANGED = 0.05  # smaller corrections are within the spread of healthy newborn
 
 @dataclass(frozen=True)
 class AdcLevel:
-    """What an ADC map says of its own scale.
+    """Scale of an ADC map, estimated from its values.
 
     Attributes:
         fluid: 99.9th percentile in the brain, 1e-6 mm²/s.
@@ -39,7 +39,7 @@ class AdcLevel:
 
 
 def adc_level(adc: NDArray[Any], spacing_mm: ArrayLike) -> AdcLevel:
-    """The level of cerebrospinal fluid and of tissue, and what they have in common.
+    """Levels of cerebrospinal fluid and tissue, and their common factor.
 
     Injury lowers the tissue, wide or narrow spaces of fluid move the fluid; a wrong scale moves both. So the scale is
     the median of 1 and both quotients to a newborn's level: it is 1 unless both are off in the same direction. A brain

@@ -54,7 +54,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a case may look like.
+    """Limits of a usable case.
 
     Raises:
         DatasetError: when ``zadc`` is another text, or another value is not a number or a pair of numbers.
@@ -96,7 +96,7 @@ def require_numbers(limits: Any, id: str) -> None:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that makes a case unusable: which file, and what is wrong with it."""
+    """A reason why a case is unusable, and its file."""
 
     file: str
     message: str
@@ -104,12 +104,12 @@ class Problem:
 
 @dataclass
 class CaseReport:
-    """What a case's files hold. Figures that could not be measured are None."""
+    """Contents of a case's files. Figures that could not be measured are None."""
 
     case: str
     files: dict[str, str]  # by part: adc and zadc, or stacked; label
     problems: list[Problem] = field(default_factory=list)  # none: the case is usable
-    notes: list[str] = field(default_factory=list)  # what is unusual, but allowed
+    notes: list[str] = field(default_factory=list)  # unusual, but allowed
     shape: list[int] | None = None
     spacing_mm: list[float] | None = None
     orientation: str | None = None  # of the voxel axes, e.g. LPS; "oblique" is appended when it is off by over 0.1°
@@ -251,7 +251,7 @@ def _describe_grid(report: CaseReport, part: str, volume: Volume, limits: Limits
 
 
 def grid_difference(first: Volume, second: Volume, tolerance_mm: float) -> str:
-    """How the second grid differs from the first, in numbers; empty if no corner is farther away than the tolerance."""
+    """Differences between two grids, in numbers; empty if no corner differs by more than the tolerance."""
     shapes = first.array.shape[:3], second.array.shape[:3]
     if shapes[0] != shapes[1]:
         return f"{_sizes(shapes[1])} voxels, not {_sizes(shapes[0])}"
@@ -303,7 +303,7 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
 
 
 def _judge_ranges(report: CaseReport, adc: Array, zadc: Array | None, brain: Mask, limits: Limits) -> None:
-    """Whether maps in their units can be what they are called, by their values."""
+    """Check the values of maps in their units against the limits."""
     assert report.adc_range is not None
     assert report.brain_ml is not None
     if zadc is not None and are_swapped(adc, zadc, limits):
@@ -349,7 +349,7 @@ def _judge_adc(report: CaseReport, adc: Array, brain: Mask) -> None:
 def _judge_relation(
     report: CaseReport, adc: Array, zadc: Array, brain: Mask, spacing_mm: Array, limits: Limits
 ) -> None:
-    """Whether ZADC can be that of this ADC map."""
+    """Check the relation of ZADC and ADC."""
     agreement = agreement_of_maps(adc, zadc, brain, spacing_mm)
     if report.normalised:  # resampled to a network's grid as a rule, which may be coarser than what agrees
         if agreement < -DOUBTFUL_AGREEMENT:
@@ -378,18 +378,18 @@ def _judge_relation(
 
 
 def like_adc(array: NDArray[Any], limits: Limits) -> bool:
-    """Whether the values can be those of an ADC map in 1e-6 mm²/s."""
+    """Whether the values are plausible for an ADC map in 1e-6 mm²/s."""
     positive = array[brain_of(array)]
     return positive.size > 0 and limits.adc_range[0] <= float(np.median(positive)) <= limits.adc_range[1]
 
 
 def like_zadc(array: NDArray[Any], limits: Limits) -> bool:
-    """Whether the values can be those of a ZADC map."""
+    """Whether the values are plausible for a ZADC map."""
     return bool(np.abs(array).max() <= limits.zadc_limit)
 
 
 def are_swapped(adc: NDArray[Any], zadc: NDArray[Any], limits: Limits) -> bool:
-    """Whether each of the maps can only be the other."""
+    """Whether the two maps are swapped, judged by their values."""
     if like_adc(adc, limits) and like_zadc(zadc, limits):
         return False
     return like_adc(zadc, limits) and like_zadc(adc, limits)
@@ -459,7 +459,7 @@ def agreement_of_maps(adc: Array, zadc: Array, brain: Mask, spacing_mm: Array) -
 
 
 def _mirroring(adc: Array, zadc: Array, brain: Mask, spacing_mm: Array, agreement: float) -> str:
-    """What was done to a ZADC map that does not agree with its ADC map, if it is known; empty otherwise."""
+    """An inverted sign or a flip of a ZADC map that does not agree with its ADC map; else empty."""
     if agreement < -DOUBTFUL_AGREEMENT / 2:
         return "its sign is inverted"
     names = ("first", "second", "third")

@@ -1,4 +1,4 @@
-"""What folds are made by: lesion size, and patients.
+"""Criteria of folds: lesion size and patients.
 
 Which cases are scans of one patient follows from the usual ways of naming a visit, a pattern, or a data list.
 """

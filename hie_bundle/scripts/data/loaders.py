@@ -43,7 +43,7 @@ _REPEATED = re.compile(
 
 
 class LoadingError(UserError):
-    """What reads cases has died, or is stuck."""
+    """A loading process has died, or hangs."""
 
 
 class CaseLoader(StockDataLoader):

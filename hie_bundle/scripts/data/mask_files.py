@@ -101,7 +101,7 @@ def find_masks(folder: Path, cases: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def _problem(case: str, paths: Sequence[Path], label_file: str, limits: Limits) -> str:
-    """What is wrong with a case's mask; empty if nothing is."""
+    """Problem of a case's mask; empty if there is none."""
     if not paths:
         return f"there is no {case}_lesion.nii.gz (.nii, .mha), and no other such file with the case id in its name"
     if len(paths) > 1:

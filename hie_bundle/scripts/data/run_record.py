@@ -1,4 +1,4 @@
-"""What ``run.json`` says of a run: what was run, on what, and which files it wrote."""
+"""Content of ``run.json``: what ran, on which data, and its files."""
 
 from __future__ import annotations
 

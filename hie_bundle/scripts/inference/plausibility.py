@@ -23,7 +23,7 @@ LEAST_AGREEMENT = 0.5
 
 @dataclass(frozen=True)
 class Plausibility:
-    """What the input says of a mask."""
+    """Plausibility of a mask, judged by its input."""
 
     not_low_ml: float | None  # of the mask, volume with ZADC above −1; None without a Z map
     low_outside_ml: float | None  # of the brain outside the mask, volume with smoothed ZADC below −2; likewise

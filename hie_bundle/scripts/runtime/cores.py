@@ -1,4 +1,4 @@
-"""How many cores there are for this process."""
+"""Number of cores of this process."""
 
 from __future__ import annotations
 

@@ -89,12 +89,12 @@ def _leave() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes: rank 0, or the only one."""
+    """Whether this process writes files: rank 0, or the only process."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def batch_share(batch_size: int, world_size: int) -> int:
-    """How many items of a batch each rank takes.
+    """Number of items of a batch on each rank.
 
     Raises:
         UserError: when they cannot all take the same number.

@@ -1,4 +1,4 @@
-"""What a run runs on: versions, the bundle's revision, hardware."""
+"""Environment of a run: versions, the bundle's revision, hardware."""
 
 from __future__ import annotations
 

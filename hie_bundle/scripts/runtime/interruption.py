@@ -22,7 +22,7 @@ GRACE_S = 5.0  # for the next step: a backward pass on a CPU may take half a min
 LAST_S = 2.0  # for what is done before the end, should it need a lock that nobody releases any more
 
 _received: int | None = None  # the signal that asks this process to end
-_children_s = 0.0  # what the children have to end by themselves
+_children_s = 0.0  # time for children to end
 
 
 def stop_if_asked() -> None:

@@ -92,7 +92,7 @@ def _list(of: Any, count: int | None = None, distinct: bool = False) -> Any:
 
 
 class Option:
-    """What the value of an option may be.
+    """Allowed values of an option.
 
     Args:
         type: for pydantic.
@@ -370,7 +370,7 @@ _SECTION, _PARTS, _LIST, _VALUE = "a section", "a list of parts", "a list", "a v
 
 
 def _shape(value: Any) -> str | None:
-    """What a value is in a config; None for expressions and null."""
+    """Type of a value in a config; None for expressions and null."""
     if isinstance(value, Mapping):
         named = not _is_component(value) and value.values()
         return _PARTS if named and all(map(_is_component, named)) else _SECTION
@@ -416,7 +416,7 @@ def _wrong_arguments(config: Mapping[str, Any], shipped: Mapping[str, Sequence[A
 
 
 def _same(value: Any, written: Any) -> bool:
-    """Whether a value is as a file has it; MONAI writes ``#`` in references as ``::``."""
+    """Whether a value equals the file's; MONAI writes ``#`` in references as ``::``."""
     return (value.replace("::", "#") if isinstance(value, str) else value) == written
 
 

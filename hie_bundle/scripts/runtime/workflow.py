@@ -1,4 +1,4 @@
-"""MONAI's workflow, which says in one line what is wrong with the files and options that it is made of."""
+"""MONAI's workflow with one-line errors for wrong files and options."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _wrong_options(files: Sequence[str], options: Mapping[str, Any]) -> str | No
 
 
 def _missing(parser: ConfigParser, name: str) -> str:
-    """Where on the way to an id the config ends."""
+    """Describe the first level of an id that the config lacks."""
     levels = name.replace("::", "#").split("#")
     for count, level in enumerate(levels):
         above = "#".join(levels[:count])

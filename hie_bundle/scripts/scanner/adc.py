@@ -349,7 +349,7 @@ def _agreement(first: Floats, second: Floats) -> float:
 
 
 def _why(series: Sequence[Series]) -> str:
-    """What to add to a message that images are missing."""
+    """Hint for a message about missing images."""
     unstated = [one.name for one in series if one.kind in ("dwi", "trace") and None in one.b_values]
     text = f" No b-value is stated by {', '.join(unstated)}." if unstated else ""
     return text + (f" Excluded: {reasons}." if (reasons := left_out(series)) else "")

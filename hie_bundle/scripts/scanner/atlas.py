@@ -40,7 +40,7 @@ SHAPE_STEP_MM = 4.0  # of the mean displacement, which is smooth
 
 @dataclass(frozen=True)
 class Atlas:
-    """What healthy newborns' ADC is, on one grid.
+    """ADC of healthy newborns on one grid.
 
     Attributes:
         mean: (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.

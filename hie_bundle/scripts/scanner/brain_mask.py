@@ -148,7 +148,7 @@ def mask_doubt(mask: Mask, image: Volume, reference: Mask) -> str:
 
 
 def given_mask(path: str | Path, grid: Volume, name: str) -> Mask:
-    """A mask that the user gives: what is above 0 in the file.
+    """A mask given by the user: voxels above 0.
 
     Args:
         path: of a mask, or of a map that is 0 outside the brain.

@@ -431,7 +431,7 @@ def _judged(one: Series, header: Header) -> Series:
 
 
 def _group(header: Header) -> tuple[str, ...]:
-    """What the images of one conversion have in common: dcm2niix would mix traces with directions."""
+    """Key of the images of one conversion: dcm2niix would mix traces with directions."""
     words = sorted(_words(header) & (ADC_WORDS | TRACE_WORDS | OTHER_WORDS))
     trace = _is_trace(header)
     return (str(header.get("SeriesInstanceUID", "")), *words, str(trace), str(_echo_ms(header)))
@@ -689,7 +689,7 @@ def _of_one_b_value(rows: Sequence[Sequence[Header]]) -> bool:
 def _converted(
     members: Sequence[Header], name: str, work: Path
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any], list[float | None]]:
-    """What dcm2niix makes of a volume or a file: values (X, Y, Z, N), affine, sidecar, b-values (None if unknown)."""
+    """Result of dcm2niix for a volume or a file: values (X, Y, Z, N), affine, sidecar, b-values (None if unknown)."""
     import dcm2niix
 
     if len(offsets := {float(header.get("RescaleIntercept") or 0) for header in members}) > 1:
