@@ -196,6 +196,10 @@ def test_an_option_in_no_section(wrong: dict[str, Any], said: str) -> None:
         ("a.yaml", "", "a.yaml is not a config file: it has no named values"),
         ("a.yaml", "- 1", "a.yaml is not a config file: it has no named values"),
         ("a.yaml", "a: [", "a.yaml is not a config file: while parsing a flow"),
+        ("a.yaml", "1: 2", "a.yaml is not a config file: 1 is not a name"),
+        ("a.yaml", "'': 2", "a.yaml is not a config file: '' is not a name"),
+        ("a.yaml", "? [a]\n: 2", "a.yaml is not a config file: .*unhashable"),
+        ("a.yaml", "imports: 5", "imports in the config is a list of expressions"),
         ("a.txt", "a: 1", "a.txt is not a config file: unknown file input"),
     ],
 )

@@ -154,9 +154,9 @@ def _sides_of_file(
     """The entries by split, or by side of a fold; and the patient of each case in the list."""
     sides = {name: _entries_of(file, key) for name, key in KEYS.items()}
     if fold is not None:
-        folds = {entry.get("fold") for entry in sides["train"]}
+        folds = [entry.get("fold") for entry in sides["train"]]
         if fold not in folds:
-            there = ", ".join(sorted(str(number) for number in folds if number is not None)) or "none"
+            there = ", ".join(sorted({str(number) for number in folds if number is not None})) or "none"
             raise DatasetError(f"The data list {file} has no fold {fold}; it has {there}.")
         sides["val"] = [entry for entry in sides["train"] if entry.get("fold") == fold]
         sides["train"] = [entry for entry in sides["train"] if entry.get("fold") != fold]

@@ -57,6 +57,8 @@ class Workflow(ConfigWorkflow):
             if mistake := _wrong_file(ensure_tuple(config_file)) or _wrong_options(ensure_tuple(config_file), options):
                 raise UserError(mistake) from error
             raise
+        if not isinstance(imports := self.parser.get("imports", []), list | str):
+            raise UserError(f"imports in the config is a list of expressions ($import …), not {imports!r}.")
 
 
 def _wrong_file(files: Sequence[str]) -> str | None:
@@ -66,10 +68,12 @@ def _wrong_file(files: Sequence[str]) -> str | None:
             return f"There is no config file {path}" + (f"; did you mean {path.with_name(near[0])}?" if near else ".")
         try:
             content = ConfigParser.load_config_file(path)
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             return f"{path} is not a config file: {' '.join(str(error).split())}"
         if not isinstance(content, dict):
             return f"{path} is not a config file: it has no named values."
+        if wrong := [name for name in content if not name or not isinstance(name, str)]:
+            return f"{path} is not a config file: {wrong[0]!r} is not a name."
     return None
 
 
