@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,18 @@ def test_what_a_killed_run_left_beside_its_masks_is_removed(
 def test_records_that_are_removed_during_the_run_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1_of_1.jsonl was removed during the run"), Shard("1/1", tmp_path).working():
         shutil.rmtree(tmp_path / "records")
+
+
+def test_foreign_records_are_not_read(tmp_path: Path) -> None:
+    shard = Shard("1/1", tmp_path)
+    shard.records.mkdir()
+    os.mkfifo(shard.records / "2_of_9.jsonl")
+    (shard.records / "3_of_9.jsonl").mkdir()
+    lines = ['{"case": ["a"]}', "[" * 100_000, "null", '{"case": 5}', '{"case": "b", "mask": 5}', "{"]
+    (shard.records / "1_of_1.jsonl").write_text("\n".join(lines))
+    assert set(shard.rows()) == {"['a']", "5", "b"}
+    with pytest.raises(UserError, match="masks of other settings: b with mask "):
+        shard.is_done(shard.rows()["b"], {}, [], {"mask": tmp_path / "b_lesion.nii.gz"})
 
 
 def test_earlier_results_below_the_maps_are_no_cases(

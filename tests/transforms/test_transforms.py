@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchio
-from conftest import BUNDLE
+from conftest import BUNDLE, as_checked
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, MetaTensor
 from monai.data.utils import set_rnd
@@ -203,6 +203,22 @@ def test_maps_that_would_give_a_wrong_mask_are_refused(
     with pytest.raises(UserError, match=message) as error:
         load({"image": image})
     assert str(tmp_path) in str(error.value)
+
+
+def test_maps_that_nobody_has_checked_are_checked_when_they_are_loaded(tmp_path: Path) -> None:
+    """Of a server for annotation, which calls the transforms alone."""
+    adc = np.zeros((9, 8, 7), np.float32)
+    adc[2:7, 2:6, 1:6] = np.random.default_rng(0).uniform(600, 2000, (5, 4, 5))
+    zadc, affine = np.where(adc > 0, (adc - 1300) / 300, 0).astype(np.float32), np.diag([1.0, 1, 3, 1])
+    faults = {"another unit": (adc / 1000, zadc, affine), "another grid": (adc, zadc, np.diag([1.1, 1, 3, 1]))}
+    for fault, (first, second, other) in faults.items():
+        files = [str(tmp_path / f"{fault}_{name}.nii.gz") for name in ("adc", "zadc")]
+        nibabel.save(nibabel.Nifti1Image(first, affine), files[0])
+        nibabel.save(nibabel.Nifti1Image(second, other), files[1])
+        with pytest.raises(UserError, match="is not an ADC map in 1e-6" if "unit" in fault else "is on another grid"):
+            LoadMapsd("image")({"image": files})
+        as_checked(*files)
+        assert LoadMapsd("image")({"image": files})["image"].shape == (2, 9, 8, 7)
 
 
 @pytest.mark.parametrize(("mode", "shift_mm", "within"), [("nearest-exact", -1.0, 0.2), ("trilinear", 0.0, 0.06)])
