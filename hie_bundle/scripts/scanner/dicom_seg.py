@@ -161,7 +161,7 @@ def segmentation_of(mask: NDArray[Any], source: Series, parts: Mapping[str, NDAr
     descriptions = [
         highdicom.seg.SegmentDescription(
             number,
-            name,
+            name[:64],  # a DICOM label's length
             Code("49755003", "SCT", "Morphologically Abnormal Structure"),
             Code("52988006", "SCT", "Lesion"),
             highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,

@@ -66,10 +66,9 @@ def report_of(regions: Sequence[Mapping[str, Any]], segmentation: Any, images: S
                 measurements=[sr.Measurement(name, float(f"{value:.6g}"), unit) for name, value, unit in values],
             )
         )
-    report = sr.MeasurementReport(sr.ObservationContext(observer), codes.LN.BrainMRI, groups)
-    return sr.Comprehensive3DSR(
+    document = sr.Comprehensive3DSR(
         [segmentation, *images],
-        report,
+        sr.MeasurementReport(sr.ObservationContext(observer), codes.LN.BrainMRI, groups),
         series_instance_uid=generate_uid(),
         series_number=3000 + segmentation.SeriesNumber,
         sop_instance_uid=generate_uid(),
@@ -77,3 +76,5 @@ def report_of(regions: Sequence[Mapping[str, Any]], segmentation: Any, images: S
         manufacturer="hie_bundle",
         series_description="HIE lesion by region. Research use only; not for diagnosis",
     )
+    document.SpecificCharacterSet = segmentation.SpecificCharacterSet
+    return document
