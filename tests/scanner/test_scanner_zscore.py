@@ -192,6 +192,9 @@ def test_limits_are_named() -> None:
 def test_an_atlas_that_does_not_come_to_lie_on_the_case_is_refused_with_a_picture(
     fault: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError
+
     x, y, z = np.meshgrid(*map(np.arange, (96, 40, 40)), indexing="ij")
     brain = (x - 48) ** 2 / 200 + (y - 20) ** 2 / 260 + (z - 19) ** 2 / 150 < 1
     level = 1000 + 8.0 * (y - 20)
@@ -203,7 +206,7 @@ def test_an_atlas_that_does_not_come_to_lie_on_the_case_is_refused_with_a_pictur
         level = level + 1200
     if fault == "no affine":
         inside = (np.abs(y - 20) < 2) & brain
-        monkeypatch.setattr(sitk.ImageRegistrationMethod, "Execute", lambda *_: (_ for _ in ()).throw(RuntimeError()))
+        monkeypatch.setattr(sitk.ImageRegistrationMethod, "SetMetricAsCorrelation", fail)
     write(tmp_path / "adc.nii.gz", np.where(brain, 1000 + 8.0 * (y - 20), 0).astype(np.float32), affine)
     write(tmp_path / "mean.nii.gz", np.where(inside, level, 0).astype(np.float32), affine)
     write(tmp_path / "std.nii.gz", np.where(inside, 40, 0).astype(np.float32), affine)
