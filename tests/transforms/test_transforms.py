@@ -199,6 +199,8 @@ def test_maps_that_would_give_a_wrong_mask_are_refused(
     if not message:
         loaded = EnsureChannelFirstd("image")(load({"image": image}))["image"]
         np.testing.assert_array_equal(loaded.numpy(), np.stack(maps))
+        load._loader.image_only = False  # as MONAI Label sets it
+        assert set(load({"image": image})) == {"image", "image_meta_dict"}
         return
     with pytest.raises(UserError, match=message) as error:
         load({"image": image})

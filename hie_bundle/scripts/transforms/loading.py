@@ -48,15 +48,18 @@ class LoadMaps(LoadImage):
 
     def __call__(
         self, filename: Sequence[PathLike] | PathLike | MetaTensor, reader: ImageReader | None = None
-    ) -> MetaTensor:
+    ) -> MetaTensor | tuple[MetaTensor, dict[str, Any]]:  # type: ignore[override]
         """Files of equal shape, stacked along a new first axis, with the first one's metadata; or one file, without
-        that axis. An image in memory is returned as it is.
+        that axis. An image in memory is returned as it is. MONAI Label sets ``image_only`` to false: image, metadata.
 
         Raises:
             UserError: when a file cannot be read, or the shapes differ.
         """
-        if isinstance(filename, MetaTensor):
-            return filename
+        image = filename if isinstance(filename, MetaTensor) else self._read(filename)
+        return image if self.image_only else (image, image.meta)
+
+    @staticmethod
+    def _read(filename: Sequence[PathLike] | PathLike) -> MetaTensor:
         files = [str(filename)] if isinstance(filename, str | os.PathLike) else list(map(str, filename))
         volumes = []
         for file in files:
