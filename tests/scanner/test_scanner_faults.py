@@ -135,6 +135,14 @@ def test_pictures_called_adc_block_nothing(fault: str, tmp_path: Path) -> None:
     assert fitted(tmp_path / "in") < 1
 
 
+def test_mosaics_of_no_manufacturer_are_refused(tmp_path: Path) -> None:
+    """dcm2niix puts them half a metre away: of a Siemens Prisma by 540 mm."""
+    Study(tmp_path / "in").series(3, S0, AFFINE, ("ORIGINAL", "PRIMARY", "DIFFUSION", "NONE", "MOSAIC"), b_value=0)
+    change(tmp_path / "in", Manufacturer=None)
+    with pytest.raises(UserError, match="Series 3: its mosaics name no Manufacturer"):
+        read_folder(tmp_path / "in")
+
+
 def test_a_name_is_one_however_it_is_padded(tmp_path: Path) -> None:
     pair(tmp_path / "in")
     change(tmp_path / "in", "004*", PatientName=f"{SECRET}^^^")

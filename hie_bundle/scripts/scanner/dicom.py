@@ -386,6 +386,8 @@ def _read(members: list[Header], work: Path) -> Series:
     pixels = sum(int(h.Rows) * int(h.Columns) * _int(h, "NumberOfFrames", 1) for h in members)
     if 4 * pixels > MAX_BYTES:
         raise UserError(f"{name} declares {4 * pixels / 1e9:.0f} GB of voxels, more than the limit.")
+    if "MOSAIC" in _words(first) and not first.get("Manufacturer"):  # dcm2niix would leave the mosaic's own corner
+        raise UserError(f"{name}: its mosaics name no Manufacturer, so their position is unknown. Export it again.")
     packed = _packed(first)
     if not packed and len({tuple(_element(h, SEQUENCES[POSITION], POSITION)) for h in members}) < 2:
         return Series("other", number, reason="one slice only")
