@@ -81,7 +81,7 @@ def test_the_key_is_made_once_and_for_its_owner(tmp_path: Path) -> None:
     file.write_text("short\n")
     with pytest.raises(DatasetError, match=r"has 5 bytes; it needs at least 16"):
         pseudonymised([{"case": "A", "image": "A.nii"}], file)
-    with pytest.raises(DatasetError, match="Is a directory"):
+    with pytest.raises(DatasetError, match="is not a regular file"):
         pseudonymised([{"case": "A", "image": "A.nii"}], tmp_path)
 
 
