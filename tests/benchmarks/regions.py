@@ -101,7 +101,7 @@ def files(folder: str, dataset_dir: str, count: int = 1000) -> None:
         if labels is not None:
             volumes.append({row["region"]: row["volume_ml"] for row in rows})
     print(f"The atlas fits {len(volumes)} of {tried} cases.")
-    for name in atlas.names.values():
+    for name in atlas.names.values() if volumes else ():
         ml = np.array([case.get(name, 0) for case in volumes])
         other = np.array([case.get(name.replace("left ", "right "), 0) for case in volumes])
         sides = f", left by right {np.median(ml / other):.2f}" if name.startswith("left ") else ""
