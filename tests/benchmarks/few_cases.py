@@ -5,7 +5,7 @@
 The cases, in the order of their ids, go to two halves in turn. Of one half the first cases train (every fifth of them
 chooses the epoch); the other half measures; then the halves change sides. Prints the mean Dice on the native grid of
 both halves together, by lesion size, beside the thresholds on ZADC and the regression fitted on the same training
-cases. Results that exist are not made again.
+cases, and differences with 95 % intervals over cases. Results that exist are not made again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from peers import CONFIGS, bundle
 
 sys.path.insert(0, str(CONFIGS.parent))
 STRONG = ["strong.yaml", "strong_cpu.yaml"]
+PAIRS = [("fine_tuned", "scratch"), ("fine_tuned", "shipped"), ("scratch", "shipped")]
 SHIPPED = CONFIGS.parent / "models" / "simulated" / "model.pt"
 
 
@@ -63,7 +64,9 @@ def main() -> None:
                     columns[name] = (measured["shipped"], f"{name}_dice")
                 for name, (table, column) in columns.items():
                     for case in table:
-                        for size in (case["size_class"], "all"):
+                        size_class = case["size_class"]
+                        larger = [] if size_class in ("empty", "<1 %") else [">=1 %"]
+                        for size in (size_class, "all", *larger):
                             dice.setdefault((count, name), {}).setdefault(size, []).append(float(case[column]))
                 write_table(dice, out / "few_cases.csv")
     print((out / "few_cases.csv").read_text(encoding="utf-8"))
@@ -90,6 +93,20 @@ def write_table(dice: dict[tuple[int, str], dict[str, list[float]]], file: Path)
         table.writerow(["training_cases", "method", *sizes])
         for (count, name), row in sorted(dice.items()):
             table.writerow([count, name, *(f"{fmean(row[size]):.3f}" if size in row else "" for size in sizes)])
+        for count in sorted({count for count, _ in dice}):
+            for one, other in PAIRS:
+                pairs = {size: (dice[count, one].get(size, []), dice[count, other].get(size, [])) for size in sizes}
+                table.writerow([count, f"{one} - {other}", *(difference(*pairs[size]) for size in sizes)])
+
+
+def difference(values: list[float], others: list[float]) -> str:
+    """Mean difference of the same cases with its interval."""
+    from scripts.evaluation.statistics import describe
+
+    found = describe([a - b for a, b in zip(values, others, strict=True)])
+    if found["mean"] is None:
+        return ""
+    return f"{found['mean']:.3f}" if found["low"] is None else "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**found)
 
 
 if __name__ == "__main__":
