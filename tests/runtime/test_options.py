@@ -72,6 +72,14 @@ STRONG = ["train", "strong", "strong_cpu"]
         (["train"], {"losses#dice#sigmoid": 5}, "--losses#dice#sigmoid 5: true or false"),
         (STRONG, {"mirror_sigma_mm": "x"}, "--mirror_sigma_mm x: a number from 0 on"),
         (["train"], {"loaded": []}, "--loaded []: a text, or a list of texts"),
+        # null and nothing, where a part needs a value
+        (["train"], {"num_workers": None}, "--num_workers None: a whole number from 0 to 256"),
+        (
+            ["inference"],
+            {"spatial_size": None},
+            "--spatial_size None: a list of 3 numbers, each",
+        ),
+        (["train"], {"loss": {}}, "--loss {}: a component, or an expression ($…)"),
     ],
 )
 def test_what_stands_in_a_section_is_judged_too(files: list[str], wrong: dict[str, Any], said: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from head_cases import NEWBORN, affine_of
+from scipy.spatial import cKDTree
 from test_scanner_zscore import SETTINGS
 
 from scripts.io.images import write
@@ -206,8 +207,12 @@ def healthy() -> list[Case]:
 
 @pytest.mark.slow
 def test_simulated_newborns(healthy: list[Case]) -> None:
-    """Where cases lie on each other, the mean against the simulator's atlas, and Z against the true Z."""
-    found = module.build_atlas([Volume(case.healthy_adc, affine_of(case)) for case in healthy], step_mm=2.5, rounds=1)
+    """Where cases lie on each other, the mean against the simulator's atlas, and Z against the true Z.
+
+    The simulator's atlas is of thirteen other newborns, whose gyri differ: even the mean at the true positions has a
+    correlation of 0.8 with it, which is the bound.
+    """
+    found = module.build_atlas([Volume(case.healthy_adc, affine_of(case)) for case in healthy], step_mm=2.5)
     index = np.argwhere(found.mean > 0)[::23]
     points = (np.diag([-1.0, -1, 1, 1]) @ found.affine @ np.c_[index, np.ones(len(index))].T)[:3].T
     places = []  # of the atlas' points in the canonical head, by each case
@@ -224,8 +229,13 @@ def test_simulated_newborns(healthy: list[Case]) -> None:
     known = build_atlas(0, SETTINGS.num_healthy, SETTINGS.atlas_step_mm)
     truth, _ = known(middle.T.astype(np.float32))
     mean = found.mean[tuple(index.T)]
+    nearest = [cKDTree(case.canonical_mm[:, case.brain].T).query(middle)[1] for case in healthy]
+    aligned = np.mean([case.healthy_adc[case.brain][at] for case, at in zip(healthy, nearest, strict=True)], 0)
+    r_aligned = np.corrcoef(aligned, truth)[0, 1]
     figures = (np.nanmean(apart), np.corrcoef(mean, truth)[0, 1], np.median(mean / truth), mean.std() / truth.std())
-    print("apart mm {:.2f}, r of the means {:.3f}, level {:.3f}, contrast {:.2f}".format(*figures))
+    print(
+        "apart mm {:.2f}, r of the means {:.3f}, level {:.3f}, contrast {:.2f}".format(*figures), f"r {r_aligned:.3f}"
+    )
     case = simulate_case(0, 0, SETTINGS, counterfactual=True)
     from scripts.io.volumes import to_itk
 
@@ -233,6 +243,6 @@ def test_simulated_newborns(healthy: list[Case]) -> None:
     z, *_ = zscore(Volume(case.adc.astype(np.float32), affine_of(case)), images)  # type: ignore[arg-type]
     r = np.corrcoef(z[case.brain], case.zadc[case.brain])[0, 1]
     print(f"Z by the built atlas, r with the true Z {r:.3f}")
-    assert figures[0] < 3.2
-    assert figures[1] > 0.85
-    assert r > 0.75
+    assert figures[0] < 2.2
+    assert figures[1] > r_aligned - 0.01
+    assert r > 0.85

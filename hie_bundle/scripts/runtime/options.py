@@ -241,6 +241,8 @@ OPTIONS["device"] = Option(_DEVICE, "cpu, or cuda:N of a CUDA device of this mac
 
 # lists of parts that may be empty: a network that gives probabilities, no resampling, nothing to keep of the brain
 _MAY_BE_EMPTY = {"activate", "augment", "brain", "transforms#grid", "transforms#values"}
+# options that are null in some workflows, and the part of a config that needs a value
+_NEEDED_BY = {"output_dir": "run_folder", "num_workers": "network_def", "spatial_size": "transforms#grid#size"}
 _NUMBER = Option(_real())
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -332,10 +334,11 @@ def _wrong_values(parser: ConfigParser) -> Iterator[str]:
             continue
         try:
             value = allowed.read(given)
-            if value is None and name == "output_dir" and "run_folder" in config:
-                raise ValueError("a run needs a folder")
         except ValueError:
             yield f"{name} {given}: {allowed}"
+            continue
+        if value is None and (part := _NEEDED_BY.get(name)) and parser.get(part) is not None:
+            yield f"{name} {given}: {str(allowed).removesuffix(', or null')}"
             continue
         if value != given or type(value) not in (type(given), float):
             config[name] = literal(value)  # the parser's own way would forget what it has resolved
@@ -356,6 +359,8 @@ def _wrong_parts(config: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]
             foreign.add(name)
             if name.rpartition("#")[0] in foreign:
                 continue
+        if value in ({}, []) and "#" not in name and ours and all(map(_is_computed, ours)) and name not in OPTIONS:
+            yield f"{name} {value}: a component, or an expression ($…)"
         shapes = {shape for shape in map(_shape, ours) if shape} | ({_SECTION} if name == "network" else set())
         if name in OPTIONS or any(map(_option_of, ours)) or not shapes & {_SECTION, _PARTS}:
             continue
