@@ -316,7 +316,7 @@ def test_a_lone_adc_map_is_segmented_where_the_recipe_can(server: Server, tmp_pa
     name = sorted(path.name for path in server.studies.glob("MGH*.nii.gz"))[0].removesuffix(".nii.gz")
     alone = _study_of_channels(server, [0])
     if server.name != STRONG:
-        _assert_refused(server, alone, "1 channel, not the two maps")
+        _assert_refused(server, alone, "has 1 channel; a stacked file has two")
         return
     mask, truth = server.mask(alone, tmp_path), nibabel.load(server.labels / f"{name}.nii.gz")
     assert mask.shape == truth.shape

@@ -259,6 +259,7 @@ def test_sorting_and_filtering_in_a_browser(page_text: str, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_page_of_fifty_cases_is_small_and_soon_there(tmp_path: Path) -> None:
+    """Time of this process: other work on the machine does not count."""
     rng = np.random.default_rng(0)
     shape = (192, 192, 40)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
@@ -276,10 +277,10 @@ def test_a_page_of_fifty_cases_is_small_and_soon_there(tmp_path: Path) -> None:
             for name, array in (("native_image", maps), ("native_label", truth[None]), ("native_pred", pred[None]))
         }
         evaluation.rows.append(evaluation.measure({"case": f"case-{number}", **item}))
-        start = time.perf_counter()
+        start = time.process_time()
         evaluation.draw({"case": f"case-{number}", **item})
-        drawing += time.perf_counter() - start
-    start = time.perf_counter()
+        drawing += time.process_time() - start
+    start = time.process_time()
     evaluation.completed()
-    assert drawing + time.perf_counter() - start < 60
+    assert drawing + time.process_time() - start < 60
     assert (tmp_path / "report.html").stat().st_size < 15e6
