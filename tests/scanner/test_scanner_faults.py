@@ -84,6 +84,19 @@ def test_philips_private_scale_is_not_of_an_adc_map(tmp_path: Path) -> None:
     assert fitted(tmp_path / "in") < 1
 
 
+def test_private_elements_keep_their_values_in_implicit_vr(tmp_path: Path) -> None:
+    """The bytes of Philips' b = 1000 are the letters zD: a real isotropic volume was averaged with the directions."""
+    study = pair(tmp_path / "in", "Philips Medical Systems")
+    study.series(5, signal(ADC, S0, 1000) * 9, AFFINE, b_value=1000)
+    for path in (tmp_path / "in").iterdir():
+        header = pydicom.dcmread(path)
+        header.add_new((0x2001, 0x1004), "CS", "I" if header.SeriesNumber == 5 else "S")
+        header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        pydicom.dcmwrite(path, header, implicit_vr=True, little_endian=True)
+    found = {one.number: (one.kind, set(one.b_values)) for one in read_folder(tmp_path / "in")}
+    assert found == {3: ("dwi", {0}), 4: ("dwi", {1000}), 5: ("trace", {1000})}
+
+
 def test_mixed_echo_times_are_refused(tmp_path: Path) -> None:
     pair(tmp_path / "in")
     change(tmp_path / "in", "003*", EchoTime=60)
@@ -120,6 +133,30 @@ def test_missing_images_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "in" / "x.dcm").symlink_to(tmp_path / "gone.dcm")
     with pytest.raises(UserError, match="broken link"):
         fitted(tmp_path / "in")
+
+
+def test_missing_slices_of_philips_are_noticed(tmp_path: Path) -> None:
+    pair(tmp_path / "in", "Philips Medical Systems")
+    for path in (tmp_path / "in").iterdir():
+        header = pydicom.dcmread(path)
+        header.add_new((0x2001, 0x1018), "SL", 6)
+        header.save_as(path)
+    assert fitted(tmp_path / "in") < 5
+    for number in ("003", "004"):
+        (tmp_path / "in" / f"{number}_005.dcm").unlink()
+    with pytest.raises(UserError, match="has 5 slices, and its header states 6"):
+        fitted(tmp_path / "in")
+
+
+@pytest.mark.parametrize("words", ["ADC", "mosaic"])
+def test_images_without_an_image_type_are_left_out(words: str, tmp_path: Path) -> None:
+    """A real GE ADC map (b = 500 in its header) was a diffusion image; a real Siemens mosaic was one slice."""
+    study = pair(tmp_path / "in", "GE MEDICAL SYSTEMS")
+    study.series(7, ADC[..., :1] if words == "mosaic" else ADC, AFFINE, b_value=500, SeriesDescription=words)
+    change(tmp_path / "in", "007*", ImageType=None)
+    (other,) = (one for one in read_folder(tmp_path / "in") if one.number == 7)
+    assert (other.kind, "no ImageType" in other.reason) == ("other", True)
+    assert fitted(tmp_path / "in") < 5
 
 
 @pytest.mark.parametrize("fault", ["screenshot", "colour", "one slice"])
@@ -184,6 +221,23 @@ def test_deflated_dicom_is_refused_before_it_is_inflated(tmp_path: Path) -> None
     header.save_as(path)
     with pytest.raises(UserError, match="deflated DICOM"):
         fitted(tmp_path / "in")
+
+
+def test_an_image_cut_off_after_a_long_header_is_refused(tmp_path: Path) -> None:
+    pair(tmp_path / "in")
+    path = tmp_path / "in" / "003_002.dcm"
+    change(tmp_path / "in", path.name, ImageComments="x" * 9000)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1500])
+    with pytest.raises(UserError, match=r"003_002.dcm is damaged: its pixels are missing"):
+        fitted(tmp_path / "in")
+
+
+def test_a_grid_without_its_private_elements_is_refused(tmp_path: Path) -> None:
+    words = ("ORIGINAL", "PRIMARY", "M", "VFRAME")
+    Study(tmp_path / "in", "UIH").series(3, S0[..., :1], AFFINE, words, b_value=0)
+    with pytest.raises(UserError, match=r"Series 3: .* needs the vendor's private elements"):
+        read_folder(tmp_path / "in")
 
 
 def test_exchanged_b_values_are_refused() -> None:

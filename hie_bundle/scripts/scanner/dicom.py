@@ -52,8 +52,12 @@ TAGS: tuple[Any, ...] = (
     "SequenceName", "ScanningSequence", "EchoPlanarPulseSequence", "DiffusionDirectionality", "MRDiffusionSequence",
     "MRImageFrameTypeSequence", "RealWorldValueMappingSequence", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", 0x0019100C, 0x00431030, 0x00431039, 0x20011003, 0x20011004, 0x20011013,
-    0x00651009,
+    0x20011018, 0x00651009,
 )  # fmt: skip
+BINARY = {  # types of the vendors' own elements that are not text
+    (0x0043, 0x1030): "<i2", (0x0065, 0x1009): "<f8", (0x2001, 0x1003): "<f4", (0x2001, 0x1013): "<i4",
+    (0x2001, 0x1018): "<i4",
+}  # fmt: skip
 SEQUENCES = {  # of enhanced images
     "ImagePositionPatient": "PlanePositionSequence", "ImageOrientationPatient": "PlaneOrientationSequence",
     "PixelSpacing": "PixelMeasuresSequence",
@@ -297,9 +301,9 @@ def _header(path: Path) -> Header | None:
         bits = _int(header, "Rows") * _int(header, "Columns") * _int(header, "NumberOfFrames", 1)
         bits *= _int(header, "BitsAllocated", 16)
         packed = header.file_meta.TransferSyntaxUID.is_compressed
-        if not bits or (not packed and 8 * path.stat().st_size < bits):
-            raise UserError(f"{path} is damaged: its pixels are missing.")
         stored = 0 if packed else len(pydicom.dcmread(path, specific_tags=["PixelData"]).get("PixelData") or b"")
+        if not bits or (not packed and 8 * stored < bits):
+            raise UserError(f"{path} is damaged: its pixels are missing.")
         if 8 * (stored - 1) > bits:  # to an odd number one byte is added
             raise UserError(f"{path} is damaged: it holds {stored} bytes of pixels, not {bits // 8}.")
     return header
@@ -443,6 +447,8 @@ def _kind(members: Sequence[Header]) -> tuple[str, str]:
     """Kind of a group, and the reason if that is ``other``; ``derived`` is to be judged by its values."""
     header = members[0]
     words = _words(header)
+    if not words:
+        return "other", "it has no ImageType, which states whether an image is measured or calculated"
     if found := words & OTHER_WORDS:
         return "other", f"a derived image of another kind ({sorted(found)[0]})"
     if words & ADC_WORDS:
@@ -541,13 +547,11 @@ def _private(header: Header, vendor: str, group: int, element: int) -> Any:
     value = header[group, element].value
     if not isinstance(value, bytes):
         return value
-    try:  # an element of unknown type, in implicit VR or after anonymisation
-        text = value.decode("ascii").strip(" \0")
-        if text.isprintable():
-            return text
-    except UnicodeDecodeError:
-        pass
-    return float(np.frombuffer(value, "<f8" if len(value) == 8 else "<f4")[0]) if len(value) in (4, 8) else None
+    # An element of unknown type, in implicit VR or after anonymisation.
+    kind = BINARY.get((group, element))
+    if kind and len(value) == np.dtype(kind).itemsize:
+        return np.frombuffer(value, kind)[0].item()
+    return value.decode("ascii", "replace").strip(" \0")
 
 
 def _first_number(value: Any) -> float | None:
@@ -654,6 +658,12 @@ def _volumes(members: Sequence[Header], name: str) -> list[list[Header]]:
         raise UserError(f"{name} mixes images of {kinds} orientations, sizes or spacings; they are not one volume.")
     places = _stack(members, name)
     order, usual = list(places), len(next(iter(places.values())))
+    slices = _first_number(_private(members[0], "PHILIPS", 0x2001, 0x1018)) or 0
+    if slices > len(order) and "ORIGINAL" in _words(members[0]):
+        raise UserError(
+            f"{name} has {len(order)} slices, and its header states {slices:g}. Slices are missing at an end; export "
+            "the series again."
+        )
     stated = _int(members[0], "ImagesInAcquisition")
     if stated > len(members) and stated % len(order) and "ORIGINAL" in _words(members[0]):
         raise UserError(
@@ -729,9 +739,15 @@ def _converted(
             )
         loaded: dict[Path, Any] = {path: nib.load(path) for path in files}
         stacks = {path: image for path, image in loaded.items() if image.ndim in (3, 4) and image.shape[2] > 1}
-        if len(stacks) != 1:
-            what = "no volume of several slices" if not stacks else f"{len(stacks)} volumes of different kinds"
-            raise UserError(f"{name}: dcm2niix makes {what} of its images. Convert them to NIfTI and choose.")
+        if not stacks:
+            raise UserError(
+                f"{name}: dcm2niix finds no volume of several slices. A mosaic or a grid of slices needs the vendor's "
+                "private elements: export it with them."
+            )
+        if len(stacks) > 1:
+            raise UserError(
+                f"{name}: dcm2niix makes {len(stacks)} volumes of different kinds. Convert them to NIfTI and choose."
+            )
         ((path, image),) = stacks.items()
         values = np.asarray(image.dataobj, dtype=np.float32)
         affine = np.array(image.affine, dtype=np.float64)
