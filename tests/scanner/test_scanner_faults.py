@@ -84,13 +84,15 @@ def test_philips_private_scale_is_not_of_an_adc_map(tmp_path: Path) -> None:
     assert fitted(tmp_path / "in") < 1
 
 
-def test_private_elements_keep_their_values_in_implicit_vr(tmp_path: Path) -> None:
+@pytest.mark.parametrize("vendor", ["Philips Medical Systems", None])
+def test_private_elements_keep_their_values_in_implicit_vr(vendor: str | None, tmp_path: Path) -> None:
     """The bytes of Philips' b = 1000 are the letters zD: a real isotropic volume was averaged with the directions."""
     study = pair(tmp_path / "in", "Philips Medical Systems")
     study.series(5, signal(ADC, S0, 1000) * 9, AFFINE, b_value=1000)
     for path in (tmp_path / "in").iterdir():
         header = pydicom.dcmread(path)
         header.add_new((0x2001, 0x1004), "CS", "I" if header.SeriesNumber == 5 else "S")
+        header.Manufacturer = vendor
         header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
         pydicom.dcmwrite(path, header, implicit_vr=True, little_endian=True)
     found = {one.number: (one.kind, set(one.b_values)) for one in read_folder(tmp_path / "in")}

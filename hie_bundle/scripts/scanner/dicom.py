@@ -541,8 +541,9 @@ def _b_value(header: Header) -> float | None:
 
 
 def _private(header: Header, vendor: str, group: int, element: int) -> Any:
-    """The value of a vendor's own element; None if another vendor wrote the image."""
-    if vendor not in str(header.get("Manufacturer", "")).upper() or (group, element) not in header:
+    """The value of a vendor's own element; None if the image names another vendor."""
+    maker = str(header.get("Manufacturer") or vendor).upper()
+    if vendor not in maker or (group, element) not in header:
         return None
     value = header[group, element].value
     if not isinstance(value, bytes):
