@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,33 @@ def test_an_error_ends_a_program(before: str, error: str, shown: list[str], trac
         assert text in result.stderr
     assert ("Traceback" in result.stderr) == traceback
     assert "See …" not in result.stderr
+
+
+LOST = """
+import os, signal, sys, time, weakref; sys.path.insert(0, sys.argv[1])
+from scripts.runtime.errors import show_plainly
+show_plainly()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Thing: pass
+{dropped}
+del thing  # Ctrl-C lands here, where Python ignores exceptions
+time.sleep(20)
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(
+    "dropped",
+    [
+        "thing = Thing(); kept = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))",
+        "Thing.__del__ = lambda _: os.kill(os.getpid(), signal.SIGINT); thing = Thing()",
+    ],
+    ids=["callback of a weak reference", "finaliser"],
+)
+def test_ctrl_c_is_not_lost(dropped: str, tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    file.write_text(LOST.replace("{dropped}", dropped))
+    done = subprocess.run([sys.executable, str(file), str(BUNDLE)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGINT
+    assert "went on" not in done.stdout
+    assert done.stderr.split() == ["Stopped."]

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .text import printable, show_any_text
 
@@ -85,6 +85,16 @@ def show_plainly() -> None:
                 print(f"\ncaused by {type(first).__name__}: {first}", file=sys.stderr)
 
     sys.excepthook = hook
+    unraisable = sys.unraisablehook
+
+    def lost(found: Any) -> None:
+        """Send Ctrl-C again where it met a finaliser or a weak reference's callback: Python ignores it there."""
+        if isinstance(found.exc_value, KeyboardInterrupt):
+            threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,)).start()
+        else:
+            unraisable(found)
+
+    sys.unraisablehook = lost
 
 
 def _is_interrupted(error: BaseException | None) -> bool:
