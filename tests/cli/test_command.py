@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 import shutil
@@ -44,7 +45,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """The command in this process: exit status, stdout, stderr."""
 
     def call(*words: object) -> tuple[int, str, str]:
-        status = 0
+        status, root = 0, logging.getLogger()
+        for handler in list(root.handlers):  # an earlier test's, whose stream pytest has closed
+            if getattr(getattr(handler, "stream", None), "closed", False):
+                root.removeHandler(handler)
         try:
             cli.main([str(word) for word in words])
         except SystemExit as end:
@@ -223,7 +227,7 @@ def test_regions(run: Run, options: list[str], cohort: Path, tmp_path: Path, mon
     adc, zadc = (max((cohort / name).iterdir()) for name in ("1ADC_ss", "2Z_ADC"))
     words = ["segment", "--json", adc, zadc, "-o", tmp_path / "a.nii.gz", "--regions", tmp_path / "atlas", *options]
     status, out, err = run(*words, "--report", tmp_path / "a.html")
-    assert status == 0, err
+    assert (status, err) == (0, "")
     (case,) = json.loads(out)["cases"]
     mask = np.asarray(nibabel.load(tmp_path / "a.nii.gz").dataobj) > 0
     for number, name in ((1, "left_deep_grey_matter"), (4, "left_parietal_gyri")):

@@ -69,7 +69,7 @@ def left(folder: Path) -> list[str]:
 def test_a_signal_removes_what_was_written(number: signal.Signals, tmp_path: Path) -> None:
     with working(tmp_path) as process:
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=20)
     assert left(tmp_path) == []
     if number != signal.SIGINT:
         assert process.returncode == 128 + number
