@@ -26,7 +26,7 @@ TINY = {
 
 
 def as_checked(*paths: str | Path) -> None:
-    """Let transforms load files that are no case, as if a workflow had checked them."""
+    """Let transforms load files outside a cohort, as if a workflow had checked them."""
     expect_unchanged({str(path): stamp_of(path) for path in paths})
 
 

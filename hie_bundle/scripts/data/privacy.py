@@ -69,7 +69,7 @@ def original_id(item: Mapping[str, Any]) -> str:
 
 
 def refuse_key_in(folder: str | Path, key_file: Any) -> None:
-    """Refuse a key file inside a folder of results, which users pass on; None: there is no key."""
+    """Refuse a key file inside a folder of results, since users share that folder. None: no key."""
     if key_file is not None and Path(folder).resolve() in Path(str(key_file)).resolve().parents:
         raise DatasetError(f"The key file {key_file} of --anonymise_ids is inside the results in {folder}; move it.")
 

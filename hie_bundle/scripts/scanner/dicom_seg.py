@@ -63,7 +63,7 @@ def write_dicom_seg(
         capture_file: ``.dcm``; where a picture of the series with the mask's outline and volume goes, as DICOM
             Secondary Capture.
         rtstruct_file: ``.dcm``; where the mask's contours go, as DICOM RT Structure Set.
-        regions: folder of an atlas (:class:`.RegionAtlas`); the lesion's part in each region is a segment, too.
+        regions: folder of an atlas (:class:`.RegionAtlas`); the lesion's part in each region becomes a segment.
         adc_file: skull-stripped ADC map on the mask's grid, which the atlas is registered to.
         report_file: ``.dcm``; where volume and injured share of each region go, as DICOM structured report.
 

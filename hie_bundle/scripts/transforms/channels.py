@@ -45,7 +45,7 @@ class ScanScored(EachImaged):
     the scanner's calibration, the temperature of a cooled newborn. Outside the brain the score is 0.
 
     Raises:
-        ValueError: when called, if there is no brain.
+        ValueError: when called with a map without brain.
     """
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
@@ -69,7 +69,7 @@ class BrainDepthd(EachImaged):
 
     def change(self, image: MetaTensor) -> torch.Tensor:
         spacing = voxel_sizes(image.affine.cpu().numpy())
-        brain = np.pad(brain_of(image[0].cpu().numpy()), 1)  # beyond the volume there is no brain
+        brain = np.pad(brain_of(image[0].cpu().numpy()), 1)  # no brain outside the volume
         depth = ndimage.distance_transform_edt(brain, sampling=spacing)[1:-1, 1:-1, 1:-1]
         return torch.cat([image, torch.as_tensor(depth[None]).to(image)])
 
