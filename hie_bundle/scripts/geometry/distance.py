@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
 
 import edt
 import numpy as np
@@ -12,50 +10,24 @@ import torch
 
 __all__ = ["boundary_distance"]
 
-Method = Literal["auto", "edt", "separable"]
 CHUNK_BYTES = 64 << 20  # of temporary values of ``separable``
 
 
-def boundary_distance(
-    mask: torch.Tensor,
-    spacing_mm: Sequence[float] | None = None,
-    method: Method = "auto",
-    squared: bool = False,
-) -> torch.Tensor:
-    """Euclidean distance of each voxel to the centre of the nearest voxel of the other class.
+def boundary_distance(mask: torch.Tensor, squared: bool = False) -> torch.Tensor:
+    """Distance in voxels, or its square, of each voxel to the centre of the nearest voxel of the other class.
 
     Equals ``distance_transform_edt(mask) + distance_transform_edt(~mask)`` of SciPy for each mask of the batch. A mask
-    that is empty or full gives zeros, as in ``monai.losses.HausdorffDTLoss``.
+    that is empty or full gives zeros, as in ``monai.losses.HausdorffDTLoss``. The package ``edt`` computes distances on
+    the CPU, tensor operations on other devices, without a copy to the host.
 
     Args:
-        mask: bool, shape (B, C, H, W) or (B, C, H, W, D).
-        spacing_mm: voxel size along each spatial axis in mm, > 0; without it distances are in voxels.
-        method: ``edt``, the package of this name, on the CPU; ``separable``, tensor operations without a copy to the
-            host; ``auto`` chooses by the mask's device.
+        mask: bool, shape (B, C, H, W) or (B, C, H, W, D); the result has this shape and is float32.
         squared: return squared distances.
-
-    Returns:
-        float32 tensor of the mask's shape, on its device.
-
-    Raises:
-        TypeError: when the mask is not bool.
-        ValueError: when its shape or ``spacing_mm`` is wrong, or ``method`` is unknown or unfit for the mask's device.
     """
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be a bool tensor, not {mask.dtype}.")
-    if mask.ndim not in (4, 5):
-        raise ValueError(f"mask must have shape (B, C, H, W) or (B, C, H, W, D), not {tuple(mask.shape)}.")
-    spacing = (1.0,) * (mask.ndim - 2) if spacing_mm is None else tuple(float(s) for s in spacing_mm)
-    if len(spacing) != mask.ndim - 2 or not all(0 < s < math.inf for s in spacing):
-        raise ValueError(f"spacing_mm must be {mask.ndim - 2} positive numbers, not {spacing_mm}.")
     mask = mask.detach().as_subclass(torch.Tensor)  # operations on a MetaTensor are slower
-    if method == "auto":
-        method = "separable" if mask.device.type != "cpu" else "edt"
-    if method == "separable":
-        distance = _separable(mask, spacing)
+    if mask.device.type != "cpu":
+        distance = separable(mask)
         return distance if squared else distance.sqrt_()
-    if method != "edt" or mask.device.type != "cpu":
-        raise ValueError(f"method must be auto, separable or, for a mask in host memory, edt; not '{method}'.")
     transform = edt.edtsq if squared else edt.edt
     fields = []  # kept until all are computed: freeing and reallocating memory costs more than an eighth of the time
     for one_mask in mask.flatten(0, 1):
@@ -64,22 +36,22 @@ def boundary_distance(
             fields.append(torch.zeros(one_mask.shape))
             continue
         labels = foreground.view(np.uint8) + np.uint8(1)  # with two labels one pass gives both distances
-        fields.append(torch.from_numpy(transform(labels, anisotropy=spacing, parallel=torch.get_num_threads())))
+        fields.append(torch.from_numpy(transform(labels, parallel=torch.get_num_threads())))
     return torch.stack(fields).view(mask.shape)
 
 
-def _separable(mask: torch.Tensor, spacing: tuple[float, ...]) -> torch.Tensor:
-    """Squared distances, axis by axis (Saito and Toriwaki 1994; Felzenszwalb and Huttenlocher 2012).
+def separable(mask: torch.Tensor) -> torch.Tensor:
+    """Squared distances on any device, axis by axis (Saito and Toriwaki 1994; Felzenszwalb and Huttenlocher 2012).
 
     The first axis, the longest, is a running maximum; each later axis is a min-plus product with the squared distances
     along it.
     """
     first, *others = sorted(range(2, mask.ndim), key=lambda axis: mask.shape[axis], reverse=True)
-    squared = (_distance_along(mask, first) * spacing[first - 2]).square()
+    squared = _distance_along(mask, first).square()
     for axis in others:
         # Voxels of one class see the other class at distance zero and their own at the distance found so far.
-        to_background = _min_plus(torch.where(mask, squared, 0), axis, spacing[axis - 2])
-        to_foreground = _min_plus(torch.where(mask, 0, squared), axis, spacing[axis - 2])
+        to_background = _min_plus(torch.where(mask, squared, 0), axis)
+        to_foreground = _min_plus(torch.where(mask, 0, squared), axis)
         squared = torch.where(mask, to_background, to_foreground)
     return torch.where(squared.isinf(), 0, squared)  # infinite everywhere in an empty or full mask, else nowhere
 
@@ -98,11 +70,11 @@ def _distance_along(mask: torch.Tensor, axis: int) -> torch.Tensor:
     return steps.movedim(-1, axis)
 
 
-def _min_plus(values: torch.Tensor, axis: int, spacing: float) -> torch.Tensor:
-    """min over y of values[y] + (spacing * (x - y))² along one axis, for all x."""
+def _min_plus(values: torch.Tensor, axis: int) -> torch.Tensor:
+    """min over y of values[y] + (x - y)² along one axis, for all x."""
     lines = values.movedim(axis, -1)
     n = lines.shape[-1]
-    position = torch.arange(n, dtype=torch.float32, device=values.device) * spacing
+    position = torch.arange(n, dtype=torch.float32, device=values.device)
     cost = (position[:, None] - position[None, :]).square()
     flat = lines.reshape(-1, 1, n)
     result = torch.empty((flat.shape[0], n), dtype=torch.float32, device=values.device)
