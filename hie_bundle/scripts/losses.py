@@ -38,8 +38,7 @@ class HausdorffLoss(StockHausdorffDTLoss):
     """
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if input.dtype != torch.float64:
-            input = input.float()
+        input = _float(input)
         if input.ndim not in (4, 5) or input.shape != target.shape or input.shape[1] > 1 or not self.sigmoid:
             return super().forward(input, target)
         probability = input.sigmoid()
@@ -131,10 +130,7 @@ class TwoClassLoss(nn.Module):
         self.loss = loss
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if input.shape[1] != 1:
-            raise ValueError(f"the lesion's one logit is needed, not {input.shape[1]} channels.")
-        if input.dtype != torch.float64:
-            input = input.float()
+        input = _one_logit(input)
         probabilities = torch.cat((torch.sigmoid(-input), torch.sigmoid(input)), dim=1)
         return self.loss(probabilities, torch.cat((1 - target, target), dim=1).to(input.dtype))
 
@@ -159,12 +155,10 @@ class ComponentDiceLoss(nn.Module):
     A part is the voxels nearest to one connected component (26 neighbours) of the true mask, as in the CC-Dice loss
     (Jaus et al. 2025); within it the loss is ``monai.losses.DiceLoss``. A volume without lesion is one part.
 
-    Args:
-        smooth_nr: added to the numerator of each Dice.
-        smooth_dr: added to the denominator of each Dice.
+    ``smooth_nr`` and ``smooth_dr`` are added to numerator and denominator of each Dice.
 
     Raises:
-        ValueError: when called with other shapes than (B, 1, X, Y, Z).
+        ValueError: when called with another number of channels than one.
     """
 
     def __init__(self, smooth_nr: float = 1e-5, smooth_dr: float = 1e-5) -> None:
@@ -173,24 +167,13 @@ class ComponentDiceLoss(nn.Module):
         self.smooth_dr = smooth_dr
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if input.shape != target.shape or input.ndim != 5 or input.shape[1] != 1:
-            raise ValueError(
-                "one logit and one mask of shape (B, 1, X, Y, Z) are needed, "
-                f"not {tuple(input.shape)} and {tuple(target.shape)}."
-            )
-        if input.dtype != torch.float64:
-            input = input.float()
         losses = []
-        for probability, truth in zip(torch.sigmoid(input).flatten(1), target.to(input.dtype), strict=True):
-            parts, count = _nearest_component(truth[0])
-            truth = truth.flatten()
-
-            def total(values: torch.Tensor, parts: torch.Tensor = parts, count: int = count) -> torch.Tensor:
-                return values.new_zeros(count).index_add(0, parts, values)
-
-            both = total(probability * truth)
-            either = total(probability) + total(truth)
-            losses.append((1 - (2 * both + self.smooth_nr) / (either + self.smooth_dr)).mean())
+        for logits, mask in zip(_one_logit(input), target, strict=True):
+            parts, count = _nearest_component(mask[0])
+            probability, truth = torch.sigmoid(logits).flatten(), mask.to(logits.dtype).flatten()
+            values = torch.stack([probability * truth, probability, truth])
+            both, predicted, true = values.new_zeros(3, count).index_add(1, parts, values)
+            losses.append((1 - (2 * both + self.smooth_nr) / (predicted + true + self.smooth_dr)).mean())
         return torch.stack(losses).mean()
 
 
@@ -210,10 +193,20 @@ class ScaleMeanLoss(StockDeepSupervisionLoss):
         return super().forward(input, target)
 
 
-@torch.no_grad()
+def _float(input: torch.Tensor) -> torch.Tensor:
+    """Half precision widened to float32."""
+    return input.to(torch.promote_types(input.dtype, torch.float32))
+
+
+def _one_logit(input: torch.Tensor) -> torch.Tensor:
+    if input.shape[1] != 1:
+        raise ValueError(f"the lesion's one logit is needed, not {input.shape[1]} channels.")
+    return _float(input)
+
+
 def _nearest_component(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Index, from 0, of the component nearest to each voxel, flattened; the number of parts, at least 1."""
-    lesion = (mask > 0.5).as_subclass(torch.Tensor).cpu().contiguous().numpy()
+    lesion = (mask > 0.5).as_subclass(torch.Tensor).cpu().numpy()
     labels, count = components(lesion)
     if count < 2:
         return torch.zeros(lesion.size, dtype=torch.int64, device=mask.device), 1

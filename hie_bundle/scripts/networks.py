@@ -22,7 +22,7 @@ class DoubleConvolution(nn.Sequential):
     Instance normalisation would remove the absolute level of ZADC, which separates a lesion from healthy tissue.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float, negative_slope: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__(
             *(
                 Convolution(
@@ -31,7 +31,7 @@ class DoubleConvolution(nn.Sequential):
                     out_channels=out_channels,
                     adn_ordering="NAD",
                     norm="BATCH",
-                    act=("LEAKYRELU", {"negative_slope": negative_slope, "inplace": True}),
+                    act=("LEAKYRELU", {"inplace": True}),
                     dropout=dropout,
                     dropout_dim=3,
                     bias=False,  # the normalisation has one
@@ -47,11 +47,10 @@ class HIEUNet(nn.Module):
     Max pooling by 2, transposed convolutions by 2, skip connections; a 1×1×1 convolution gives the logits.
 
     Args:
-        in_channels: number of input maps; 2 for ADC and ZADC.
-        out_channels: number of logit channels; 1 for the lesion.
+        in_channels: input maps.
+        out_channels: logits.
         features: channels of the three encoder blocks and the bottleneck; the paper does not state them.
         dropout: probability at the same levels of encoder and decoder, in [0, 1). In the paper it rises with depth.
-        negative_slope: slope of the LeakyReLU for negative inputs; the paper does not state it.
         prior: lesion probability of the untrained network, see :func:`with_prior`. None: near 0.5, as in the paper.
 
     Raises:
@@ -64,7 +63,6 @@ class HIEUNet(nn.Module):
         out_channels: int = 1,
         features: Sequence[int] = (32, 64, 128, 256),
         dropout: Sequence[float] = (0.05, 0.1, 0.15, 0.2),
-        negative_slope: float = 0.01,
         prior: float | None = 0.02,
     ) -> None:
         super().__init__()
@@ -79,17 +77,17 @@ class HIEUNet(nn.Module):
         self.in_channels = in_channels
         f1, f2, f3, f4 = features
         p1, p2, p3, p4 = dropout
-        self.encoder1 = DoubleConvolution(in_channels, f1, p1, negative_slope)
-        self.encoder2 = DoubleConvolution(f1, f2, p2, negative_slope)
-        self.encoder3 = DoubleConvolution(f2, f3, p3, negative_slope)
+        self.encoder1 = DoubleConvolution(in_channels, f1, p1)
+        self.encoder2 = DoubleConvolution(f1, f2, p2)
+        self.encoder3 = DoubleConvolution(f2, f3, p3)
         self.pool = nn.MaxPool3d(2)
-        self.bottleneck = DoubleConvolution(f3, f4, p4, negative_slope)
+        self.bottleneck = DoubleConvolution(f3, f4, p4)
         self.upsample3 = nn.ConvTranspose3d(f4, f3, kernel_size=2, stride=2)
-        self.decoder3 = DoubleConvolution(2 * f3, f3, p3, negative_slope)
+        self.decoder3 = DoubleConvolution(2 * f3, f3, p3)
         self.upsample2 = nn.ConvTranspose3d(f3, f2, kernel_size=2, stride=2)
-        self.decoder2 = DoubleConvolution(2 * f2, f2, p2, negative_slope)
+        self.decoder2 = DoubleConvolution(2 * f2, f2, p2)
         self.upsample1 = nn.ConvTranspose3d(f2, f1, kernel_size=2, stride=2)
-        self.decoder1 = DoubleConvolution(2 * f1, f1, p1, negative_slope)
+        self.decoder1 = DoubleConvolution(2 * f1, f1, p1)
         self.output = nn.Conv3d(f1, out_channels, kernel_size=1)
         with_prior(self, "output", prior)
 
@@ -126,18 +124,16 @@ def with_prior(network: nn.Module, layers: str | Sequence[str], prior: float | N
         prior: in (0, 1); None changes nothing.
 
     Raises:
-        ValueError: when ``prior`` is outside (0, 1), or a layer does not exist or has no convolution with a bias.
+        ValueError: when ``prior`` is outside (0, 1), or a layer has no convolution with a bias.
+        AttributeError: when there is no such layer.
     """
     if prior is None:
         return network
     if not 0 < prior < 1:
         raise ValueError(f"prior must be in (0, 1), got {prior}.")
     for name in [layers] if isinstance(layers, str) else layers:
-        try:
-            layer = network.get_submodule(name)
-        except AttributeError as error:
-            raise ValueError(f"{type(network).__name__} has no layer {name!r}.") from error
-        biases = [m.bias for m in layer.modules() if isinstance(m, _CONVOLUTIONS) and m.bias is not None]
+        parts = network.get_submodule(name).modules()
+        biases = [m.bias for m in parts if isinstance(m, _CONVOLUTIONS) and m.bias is not None]
         if not biases:
             raise ValueError(f"the layer {name!r} of {type(network).__name__} has no convolution with a bias.")
         for bias in biases:

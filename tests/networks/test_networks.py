@@ -151,8 +151,10 @@ def test_deep_supervision_gives_each_scale_of_training_its_prior() -> None:
 
 
 def test_layers_without_a_prior_are_refused() -> None:
-    for layer, message in (("output", "no layer 'output'"), ("0", "no convolution with a bias")):
-        with pytest.raises(ValueError, match=message):
-            with_prior(torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1, bias=False)), layer)
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1, bias=False))
+    with pytest.raises(AttributeError, match="no attribute `output`"):
+        with_prior(network, "output")
+    with pytest.raises(ValueError, match="no convolution with a bias"):
+        with_prior(network, "0")
     with pytest.raises(ValueError, match="prior must be"):
         with_prior(torch.nn.Sequential(torch.nn.Conv3d(1, 1, 1)), "0", prior=1.0)
