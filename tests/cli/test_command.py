@@ -480,7 +480,7 @@ def test_a_reader_that_leaves_early() -> None:
 
 
 def test_options_without_a_value_and_in_any_spelling() -> None:
-    command = typer.main.get_command(cli._app(["scan"])).commands["scan"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(cli._app()).commands["scan"]  # type: ignore[attr-defined]
     words = [
         "scan",
         "a b",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import Annotated
 
 import typer
+from typer.completion import completion_init, get_completion_script
 
 from ..io.volumes import extension_of
 from ..runtime.errors import UserError, choose, user_error
@@ -18,8 +20,10 @@ from .workflows import WORKFLOWS, add_workflow, parsed, separated
 
 __all__ = ["main"]
 
+NAME = "hie-bundle"
 SHELLS = {"bash": "bash", "zsh": "zsh", "fish": "fish"}
-COMPLETE = "_HIE_BUNDLE_COMPLETE"  # set by the shell where it asks for words
+COMPLETE = "_HIE_BUNDLE_COMPLETE"  # by Typer's rule; the shell sets it when it asks for words
+IN_CONFIGS = ("device", "threshold", "flips")  # options of segmentation that are values of inference.yaml
 FILE_RULES = """A folder ADC without ZADC holds cases by the names of BONBID-HIE (X-ADC_ss,
 Zmap_X-ADC_smooth2mm_clipped10). Files of two folders are matched by their name, or by their case. Any value at the top
 of inference.yaml is an option, too. Exit status: 0; 1 if a case could not be segmented (the others are); 2 if the
@@ -80,7 +84,7 @@ def _segment(
     """Segment lesions: masks from files or folders."""
     if not output:
         raise typer.BadParameter("say where the mask goes, with -o OUT.")
-    import_module(".segment", __name__).segment(**_options(context))
+    _run_segment(context)
 
 
 def _challenge(
@@ -98,8 +102,7 @@ def _challenge(
     maps = (Path(input) / "images" / kind for kind in ("skull-stripped-adc-brain-mri", "z-score-adc"))
     adc, zadc = map(_only_map, maps)
     mask = Path(output) / "images" / "hie-lesion-segmentation" / "overlay.mha"
-    others = {name: value for name, value in _options(context).items() if name not in ("input", "output")}
-    import_module(".segment", __name__).segment(str(adc), str(zadc), str(mask), **others)
+    _run_segment(context, adc=str(adc), zadc=str(zadc), output=str(mask))
 
 
 def _only_map(folder: Path) -> Path:
@@ -109,11 +112,12 @@ def _only_map(folder: Path) -> Path:
     return found[0]
 
 
-def _options(context: typer.Context) -> dict[str, Any]:
-    """A command's options by name, and the values of the config that have none."""
-    own = {name: value for name, value in context.params.items() if name not in ("device", "threshold", "flips")}
-    config = {name: value for name, value in context.params.items() if name not in own and value is not None}
-    return {**own, **parsed(config), **parsed(context.obj)}
+def _run_segment(context: typer.Context, **fixed: str) -> None:
+    """Segment by the options of a command, or their defaults in `segment`, and the values of configs."""
+    defaults = {name: option.default for name, option in signature(_segment).parameters.items()}
+    config = {name: context.params[name] for name in IN_CONFIGS if context.params[name] is not None}
+    given = SimpleNamespace(**{**defaults, **context.params, **fixed})
+    import_module(".segment", __name__).segment(given, parsed({**config, **context.obj}))
 
 
 def _doctor() -> None:
@@ -123,14 +127,10 @@ def _doctor() -> None:
 
 def _completion(shell: Annotated[str, typer.Argument(help=", ".join(SHELLS))] = "bash") -> None:
     """Print the completion of commands and options for a shell."""
-    from typer.completion import get_completion_script
-
-    name = choose(SHELLS, shell, "shell")
-    print(get_completion_script(prog_name="hie-bundle", complete_var=COMPLETE, shell=name))
+    print(get_completion_script(prog_name=NAME, complete_var=COMPLETE, shell=choose(SHELLS, shell, "shell")))
 
 
-def _app(words: Sequence[str]) -> typer.Typer:
-    """The commands; the options of a workflow, which are read from its configs, only where it is named."""
+def _app() -> typer.Typer:
     app = typer.Typer(
         add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
         context_settings={"max_content_width": 120, "help_option_names": ["--help", "-h"]},
@@ -138,7 +138,7 @@ def _app(words: Sequence[str]) -> typer.Typer:
     )  # fmt: skip
     app.command("segment", epilog=" ".join(FILE_RULES.split()))(_segment)
     for name in WORKFLOWS:
-        add_workflow(app, name, with_options=name in words)
+        add_workflow(app, name)
     app.command("challenge")(_challenge)
     app.command("doctor")(_doctor)
     app.command("completion")(_completion)
@@ -155,18 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: of the command line; that of the process if None.
     """
     show_any_text()
+    completion_init()  # a shell that asks for words is answered by Typer
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if instruction := os.environ.get(COMPLETE):
-        from typer.completion import completion_init
-
-        completion_init()
-        words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
-        _app(words)(prog_name="hie-bundle", complete_var=COMPLETE)
-        sys.exit(f"{instruction} is not a valid instruction of completion")
     try:
-        command = typer.main.get_command(_app(words))
+        command = typer.main.get_command(_app())
         known, others = separated(words, getattr(command, "commands", {}).get(words[0] if words else ""))
-        command(known, prog_name="hie-bundle", obj=others)
+        command(known, prog_name=NAME, obj=others)
     except Exception as error:
         mistake = user_error(error)
         if mistake is None:

@@ -8,7 +8,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
 from ..io.weights import MODELS
 from ..runtime.cores import available_cores
@@ -30,15 +29,11 @@ def doctor() -> None:
     print(f"hie_bundle {bundle_version()} in {CONFIGS.parent}")
     print(f"Python {platform.python_version()}, {sys.executable}, on {platform.platform()}")
     problems = []
-    for name, allowed in _needed():
-        found = _installed(name)
-        problem = ""
-        if found == "not installed":
-            problem = f"not installed; {allowed or 'any version'} is needed"
-        elif not SpecifierSet(allowed).contains(found, prereleases=True):
-            problem = f"{allowed} is needed"
-        print(f"  {name} {found}" + (f"   {problem}" if problem else ""))
-        problems += [f"{name}: {problem}"] if problem else []
+    for needed in _needed():
+        found = _installed(needed.name)
+        print(f"  {needed.name} {found}")
+        if found == "not installed" or not needed.specifier.contains(found, prereleases=True):
+            problems.append(f"  {needed.name} {found}: {needed.specifier or 'any version'} is needed")
     memory = psutil.virtual_memory()
     print(f"{available_cores()} cores; {memory.total / 1e9:.0f} GB of memory, {memory.available / 1e9:.0f} GB free")
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -48,10 +43,7 @@ def doctor() -> None:
     weights = [f"{path.name}, {path.stat().st_size / 1e6:.1f} MB" for path in (MODELS / "simulated").glob("model*.pt")]
     print(f"shipped weights: {'; '.join(sorted(weights)) or 'none, so `segment` needs --weights'}")
     if problems:
-        raise UserError(
-            "Required packages are missing or have unsupported versions; install or update them:\n"
-            + "\n".join(f"  {problem}" for problem in problems)
-        )
+        raise UserError("\n".join(["Required packages are missing or have unsupported versions:", *problems]))
     print("All required packages are installed.")
 
 
@@ -62,11 +54,11 @@ def _installed(name: str) -> str:
         return "not installed"
 
 
-def _needed() -> list[tuple[str, str]]:
+def _needed() -> list[Requirement]:
     """Required packages and their version ranges, from the installed project or else from the bundle's metadata."""
     try:
-        lines = [Requirement(line) for line in requires("hie-bundle") or []]
-        return [(line.name, str(line.specifier)) for line in lines if "extra" not in str(line.marker)]
+        lines = [line for line in requires("hie-bundle") or [] if "extra ==" not in line]
     except PackageNotFoundError:
         metadata = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))
-        return [(name, "") for name in ("monai", "torch", *metadata["required_packages_version"])]
+        lines = ["monai", "torch", *metadata["required_packages_version"]]
+    return [Requirement(line) for line in lines]

@@ -66,10 +66,10 @@ def write_outcome(
     sites = sorted({row["site"] for row in table})
     rows: list[dict[str, Any]] = []
     for site in ["all", *sites] if len(sites) > 1 else ["all"]:
+        members = [row for row in table if site in ("all", row["site"])]
         for name in names:
-            found = [(_number(row.get(name)), _number(row.get(REFERENCE)), row["adverse"])
-                     for row in table if site in ("all", row["site"])]  # fmt: skip
-            known = np.array([one for one in found if np.isfinite(one[:2]).all()], float).reshape(-1, 3)
+            values = [[_number(row.get(name)), _number(row.get(REFERENCE)), row["adverse"]] for row in members]
+            known = np.array(values, float)[np.isfinite(values).all(axis=1)]
             bad = known[:, 2] > 0
             figures = [*auc(known[:, 0], bad), *auc_difference(known[:, 0], known[:, 1], bad)]
             named = dict(zip(("auc", "low", "high", "gain", "gain_low", "gain_high"), figures, strict=True))

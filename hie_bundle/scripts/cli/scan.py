@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.checks import Limits, grid_difference
+from ..data.checks import Limits
 from ..inference.segmenter import CAUTION, Segmenter
 from ..io.files import whole_folder, write_atomically, write_json
 from ..io.images import write
@@ -23,7 +23,7 @@ from ..scanner.adc import adc_from_dicom, b0_of
 from ..scanner.brain_mask import brain_mask, given_mask, show_and_judge, strip
 from ..scanner.dicom import Series, listed, read_folder, require_highdicom
 from ..scanner.dicom_seg import capture_of, contours_of, segmentation_of, source_images
-from ..scanner.inputs import GRID_TOLERANCE_MM, paths_of, read
+from ..scanner.inputs import paths_of, read, refuse_other_grid
 from ..scanner.zscore import FitLimits, write_zscore
 
 __all__ = ["write_scan"]
@@ -58,8 +58,8 @@ def write_scan(
         output_dir: folder of the results; must not exist, unless it has only pictures of an earlier error.
         limits: of the brain's volume.
         fit_limits: of the atlas' fit.
-        atlas_mean: with ``atlas_std`` for a Z map; without both ADC alone is segmented.
-        atlas_std: see there.
+        atlas_mean: for a Z map; None, as ``atlas_std``: ADC alone is segmented.
+        atlas_std: for a Z map.
         brain_file: brain mask; None to make one from the image with b = 0.
         weights: see :class:`scripts.inference.segmenter.Segmenter`; their recipe comes from the file.
         adc: further arguments of :func:`scripts.scanner.adc.adc_from_dicom`.
@@ -89,13 +89,12 @@ def write_scan(
         found_series = read_folder(folders[0], series, work=work)
         found, source = adc_from_dicom(found_series, **(adc or {}))
         source_images(source)  # fail here, not after minutes
-        b0: Volume | None = None
         if brain_file:
-            mask = given_mask(brain_file, found, source.name)
+            mask, shown = given_mask(brain_file, found, source.name), found
         else:
-            b0 = _b0_on_grid(found_series, found, source.name)
-            mask = brain_mask(b0)
-        show_and_judge(mask, b0 or found, work / "brain.png", limits, source.name, whole=brain_file is None)
+            shown = _b0_on_grid(found_series, found, source.name)
+            mask = brain_mask(shown)
+        show_and_judge(mask, shown, work / "brain.png", limits, source.name, whole=brain_file is None)
         stripped = strip(found, mask)
         write(work / "brain.nii.gz", mask.astype(np.uint8), found.affine)
         write(work / "adc.nii.gz", stripped.array, found.affine)
@@ -138,19 +137,13 @@ def write_scan(
 
 
 def _b0_on_grid(series: Sequence[Series], adc: Volume, name: str) -> Volume:
-    """The image with b = 0 on the grid of the ADC map. A scanner's map may be on another grid than its images.
-
-    Raises:
-        UserError: when the image does not exist.
-    """
+    """The image with b = 0 on the grid of the ADC map. A scanner's map may be on another grid than its images."""
     try:
         b0 = b0_of(series).volume()
-        problem = grid_difference(adc, b0, GRID_TOLERANCE_MM)
+        refuse_other_grid(adc, b0, (name, "the image with b = 0"))
     except UserError as error:
-        problem = str(error)
-    if problem:
         raise UserError(
-            f"No image with b = 0 is on the grid of {name} ({problem}), so the brain cannot be found. Give a brain "
-            "mask: --brain_file FILE."
-        )
+            f"No image with b = 0 is on the grid of {name}, so the brain cannot be found. {error} Give a brain mask: "
+            "--brain_file FILE."
+        ) from error
     return b0

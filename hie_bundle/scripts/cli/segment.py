@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_format
+import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,101 +52,89 @@ class Job:
         """The files."""
         return [path for path in (self.adc, self.zadc) if path]
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What outputs say of the case."""
+        named = {"case": self.case, **({"site": self.site} if self.site else {})}
+        return named if self.hidden else {**named, "adc": str(self.adc), "zadc": self.zadc and str(self.zadc)}
 
-def segment(
-    adc: str,
-    zadc: str | None,
-    output: str,
-    weights: str = "simulated",
-    recipe: str | None = None,
-    probabilities: bool = False,
-    lesions: bool = False,
-    calibrated: bool = False,
-    regions: str | None = None,
-    studies: str | None = None,
-    overlay: str | None = None,
-    report: str | None = None,
-    extension: str = ".nii.gz",
-    json: bool = False,
-    quiet: bool = False,
-    openvino: bool = False,
-    bids: bool = False,
-    shard: str | None = None,
-    anonymise_ids: str | None = None,
-    **options: Any,
-) -> None:
-    """Segment files or folders; arguments as `hie-bundle segment --help` says.
+
+def segment(given: SimpleNamespace, config: Mapping[str, Any]) -> None:
+    """Segment files or folders.
+
+    Args:
+        given: the options of `hie-bundle segment` by name.
+        config: values of ``inference.yaml`` and the recipe.
 
     Raises:
         UserError: when no case is found, or the output cannot be written.
         SystemExit: 1 when a case could not be segmented.
     """
-    if extension not in EXTENSIONS:
-        raise UserError(f"--extension is one of {', '.join(EXTENSIONS)}, not {extension}.")
-    cases = find_jobs(Path(adc), Path(zadc) if zadc else None, Path(output))
-    jobs = [replace(job, site=site_of(job.case)) for job in cases]
-    if anonymise_ids is not None:
-        files = [path for job in jobs for path in (job.adc, job.zadc) if path]
-        results = None if extension_of(output) else output
-        names = pseudonyms([job.case for job in jobs], anonymise_ids, files, results)
-        renamed = [replace(job, case=names[job.case], hidden=True) for job in jobs]
-        jobs = sorted(renamed, key=lambda job: job.case)
-    if bids and (shard or extension_of(output)):
+    if given.extension not in EXTENSIONS:
+        raise UserError(f"--extension is one of {', '.join(EXTENSIONS)}, not {given.extension}.")
+    in_folder = not extension_of(given.output)
+    jobs = find_jobs(Path(given.adc), Path(given.zadc) if given.zadc else None, Path(given.output))
+    jobs = [replace(job, site=site_of(job.case)) for job in jobs]
+    if given.anonymise_ids is not None:
+        files = [path for job in jobs for path in job.maps]
+        names = pseudonyms([job.case for job in jobs], given.anonymise_ids, files, given.output if in_folder else None)
+        jobs = [replace(job, case=names[job.case], hidden=True) for job in jobs]
+        jobs.sort(key=lambda job: job.case)
+    if given.bids and (given.shard or not in_folder):
         raise UserError("--bids needs an output folder (-o DIR) and cannot be combined with --shard.")
-    places = [
-        _places(job, len(jobs) == 1, output, overlay, report, probabilities, lesions, studies, extension, bids)
-        for job in jobs
-    ]
-    _refuse_overwriting(jobs, places, [Path(one).resolve() for one in (adc, zadc) if one])
+    places = [_places(job, len(jobs) == 1, given) for job in jobs]
+    _refuse_overwriting(jobs, places, [Path(one).resolve() for one in (given.adc, given.zadc) if one])
     for folder in {path.parent for place in places for path in place.values()}:
         try_writing(folder)
-    share = Shard(shard, output) if shard else None
-    if share and extension_of(output):
+    share = Shard(given.shard, given.output) if given.shard else None
+    if share and not in_folder:
         raise UserError("--shard needs an output folder: -o DIR.")
-    segmenter = Segmenter(weights.split(",") if "," in weights else weights, recipe, openvino, **options)
+    weights = given.weights.split(",") if "," in given.weights else given.weights
+    segmenter = Segmenter(weights, given.recipe, given.openvino, **config)
     calibration = None
-    if calibrated:
+    if given.calibrated:
         calibration = Calibration.read(calibration_file(segmenter.checkpoints), segmenter.making)
     atlas = None
-    if regions:  # SimpleITK is imported where it is needed
+    if given.regions:  # SimpleITK is imported where it is needed
         from ..scanner.regions import RegionAtlas
 
-        atlas = RegionAtlas(regions)
+        atlas = RegionAtlas(given.regions)
+    if given.bids:
+        describe(given.output)
+    silent = given.quiet or given.json
     rows: list[dict[str, Any]] = []
-    if bids:
-        describe(output)
     with share.working() if share else nullcontext():
         todo = list(zip(jobs, places, strict=True))
         if share:
-            how = {**segmenter.making, "calibrated": calibrated, "regions": regions, "limits": asdict(segmenter.limits)}
+            how = {**segmenter.making, "calibrated": given.calibrated, "regions": given.regions,
+                   "limits": asdict(segmenter.limits)}  # fmt: skip
             records = share.rows()
-            mine = share.of(todo)
-            todo = [one for one in mine if not share.is_done(records.get(one[0].case), how, one[0].maps, one[1])]
+            todo = [one for one in share.of(todo)
+                    if not share.is_done(records.get(one[0].case), how, one[0].maps, one[1])]  # fmt: skip
         clean_beside(path for _, place in todo for path in place.values())  # of a run that was killed
-        hidden = quiet or json or len(jobs) == 1 or not sys.stderr.isatty()
-        for job, place in tqdm(todo, unit="case", disable=hidden):
+        for job, place in tqdm(todo, unit="case", disable=silent or len(jobs) == 1 or not sys.stderr.isatty()):
             maps_sha256 = hash_of(job.maps) if share else ""  # before they are read: replaced ones are done again
             row, found = _segmented(job, place, segmenter, calibration, atlas)
             rows.append(row)
             if share:
                 share.add({**row, **how}, maps_sha256, place)
-            if found and not quiet and not json:
+            if found and not silent:
                 lines = [found.line, found.plausibility.line, *found.notes, str(place["mask"])]
                 tqdm.write(printable("\n  ".join(lines)), file=sys.stdout)
         manifest = share.gather({job.case: job.maps for job in jobs}) if share else None
-    if manifest and not quiet and not json:
+    if manifest and not silent:
         print(manifest)
     for row, (_, place) in zip(rows, todo, strict=True):
         if gone := [str(path) for path in place.values() if "error" not in row and not path.is_file()]:
             row["error"] = f"{', '.join(gone)} was removed during the run."
             print(f"error: {row['error']}", file=sys.stderr)
     failed = sum("error" in row for row in rows)
-    if json:
+    if given.json:
         checkpoints = [{"path": str(path), "sha256": sha256_of(path)} for path in segmenter.checkpoints]
         settings = {name: value for name, value in segmenter.making.items() if name != "weights_sha256"}
         content = {"caution": CAUTION, "weights": checkpoints, **settings, "cases": rows}
-        print(json_format.dumps(content, indent=2, ensure_ascii=False))
-    elif not quiet and failed < len(rows):
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    elif not given.quiet and failed < len(rows):
         print(CAUTION)
     if failed:
         if len(jobs) > 1:
@@ -171,8 +160,8 @@ def _segmented(
         if mistake is None:
             raise
         tqdm.write(f"error: {printable(mistake)}", file=sys.stderr)
-        return {**_files(job), "error": redacted(str(mistake))}, None
-    return {**_files(job), **{name: str(path) for name, path in place.items()}, **figures}, found
+        return {**job.record, "error": redacted(str(mistake))}, None
+    return {**job.record, **{name: str(path) for name, path in place.items()}, **figures}, found
 
 
 def find_jobs(adc: Path, zadc: Path | None, output: Path | None = None) -> list[Job]:
@@ -212,18 +201,10 @@ def _images(folder: Path) -> list[Path]:
 
 def _case_of(path: Path) -> str:
     part, case = part_of(path)
-    return case if part else path.name.removesuffix(_ending(path))
+    return case if part else path.name.removesuffix(extension_of(path))
 
 
-def _ending(path: Path) -> str:
-    """The extension as written; ``.nii.gz`` is one."""
-    return extension_of(path) or path.suffix
-
-
-def _places(
-    job: Job, single: bool, output: str, overlay: str | None, report: str | None, probabilities: bool,
-    lesions: bool, studies: str | None, extension: str, bids: bool,
-) -> dict[str, Path]:  # fmt: skip
+def _places(job: Job, single: bool, given: SimpleNamespace) -> dict[str, Path]:
     """The output files of a case, by kind."""
 
     def place(target: str, endings: Sequence[str], name: str) -> Path:
@@ -233,29 +214,30 @@ def _places(
             raise UserError(f"{target} is one file, but there are several cases: name a folder.")
         return Path(target)
 
-    if bids:
-        mask = mask_place(output, job.case, extension)
+    if given.bids:
+        mask = mask_place(given.output, job.case, given.extension)
         places = {"mask": mask, "sidecar": sidecar_of(mask)}
     else:
-        mask = place(output, EXTENSIONS, f"{job.case}_lesion{extension}")
+        mask = place(given.output, EXTENSIONS, f"{job.case}_lesion{given.extension}")
         places = {"mask": mask}
-    stem = mask.name.removesuffix(_ending(mask)).removesuffix("_lesion").removesuffix("_mask")
-    if probabilities:
-        places["probability"] = mask.with_name(f"{stem}_{'probseg' if bids else 'probability'}{_ending(mask)}")
-    if lesions:
+    extension = extension_of(mask)
+    stem = mask.name.removesuffix(extension).removesuffix("_lesion").removesuffix("_mask")
+    if given.probabilities:
+        places["probability"] = mask.with_name(f"{stem}_{'probseg' if given.bids else 'probability'}{extension}")
+    if given.lesions:
         places["lesion_table"] = mask.with_name(f"{stem}_lesions.csv")
-    if studies:
-        places["study"] = Path(studies) / f"{file_name(job.case)}.nii.gz"
-    if overlay:
-        places["overlay"] = place(overlay, [".png"], f"{job.case}.png")
-    if report:
-        places["report"] = place(report, [".html"], f"{job.case}.html")
+    if given.studies:
+        places["study"] = Path(given.studies) / f"{file_name(job.case)}.nii.gz"
+    if given.overlay:
+        places["overlay"] = place(given.overlay, [".png"], f"{job.case}.png")
+    if given.report:
+        places["report"] = place(given.report, [".html"], f"{job.case}.html")
     return places
 
 
 def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]], given: Sequence[Path]) -> None:
     """Refuse files that would replace a map, a label or each other, or be taken for maps; ``given`` is resolved."""
-    inputs = {path.resolve() for job in jobs for path in (job.adc, job.zadc) if path}
+    inputs = {path.resolve() for job in jobs for path in job.maps}
     outputs = [path.resolve() for place in places for path in place.values()]
     if both := inputs & set(outputs):
         raise UserError(f"{min(both)} is an input map and is not overwritten; choose another -o.")
@@ -285,7 +267,7 @@ def _write(
 ) -> None:  # fmt: skip
     write(place["mask"], found.mask, found.affine)
     if "sidecar" in place:
-        sources = {} if job.hidden else {"Sources": [path.name for path in (job.adc, job.zadc) if path]}
+        sources = {} if job.hidden else {"Sources": [path.name for path in job.maps]}
         write_sidecar(place["mask"], {**sources, **segmenter.making, **figures})
     if "probability" in place:
         write(place["probability"], (calibration or np.asarray)(found.probability), found.affine)
@@ -325,10 +307,3 @@ def _write(
         notes = [found.plausibility.line, *found.notes]
         diagram = [] if labels is None else region_slices(labels, parts, found.affine)
         write_case_page(place["report"], slices, found.case, tiles, notes, facts, lesions, parts, diagram)
-
-
-def _files(job: Job) -> dict[str, Any]:
-    named = {"case": job.case, **({"site": job.site} if job.site else {})}
-    if job.hidden:
-        return named
-    return {**named, "adc": str(job.adc), "zadc": job.zadc and str(job.zadc)}

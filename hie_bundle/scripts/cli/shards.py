@@ -115,16 +115,17 @@ class Shard:
 
     def gather(self, maps: Mapping[str, Sequence[Path]]) -> Path | None:
         """Write ``manifest.csv`` if each case has a record of its maps; None while some have none."""
-        rows, cases = self.rows(), list(maps)
-        if not maps.keys() <= rows.keys() or any(
-            rows[case].get("maps_sha256") != hash_of(maps[case]) for case in cases
-        ):
+        rows = self.rows()
+        if maps.keys() - rows.keys():
             return None
-        names = [name for name in dict.fromkeys(name for case in cases for name in rows[case]) if name != "limits"]
-        joined = [
-            {n: "; ".join(map(str, v)) if isinstance(v, list) else v for n, v in rows[case].items()} for case in cases
+        if any(rows[case].get("maps_sha256") != hash_of(files) for case, files in maps.items()):
+            return None
+        table = [
+            {n: "; ".join(map(str, v)) if isinstance(v, list) else v for n, v in rows[case].items() if n != "limits"}
+            for case in maps
         ]
-        write_atomically(self.output / "manifest.csv", csv_table(joined, names))
+        names = list(dict.fromkeys(name for row in table for name in row))
+        write_atomically(self.output / "manifest.csv", csv_table(table, names))
         return self.output / "manifest.csv"
 
 

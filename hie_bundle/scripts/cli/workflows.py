@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +100,17 @@ def options_of(name: str) -> list[Value]:
     Of ``data.yaml`` and ``scanner.yaml``, which have several workflows, those that this one refers to.
     """
     workflow = WORKFLOWS[name]
-    own = EXTRA if "train" in workflow.configs else {"config_file": EXTRA["config_file"]}
-    found = {option: Value(option, "", text, "") for option, text in own.items()}
+    own = list(EXTRA) if "train" in workflow.configs else ["config_file"]
+    found = {option: Value(option, "", EXTRA[option], "") for option in own}
     for stem in workflow.configs:
         file = CONFIGS / f"{stem}.yaml"
-        used = None if "train" in workflow.configs else used_by(workflow.run_id, file)
-        for value in values_of(file):
-            shown = value.default and (used is None or value.name in used)
-            if shown and value.name not in ("run", "bundle_root", workflow.run_id, *own):
-                default = workflow.folders.get(value.name, value.default)
-                found[value.name] = Value(value.name, default, value.comment, value.section)
+        values = [value for value in values_of(file) if value.default]
+        if "train" not in workflow.configs:
+            used = used_by(workflow.run_id, file)
+            values = [value for value in values if value.name in used]
+        for value in values:
+            if value.name not in ("run", "bundle_root", workflow.run_id, *own):
+                found[value.name] = replace(value, default=workflow.folders.get(value.name, value.default))
     return list(found.values())
 
 
@@ -128,28 +129,25 @@ class _Command(TyperCommand):
                 formatter.write_dl(of_it)
 
 
-def add_workflow(app: typer.Typer, name: str, with_options: bool = True) -> None:
-    """Add a workflow's command to the app; ``with_options`` also reads its options from its configs."""
+def add_workflow(app: typer.Typer, name: str) -> None:
+    """Add the command of a workflow to the app."""
     workflow = WORKFLOWS[name]
-    values = {re.sub(r"\W", "_", value.name): value for value in (options_of(name) if with_options else [])}
+    values = options_of(name)
 
-    def run(context: typer.Context, **given: str | None) -> None:
-        named = {values[key].name: text for key, text in given.items() if text is not None}
-        run_workflow(name, context.args, {**parsed(named), **parsed(context.obj)})
+    def run(context: typer.Context, **_: Any) -> None:
+        given = {option: text for option, text in context.params.items() if text is not None}
+        run_workflow(name, context.args, parsed({**given, **context.obj}))
 
-    def option(key: str, value: Value) -> inspect.Parameter:
+    def option(value: Value) -> inspect.Parameter:
         shown = typer.Option(None, f"--{value.name}", help=value.comment, metavar=value.default or "TEXT")
-        return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=str | None)
+        return inspect.Parameter(value.name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=str | None)
 
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    parameters = [context, *(option(key, value) for key, value in values.items())]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__signature__ = inspect.Signature([context, *map(option, values)])  # type: ignore[attr-defined]
     files = ", ".join(f"{stem}.yaml" for stem in workflow.configs)
-    sections = {key: value.section for key, value in values.items() if value.section}
     app.command(
         name,
-        cls=type("Command", (_Command,), {"sections": sections}),
+        cls=type("Command", (_Command,), {"sections": {value.name: value.section or "Options" for value in values}}),
         help=workflow.summary,
         epilog=f"As `python -m monai.bundle run {workflow.run_id}` with {files} in {CONFIGS}, "
         "with folders relative to where you are. Values of the configs' sections are options, too: "
@@ -225,14 +223,11 @@ def separated(words: Sequence[str], command: Any) -> tuple[list[str], dict[str, 
 
 def parsed(texts: Mapping[str, str]) -> dict[str, Any]:
     """Options as they are meant: texts and paths as typed; numbers, lists, true and false by Python's rules."""
-    return {name: _parsed(name, text) for name, text in texts.items()}
-
-
-def _parsed(name: str, text: str) -> Any:
     from ..runtime.options import OPTIONS
 
-    if name in ("recipe", "config_file", "tracking", "run_id"):
-        return text
-    if name in OPTIONS and OPTIONS[name].is_text and text != "None" and text[:1] + text[-1:] != "[]":
-        return text
-    return DefaultParseValue(text)
+    def is_text(name: str, text: str) -> bool:
+        if name in ("recipe", "config_file", "tracking", "run_id"):
+            return True
+        return name in OPTIONS and OPTIONS[name].is_text and text != "None" and text[:1] + text[-1:] != "[]"
+
+    return {name: text if is_text(name, text) else DefaultParseValue(text) for name, text in texts.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import difflib
 import errno
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -20,8 +21,8 @@ from typing import Any, TypeVar
 from .text import printable, show_any_text
 
 __all__ = [
-    "DatasetError", "UserError", "causes", "choose", "first_cause", "one_line", "out_of_memory", "show_plainly",
-    "user_error",
+    "DatasetError", "UserError", "causes", "choose", "did_you_mean", "first_cause", "one_line", "out_of_memory",
+    "show_plainly", "user_error",
 ]  # fmt: skip
 
 Option = TypeVar("Option")
@@ -58,6 +59,12 @@ def choose(options: Mapping[str, Option], name: str, what: str) -> Option:
     if name not in options:
         raise UserError(f"{what} '{name}' is unknown; choose one of: {', '.join(options)}.")
     return options[name]
+
+
+def did_you_mean(name: str, known: Iterable[Any], before: str = "", after: str = "") -> str:
+    """The end of a message on an unknown name: the nearest known one, with what it is written between."""
+    near = difflib.get_close_matches(name, map(str, known), 1)
+    return f"; did you mean {before}{near[0]}{after}?" if near else "."
 
 
 def show_plainly() -> None:

@@ -18,7 +18,7 @@ from .errors import UserError
 __all__ = ["literal", "plain"]
 
 _SPECIAL = re.compile(r"[$@%#]|::")
-_LITERAL = re.compile(r"\$'(?:[\w ./,-]|\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*'")
+_LITERAL = re.compile(r"\$'(?:[\w ./,-]|\\U[0-9a-f]{8})*'")
 
 
 def literal(value: Any, name: str = "") -> Any:
@@ -36,8 +36,7 @@ def literal(value: Any, name: str = "") -> Any:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str) and _SPECIAL.search(value):
-        escaped = "".join(char if re.fullmatch(r"[\w ./,-]", char) else _escape(char) for char in value)
-        return f"$'{escaped}'"
+        return "$'" + re.sub(r"[^\w ./,-]", lambda char: f"\\U{ord(char[0]):08x}", value) + "'"
     if isinstance(value, list | tuple):
         return [literal(one, name) for one in value]
     if isinstance(value, Mapping):
@@ -52,9 +51,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(one) for one in value]
     return {key: plain(one) for key, one in value.items()} if isinstance(value, dict) else value
-
-
-def _escape(char: str) -> str:
-    if ord(char) > 0xFF:  # also the halves of surrogate pairs, by which Python keeps undecodable file names
-        return f"\\u{ord(char):04x}" if ord(char) <= 0xFFFF else f"\\U{ord(char):08x}"
-    return f"\\x{ord(char):02x}"

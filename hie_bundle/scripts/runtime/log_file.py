@@ -6,24 +6,18 @@ import logging
 import sys
 from pathlib import Path
 
-from monai.bundle import ConfigWorkflow
-
 from .redaction import redacted
 from .workflow import running_workflow
 
 __all__ = ["to_file"]
 
 
-def to_file(output_dir: str | Path, workflow: ConfigWorkflow | None = None) -> None:
-    """Write what is logged to a file as well: ``output_dir/<run id>.log``, such as ``training.log``.
+def to_file(output_dir: str | Path) -> None:
+    """Write the log of the running workflow to a file as well: ``output_dir/<run id>.log``, such as ``training.log``.
 
     The file and its folder are made when the first line is logged; a resumed run appends to it.
-
-    Args:
-        output_dir: of the run.
-        workflow: the running one by default. Tools without one get no file.
     """
-    workflow = workflow or running_workflow()
+    workflow = running_workflow()
     if workflow is None:
         return
     run_id = str(workflow.run_id)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +13,7 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 
-from .errors import UserError
+from .errors import UserError, did_you_mean
 from .literals import literal, plain
 from .recipe import references
 from .workflow import running_workflow
@@ -92,20 +90,10 @@ def _list(of: Any, count: int | None = None, distinct: bool = False) -> Any:
 
 
 class Option:
-    """Allowed values of an option.
+    """Allowed values of an option, as a type for pydantic."""
 
-    Args:
-        type: for pydantic.
-        description: for people; None: made from the type.
-    """
-
-    def __init__(self, type: Any, description: str | None = None) -> None:
-        self.type = type
-        self._description = description
-
-    @cached_property
-    def _adapter(self) -> TypeAdapter[Any]:
-        return TypeAdapter(self.type)
+    def __init__(self, type: Any) -> None:
+        self._adapter: TypeAdapter[Any] = TypeAdapter(type)
 
     def read(self, value: Any) -> Any:
         """The value as it is used: ``"false"`` as False, 1e2 as 100 where a whole number is needed.
@@ -118,15 +106,17 @@ class Option:
     @property
     def is_text(self) -> bool:
         """Whether the characters of a command line are the value, also where they look like a number."""
-        schema = {} if self._description else self._adapter.json_schema()
+        schema = self._adapter.json_schema()
         return any(one.get("type") == "string" for one in schema.get("anyOf", [schema]))
 
     def __str__(self) -> str:
-        return self._description or _describe(self._adapter.json_schema())
+        return _describe(self._adapter.json_schema())
 
 
 def _describe(schema: Mapping[str, Any]) -> str:
     """Describe a JSON schema."""
+    if "description" in schema:
+        return str(schema["description"])
     if "anyOf" in schema:
         return ", or ".join(map(_describe, schema["anyOf"]))
     if "const" in schema or "enum" in schema:
@@ -233,17 +223,19 @@ _TYPES: list[tuple[Any, str]] = [
     (_list(_real(ge=0, lt=1)), "dropout"),
     (_list(_whole(ge=0, le=2), distinct=True), "flips"),
     (_list(_real(), 2, distinct=True), "adc_window zadc_window"),
+    (Annotated[list[Any], Field(description="a list of values")], "adverse"),
+    (
+        Annotated[Any, AfterValidator(_device), Field(description="cpu, or cuda:N of a CUDA device of this machine")],
+        "device",
+    ),
 ]
 OPTIONS = {name: option for type, names in _TYPES for option in [Option(type)] for name in names.split()}
-OPTIONS["adverse"] = Option(list[Any], "a list of values")
-_DEVICE = Annotated[Any, AfterValidator(_device)]
-OPTIONS["device"] = Option(_DEVICE, "cpu, or cuda:N of a CUDA device of this machine")
 
 # lists of parts that may be empty: a network that gives probabilities, no resampling, nothing to keep of the brain
 _MAY_BE_EMPTY = {"activate", "augment", "brain", "transforms#grid", "transforms#values"}
 # options that are null in some workflows, and the part of a config that needs a value
 _NEEDED_BY = {"output_dir": "run_folder", "num_workers": "network_def", "spatial_size": "transforms#grid#size"}
-_NUMBER = Option(_real())
+_A_FLAG, _A_NUMBER = Option(_FLAG), Option(_real())
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -276,23 +268,17 @@ def refuse_unknown(workflow: ConfigWorkflow | None = None) -> None:
     lines = []
     for name in _unread(config, known, named):
         near = [one for one in sorted(known) if one.count("#") == name.count("#")]
-        lines.append(f"{name}: no config has such a value" + _nearest(name, near, "--"))
+        lines.append(f"{name}: no config has such a value" + did_you_mean(name, near, "--"))
     if run_id not in parser and run_id != "run":  # MONAI's default, which tools leave
-        lines.append(f"run_id {run_id}: no config has this to run" + _nearest(run_id, config))
+        lines.append(f"run_id {run_id}: no config has this to run" + did_you_mean(run_id, config))
     _refuse("that no config uses", lines)
-    lines = [*_wrong_parts(config, shipped), *_wrong_arguments(config, shipped), *_wrong_values(parser)]
-    _refuse("with values that are not allowed", lines)
+    _refuse("with values that are not allowed", list(_wrong(parser, shipped)))
 
 
 def _refuse(which: str, lines: Sequence[str]) -> None:
     if lines:
         shown = "\n".join(f"  --{line}" for line in lines)
         raise UserError(f"There are options {which}; nothing was started.\n{shown}")
-
-
-def _nearest(name: str, known: Any, prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {prefix}{near[0]}?" if near else "."
 
 
 def _ids(content: Mapping[str, Any] | list[Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -323,52 +309,85 @@ def _unread(content: Mapping[str, Any], known: set[str], named: set[str], above:
             yield from _unread(value, known, named, f"{id}#")
 
 
-def _wrong_values(parser: ConfigParser) -> Iterator[str]:
-    """Values at the top that are not allowed; converts the others."""
+def _wrong(parser: ConfigParser, shipped: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Values that are not allowed, except below a config file's own components; converts the others."""
     config = parser.get()
-    for name, allowed in OPTIONS.items():
-        if name not in config:
+    foreign = {"variants"}
+    for id, value in _ids(config):
+        above, _, name = id.rpartition("#")
+        ours = shipped.get(id, [])
+        targets = [one["_target_"] for one in ours if _is_component(one)]
+        if above in foreign or (_is_component(value) and value["_target_"] not in targets):
+            foreign.add(id)
+        if above in foreign:
             continue
-        given = plain(config[name])
-        if _is_computed(given) and given == config[name]:
-            continue
-        try:
-            value = allowed.read(given)
-        except ValueError:
-            yield f"{name} {given}: {allowed}"
-            continue
-        if value is None and (part := _NEEDED_BY.get(name)) and parser.get(part) is not None:
-            yield f"{name} {given}: {str(allowed).removesuffix(', or null')}"
-            continue
-        if value != given or type(value) not in (type(given), float):
-            config[name] = literal(value)  # the parser's own way would forget what it has resolved
-            if name in parser.ref_resolver.items:
-                parser.ref_resolver.items[name].update_config(config[name])
+        options = [OPTIONS[id]] if id in OPTIONS else _of_argument(parser[above], name, shipped.get(above, []))
+        given = plain(value)
+        if options and not (_is_computed(given) and given == value):
+            yield from _wrong_value(parser, id, given, options)
+        elif not options and not any(map(_option_of, ours)):
+            yield from _wrong_part(id, value, ours)
     losses, loss = config.get("losses"), plain(config.get("loss_name"))
     if isinstance(losses, Mapping) and loss == config.get("loss_name") and loss not in losses:
         yield f"loss_name '{loss}' is unknown; choose one of: {', '.join(losses)}."
 
 
-def _wrong_parts(config: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Sections, components and lists that a value replaced, except below a config file's own keys."""
-    foreign = {"variants"}
-    for name, value in _ids(config):
-        ours = shipped.get(name, [])
-        targets = [one["_target_"] for one in ours if _is_component(one)]
-        if name.rpartition("#")[0] in foreign or (_is_component(value) and value["_target_"] not in targets):
-            foreign.add(name)
-            if name.rpartition("#")[0] in foreign:
-                continue
-        if value in ({}, []) and "#" not in name and ours and all(map(_is_computed, ours)) and name not in OPTIONS:
-            yield f"{name} {value}: a component, or an expression ($…)"
-        shapes = {shape for shape in map(_shape, ours) if shape} | ({_SECTION} if name == "network" else set())
-        if name in OPTIONS or any(map(_option_of, ours)) or not shapes & {_SECTION, _PARTS}:
+def _wrong_value(parser: ConfigParser, id: str, given: Any, options: Sequence[Option]) -> Iterator[str]:
+    """A value that none of the options allows; otherwise it is converted."""
+    allowed = ", ".join(dict.fromkeys(map(str, options)))
+    for option in options:
+        try:
+            value = option.read(given)
+        except ValueError:
             continue
-        empty = name in _MAY_BE_EMPTY and value in ([], {})
-        cases = name.endswith("dataset#data") and isinstance(value, list)  # programs hand their cases in
-        null = value is None and None not in ours
-        if null or (not empty and not cases and _shape(value) not in {None, *shapes}):
-            yield f"{name} {value}: a part of the config; {' or '.join(sorted(shapes))}, or an expression ($…)"
+        if value is None and (part := _NEEDED_BY.get(id)) and parser.get(part) is not None:
+            allowed = allowed.removesuffix(", or null")
+            continue
+        if value != given or type(value) not in (type(given), float):
+            above, _, name = id.rpartition("#")
+            parser[above][name] = literal(value)  # the parser's own way would forget what it has resolved
+            if item := parser.ref_resolver.get_item(id):
+                item.update_config(parser[id])
+        return
+    yield f"{id} {given}: {allowed}"
+
+
+def _of_argument(component: Any, name: str, shipped: Sequence[Any]) -> list[Option]:
+    """What a changed argument of the bundle's components may be; empty where its class judges by itself.
+
+    An argument that is ``@option`` in the bundle's configs must be allowed for that option, a number a number, a flag a
+    flag. A library's class may take more than the option: with other arguments changed, too, it judges by itself.
+    """
+    if not _is_component(component):
+        return []
+    value, target = component[name], component["_target_"]
+    ours = [
+        one for one in shipped if _is_component(one) and (one["_target_"], one.keys()) == (target, component.keys())
+    ]
+    if any(type(value) is type(one[name]) and value == one[name] for one in ours):
+        return []
+    own_class = str(target).startswith("scripts.")
+    same = [one for one in ours if own_class or all(_same(component[k], one[k]) for k in one if k != name)]
+    types = {type(one[name]) for one in ours}
+    if options := [option for one in same if (option := _option_of(one[name]))]:
+        return options
+    if types == {bool} and not isinstance(value, list):
+        return [_A_FLAG]
+    return [_A_NUMBER] if ours and types <= {int, float} and isinstance(value, str | bool) else []
+
+
+def _wrong_part(id: str, value: Any, ours: Sequence[Any]) -> Iterator[str]:
+    """A section, a component or a list of parts that a value replaced."""
+    if value in ({}, []) and "#" not in id and ours and all(map(_is_computed, ours)):
+        yield f"{id} {value}: a component, or an expression ($…)"
+    shapes = {shape for shape in map(_shape, ours) if shape} | ({_SECTION} if id == "network" else set())
+    if not shapes & {_SECTION, _PARTS}:
+        return
+    empty = id in _MAY_BE_EMPTY and value in ([], {})
+    cases = id.endswith("dataset#data") and isinstance(value, list)  # programs hand their cases in
+    null = value is None and None not in ours
+    if null or (not empty and not cases and _shape(value) not in {None, *shapes}):
+        yield f"{id} {value}: a part of the config; {' or '.join(sorted(shapes))}, or an expression ($…)"
 
 
 _SECTION, _PARTS, _LIST, _VALUE = "a section", "a list of parts", "a list", "a value"
@@ -384,40 +403,6 @@ def _shape(value: Any) -> str | None:
     if not isinstance(value, list):
         return _VALUE
     return _PARTS if any(map(_is_component, value)) else None if any(map(_is_computed, value)) else _LIST
-
-
-def _wrong_arguments(config: Mapping[str, Any], shipped: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Arguments of the bundle's components that are not allowed; converts the others.
-
-    An argument that is ``@option`` in the bundle's configs must be allowed for that option, a number a number, a flag a
-    flag. A library's class may take more than the option: with other arguments changed, too, it judges by itself.
-    """
-    components: dict[Any, list[Mapping[str, Any]]] = {}
-    for value in (value for values in shipped.values() for value in values if _is_component(value)):
-        components.setdefault((value["_target_"], *sorted(value)), []).append(value)
-    for id, component in _ids(config):
-        ours = components.get((component["_target_"], *sorted(component)), []) if _is_component(component) else []
-        for name in list(component) if ours else ():
-            value = component[name]
-            if _is_computed(value) or any(type(value) is type(one[name]) and value == one[name] for one in ours):
-                continue
-            own_class = str(component["_target_"]).startswith("scripts.")
-            same = [one for one in ours if own_class or all(_same(component[k], one[k]) for k in one if k != name)]
-            options = [option for one in same if (option := _option_of(one[name]))]
-            types = {type(one[name]) for one in ours}
-            if not options and types == {bool} and not isinstance(value, list):
-                options = [Option(_FLAG)]
-            elif not options and types <= {int, float} and isinstance(value, str | bool):
-                options = [_NUMBER]
-            for option in options:
-                try:
-                    component[name] = option.read(value)
-                    break
-                except ValueError:
-                    continue
-            else:
-                if options:
-                    yield f"{id}#{name} {value}: {', or '.join(dict.fromkeys(map(str, options)))}"
 
 
 def _same(value: Any, written: Any) -> bool:

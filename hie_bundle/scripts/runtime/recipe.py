@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 
 from .conditions import differences
 from .errors import UserError
@@ -27,18 +27,14 @@ _FORMER = {"$lambda image: torch.nan_to_num(image) * (image[:1] > 0)": "scripts.
 Recipe = Mapping[str, Any]
 
 
-def describe(workflow: ConfigWorkflow | None = None) -> Recipe | None:
-    """The recipe of a config as it is written: its :data:`PARTS` and all that they refer to, by id.
-
-    Args:
-        workflow: the running one by default; None without one: such tools neither record nor compare.
-    """
-    workflow = workflow or running_workflow()
+def describe() -> Recipe | None:
+    """The recipe of the running workflow; None in a tool without one, which neither records nor compares recipes."""
+    workflow = running_workflow()
     return None if workflow is None else recipe_of(workflow.parser)
 
 
 def recipe_of(parser: ConfigParser) -> Recipe:
-    """:func:`describe` for a parser."""
+    """The recipe of a config as it is written: its :data:`PARTS` and all that they refer to, by id."""
     found: dict[str, Any] = {}
     names = [part for part in PARTS if part in parser]
     while names:
@@ -63,9 +59,10 @@ def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str,
     """
     if trained is None or here is None or same_recipe(trained, here):
         return
-    trained, here = _renewed(trained), _renewed(here)
-    named = all(isinstance(stage, Mapping) for one in (trained, here) for stage in one.get("transforms", {}).values())
-    before, now = (recipe if named else _without_names(recipe) for recipe in (trained, here))
+    before, now = _renewed(trained), _renewed(here)
+    if not all(isinstance(stage, Mapping) for one in (before, now) for stage in one.get("transforms", {}).values()):
+        for recipe in (before, now):  # weights of before 0.10 have no names of transforms
+            recipe["transforms"] = {name: _listed(stage) for name, stage in recipe.get("transforms", {}).items()}
     lines = [f"  {name}: {old} in the training, {new} here"
              for name, (old, new) in differences(before, now, _IRRELEVANT).items()]  # fmt: skip
     raise UserError(f"{whose} was trained with another recipe:\n" + "\n".join(lines) + f"\n{remedy}")
@@ -101,8 +98,9 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
     def resolve(content: Any) -> Any:
         content = _listed(content)
         if isinstance(content, dict):
-            named = {name: _class_name(value) if name == "_target_" else value for name, value in content.items()}
-            return {name: resolve(value) for name, value in named.items() if not _IRRELEVANT.search(name)}
+            parts = {name: resolve(value) for name, value in content.items() if not _IRRELEVANT.search(name)}
+            target = str(parts.get("_target_"))  # without its module: classes of the bundle may move
+            return parts | {"_target_": target.rpartition(".")[2]} if target.startswith("scripts.") else parts
         if isinstance(content, list):
             return [resolve(value) for value in content]
         if not isinstance(content, str) or content[:1] not in ("@", "$"):
@@ -123,14 +121,3 @@ def _listed(content: Any) -> Any:
     if isinstance(content, list):
         return [one for one in content if not (isinstance(one, dict) and one.get("_disabled_") is True)]
     return content
-
-
-def _without_names(recipe: Recipe) -> Recipe:
-    stages = {name: _listed(stage) for name, stage in recipe.get("transforms", {}).items()}
-    return {**recipe, "transforms": stages}
-
-
-def _class_name(target: Any) -> Any:
-    """A class without its module: classes of the bundle may move, recipes stay the same."""
-    own = isinstance(target, str) and target.startswith("scripts.")
-    return target.rpartition(".")[2] if own else target

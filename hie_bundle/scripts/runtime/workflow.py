@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
+import os
 import re
 import traceback
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
-from .errors import UserError
+from .errors import UserError, did_you_mean
 from .literals import literal
 
 __all__ = ["Workflow", "running_workflow"]
@@ -64,8 +64,8 @@ class Workflow(ConfigWorkflow):
 def _wrong_file(files: Sequence[str]) -> str | None:
     for path in map(Path, files):
         if not path.is_file():
-            near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*.yaml")], 1)
-            return f"There is no config file {path}" + (f"; did you mean {path.with_name(near[0])}?" if near else ".")
+            there = [one.name for one in path.parent.glob("*.yaml")]
+            return f"There is no config file {path}" + did_you_mean(path.name, there, f"{path.parent}{os.sep}")
         try:
             content = ConfigParser.load_config_file(path)
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
@@ -98,9 +98,11 @@ def _missing(parser: ConfigParser, name: str) -> str:
         above = "#".join(levels[:count])
         content = parser[above]
         if isinstance(content, Mapping) and level not in content:
-            near = difflib.get_close_matches(level, [str(key) for key in content], 1)
-            meant = "#".join([*levels[:count], *near, *levels[count + 1 :]])
-            return "no config has such a value" + (f"; did you mean --{meant}?" if near else ".")
+            before, after = (
+                "".join(f"{one}#" for one in levels[:count]),
+                "".join(f"#{one}" for one in levels[count + 1 :]),
+            )
+            return "no config has such a value" + did_you_mean(level, content, f"--{before}", after)
         if isinstance(content, list) and not (level.isdecimal() and int(level) < len(content)):
             return f"{above} is a list, whose places are 0 to {len(content) - 1}."
         if not isinstance(content, Mapping | list):
