@@ -50,17 +50,14 @@ REMOVED = {"VoxelwiseFit": _VOXELWISE, "AddVoxelwised": _VOXELWISE, "BoxPrompted
 
 def lookup(old: str, name: str) -> Any:
     """``__getattr__`` of a module of 0.9.1 (``old``, below ``scripts``)."""
-    module, now = f"scripts.{old}", name
-    if name in RENAMED:
-        module, _, now = f"scripts.{RENAMED[name]}".rpartition(".")
-    else:
-        places = [f"scripts.{new}" for new in MOVED.get(old, "").split()] if not name.startswith("__") else []
-        module = next((place for place in places if hasattr(import_module(place), name)), "")
-    if not module:
-        why = f": {REMOVED[name]}" if name in REMOVED else ""
-        raise AttributeError(f"module 'scripts.{old}' has no attribute {name!r}{why}")
-    warnings.warn(f"scripts.{old}.{name} is {module}.{now} now", FutureWarning, stacklevel=2)
-    return getattr(import_module(module), now)
+    modules = [] if name.startswith("__") else MOVED.get(old, "").split()
+    for place in [RENAMED[name]] if name in RENAMED else [f"{module}.{name}" for module in modules]:
+        module, _, now = f"scripts.{place}".rpartition(".")
+        if hasattr(import_module(module), now):
+            warnings.warn(f"scripts.{old}.{name} is {module}.{now} now", FutureWarning, stacklevel=2)
+            return getattr(import_module(module), now)
+    why = f": {REMOVED[name]}" if name in REMOVED else ""
+    raise AttributeError(f"module 'scripts.{old}' has no attribute {name!r}{why}")
 
 
 class _Finder(MetaPathFinder, Loader):

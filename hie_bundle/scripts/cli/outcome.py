@@ -115,24 +115,17 @@ def _joined(
     outcome = {child: value for child, value in known if child and value}
     first: dict[str, dict[str, Any]] = {}
     scans = sorted((case for case in cases if not case.get("error")), key=lambda case: str(case["case"]))
-    later = without = 0
     for case in scans:
         name = str(case["case"])
         child = name if name in outcome else patient_of(name)
-        without += child not in outcome
-        later += child in first
         if child in outcome and child not in first:
             site = case.get("site") or site_of(name) or "unknown"
             first[child] = {**case, "adverse": outcome[child] in bad, "site": site}
-    logger.info(
-        "%d children have a mask and an outcome; %d scans without an outcome and %d later scans are excluded.",
-        len(first), without, later,
-    )  # fmt: skip
+    excluded = len(scans) - len(first)
+    logger.info("%d children; %d later scans and scans without an outcome are excluded.", len(first), excluded)
     if not first:
-        raise UserError(
-            f"No case id matches the column {id_column}: cases are named like {scans[0]['case'] if scans else '-'}, "
-            f"children like {next(iter(outcome), '-')}."
-        )
+        named = f"cases are named like {scans[0]['case'] if scans else '-'}, children like {next(iter(outcome), '-')}"
+        raise UserError(f"No case id matches the column {id_column}: {named}.")
     return list(first.values())
 
 

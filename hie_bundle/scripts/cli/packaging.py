@@ -44,18 +44,16 @@ def write_recipe(bundle: str | Path, weights: str | Path | Sequence[str | Path] 
     mixins = trained_with(files[0])
     over = [CONFIGS / "fine_tune.yaml", CONFIGS / "pretrain.yaml"] if mixins else []  # they go over the recipe
     start = {"init_weights": "$@bundle_root + '/models/model.pt'"} if mixins else {}
-    names = [_name(number) for number in range(len(files))]
+    names = ["model.pt", *(f"model_{number}.pt" for number in range(1, len(files)))]  # MONAI Label takes the shortest
     ensemble = {"ckpt_path": f"$[@bundle_root + '/models/' + name for name in {names}]"} if len(files) > 1 else {}
-    train = flatten(configs / "train.yaml", [*mixins, *over[:1]], start)
-    inference = flatten(configs / "inference.yaml", mixins, ensemble)
-    write_atomically(configs / "train.yaml", train)
-    write_atomically(configs / "inference.yaml", inference)
+    write_atomically(configs / "train.yaml", flatten(configs / "train.yaml", [*mixins, *over[:1]], start))
+    write_atomically(configs / "inference.yaml", flatten(configs / "inference.yaml", mixins, ensemble))
     parser = ConfigParser()
     parser.read_config(str(configs / "inference.yaml"))
     models.mkdir(exist_ok=True)
-    for number, file in enumerate(files):
+    for name, file in zip(names, files, strict=True):
         check_recipe(file, recipe_of(parser))
-        write_bare(file, models / _name(number))
+        write_bare(file, models / name)
     card = files[0].parent / "README.md"
     if card.is_file():
         shutil.copy(card, models / "README.md")
@@ -98,10 +96,8 @@ def flatten(base: Path, mixins: Sequence[Path], values: Mapping[str, Any] | None
     text = io.StringIO()
     reader.dump(merged, text)
     names = ", ".join(path.name for path in (base, *mixins))
-    together = ConfigParser()
-    together.read_config([str(path) for path in (base, *mixins)])
-    expected = {key: value for key, value in together.get().items() if key != "_meta_"} | dict(values or {})
-    if expected != yaml.safe_load(text.getvalue()):
+    together = ConfigParser.load_config_files([base, *mixins])
+    if together | dict(values or {}) != yaml.safe_load(text.getvalue()):
         raise ValueError(f"{names} cannot be written into one file.")
     return f"# Written by `make package` from {names}.\n#\n{text.getvalue()}"
 
@@ -113,11 +109,6 @@ def _take_comment(source: CommentedMap, key: str, target: CommentedMap, name: st
         below = old.value.partition("\n")[2] if old is not None else ""
         new.value = new.value.partition("\n")[0] + "\n" + below
         target.ca.items[name] = source.ca.items[key]
-
-
-def _name(number: int) -> str:
-    """MONAI Label takes the shortest name."""
-    return f"model_{number}.pt" if number else "model.pt"
 
 
 def _describe(file: Path, parser: ConfigParser) -> None:

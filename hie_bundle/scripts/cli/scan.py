@@ -62,8 +62,8 @@ def write_scan(
         atlas_std: for a Z map.
         brain_file: brain mask; None to make one from the image with b = 0.
         weights: see :class:`scripts.inference.segmenter.Segmenter`; their recipe comes from the file.
-        adc: further arguments of :func:`scripts.scanner.adc.adc_from_dicom`.
-        zscore: further arguments of :func:`scripts.scanner.zscore.write_zscore`.
+        adc: options of `run adc`.
+        zscore: options of `run zscore`.
         series: numbers of DICOM series to take; all if empty.
         list: folder of DICOM, or True for ``images``: only print its series and why one is excluded.
         secondary_capture: also write ``lesion_picture.dcm``, which is ``lesion.png`` as DICOM Secondary Capture.

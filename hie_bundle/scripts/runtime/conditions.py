@@ -9,7 +9,6 @@ from typing import Any
 
 __all__ = ["differences", "flat", "listed"]
 
-_ABSENT = object()
 SHOWN = 8  # differences in a message
 
 
@@ -32,9 +31,9 @@ def differences(
     """Values that differ, by id: as JSON, or ``absent``; ids in which ``ignored`` is found may differ."""
     old, new = flat(before), flat(now)
     return {
-        name: (_shown(old.get(name, _ABSENT)), _shown(new.get(name, _ABSENT)))
+        name: (_shown(old, name), _shown(new, name))
         for name in dict.fromkeys([*old, *new])
-        if old.get(name, _ABSENT) != new.get(name, _ABSENT) and not (ignored and ignored.search(name))
+        if (name in old, old.get(name)) != (name in new, new.get(name)) and not (ignored and ignored.search(name))
     }
 
 
@@ -43,5 +42,5 @@ def listed(lines: Sequence[str]) -> str:
     return "\n".join([*lines[:SHOWN], *([f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])])
 
 
-def _shown(value: Any) -> str:
-    return "absent" if value is _ABSENT else json.dumps(value, default=str)
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return json.dumps(values[name], default=str) if name in values else "absent"

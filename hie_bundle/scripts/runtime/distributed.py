@@ -145,12 +145,7 @@ def from_first(value: Item) -> Item:
 
 def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """Mean of a tensor over the ranks, as a constant without gradient."""
-    value = value.detach()
-    if not distributed.is_initialized():
-        return value
-    value = value.clone()
-    distributed.all_reduce(value)
-    return value / distributed.get_world_size()
+    return torch.stack(with_other_ranks(value.detach())).mean(dim=0)
 
 
 def with_other_ranks(value: torch.Tensor) -> list[torch.Tensor]:

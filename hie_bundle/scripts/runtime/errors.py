@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -61,10 +61,10 @@ def choose(options: Mapping[str, Option], name: str, what: str) -> Option:
     return options[name]
 
 
-def did_you_mean(name: str, known: Iterable[Any], before: str = "", after: str = "") -> str:
-    """The end of a message on an unknown name: the nearest known one, with what it is written between."""
-    near = difflib.get_close_matches(name, map(str, known), 1)
-    return f"; did you mean {before}{near[0]}{after}?" if near else "."
+def did_you_mean(name: str, known: Mapping[str, Any]) -> str:
+    """The end of a message on an unknown name: the nearest of the known ones, as the mapping writes it."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {known[near[0]]}?" if near else "."
 
 
 def show_plainly() -> None:

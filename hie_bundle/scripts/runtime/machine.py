@@ -102,20 +102,19 @@ def require_memory(
     volume_size: Sequence[int] | None = None,
     cached: Mapping[str, float] | None = None,
 ) -> None:
-    """Log what is going to be kept in memory, and stop before anything starts if it is more than there is.
+    """Stop before anything starts where the network or the cached cases need more memory than there is.
 
-    Of several processes each takes its share of a batch; those of one machine share its memory and keep their cases in
-    it, each its own. They wait for each other.
+    Processes of one machine share its memory, and wait for each other here.
 
     Args:
-        network: that will run, perhaps inside a ``DistributedDataParallel`` wrapper.
-        input_size: spatial size of the network's input.
-        in_channels: of the input.
-        batch_size: how many at a time, in all processes together.
-        device: where it runs.
-        training: whether it is trained.
-        volume_size: spatial size of a case that is kept in memory, ``input_size`` if None.
-        cached: how many cases of each split this process keeps in memory.
+        network: the network, perhaps inside a ``DistributedDataParallel`` wrapper.
+        input_size: (X, Y, Z) of its input.
+        in_channels: channels of its input.
+        batch_size: of all processes together.
+        device: of the network.
+        training: a training rather than predictions.
+        volume_size: (X, Y, Z) of a cached case, ``input_size`` if None.
+        cached: number of cases that this process caches, by split.
 
     Raises:
         UserError: with the estimates, what is available, and what to lower.
@@ -138,14 +137,16 @@ def require_memory(
         logger.info("Keeping %.1f GB of preprocessed cases in memory (%s).", cache / GB, of)
     work = f"{'a training step' if training else 'a prediction'} at batch size {batch_size}, "
     work += f"{'×'.join(map(str, input_size))} ({step / GB:.1f} GB)"
-    needs = [("cpu", PROCESS_BYTES + cache + step * on_cpu, (work if on_cpu else "the process") + note, bool(cases))]
-    needs += [] if on_cpu else [(str(device), step, work, False)]
-    for place, needed, what, with_cases in needs:
+    needs = {"cpu": (PROCESS_BYTES + cache + step * on_cpu, (work if on_cpu else "the process") + note)}
+    if not on_cpu:
+        needs[str(device)] = (step, work)
+    for place, (needed, what) in needs.items():
         if needed > (available := available_memory(place)):
-            more = ["--batch_size"] * (batch_size > 1) + ["--features"] + ["--cache_rate"] * with_cases
+            lower = ["--spatial_size", *["--batch_size"] * (batch_size > 1), "--features"]
+            lower += ["--cache_rate"] * bool(cases and place == "cpu")
             raise UserError(
                 f"{what} would need about {needed / GB:.1f} GB of memory on {place}; {available / GB:.1f} GB are "
-                f"available. Nothing was started. Lower {' or '.join(['--spatial_size', *more])}."
+                f"available. Nothing was started. Lower {' or '.join(lower)}."
             )
     if together:
         distributed.barrier()

@@ -267,10 +267,10 @@ def refuse_unknown(workflow: ConfigWorkflow | None = None) -> None:
     named = set(references("$" + json.dumps(config, default=str)))
     lines = []
     for name in _unread(config, known, named):
-        near = [one for one in sorted(known) if one.count("#") == name.count("#")]
-        lines.append(f"{name}: no config has such a value" + did_you_mean(name, near, "--"))
+        near = {one: f"--{one}" for one in sorted(known) if one.count("#") == name.count("#")}
+        lines.append(f"{name}: no config has such a value" + did_you_mean(name, near))
     if run_id not in parser and run_id != "run":  # MONAI's default, which tools leave
-        lines.append(f"run_id {run_id}: no config has this to run" + did_you_mean(run_id, config))
+        lines.append(f"run_id {run_id}: no config has this to run" + did_you_mean(run_id, {one: one for one in config}))
     _refuse("that no config uses", lines)
     _refuse("with values that are not allowed", list(_wrong(parser, shipped)))
 
@@ -312,19 +312,21 @@ def _unread(content: Mapping[str, Any], known: set[str], named: set[str], above:
 def _wrong(parser: ConfigParser, shipped: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     """Values that are not allowed, except below a config file's own components; converts the others."""
     config = parser.get()
+    values = dict(_ids(config))
     foreign = {"variants"}
-    for id, value in _ids(config):
+    for id, value in values.items():
         above, _, name = id.rpartition("#")
+        owner = values[above] if above else config
         ours = shipped.get(id, [])
         targets = [one["_target_"] for one in ours if _is_component(one)]
         if above in foreign or (_is_component(value) and value["_target_"] not in targets):
             foreign.add(id)
         if above in foreign:
             continue
-        options = [OPTIONS[id]] if id in OPTIONS else _of_argument(parser[above], name, shipped.get(above, []))
+        options = [OPTIONS[id]] if id in OPTIONS else _of_argument(owner, name, shipped.get(above, []))
         given = plain(value)
         if options and not (_is_computed(given) and given == value):
-            yield from _wrong_value(parser, id, given, options)
+            yield from _wrong_value(parser, id, owner, given, options)
         elif not options and not any(map(_option_of, ours)):
             yield from _wrong_part(id, value, ours)
     losses, loss = config.get("losses"), plain(config.get("loss_name"))
@@ -332,8 +334,8 @@ def _wrong(parser: ConfigParser, shipped: Mapping[str, Sequence[Any]]) -> Iterat
         yield f"loss_name '{loss}' is unknown; choose one of: {', '.join(losses)}."
 
 
-def _wrong_value(parser: ConfigParser, id: str, given: Any, options: Sequence[Option]) -> Iterator[str]:
-    """A value that none of the options allows; otherwise it is converted."""
+def _wrong_value(parser: ConfigParser, id: str, owner: Any, given: Any, options: Sequence[Option]) -> Iterator[str]:
+    """A value that none of the options allows; another is converted, in ``owner``."""
     allowed = ", ".join(dict.fromkeys(map(str, options)))
     for option in options:
         try:
@@ -344,10 +346,9 @@ def _wrong_value(parser: ConfigParser, id: str, given: Any, options: Sequence[Op
             allowed = allowed.removesuffix(", or null")
             continue
         if value != given or type(value) not in (type(given), float):
-            above, _, name = id.rpartition("#")
-            parser[above][name] = literal(value)  # the parser's own way would forget what it has resolved
+            owner[id.rpartition("#")[2]] = literal(value)  # the parser's own way would forget what it has resolved
             if item := parser.ref_resolver.get_item(id):
-                item.update_config(parser[id])
+                item.update_config(literal(value))
         return
     yield f"{id} {given}: {allowed}"
 
@@ -358,7 +359,7 @@ def _of_argument(component: Any, name: str, shipped: Sequence[Any]) -> list[Opti
     An argument that is ``@option`` in the bundle's configs must be allowed for that option, a number a number, a flag a
     flag. A library's class may take more than the option: with other arguments changed, too, it judges by itself.
     """
-    if not _is_component(component):
+    if not _is_component(component) or name not in component:
         return []
     value, target = component[name], component["_target_"]
     ours = [

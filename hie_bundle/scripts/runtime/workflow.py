@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,8 @@ class Workflow(ConfigWorkflow):
 def _wrong_file(files: Sequence[str]) -> str | None:
     for path in map(Path, files):
         if not path.is_file():
-            there = [one.name for one in path.parent.glob("*.yaml")]
-            return f"There is no config file {path}" + did_you_mean(path.name, there, f"{path.parent}{os.sep}")
+            there = {one.name: one for one in path.parent.glob("*.yaml")}
+            return f"There is no config file {path}" + did_you_mean(path.name, there)
         try:
             content = ConfigParser.load_config_file(path)
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
@@ -77,34 +76,25 @@ def _wrong_file(files: Sequence[str]) -> str | None:
     return None
 
 
-def _wrong_options(files: Sequence[str], options: Mapping[str, Any]) -> str | None:
-    parser = ConfigParser()
-    parser.read_config(files)
-    lines = []
-    for name, value in options.items():
-        try:
-            parser[name] = value
-        except (KeyError, IndexError, ValueError, TypeError):
-            lines.append(f"  --{name}: {_missing(parser, name)}")
-    if not lines:
-        return None
-    return "There are options that nothing would read; nothing was started.\n" + "\n".join(lines)
+def _wrong_options(files: Sequence[str], options: Iterable[str]) -> str | None:
+    config = ConfigParser.load_config_files(files)
+    lines = [f"  --{name}: {why}" for name in options if (why := _missing(config, re.split("#|::", name)))]
+    return "\n".join(["There are options that nothing would read; nothing was started.", *lines]) if lines else None
 
 
-def _missing(parser: ConfigParser, name: str) -> str:
-    """Describe the first level of an id that the config lacks."""
-    levels = name.replace("::", "#").split("#")
+def _missing(config: Any, levels: Sequence[str]) -> str:
+    """Describe the first level above a value that the config lacks; empty if there is none."""
     for count, level in enumerate(levels):
         above = "#".join(levels[:count])
-        content = parser[above]
-        if isinstance(content, Mapping) and level not in content:
-            before, after = (
-                "".join(f"{one}#" for one in levels[:count]),
-                "".join(f"#{one}" for one in levels[count + 1 :]),
-            )
-            return "no config has such a value" + did_you_mean(level, content, f"--{before}", after)
-        if isinstance(content, list) and not (level.isdecimal() and int(level) < len(content)):
-            return f"{above} is a list, whose places are 0 to {len(content) - 1}."
-        if not isinstance(content, Mapping | list):
+        if isinstance(config, list):
+            if not (level.isdecimal() and int(level) < len(config)):
+                return f"{above} is a list, whose places are 0 to {len(config) - 1}."
+            config = config[int(level)]
+        elif not isinstance(config, Mapping):
             return f"{above} has no parts."
-    return "it cannot be set."
+        elif level in config:
+            config = config[level]
+        elif count + 1 < len(levels):
+            known = {str(key): "--" + "#".join([*levels[:count], str(key), *levels[count + 1 :]]) for key in config}
+            return "no config has such a value" + did_you_mean(level, known)
+    return ""
