@@ -18,8 +18,6 @@ from ..runtime.errors import UserError, choose, user_error
 from ..runtime.text import printable, show_any_text
 from .workflows import WORKFLOWS, add_workflow, parsed, separated
 
-__all__ = ["main"]
-
 NAME = "hie-bundle"
 SHELLS = {"bash": "bash", "zsh": "zsh", "fish": "fish"}
 COMPLETE = "_HIE_BUNDLE_COMPLETE"  # by Typer's rule; the shell sets it when it asks for words

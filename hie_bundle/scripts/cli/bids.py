@@ -11,8 +11,6 @@ from ..io.files import write_json
 from ..runtime.errors import UserError
 from ..runtime.mixins import bundle_version
 
-__all__ = ["describe", "mask_place", "sidecar_of", "write_sidecar"]
-
 _ENTITIES = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?:_|$)")
 
 

@@ -14,8 +14,6 @@ from ..runtime.cores import available_cores
 from ..runtime.errors import UserError
 from ..runtime.mixins import CONFIGS, bundle_version
 
-__all__ = ["doctor"]
-
 
 def doctor() -> None:
     """Print what is installed, what the machine has, and whether the shipped weights are there.

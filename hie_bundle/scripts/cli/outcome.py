@@ -20,8 +20,6 @@ from ..io.files import write_atomically
 from ..runtime.errors import UserError, choose
 from ..runtime.text import csv_table
 
-__all__ = ["write_outcome"]
-
 logger = logging.getLogger(__name__)
 
 REFERENCE = "low_z_ml"  # the challenge's baseline as a volume: what a mask has to beat

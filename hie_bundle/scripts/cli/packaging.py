@@ -20,8 +20,6 @@ from ..io.weights import check_recipe, weights_files, write_bare
 from ..runtime.mixins import CONFIGS
 from ..runtime.recipe import recipe_of
 
-__all__ = ["flatten", "write_recipe"]
-
 
 def write_recipe(bundle: str | Path, weights: str | Path | Sequence[str | Path] = "simulated") -> None:
     """Turn a copy of the bundle into the bundle of given weights, for MONAI Label and the Model Zoo.

@@ -26,8 +26,6 @@ from ..scanner.dicom_seg import capture_of, contours_of, segmentation_of, source
 from ..scanner.inputs import paths_of, read, refuse_other_grid
 from ..scanner.zscore import FitLimits, write_zscore
 
-__all__ = ["write_scan"]
-
 logger = logging.getLogger(__name__)
 
 

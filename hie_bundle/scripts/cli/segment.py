@@ -34,8 +34,6 @@ from .shards import Shard, hash_of
 if TYPE_CHECKING:
     from ..scanner.regions import RegionAtlas
 
-__all__ = ["find_jobs", "segment"]
-
 
 @dataclass(frozen=True)
 class Job:

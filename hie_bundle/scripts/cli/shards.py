@@ -15,8 +15,6 @@ from ..runtime.conditions import differences
 from ..runtime.errors import UserError
 from ..runtime.text import csv_table
 
-__all__ = ["Shard", "hash_of"]
-
 Item = TypeVar("Item")
 
 

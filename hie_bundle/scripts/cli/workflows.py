@@ -16,8 +16,6 @@ from typer.core import TyperCommand
 from ..runtime.errors import UserError
 from ..runtime.mixins import CONFIGS, RECIPES, mixins
 
-__all__ = ["EXTRA", "WORKFLOWS", "Workflow", "add_workflow", "options_of", "parsed", "run_workflow", "separated"]
-
 DATA = {"dataset_dir": "data"}
 HERE = {**DATA, "output_dir": "eval", "ckpt_dir": "models"}
 

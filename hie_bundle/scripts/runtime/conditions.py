@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["differences", "flat", "listed"]
-
 SHOWN = 8  # differences in a message
 
 

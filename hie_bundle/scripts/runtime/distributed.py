@@ -21,11 +21,6 @@ from torch import distributed, nn
 
 from .errors import UserError, user_error
 
-__all__ = [
-    "SameBuffers", "batch_share", "from_first", "gather_interleaved", "is_first", "mean_over_ranks", "shard", "start",
-    "stop", "unwrap_ddp", "with_other_ranks",
-]  # fmt: skip
-
 Item = TypeVar("Item")
 _status: int | None = None  # with which this rank ends; None: as any program
 

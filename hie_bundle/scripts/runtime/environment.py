@@ -15,8 +15,6 @@ import torch
 from .cores import available_cores
 from .mixins import CONFIGS, bundle_version
 
-__all__ = ["bundle", "hardware", "versions"]
-
 PACKAGES = (
     "monai", "torch", "pytorch-ignite", "torchio", "numpy", "scipy", "scikit-learn", "nibabel", "itk", "SimpleITK",
     "surface-distance-based-measures", "connected-components-3d", "edt", "matplotlib", "openvino",

@@ -20,11 +20,6 @@ from typing import Any, TypeVar
 
 from .text import printable, show_any_text
 
-__all__ = [
-    "DatasetError", "UserError", "causes", "choose", "did_you_mean", "first_cause", "one_line", "out_of_memory",
-    "show_plainly", "user_error",
-]  # fmt: skip
-
 Option = TypeVar("Option")
 
 # errors of the operating system: no permission, a full or broken disk, a file that was removed

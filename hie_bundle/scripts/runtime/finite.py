@@ -9,8 +9,6 @@ import torch
 
 from .errors import UserError
 
-__all__ = ["not_finite", "require_finite_output"]
-
 SHOWN = 4  # names in a message
 
 

@@ -15,8 +15,6 @@ from typing import Any
 
 import psutil
 
-__all__ = ["end_process", "interruption", "stop_if_asked"]
-
 STEPPING = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5.0  # for the next step: a backward pass on a CPU may take half a minute, a scheduler waits for less
 LAST_S = 2.0  # for what is done before the end, should it need a lock that nobody releases any more

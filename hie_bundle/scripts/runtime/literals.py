@@ -15,8 +15,6 @@ from typing import Any
 
 from .errors import UserError
 
-__all__ = ["literal", "plain"]
-
 _SPECIAL = re.compile(r"[$@%#]|::")
 _LITERAL = re.compile(r"\$'(?:[\w ./,-]|\\U[0-9a-f]{8})*'")
 

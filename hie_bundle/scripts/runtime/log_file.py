@@ -9,8 +9,6 @@ from pathlib import Path
 from .redaction import redacted
 from .workflow import running_workflow
 
-__all__ = ["to_file"]
-
 
 def to_file(output_dir: str | Path) -> None:
     """Write the log of the running workflow to a file as well: ``output_dir/<run id>.log``, such as ``training.log``.

@@ -20,8 +20,6 @@ from .cores import available_cores
 from .distributed import unwrap_ddp
 from .errors import UserError
 
-__all__ = ["available_memory", "cache_memory", "cpu_precision", "network_memory", "require_memory", "workers"]
-
 logger = logging.getLogger(__name__)
 
 GB = 1e9

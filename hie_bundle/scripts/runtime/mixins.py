@@ -8,8 +8,6 @@ from pathlib import Path
 
 from .errors import UserError
 
-__all__ = ["CONFIGS", "RECIPES", "bundle_version", "mixins"]
-
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES: dict[str, tuple[str, ...]] = {
     "paper": (),

@@ -18,8 +18,6 @@ from .literals import literal, plain
 from .recipe import references
 from .workflow import running_workflow
 
-__all__ = ["OPTIONS", "Option", "refuse_unknown"]
-
 # options of earlier versions, and what to write instead
 GONE = {
     "variety": "the simulator has one cohort; what the other settings showed is in docs/phantom.md",

@@ -13,8 +13,6 @@ from .conditions import differences
 from .errors import UserError
 from .workflow import running_workflow
 
-__all__ = ["describe", "recipe_of", "references", "refuse_other_recipe", "same_recipe"]
-
 # the parts of a recipe that weights depend on: how a case becomes the network's input, and the network
 PARTS = ("in_channels", "input_size", "transforms", "network_def")
 # values that change nothing once a network is trained

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-__all__ = ["redacted", "replace_in_kept_messages"]
-
 _replaced: dict[str, str] = {}  # by this process so far
 _folders: set[str] = set()
 

@@ -9,8 +9,6 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["csv_table", "csv_value", "is_printable", "printable", "show_any_text"]
-
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # an apostrophe too, so that reading inverts writing
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are not UTF-8, separators of lines and paragraphs
 _DIRECTION = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # reorder what follows

@@ -16,8 +16,6 @@ from monai.utils import ensure_tuple
 from .errors import UserError, did_you_mean
 from .literals import literal
 
-__all__ = ["Workflow", "running_workflow"]
-
 
 def running_workflow() -> ConfigWorkflow | None:
     """Find the workflow that evaluates the config which calls this; None where a tool parses a config without one.
