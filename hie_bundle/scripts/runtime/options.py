@@ -308,7 +308,7 @@ def _unread(content: Mapping[str, Any], known: set[str], named: set[str], above:
 
 
 def _wrong(parser: ConfigParser, shipped: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Values that are not allowed, except below a config file's own components; converts the others."""
+    """Messages on values that are not allowed; the others are converted. A config file's own components are skipped."""
     config = parser.get()
     values = dict(_ids(config))
     foreign = {"variants"}
@@ -321,7 +321,7 @@ def _wrong(parser: ConfigParser, shipped: Mapping[str, Sequence[Any]]) -> Iterat
             foreign.add(id)
         if above in foreign:
             continue
-        options = [OPTIONS[id]] if id in OPTIONS else _of_argument(owner, name, shipped.get(above, []))
+        options = [OPTIONS[id]] if id in OPTIONS else _options_of(owner, name, shipped.get(above, []))
         given = plain(value)
         if options and not (_is_computed(given) and given == value):
             yield from _wrong_value(parser, id, owner, given, options)
@@ -333,7 +333,7 @@ def _wrong(parser: ConfigParser, shipped: Mapping[str, Sequence[Any]]) -> Iterat
 
 
 def _wrong_value(parser: ConfigParser, id: str, owner: Any, given: Any, options: Sequence[Option]) -> Iterator[str]:
-    """A value that none of the options allows; another is converted, in ``owner``."""
+    """The message on a value that none of the options allows; an allowed one is converted in ``owner``."""
     allowed = ", ".join(dict.fromkeys(map(str, options)))
     for option in options:
         try:
@@ -351,11 +351,11 @@ def _wrong_value(parser: ConfigParser, id: str, owner: Any, given: Any, options:
     yield f"{id} {given}: {allowed}"
 
 
-def _of_argument(component: Any, name: str, shipped: Sequence[Any]) -> list[Option]:
-    """What a changed argument of the bundle's components may be; empty where its class judges by itself.
+def _options_of(component: Any, name: str, shipped: Sequence[Any]) -> list[Option]:
+    """The options that allow a changed argument of a component; empty where its class checks the argument.
 
-    An argument that is ``@option`` in the bundle's configs must be allowed for that option, a number a number, a flag a
-    flag. A library's class may take more than the option: with other arguments changed, too, it judges by itself.
+    An argument that is ``@option`` in the bundle's configs must be allowed for that option; a number stays a number, a
+    flag a flag. A library's class may take more than the option: with other changed arguments it checks them itself.
     """
     if not _is_component(component) or name not in component:
         return []
@@ -376,7 +376,7 @@ def _of_argument(component: Any, name: str, shipped: Sequence[Any]) -> list[Opti
 
 
 def _wrong_part(id: str, value: Any, ours: Sequence[Any]) -> Iterator[str]:
-    """A section, a component or a list of parts that a value replaced."""
+    """The message on a value in the place of a section, a component or a list of parts."""
     if value in ({}, []) and "#" not in id and ours and all(map(_is_computed, ours)):
         yield f"{id} {value}: a component, or an expression ($…)"
     shapes = {shape for shape in map(_shape, ours) if shape} | ({_SECTION} if id == "network" else set())
