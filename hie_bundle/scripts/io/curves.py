@@ -18,14 +18,9 @@ EPOCHS = ".epochs"  # end of the names of files whose steps are epochs; the othe
 
 
 class CurvesHandler(StockTensorBoardStatsHandler):
-    """``monai.handlers.TensorBoardStatsHandler`` whose curves are on disk after each epoch, as the training's state is.
+    """``monai.handlers.TensorBoardStatsHandler`` that writes after each epoch instead of every two minutes.
 
-    MONAI's are written every two minutes, so a resumed run would have a gap.
-
-    Args:
-        log_dir: folder of the event files.
-        iteration_log: see the parent class; without it the file holds epochs only.
-        options: see the parent class.
+    A resumed run has no gap then. Without ``iteration_log`` the file holds epochs only.
     """
 
     def __init__(self, log_dir: str, iteration_log: Any = True, **options: Any) -> None:
@@ -42,10 +37,9 @@ class CurvesHandler(StockTensorBoardStatsHandler):
 
 
 def keep_curves_until(folder: Path, epoch: int, iteration: int) -> None:
-    """Cut event files behind a saved state (-1: none is kept): a resumed training writes on from there.
+    """Remove events that follow a saved state (-1: all), since a resumed training writes them again.
 
-    By steps, in the order in which they were written: clocks may be set back. TensorBoard's ``purge_step`` knows one
-    kind of step.
+    The order of writing counts: clocks may be set back. TensorBoard's ``purge_step`` has one kind of step only.
     """
     for file, events in curves_in(folder).items():
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -66,7 +60,7 @@ def keep_curves_until(folder: Path, epoch: int, iteration: int) -> None:
 
 
 def curves_in(folder: Path) -> dict[Path, list[Any]]:
-    """The events of each event file that has any but its header, which is all that a writer has written at first."""
+    """The events of each event file that has more than its header."""
     files = sorted(folder.glob(EVENTS))
     if not files:
         return {}

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,8 +23,8 @@ from ..runtime.errors import UserError
 from ..runtime.interruption import interruption
 
 __all__ = [
-    "atomic_path", "clean", "clean_beside", "expect_unchanged", "hidden_folder", "is_expected", "refuse_changed",
-    "release_lock", "seen_from", "sha256_of", "stamp_of", "take_lock", "try_writing", "whole_folder",
+    "atomic_path", "clean", "clean_beside", "expect_unchanged", "hidden_folder", "is_expected", "read_json",
+    "refuse_changed", "release_lock", "seen_from", "sha256_of", "stamp_of", "take_lock", "try_writing", "whole_folder",
     "write_atomically", "write_json",
 ]  # fmt: skip
 
@@ -51,24 +52,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def try_writing(folder: str | Path, remedy: str = "nothing was started") -> None:
-    """Stop before anything is computed that could not be written; the folder is made if needed.
-
-    Raises:
-        UserError: when no file can be written there, with the remedy.
-    """
-    probe = Path(folder) / f".{uuid.uuid4().hex[:8]}.probe"
+    """Make a folder if needed; raise a UserError with the remedy where no file can be written to it."""
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.write_bytes(b"0")
-        finally:
-            probe.unlink(missing_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".") as probe:
+            probe.write(b"0")
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}); {remedy}.") from error
 
 
 def clean(folder: Path) -> None:
-    """Remove what :func:`atomic_path` left in a folder when its process was killed. Nobody else may work there."""
+    """Remove temporary files of killed processes (:func:`atomic_path`) from a folder that no other process uses."""
     for path in folder.glob(".*") if folder.is_dir() else ():
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
@@ -85,9 +79,8 @@ def clean_beside(files: Iterable[Path]) -> None:
 def hidden_folder(path: str | Path) -> Iterator[Path]:
     """A folder for this user alone beside ``path``, removed at the end of the block, and at SIGTERM and SIGHUP.
 
-    A signal that is ignored, as SIGHUP by ``nohup``, or that a run waits for, stays so; SIGINT is a KeyboardInterrupt.
-    What an earlier process left there for the same ``path``, when it was killed, is removed first; its lock tells it
-    from a process that works beside this one.
+    Ignored or handled signals stay so (SIGHUP under ``nohup``). Folders of killed processes for the same ``path`` are
+    removed first; a lock protects those in use.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,17 +109,12 @@ def hidden_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path, left: str) -> Iterator[Path]:
-    """A hidden folder beside ``path`` that takes its name when the block ends without an error.
+    """A hidden folder that becomes ``path`` when the block ends without an error.
 
-    After a :class:`UserError` ``path`` has the files with the extension ``left`` alone (the pictures to see why), if
-    there are any; its message names ``path`` for the hidden folder.
-
-    Args:
-        path: must not be there yet, but for what a refusal left.
-        left: extension, with its dot.
+    After a :class:`UserError` ``path`` has only the files with the extension ``left`` (pictures that show why).
 
     Raises:
-        UserError: when it is.
+        UserError: ``path`` exists and holds other files.
     """
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(one.suffix != left for one in folder.iterdir())):
@@ -155,10 +143,9 @@ def whole_folder(path: str | Path, left: str) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write a text or bytes, replacing what was there at once.
+    """Replace a file's content atomically.
 
-    The text becomes UTF-8; what UTF-8 has no bytes for, such as parts of file names in other encodings, is written as
-    ``\\udcff``, which JSON reads back.
+    Text becomes UTF-8; surrogates (file names in other encodings) are written as ``\\udcff``, which JSON reads back.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
@@ -171,19 +158,28 @@ def seen_from(path: str | Path, folder: str | Path) -> str:
 
 
 def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
-    """Write ``data`` as JSON, replacing what was there at once."""
+    """Replace a file's content by ``data`` as JSON, atomically."""
     write_atomically(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
 
 
-def take_lock(path: str | Path, busy: str, again: bool = False) -> int:
-    """Keep other processes off what a lock file stands for, until :func:`release_lock` or the end of this process.
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if the file is missing, damaged, or holds another type."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
-    Processes that inherit the returned file descriptor keep the lock, too; those that are forked to load data do not.
+
+def take_lock(path: str | Path, busy: str, again: bool = False) -> int:
+    """Lock a file until :func:`release_lock` or the end of this process; return its descriptor.
+
+    Processes that inherit the descriptor keep the lock, too; forked loaders do not.
 
     Args:
-        path: of the lock file, made if needed.
+        path: created if needed.
         busy: message of the UserError if the lock is taken.
-        again: this process may have it already.
+        again: this process may hold it already.
     """
     path = Path(path).absolute()
     if path in _locks and not again:
@@ -191,8 +187,7 @@ def take_lock(path: str | Path, busy: str, again: bool = False) -> int:
     while path not in _locks:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         taken = lock_descriptor(file, blocking=False)
-        # its last owner may have removed the file in between
-        if taken and path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+        if taken and os.fstat(file).st_nlink:  # its last owner has not removed it in between
             _locks[path] = file
             break
         os.close(file)
@@ -202,7 +197,7 @@ def take_lock(path: str | Path, busy: str, again: bool = False) -> int:
 
 
 def release_lock(path: str | Path, remove: bool = False) -> None:
-    """Release a lock of this process, if it has it; remove its file and the folder, if that is empty, on request."""
+    """Release a lock, if this process holds it; on request remove its file, and the folder if empty."""
     path = Path(path).absolute()
     if (file := _locks.pop(path, None)) is None:
         return
@@ -223,13 +218,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def stamp_of(path: str | Path) -> list[int]:
-    """What changes with a file: size, times of the last change, inode."""
+    """Size, times of the last change and inode of a file."""
     status = Path(path).stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def expect_unchanged(stamps: Mapping[str, list[int]] | None) -> None:
-    """Let :func:`refuse_changed` know how files were when a run checked them; None: that run has ended."""
+    """Let :func:`refuse_changed` know the stamps of checked files; None: the run has ended."""
     _expected.update(stamps or {})
     if stamps is None:
         _expected.clear()
@@ -248,10 +243,7 @@ def refuse_changed(path: str | Path) -> None:
 
 
 def sha256_of(*paths: str | Path) -> str:
-    """SHA-256 of a file's content, or of several files' one after the other, in hexadecimal digits.
-
-    Files that have not changed since this process hashed them are not read again.
-    """
+    """Hexadecimal SHA-256 of the content of one file or several; cached for unchanged files."""
     return _hash(tuple((str(path), *stamp_of(path)) for path in paths))
 
 

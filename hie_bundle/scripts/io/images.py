@@ -31,16 +31,15 @@ __all__ = ["metatensor_of", "same_type_as", "volume_of", "write"]
 
 
 def volume_of(image: Any, affine: ArrayLike | None = None) -> Volume:
-    """An image in memory as a volume, after the checks that files pass.
+    """Convert an image in memory to a volume, with the checks of files.
 
     Args:
-        image: of nibabel, SimpleITK or ITK; a MetaTensor; or a tensor or an array with ``affine``. Shape (X, Y, Z), of
-            the last three also (1, X, Y, Z).
-        affine: (4, 4) from voxel indices to millimetres, RAS+; of images that carry theirs it must be None.
+        image: of nibabel, SimpleITK or ITK, or a MetaTensor; or a tensor or array with ``affine``. Shape (X, Y, Z);
+            tensors and arrays also (1, X, Y, Z).
+        affine: (4, 4) from voxel indices to millimetres, RAS+; None for images that carry their own.
 
     Raises:
-        UserError: when it is none of these, has another shape, type or position than a map, or ``affine`` is missing
-            or one too many.
+        UserError: another type, shape or position, or ``affine`` is missing or redundant.
     """
     name = type(image).__name__
     try:
@@ -59,7 +58,7 @@ def volume_of(image: Any, affine: ArrayLike | None = None) -> Volume:
 
 
 def metatensor_of(volumes: Sequence[Volume], file: str = "") -> MetaTensor:
-    """Volumes on one grid as MONAI's loader returns them: float32, several stacked along a new first axis."""
+    """Volumes on one grid as MONAI's loader returns them: float32; several are stacked along a new first axis."""
     arrays = [torch.from_numpy(np.array(volume.array, np.float32, order="C")) for volume in volumes]
     image = torch.stack(arrays) if len(arrays) > 1 else arrays[0]
     channels = 0 if len(arrays) > 1 else -1 if image.ndim == 4 else float("nan")
@@ -75,32 +74,16 @@ def metatensor_of(volumes: Sequence[Volume], file: str = "") -> MetaTensor:
 
 
 def same_type_as(image: Any, array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
-    """A result as an image of the type of another, on its grid.
-
-    Args:
-        image: what :func:`volume_of` took, or a file's path, for which a nibabel image comes back.
-        array: (X, Y, Z).
-        affine: of the grid, (4, 4), RAS+.
-    """
+    """Convert a result (X, Y, Z) to the type of ``image`` (see :func:`volume_of`); to a nibabel image for a path."""
     package = _package(image)
     if isinstance(image, torch.Tensor):
         tensor = torch.from_numpy(array)[(None,) * (image.ndim - 3)].to(image.device)
         return MetaTensor(tensor, affine=image.affine.clone()) if isinstance(image, MetaTensor) else tensor
     if isinstance(image, np.ndarray):
         return array.reshape(image.shape)
-    if package == "SimpleITK":
-        import SimpleITK as sitk
-
-        result = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    if package in ("SimpleITK", "itk"):
+        result = sys.modules[package].GetImageFromArray(np.ascontiguousarray(array.T))
         result.CopyInformation(image)
-        return result
-    if package == "itk":
-        import itk
-
-        result = itk.image_from_array(np.ascontiguousarray(array.T))
-        result.SetSpacing(image.GetSpacing())
-        result.SetOrigin(image.GetOrigin())
-        result.SetDirection(image.GetDirection())
         return result
     import nibabel as nib
 
@@ -115,13 +98,7 @@ def same_type_as(image: Any, array: NDArray[Any], affine: NDArray[np.float64]) -
 
 
 def write(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    """Write a volume whole or not at all, or raise a UserError.
-
-    Args:
-        path: with one of :data:`scripts.io.volumes.EXTENSIONS`.
-        array: (X, Y, Z); of NIfTI also (X, Y, Z, C).
-        affine: (4, 4) from voxel indices to millimetres, RAS+.
-    """
+    """:func:`scripts.io.volumes.write_volume`, atomically; a UserError on failure."""
     path = Path(path)
     if extension_of(path) not in EXTENSIONS:  # ITK writes X.MHA as X.mhd and X.raw
         raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
@@ -144,13 +121,9 @@ def _read(image: Any) -> tuple[Any, Any, tuple[float, ...] | None]:
     if package == "nibabel":
         return _three(np.asanyarray(image.dataobj), image, axis=3), *nifti_grid(image)
     if package in ("SimpleITK", "itk"):
-        library = sys.modules[package]
-        array = library.GetArrayFromImage(image) if package == "SimpleITK" else library.array_from_image(image)
-        array = _three(array.T, image)
+        array = _three(sys.modules[package].GetArrayFromImage(image).T, image)
         spacing = tuple(float(size) for size in image.GetSpacing())
-        direction = image.GetDirection()
-        axes = direction if package == "SimpleITK" else library.array_from_matrix(direction)
-        return array, affine_from_lps(spacing, axes, tuple(image.GetOrigin())), spacing
+        return array, affine_from_lps(spacing, np.asarray(image.GetDirection()), tuple(image.GetOrigin())), spacing
     if isinstance(image, torch.Tensor):
         affine = image.affine.cpu().numpy() if isinstance(image, MetaTensor) else None
         try:

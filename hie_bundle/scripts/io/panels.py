@@ -43,14 +43,14 @@ class Panel:
 def grey_slice(
     volume: NDArray[Any], window: Sequence[float], box: tuple[slice, slice], z: int, inside: NDArray[np.bool_] | None
 ) -> NDArray[np.float64]:
-    """An axial slice as :class:`Panel` shows it: black outside the brain and where a map is missing.
+    """Scale an axial slice to 0..1; it is 0 outside the brain and where a map is missing.
 
     Args:
-        volume: (X, Y, Z) in RAS+ order.
-        window: value shown as black and as white.
+        volume: (X, Y, Z), RAS+.
+        window: values shown as black and white.
         box: see :func:`.shown_box`.
-        z: which slice.
-        inside: mask of the brain, same shape; None shows everything.
+        z: index of the slice.
+        inside: brain mask of the same shape; None: everything.
     """
     grey = (axial(volume, box, z) - window[0]) / (window[1] - window[0])
     shown = grey if inside is None else np.where(axial(inside, box, z), grey, 0)
@@ -60,14 +60,7 @@ def grey_slice(
 def panels_png(
     rows: Sequence[Sequence[Panel]], title: str, key: Mapping[str, str] | None = None, inches: float = 2.1
 ) -> bytes:
-    """Draw panels on black.
-
-    Args:
-        rows: of panels; the last may be shorter.
-        title: printed above.
-        key: meaning of the colours, printed below.
-        inches: width of a panel.
-    """
+    """Draw rows of panels (the last may be shorter) on black, with a title and a legend of the colours (``key``)."""
     columns, first = max(map(len, rows)), rows[0][0]
     height = inches * first.grey.shape[0] * first.aspect / first.grey.shape[1] + 0.3
     width = inches * columns + 0.4

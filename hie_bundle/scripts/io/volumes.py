@@ -1,7 +1,7 @@
-"""Volumes: reading one from an untrusted file, the checks that every volume passes, and writing one.
+"""Volumes: reading untrusted files, checks, and writing.
 
-ITK and nibabel, by which MONAI loads these files, are lenient: a truncated, overlong or contradictory file may give
-an array with wrong values, or a request for terabytes. Here a file is checked before memory is allocated for it.
+MONAI loads files through ITK and nibabel, which may return wrong values from a truncated, overlong or contradictory
+file, or allocate terabytes. Here a file is checked before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import gzip
 import math
-import os
 import re
 import sys
 import zlib
@@ -26,7 +25,7 @@ from .files import refuse_changed
 
 __all__ = [
     "EXTENSIONS", "LPS_TO_RAS", "Volume", "VolumeError", "affine_from_lps", "checked_volume", "corner_shift_mm",
-    "extension_of", "nifti_grid", "read_checked", "read_volume", "require_size", "to_itk", "to_nifti", "write_itk",
+    "extension_of", "nifti_grid", "read_checked", "read_volume", "to_itk", "to_nifti", "write_itk",
     "write_volume",
 ]  # fmt: skip
 
@@ -43,7 +42,7 @@ META_TYPES = {
 }  # fmt: skip
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _FLAG = "True|False"
-# what the header of a MetaImage must hold, as regular expressions; fields without a meaning here may hold anything
+# fields of a MetaImage's header, as regular expressions; other fields may have any value
 _META_REQUIRED = {
     "ObjectType": "Image",
     "NDims": "3",
@@ -91,15 +90,10 @@ class Volume:
 
 
 def checked_volume(array: Any, affine: ArrayLike, header_spacing_mm: tuple[float, ...] | None = None) -> Volume:
-    """Make a volume of an array and its position: the one check for files and for images in memory.
-
-    Args:
-        array: real numbers or booleans, 3D or 4D.
-        affine: (4, 4) from voxel indices to millimetres, RAS+.
-        header_spacing_mm: see :class:`Volume`.
+    """Check an array (3D or 4D, real numbers or booleans) and its affine, of a file or in memory.
 
     Raises:
-        VolumeError: when the values are not numbers, are masked, or the affine is not that of a grid in space.
+        VolumeError: the values are masked or no numbers, or the affine is not that of a rectangular grid.
     """
     if np.ma.isMaskedArray(array):
         raise VolumeError("is a masked array; replace the masked voxels with array.filled(0)")
@@ -127,14 +121,8 @@ def checked_volume(array: Any, affine: ArrayLike, header_spacing_mm: tuple[float
     return Volume(array, affine, header_spacing_mm)
 
 
-def require_size(declared: int, possible: int, max_bytes: int = MAX_BYTES) -> None:
-    """Refuse a size, in bytes, before memory is allocated for it.
-
-    Args:
-        declared: by the header.
-        possible: most that the stored data can hold; of deflated data 1032 for each byte.
-        max_bytes: the limit.
-    """
+def _require_size(declared: int, possible: int, max_bytes: int) -> None:
+    """Refuse a declared size in bytes above ``max_bytes``, or above what the stored data can hold (``possible``)."""
     if declared > possible:
         raise VolumeError(
             f"is truncated: its header declares {declared} bytes of voxels, the file has at most {possible}"
@@ -144,15 +132,11 @@ def require_size(declared: int, possible: int, max_bytes: int = MAX_BYTES) -> No
 
 
 def read_volume(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
-    """Read a ``.mha``, ``.nii`` or ``.nii.gz`` file.
-
-    Args:
-        path: the file.
-        max_bytes: refuse volumes whose voxels take more memory than this.
+    """Read a ``.mha``, ``.nii`` or ``.nii.gz`` file whose voxels take at most ``max_bytes`` in memory.
 
     Raises:
         FileNotFoundError: there is no such file.
-        VolumeError: the file is of another format, damaged, or contradicts itself.
+        VolumeError: the file has another format, is damaged, or contradicts itself.
     """
     path = Path(path)
     try:
@@ -161,8 +145,7 @@ def read_volume(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
         remedy = "rename it" if sys.getfilesystemencoding() == "utf-8" else "or set PYTHONUTF8=1"
         raise VolumeError(f"has a name that is not UTF-8; {remedy}") from error
     try:
-        if not path.exists():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        path.stat()
         extension = extension_of(path).lower()
         if not extension:
             raise VolumeError("is not a .mha, .nii or .nii.gz file")
@@ -173,16 +156,12 @@ def read_volume(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
         raise
     except EOFError as error:
         raise VolumeError("is truncated") from error
-    except (zlib.error, gzip.BadGzipFile) as error:
-        raise VolumeError(f"is damaged ({one_line(error)})") from error
-    except OSError as error:  # permissions, a broken disk
-        raise VolumeError(f"cannot be read ({error.strerror or one_line(error)})") from error
-    except Exception as error:  # nibabel raises what it happens to meet
-        raise VolumeError(f"cannot be read as {extension_of(path)} ({one_line(error)})") from error
+    except Exception as error:  # permissions, a broken disk, damaged compression, various errors of nibabel
+        raise VolumeError(f"cannot be read ({getattr(error, 'strerror', None) or one_line(error)})") from error
 
 
 def read_checked(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
-    """:func:`read_volume` of a file that must be the one that was checked before the run, if it was; or a UserError."""
+    """:func:`read_volume`; a UserError if the file changed after the check before the run."""
     refuse_changed(path)
     volume = read_volume(path, max_bytes)
     refuse_changed(path)  # while it was read
@@ -190,7 +169,7 @@ def read_checked(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
 
 
 def _read_meta_image(path: Path, max_bytes: int) -> Volume:
-    """Checks the header, then takes the voxels as they are: ITK ignores truncation, scale and units."""
+    """Read without ITK, which ignores truncation, scale and units."""
     with path.open("rb") as file:
         header = _meta_header(file)
         shape = _numbers(header["DimSize"], int)
@@ -202,7 +181,7 @@ def _read_meta_image(path: Path, max_bytes: int) -> Volume:
         if packed and int(header.get("CompressedDataSize", -1)) != stored:  # without it ITK returns a wrong array
             size = header.get("CompressedDataSize", "an unknown number of")
             raise VolumeError(f"is truncated or overlong: it holds {stored} of {size} compressed bytes")
-        require_size(declared, stored * (DEFLATE_RATIO if packed else 1), max_bytes)
+        _require_size(declared, stored * (DEFLATE_RATIO if packed else 1), max_bytes)
         if not packed and stored != declared:
             raise VolumeError(f"holds {stored - declared} bytes more than its header declares")
         data = file.read()
@@ -212,7 +191,9 @@ def _read_meta_image(path: Path, max_bytes: int) -> Volume:
         if stream.unused_data or not stream.eof or len(data) != declared:
             raise VolumeError(f"holds {len(data)} bytes of voxels; its header declares {declared}")
     array = np.frombuffer(data, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="))
-    return checked_volume(array, _meta_affine(header), _numbers(header["ElementSpacing"]))
+    spacing = _numbers(header["ElementSpacing"])
+    axes = np.array(_numbers(header["TransformMatrix"])).reshape(3, 3).T  # one axis a row in the file
+    return checked_volume(array, affine_from_lps(spacing, axes, _numbers(header["Offset"])), spacing)
 
 
 def _meta_header(file: BinaryIO) -> dict[str, str]:
@@ -244,13 +225,8 @@ def _numbers(text: str, kind: Any = float) -> tuple[Any, ...]:
     return tuple(map(kind, text.split()))
 
 
-def _meta_affine(header: dict[str, str]) -> NDArray[np.float64]:
-    axes = np.array(_numbers(header["TransformMatrix"])).reshape(3, 3).T  # one axis a row in the file
-    return affine_from_lps(_numbers(header["ElementSpacing"]), axes, _numbers(header["Offset"]))
-
-
 def affine_from_lps(spacing: ArrayLike, direction: ArrayLike, origin: ArrayLike) -> NDArray[np.float64]:
-    """The affine (RAS+) of an image of ITK: voxel size, direction cosines (3, 3) with an axis a column, and origin."""
+    """Affine (RAS+) from ITK's voxel size, direction cosines (3, 3; one axis per column) and origin."""
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(direction, dtype=float).reshape(3, 3) * np.asarray(spacing, dtype=float)
     affine[:3, 3] = origin
@@ -280,7 +256,7 @@ def _read_nifti(path: Path, max_bytes: int) -> Volume:
         if not (math.isfinite(offset) and 0 <= offset <= MAX_HEADER_BYTES):
             raise VolumeError(f"has an impossible voxel offset in its header (vox_offset {offset})")
         declared = int(offset) + math.prod(int(n) for n in shape) * dtype.itemsize
-        require_size(declared, size * (DEFLATE_RATIO if packed else 1), max_bytes)
+        _require_size(declared, size * (DEFLATE_RATIO if packed else 1), max_bytes)
         data = start + file.read(max(0, declared + 1 - len(start)))  # one byte more: reads on to gzip's checksum
     if len(data) != declared:
         wrong = "is truncated" if len(data) < declared else "is longer than its header declares"
@@ -290,11 +266,11 @@ def _read_nifti(path: Path, max_bytes: int) -> Volume:
 
 
 def nifti_grid(image: Any) -> tuple[NDArray[np.float64], tuple[float, ...]]:
-    """Affine and voxel size of an image of nibabel, whose header may contradict itself.
+    """Affine and voxel size of a nibabel image.
 
     Raises:
-        VolumeError: when the header states no position, two positions in one space, lengths that are not in mm, or
-            another voxel size than the affine.
+        VolumeError: the header states no position, two positions, lengths that are not in mm, or another voxel size
+            than the affine.
     """
     header, affine = image.header, image.affine
     nifti = "qform_code" in getattr(header, "keys", dict)()
@@ -317,19 +293,19 @@ def nifti_grid(image: Any) -> tuple[NDArray[np.float64], tuple[float, ...]]:
 
 
 def corner_shift_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
-    """Largest distance between corner voxels of a grid of this shape by two affines (4, 4), in mm."""
+    """Largest distance in mm between the corner voxels of two grids of one shape."""
     ends = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(shape)[:, None] - 1)
     return float(np.linalg.norm(((other - one) @ np.vstack([ends, np.ones(8)]))[:3], axis=0).max())
 
 
 def extension_of(path: str | Path) -> str:
-    """The one of :data:`EXTENSIONS` that a file has, as it is written there; empty if it has another."""
+    """The file's extension among :data:`EXTENSIONS`, in its own capitals; empty for others."""
     name = Path(path).name
     return next((name[-len(known) :] for known in EXTENSIONS if name.lower().endswith(known)), "")
 
 
 def write_volume(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    """Write an array (X, Y, Z), of NIfTI also (X, Y, Z, C), so that every reader finds it in the same place."""
+    """Write an array (X, Y, Z), or (X, Y, Z, C) as NIfTI, with a geometry that all readers understand alike."""
     if extension_of(path).lower() == ".mha":
         write_itk(to_itk(array, affine), path)
         return
@@ -339,7 +315,7 @@ def write_volume(path: str | Path, array: NDArray[Any], affine: NDArray[np.float
 
 
 def write_itk(image: Any, path: str | Path, **options: Any) -> None:
-    """Write an image of SimpleITK, compressed; where that fails an OSError names the file, as the system's do."""
+    """Write a SimpleITK image, compressed; raise an OSError with the file's name on failure."""
     import SimpleITK as sitk
 
     try:

@@ -1,8 +1,8 @@
 """Checkpoints with a record of their recipe and training, which is checked when they are loaded.
 
 A training writes ``{"model": state_dict, "recipe": JSON, "training": JSON}``, which ``torch.load(weights_only=True)``,
-MONAI's ``CheckpointLoader`` and MONAI Label read. For tools that need a bare state dict (the Model Zoo's
-``ckpt_export`` without a key), :func:`write_bare` writes one, with its record as ``model.json`` next to ``model.pt``.
+MONAI's ``CheckpointLoader`` and MONAI Label read. :func:`write_bare` writes a bare state dict for other tools (the
+Model Zoo's ``ckpt_export``), with the record as ``model.json`` next to ``model.pt``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def as_paths(load_path: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def weights_files(weights: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files of ``simulated`` (the bundle's weights, in ``models/simulated``), or the given paths."""
+    """The files of ``simulated`` (the bundle's own weights), or the given paths."""
     if weights != "simulated":
         return as_paths(weights)
     folder = MODELS / "simulated"
@@ -65,11 +65,7 @@ def require_there(path: Path) -> None:
 
 
 def load_weights(network: nn.Module, paths: Sequence[Path], recipe: Recipe | None, other_recipe: bool = False) -> None:
-    """Check that all checkpoints fit the network and the recipe, then load the first.
-
-    Raises:
-        UserError: when they do not fit, or cannot be read.
-    """
+    """Load the first checkpoint; a UserError unless all fit the network and the recipe."""
     for path in reversed(paths):
         if not other_recipe:
             check_recipe(path, recipe)
@@ -82,15 +78,9 @@ def check_recipe(
     recipe: Recipe | None,
     remedy: str = "Give the training's configs and options here, too; --other_recipe True loads them anyway.",
 ) -> None:
-    """Refuse a checkpoint that was trained with another recipe; warn where it has no record.
+    """Raise a UserError that lists the differences and the remedy if a checkpoint has another recipe.
 
-    Args:
-        path: of the checkpoint.
-        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; None: no comparison.
-        remedy: end of the message.
-
-    Raises:
-        UserError: naming the differences.
+    Without a record a warning is logged; ``recipe`` (:func:`scripts.runtime.recipe.describe`) None: no comparison.
     """
     if recipe is None:
         return
@@ -100,15 +90,10 @@ def check_recipe(
     refuse_other_recipe(trained, recipe, str(path), remedy)
 
 
-def read_weights(path: Path, network: nn.Module, name: str = "model") -> Mapping[str, Any]:
-    """Read the state dict of a checkpoint (the entry ``name``, or the whole file) and check that it fits the network.
-
-    Raises:
-        UserError: when it does not fit, is not finite, or cannot be read.
-    """
-    content = _read(path)
-    weights = _state_dict(path, content, name)
-    if "voxelwise" in content:
+def read_weights(path: Path, network: nn.Module) -> Mapping[str, Any]:
+    """Read the state dict of a checkpoint; a UserError unless it is finite and fits the network."""
+    weights = _state_dict(path)
+    if "voxelwise" in _read(path):
         logger.warning(
             "The voxelwise network in %s is not used: version 0.10 has soft thresholds on ZADC instead.", path
         )
@@ -123,10 +108,10 @@ def read_weights(path: Path, network: nn.Module, name: str = "model") -> Mapping
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """``recipe`` and ``training`` of a checkpoint; empty if it has no record.
+    """``recipe`` and ``training`` of a checkpoint; empty without a record.
 
     Raises:
-        UserError: when the checkpoint or its record cannot be read, or the JSON file belongs to other weights.
+        UserError: checkpoint or record cannot be read, or the JSON file belongs to other weights.
     """
     content, beside = _read(path), path.with_suffix(".json")
     try:
@@ -158,13 +143,10 @@ def read_state(path: Path) -> Mapping[str, Any]:
 
 
 def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: Mapping[str, Any] | None = None) -> None:
-    """Write a network's weights and their record, atomically; weights that are not finite raise a UserError.
+    """Write a network's weights atomically; a UserError, and ``path`` unchanged, if they are not finite.
 
-    Args:
-        network: bare or wrapped in ``DistributedDataParallel``.
-        path: of the file; unchanged after an error.
-        recipe: see :func:`scripts.runtime.recipe.describe`; None: no record.
-        training: loss, epoch, seed …; plain values.
+    The record holds ``recipe`` (:func:`scripts.runtime.recipe.describe`; None: no record) and ``training`` (loss,
+    epoch, seed …; plain values).
     """
     content: dict[str, Any] = {"model": unwrap_ddp(network).state_dict()}
     if bad := not_finite(content["model"]):
@@ -177,7 +159,7 @@ def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: M
 def write_bare(path: str | Path, target: str | Path) -> None:
     """Write a checkpoint as a bare state dict, with its record next to it as ``.json``."""
     path, target = Path(path), Path(target)
-    save_atomically(_state_dict(path, _read(path)), target)
+    save_atomically(_state_dict(path), target)
     write_json(target.with_suffix(".json"), {**read_record(path), "sha256": sha256_of(target)}, indent=1)
 
 
@@ -218,10 +200,12 @@ def _load(path: Path, remedy: str) -> Mapping[str, Any]:
     return content
 
 
-def _state_dict(path: Path, content: Mapping[str, Any], name: str = "model") -> Mapping[str, Any]:
-    weights = content.get(name, content)
+def _state_dict(path: Path) -> Mapping[str, Any]:
+    """The entry ``model`` of a checkpoint, or the whole."""
+    content = _read(path)
+    weights = content.get("model", content)
     if not isinstance(weights, Mapping):
-        raise UserError(f"{path} holds a {type(weights).__name__} as '{name}', not the weights of a network by layer.")
+        raise UserError(f"{path} holds a {type(weights).__name__} as 'model', not the weights of a network by layer.")
     return weights
 
 
