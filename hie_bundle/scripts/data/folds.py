@@ -1,7 +1,4 @@
-"""Criteria of folds: lesion size and patients.
-
-Which cases are scans of one patient follows from the usual ways of naming a visit, a pattern, or a data list.
-"""
+"""Criteria of folds: lesion size, and patients by the usual names of visits, a pattern or a data list."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ SIZE_CLASSES = {"<1 %": 0.01, "1–5 %": 0.05, "5–20 %": 0.2, ">20 %": float("
 
 
 def size_class(fraction: float | None) -> str:
-    """Class of a lesion by its share of the brain's volume, 0..1; ``unknown`` where there is no label."""
+    """Class of a lesion by its share of the brain's volume, 0..1; ``unknown`` without a label."""
     if fraction is None:
         return "unknown"
     if fraction == 0:
@@ -44,25 +41,22 @@ _VISIT = re.compile(
 
 
 def patient_of(case: str) -> str:
-    """Patient id: the case id without a recognised visit.
+    """Patient id: the case id without a recognised visit, or the subject of a BIDS name (``sub-01_ses-acute``).
 
-    ``MGHNICU_010-VISIT_01``, ``P1-V1``, ``P1_day3``, ``P1_followup`` and the like; of BIDS names (``sub-01_ses-acute``)
-    the subject. Plain numbers (``P1_2``) are not taken for visits.
+    Visits are ``MGHNICU_010-VISIT_01``, ``P1-V1``, ``P1_day3``, ``P1_followup`` and the like, not numbers (``P1_2``).
     """
     match = _BIDS.match(case) or _VISIT.match(case)
     return match[1] if match else case
 
 
 def patients_of(cases: Iterable[str], pattern: str | None = None) -> dict[str, str]:
-    """The patient of each case.
+    """Patient by case id.
 
-    Args:
-        cases: their ids.
-        pattern: a regular expression to be found in each id; the patient's id is its group ``patient``, its first
-            group, or all that it matches. None recognises visits as :func:`patient_of` does.
+    ``pattern`` is a regular expression; the patient's id is its group ``patient``, else its first group, else the
+    whole match. None: :func:`patient_of`.
 
     Raises:
-        DatasetError: the pattern is not a regular expression or does not match a case id.
+        DatasetError: the pattern is no regular expression, or a case id does not match.
     """
     cases = list(cases)
     if pattern is None:
@@ -80,12 +74,12 @@ def patients_of(cases: Iterable[str], pattern: str | None = None) -> dict[str, s
 
 
 def patients_in_list(entries: Iterable[Mapping[str, Any]], pattern: str | None = None) -> dict[str, str]:
-    """Patient by case id of a data list: the field ``patient`` of an entry, or else derived from the case id."""
+    """Patient by case id of a data list: its field ``patient``, or else derived from the case id."""
     entries = list(entries)
     said = {str(entry["case"]): str(entry["patient"]) for entry in entries if entry.get("patient") is not None}
     return {**patients_of([case for e in entries if (case := str(e["case"])) not in said], pattern), **said}
 
 
 def count_of_patients(cases: int, patients: int) -> str:
-    """Both numbers as text: ``40 cases of 34 patients``."""
+    """``40 cases of 34 patients``."""
     return f"{cases} case{'s'[: cases != 1]} of {patients} patient{'s'[: patients != 1]}"

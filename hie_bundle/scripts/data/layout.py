@@ -6,11 +6,12 @@ import os
 import re
 import unicodedata
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..io.volumes import extension_of
 from ..runtime.errors import DatasetError
 from ..runtime.text import is_printable
 
@@ -23,16 +24,15 @@ SPLITS = ("train", "val", "test")
 MANIFEST = "preprocessing.json"  # in a folder that preprocessing wrote
 
 _EXTENSION = r"\.(?:mha|nii|nii\.gz)"
-_PATTERNS = {
-    "adc": re.compile(rf"(?P<case>.+)-ADC_ss{_EXTENSION}", re.IGNORECASE),
-    "zadc": re.compile(rf"Zmap_(?P<case>.+)-ADC_smooth2mm_clipped10{_EXTENSION}", re.IGNORECASE),
-    "label": re.compile(rf"(?P<case>.+)_lesion{_EXTENSION}", re.IGNORECASE),
-    "stacked": re.compile(r"(?P<case>.+)\.nii(?:\.gz)?", re.IGNORECASE),
-}
+_VOLUME = re.compile(rf"[^.].*{_EXTENSION}$", re.IGNORECASE | re.DOTALL)
 _NAMES = {  # folder and name of a case's files in BONBID-HIE
     "adc": ("1ADC_ss", "{}-ADC_ss"),
     "zadc": ("2Z_ADC", "Zmap_{}-ADC_smooth2mm_clipped10"),
     "label": ("3LABEL", "{}_lesion"),
+}
+_PATTERNS = {
+    **{part: re.compile(name.format("(.+)") + _EXTENSION, re.IGNORECASE) for part, (_, name) in _NAMES.items()},
+    "stacked": re.compile(r"(.+)\.nii(?:\.gz)?", re.IGNORECASE),
 }
 _SPLIT_FOLDER = re.compile(r"(?:BONBID\d*[-_])?(train|val|test)(?:ing|idation)?", re.IGNORECASE)
 _SITES = ("MGH", "BCH")  # folders of part II, below 1ADC_ss and 2Z_ADC
@@ -62,15 +62,13 @@ class Case:
 
     @property
     def site(self) -> str | None:
-        """The hospital, by BONBID-HIE's names: ``MGH`` or ``BCH``; None of other names."""
+        """See :func:`site_of`."""
         return site_of(self.case)
 
     def item(self, labels: bool = True, zadc: bool = True) -> dict[str, Any]:
-        """The case as MONAI's data item. A missing file is listed where it is expected, so that it can be named.
+        """The case as MONAI's data item, missing files at their expected paths for the message of the check.
 
-        Args:
-            labels: with the key ``label``.
-            zadc: a ZADC map is expected; otherwise a missing one is omitted, and the image is the ADC map alone.
+        Without ``zadc`` a missing ZADC map is omitted instead.
         """
         parts = [part for part in ("adc", "zadc") if part == "adc" or zadc or self.zadc]
         image = str(self.stacked) if self.stacked else [str(self._expected(part)) for part in parts]
@@ -82,26 +80,22 @@ class Case:
             return Path(found)
         near = next(path for path in (self.stacked, self.adc, self.zadc, self.label) if path)
         folder, name = _NAMES[part]
-        parts = list(near.parent.parts)
-        for place in range(len(parts) - 1, max(len(parts) - 3, -1), -1):  # in part II the hospital's folder is below
-            if parts[place] in {folder for folder, _ in _NAMES.values()}:
-                parts[place] = folder
-                break
-        parent = Path(*parts)
-        extension = re.search(rf"{_EXTENSION}$", near.name, re.IGNORECASE)
-        return parent / f"{name.format(self.case)}{extension.group() if extension else '.nii.gz'}"
+        others = {other for other, _ in _NAMES.values()}
+        *above, parent, site = ("", "", *near.parent.parts)  # part II has a folder of the hospital below the maps'
+        folders = [folder if one in others else one for one in (parent, site)]
+        return Path(*above, *folders, f"{name.format(self.case)}{extension_of(near)}")
 
 
 def find_cases(dataset_dir: str | Path) -> list[Case]:
-    """Find the cases anywhere below a folder by their files' names, incomplete ones included.
+    """Find the cases anywhere below a folder by file name, incomplete ones included; sorted by split and id.
 
     The names are ``<case>-ADC_ss``, ``Zmap_<case>-ADC_smooth2mm_clipped10`` and ``<case>_lesion`` with ``.mha``,
-    ``.nii`` or ``.nii.gz``; any other ``<case>.nii.gz`` is a stacked file (or a label, in a folder ``labels``). Sorted
-    by split (train, val, test, none) and id; a missing or empty folder gives none. Part II of BONBID-HIE has no splits:
-    a patient of both parts keeps the split of part I; a scan in both parts counts once, as part I has it.
+    ``.nii`` or ``.nii.gz``; any other ``<case>.nii.gz`` is a stacked file (or a label, in a folder ``labels``). Part II
+    of BONBID-HIE has no splits: a patient of both parts keeps the split of part I, and a scan in both counts once.
 
     Raises:
-        DatasetError: a file's name holds a line break or another control character, or is no UTF-8.
+        DatasetError: a file's name has control characters, which split messages and tables, or is not UTF-8, which
+            ends ITK, and with it the program.
     """
     root = Path(dataset_dir).absolute()
     found: dict[tuple[str | None, str], dict[str, list[Path]]] = {}
@@ -112,13 +106,16 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
             folders.clear()
             continue
         visited.add(here.resolve())
-        _refuse_unprintable(here.relative_to(root), files)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _IGNORED_FOLDERS)
         split = _split_of(here, root)
-        for name in sorted(files):
-            part, case = part_of(here / name)
+        for path in (here / name for name in sorted(files)):
+            if _VOLUME.match(path.name) and not is_printable(name := str(path.relative_to(root))):
+                raise DatasetError(
+                    f"The name {name!a} has a control character, or bytes that are not UTF-8. Rename it."
+                )
+            part, case = part_of(path)
             if part:
-                found.setdefault((split, case), {}).setdefault(part, []).append(here / name)
+                found.setdefault((split, case), {}).setdefault(part, []).append(path)
     side = {patient: split for split, case in found if split and (patient := _bonbid_patient(case))}
     for split, case in list(found):
         if split is None and (there := side.get(_bonbid_patient(case))):
@@ -140,7 +137,7 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
 
 
 def site_of(case: str) -> str | None:
-    """The hospital that a case is from, by BONBID-HIE's names; None of other names."""
+    """Hospital of a case by BONBID-HIE's names (``MGH``, ``BCH``); None for other names."""
     match = _BONBID_CASE.match(case)
     return match["site"].upper() if match else None
 
@@ -150,23 +147,15 @@ def _bonbid_patient(case: str) -> str:
     return match["patient"].upper() if match else ""
 
 
-def _refuse_unprintable(folder: Path, files: Iterable[str]) -> None:
-    """A line break splits a message and a table; bytes that are not UTF-8 end ITK, and with it the program."""
-    volumes = (name for name in files if re.search(rf"^[^.].*{_EXTENSION}$", name, re.IGNORECASE | re.DOTALL))
-    for path in (str(folder / name) for name in volumes):
-        if not is_printable(path):
-            raise DatasetError(f"The name {path!a} has a control character, or bytes that are not UTF-8. Rename it.")
-
-
 def part_of(path: Path) -> tuple[str | None, str]:
-    """Which of a case's files this is by its name, and the case's id; (None, "") if it is none."""
+    """Part (``adc``, ``zadc``, ``label``, ``stacked``) and case id by a file's name; (None, "") for other names."""
     if path.name.startswith("."):
         return None, ""
     for part, pattern in _PATTERNS.items():
         if match := pattern.fullmatch(path.name):
             if part == "stacked" and path.parent.name in _NAMED_AS_IMAGES:
                 part = "label"
-            return part, match["case"]
+            return part, match[1]
     return None, ""
 
 
@@ -181,10 +170,9 @@ def _split_of(folder: Path, root: Path) -> str | None:
 def file_name(case: str) -> str:
     """A case's id as the beginning of a file's name; different ids give different names.
 
-    Letters, digits and ``_-+=,@~ ()[]`` stay, as do dots but the first character; every other character, and ``%``, is
-    written as in URLs (``a/b`` gives ``a%2Fb``, ``.hidden`` gives ``%2Ehidden``).
+    Letters of all scripts, digits and ``_-+=,@~ ()[]`` stay, as do dots except a leading one; other characters, and
+    ``%``, are written as in URLs (``a/b`` gives ``a%2Fb``, ``.hidden`` gives ``%2Ehidden``).
     """
-    # letters of other scripts may stay; what separates folders, or hides a file, may not
     quoted = "".join(
         c if c.isalnum() or c in "_-.+=,@~ ()[]" else urllib.parse.quote(c, safe="", errors="surrogateescape")
         for c in case
@@ -193,21 +181,17 @@ def file_name(case: str) -> str:
 
 
 def case_of_file_name(name: str) -> str:
-    """The id that :func:`file_name` wrote."""
+    """Inverse of :func:`file_name`."""
     return urllib.parse.unquote(name, errors="surrogateescape")
 
 
 def filesystem_key(name: str) -> str:
-    """A key that is the same for names that are one file on some file system.
-
-    Those of Windows and of most Macs do not distinguish ``A`` from ``a``, and some not an ``ä`` of one character from
-    one of two (canonical caseless matching, Unicode 3.13).
-    """
+    """Key by which file systems that ignore case or Unicode form compare names (Unicode 3.13, canonical caseless)."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def output_name(metadata: Mapping[str, Any], saver: Any = None) -> dict[str, str]:
-    """``{"subject": case id}`` by an image's file: ``output_name_formatter`` of MONAI's ``SaveImage``."""
+    """``{"subject": case id}`` by file name: the ``output_name_formatter`` of MONAI's ``SaveImage``."""
     path = Path(str(metadata.get("filename_or_obj", "case")))
     case = part_of(path)[1] or path.name.split(".")[0]
     return {"subject": case}
@@ -216,36 +200,30 @@ def output_name(metadata: Mapping[str, Any], saver: Any = None) -> dict[str, str
 def item_files(item: Mapping[str, Any]) -> dict[str, str]:
     """The files of a MONAI data item by part: ``adc`` and ``zadc``, or ``stacked``; ``label`` if it has one.
 
-    A single image file is ``stacked``; that it is an ADC map alone is known once it is read.
+    A single image file is ``stacked``: only its content tells whether it is an ADC map alone.
     """
     image = item["image"]
-    if isinstance(image, (str, Path)):
-        files = {"stacked": str(image)}
-    elif len(image) == 1:
-        files = {"stacked": str(image[0])}
-    elif len(image) == 2:
-        files = dict(zip(("adc", "zadc"), map(str, image), strict=True))
-    else:
-        raise DatasetError(f"{', '.join(map(str, image))}: {len(image)} channels, not the two maps ADC and ZADC.")
+    paths = [str(image)] if isinstance(image, (str, Path)) else list(map(str, image))
+    if len(paths) not in (1, 2):
+        raise DatasetError(f"{', '.join(paths)}: {len(paths)} channels, not the two maps ADC and ZADC.")
+    files = dict(zip(("adc", "zadc") if len(paths) == 2 else ("stacked",), paths, strict=True))
     if item.get("label"):
         files["label"] = str(item["label"])
     return files
 
 
 def first_file(item: Case | Mapping[str, Any]) -> str:
-    """The ADC map, or the stacked file, of a case."""
+    """The ADC map or the stacked file of a case."""
     return next(iter(item_files(item.item() if isinstance(item, Case) else item).values()))
 
 
 def case_of(item: Mapping[str, Any]) -> str:
-    """The item's case id; from its image's file name if it does not say."""
-    if "case" in item:
-        return str(item["case"])
-    return output_name({"filename_or_obj": first_file(item)})["subject"]
+    """The item's case id, by default from its image's file name."""
+    return str(item["case"] if "case" in item else output_name({"filename_or_obj": first_file(item)})["subject"])
 
 
 def as_native(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The item of the files that preprocessing made this one's from; the item itself where there are none."""
+    """The item with its native files, which preprocessing read, where it names them."""
     if "native_image" not in item:
         return dict(item)
     return {key.removeprefix("native_"): value for key, value in item.items() if key not in ("image", "label")}
