@@ -365,11 +365,12 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path, cache: Path, reads: list[st
     assert reads == ["a", "a"]
 
 
-def test_an_unwritable_cache_does_no_harm(tmp_path: Path, reads: list[str]) -> None:
+def test_an_unwritable_cache_does_no_harm(tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     write_case(tmp_path, "a")
     (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     for _ in range(2):
-        assert check_items(data.datalist(tmp_path, "train"), cache_file=tmp_path / "file" / "checks.json")[0].usable
+        assert check_items(data.datalist(tmp_path, "train"))[0].usable
     assert reads == ["a", "a"]
 
 

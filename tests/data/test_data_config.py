@@ -33,7 +33,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 # decided in the config: what depends on other keys, on the terminal, or comes from the record
 NOT_DEFAULTS = {
-    "progress", "cache_file", "output_dir", "output_file", "dataset_dir", "num_cases", "base_url", "archives", "terms",
+    "progress", "output_dir", "output_file", "dataset_dir", "num_cases", "base_url", "archives", "terms",
     "splits", "limits", "num_folds", "recipe_configs", "overrides",
 }  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_every_knob_is_a_key_with_the_functions_default(command: str) -> None:
     assert set(declared) - {"_target_"} <= set(parameters)
     missing = set(parameters) - set(declared)
     elsewhere = {"folds": {"labels", "natives"}, "phantom_stats": {"fit"}}  # phantom_calibration fits
-    assert missing <= {"progress", "cache_file"} | elsewhere.get(command, set())
+    assert missing <= {"progress"} | elsewhere.get(command, set())
     for name, parameter in parameters.items():
         if name in declared and name not in NOT_DEFAULTS and parameter.default is not inspect.Parameter.empty:
             value = parser.get_parsed_content(declared[name][1:])

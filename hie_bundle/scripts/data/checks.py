@@ -1,14 +1,12 @@
-"""Check of one case: read its files, measure them and list everything wrong.
+"""Check of one case: read its files, measure them and list all problems.
 
-ZADC is (ADC - mean) / SD of healthy newborns, so three relations hold in every case. Within some millimetres ZADC
-rises with ADC. ZADC is exactly 0 nowhere in the brain. The ADC where ZADC is about 0 is that of a healthy newborn. And
-lesions have low ZADC. ``tests/benchmarks/map_relations.py`` measures false alarms and misses; the limits of refusal are
-keys of ``limits``.
+ZADC is (ADC - mean) / SD of healthy newborns. So ZADC rises with ADC within some millimetres, it is exactly 0 nowhere
+in the brain, ADC is that of a healthy newborn where ZADC is about 0, and lesions have low ZADC.
+``tests/benchmarks/map_relations.py`` measures false alarms and misses of checks of these relations.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -54,11 +52,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a usable case.
-
-    Raises:
-        DatasetError: when ``zadc`` is another text, or another value is not a number or a pair of numbers.
-    """
+    """Limits of a usable case; values of another type raise a DatasetError."""
 
     grid_tolerance_mm: float = 0.1  # between corners of two grids: under a voxel, above a rounded quaternion's effect
     adc_range: tuple[float, float] = (200.0, 4000.0)  # of the median of ADC in the brain, 1e-6 mm²/s
@@ -80,15 +74,14 @@ class Limits:
 
 
 def require_numbers(limits: Any, id: str) -> None:
-    """Raise a DatasetError where a limit is not a number, or a pair (least, greatest) where its default is one."""
+    """Raise a DatasetError unless each limit is a number, or a pair (least, greatest) by its type."""
     for one in fields(limits):
         value = getattr(limits, one.name)
         if "Literal" in str(one.type) or (value is None and one.default is None):
             continue
         pair = "tuple" in str(one.type)
         numbers = list(value) if pair and isinstance(value, list | tuple) else [value]
-        right = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
-        right = right and not any(map(math.isnan, numbers))
+        right = all(isinstance(n, int | float) and not isinstance(n, bool) and n == n for n in numbers)
         if not right or len(numbers) != 1 + pair or numbers != sorted(numbers):
             what = "two numbers, the least and the greatest" if pair else "a number"
             raise DatasetError(f"{id}#{one.name} is {what}, not {value!r}.")
@@ -104,7 +97,7 @@ class Problem:
 
 @dataclass
 class CaseReport:
-    """Contents of a case's files. Figures that could not be measured are None."""
+    """Problems and figures of a case; a figure that could not be measured is None."""
 
     case: str
     files: dict[str, str]  # by part: adc and zadc, or stacked; label
@@ -128,11 +121,11 @@ class CaseReport:
         return not self.problems
 
     def file(self, part: str) -> str:
-        """The file that a part is in."""
-        return self.files[part] if part in self.files else self.files["stacked"]
+        """The file of a part; the first file for ``maps`` and for the parts of a stacked file."""
+        return self.files.get(part) or next(iter(self.files.values()))
 
     def add(self, part: str, message: str) -> None:
-        """Add a problem of the file that a part is in."""
+        """Add a problem of a part's file."""
         self.problems.append(Problem(self.file(part), message))
 
     @classmethod
@@ -147,11 +140,11 @@ def read_case(
 
     Args:
         case: its id.
-        files: paths, or volumes in memory, by part: ``adc`` and ``zadc``, or ``stacked``; ``label`` may be absent.
-        limits: what is allowed; the defaults if None.
+        files: paths or volumes in memory by part: ``adc`` and ``zadc``, or ``stacked``; optional ``label``.
+        limits: of a usable case; the defaults if None.
 
     Returns:
-        The report, and the volumes that it is about by part: ``adc``, ``zadc``, ``label``.
+        The report, and the volumes by part: ``adc``, ``zadc``, ``label``.
     """
     limits = limits or Limits()
     named = {part: IN_MEMORY.get(part, part) if isinstance(file, Volume) else file for part, file in files.items()}
@@ -184,17 +177,14 @@ def read_case(
 
 
 def require_checked(item: Mapping[str, Any], limits: Limits) -> None:
-    """Check a MONAI data item, unless a workflow of this process has (:func:`.require_usable`); or raise a UserError.
-
-    Tools call a config's transforms without its run.
-    """
+    """Check a MONAI data item that :func:`.require_usable` has not: some tools call transforms without a workflow."""
     files = item_files(item)
     if not all(map(is_expected, files.values())):
         require_no_problems(read_case(case_of(item), files, limits)[0], "used")
 
 
 def require_no_problems(report: CaseReport, purpose: str) -> None:
-    """Raise a UserError that names each problem of a case, if there are any."""
+    """Raise a UserError that lists a case's problems, if there are any."""
     if report.problems:
         lines = [f"  {problem.file} {problem.message}" for problem in report.problems]
         raise UserError("\n".join([f"{report.case} cannot be {purpose}:", *lines]))
@@ -221,7 +211,7 @@ def channels_of(volume: Volume) -> list[NDArray[Any]]:
 
 
 def _check_map(report: CaseReport, part: str, volumes: dict[str, Volume]) -> bool:
-    """Is the map finite and not constant, in the float32 that a network sees? What is not becomes 0 from here on."""
+    """Whether the map is finite and not constant as float32; NaN and Inf become 0."""
     with np.errstate(over="ignore"):
         array = np.asarray(volumes[part].array, np.float32)
     where = f"{part.upper()} " if part not in report.files else ""
@@ -251,7 +241,7 @@ def _describe_grid(report: CaseReport, part: str, volume: Volume, limits: Limits
 
 
 def grid_difference(first: Volume, second: Volume, tolerance_mm: float) -> str:
-    """Differences between two grids, in numbers; empty if no corner differs by more than the tolerance."""
+    """Describe how two grids differ; empty if all corners agree within the tolerance."""
     shapes = first.array.shape[:3], second.array.shape[:3]
     if shapes[0] != shapes[1]:
         return f"{_sizes(shapes[1])} voxels, not {_sizes(shapes[0])}"
@@ -272,7 +262,7 @@ def grid_difference(first: Volume, second: Volume, tolerance_mm: float) -> str:
 
 
 def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits, judge: bool) -> None:
-    """Measure the maps and, if asked to judge, say whether they can be what they are called."""
+    """Measure the maps and, with ``judge``, check that they are an ADC map and a ZADC map of one brain."""
     adc = np.asarray(volumes["adc"].array, np.float64)
     zadc = np.array(volumes["zadc"].array, np.float64) if "zadc" in volumes else None
     if zadc is not None and zadc.shape != adc.shape:  # of which a problem is known
@@ -289,11 +279,13 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
     if not judge:
         return
     if not report.normalised:
-        _judge_ranges(report, adc, zadc, brain, limits)
+        _judge_ranges(report, adc, zadc, limits)
         if zadc is None and not report.problems and (note := adc_level(adc, spacing_mm).note):
             report.notes.append(note)
-    elif zadc is not None and _lowest_share(adc) < 0.02 and _lowest_share(zadc) > 0.2:
-        report.add("zadc", "and the ADC map are swapped: the background is the lowest value here, as it is in ADC")
+    elif zadc is not None:
+        background = [float((array <= array.min() + 1e-6).mean()) for array in (adc, zadc)]
+        if background[0] < 0.02 and background[1] > 0.2:
+            report.add("zadc", "and the ADC map are swapped: the background is the lowest value here, as it is in ADC")
     if report.problems or brain.sum() < ENOUGH_VOXELS:  # of a map in another unit it is known what is wrong
         return
     if zadc is not None:
@@ -302,35 +294,35 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
         _judge_adc(report, adc, brain)
 
 
-def _judge_ranges(report: CaseReport, adc: Array, zadc: Array | None, brain: Mask, limits: Limits) -> None:
-    """Check the values of maps in their units against the limits."""
-    assert report.adc_range is not None
+def _judge_ranges(report: CaseReport, adc: Array, zadc: Array | None, limits: Limits) -> None:
+    """Check the values of maps that are not normalised."""
     assert report.brain_ml is not None
-    if zadc is not None and are_swapped(adc, zadc, limits):
-        ranges = f"ADC {_span([adc.min(), adc.max()])}, ZADC {_span([zadc.min(), zadc.max()])}"
-        report.add("adc", f"and the ZADC map are swapped (values: {ranges})")
+    maps = [adc] if zadc is None else [adc, zadc]
+    spans = [f"{array.min():.4g} to {array.max():.4g}" for array in maps]
+    medians = [float(np.median(array[array > 0])) if (array > 0).any() else np.nan for array in maps]
+    low, high = limits.adc_range
+    like_adc = [low <= median <= high for median in medians]
+    like_zadc = [float(np.abs(array).max()) <= limits.zadc_limit for array in maps]
+    if zadc is not None and like_adc[1] and like_zadc[0] and not (like_adc[0] and like_zadc[1]):
+        report.add("adc", f"and the ZADC map are swapped (values: ADC {spans[0]}, ZADC {spans[1]})")
         return
-    if abs(max(report.adc_range, key=abs)) > limits.adc_limit:
-        span = _span(report.adc_range)
-        report.add("adc", f"has ADC values from {span}, beyond ±{limits.adc_limit:g} (limits#adc_limit)")
+    if np.abs(adc).max() > limits.adc_limit:
+        report.add("adc", f"has ADC values from {spans[0]}, beyond ±{limits.adc_limit:g} (limits#adc_limit)")
     least, greatest = limits.brain_ml_range or (0.0, np.inf)
-    if not like_adc(adc, limits):
-        median = float(np.median(adc[brain])) if brain.any() else 0.0
-        message = f"is not an ADC map in 1e-6 mm²/s: the median of its positive voxels is {median:.4g}, not between "
-        message += f"{limits.adc_range[0]:g} and {limits.adc_range[1]:g}"
-        fits = [factor for factor in (1e3, 1e6) if limits.adc_range[0] <= median * factor <= limits.adc_range[1]]
-        report.add("adc", message + "".join(f" (multiply it by {factor:g})" for factor in fits))
+    if not like_adc[0]:
+        message = f"is not an ADC map in 1e-6 mm²/s: the median of its positive voxels is {medians[0]:.4g}, "
+        fits = "".join(f" (multiply it by {by:g})" for by in (1e3, 1e6) if low <= medians[0] * by <= high)
+        report.add("adc", f"{message}not between {low:g} and {high:g}{fits}")
     elif not least <= report.brain_ml <= greatest:
         why = "an adult's, another part of the body, or not skull-stripped" if report.brain_ml > greatest else "a part"
         message = f"is not a newborn's brain: {report.brain_ml:.0f} ml are above 0, not between {least:g} and "
         report.add("adc", f"{message}{greatest:g} ({why}?)")
-    if zadc is not None and not like_zadc(zadc, limits):
-        span = _span([zadc.min(), zadc.max()])
-        report.add("zadc", f"is not a Z map: its values go from {span}, beyond ±{limits.zadc_limit:g}")
+    if zadc is not None and not like_zadc[1]:
+        report.add("zadc", f"is not a Z map: its values go from {spans[1]}, beyond ±{limits.zadc_limit:g}")
 
 
 def _judge_adc(report: CaseReport, adc: Array, brain: Mask) -> None:
-    """Overflow, another unit, skull."""
+    """Check for overflow, another unit and skull."""
     below = adc < 0
     if below.any() and adc.min() < -500 and adc.max() <= 2047:
         text = f"has {int(below.sum())} voxels below 0 and none above 2047: values overflowed 12 bits"
@@ -377,24 +369,6 @@ def _judge_relation(
         report.add("adc", message + "one of the two maps is scaled (limits#healthy_adc_range)")
 
 
-def like_adc(array: NDArray[Any], limits: Limits) -> bool:
-    """Whether the values are plausible for an ADC map in 1e-6 mm²/s."""
-    positive = array[brain_of(array)]
-    return positive.size > 0 and limits.adc_range[0] <= float(np.median(positive)) <= limits.adc_range[1]
-
-
-def like_zadc(array: NDArray[Any], limits: Limits) -> bool:
-    """Whether the values are plausible for a ZADC map."""
-    return bool(np.abs(array).max() <= limits.zadc_limit)
-
-
-def are_swapped(adc: NDArray[Any], zadc: NDArray[Any], limits: Limits) -> bool:
-    """Whether the two maps are swapped, judged by their values."""
-    if like_adc(adc, limits) and like_zadc(zadc, limits):
-        return False
-    return like_adc(zadc, limits) and like_zadc(adc, limits)
-
-
 def _check_label(report: CaseReport, volumes: dict[str, Volume], limits: Limits) -> None:
     label = volumes["label"].array
     if label.dtype.kind == "f" and label.size and abs(float(label.max()) - 1) < 1e-6:  # 255 × 1/255
@@ -426,7 +400,7 @@ def _check_label(report: CaseReport, volumes: dict[str, Volume], limits: Limits)
 
 
 def _judge_label(report: CaseReport, lesion: Mask, zadc: Array, brain: Mask, affine: Array) -> None:
-    """Problems and notes of a label by the ZADC of its voxels: lesions have low ZADC."""
+    """Check a label by the ZADC of its voxels: lesions have low ZADC."""
     inside = lesion & brain
     if inside.sum() < 20:
         return
@@ -452,14 +426,16 @@ def _judge_label(report: CaseReport, lesion: Mask, zadc: Array, brain: Mask, aff
 
 
 def agreement_of_maps(adc: Array, zadc: Array, brain: Mask, spacing_mm: Array) -> float:
-    """Spearman's correlation in the brain of both maps less their local means; 0 where one is constant."""
+    """Spearman's correlation, in the brain, of both maps minus their local means; 0 if one is constant."""
     every = max(1, int(brain.sum()) // SAMPLED_VOXELS)
     details = [_without_trend(values, brain, spacing_mm)[::every] for values in (adc, zadc)]
-    return _spearman(*details)
+    if any(values.min() == values.max() for values in details):
+        return 0.0
+    return float(stats.spearmanr(*details).statistic)
 
 
 def _mirroring(adc: Array, zadc: Array, brain: Mask, spacing_mm: Array, agreement: float) -> str:
-    """An inverted sign or a flip of a ZADC map that does not agree with its ADC map; else empty."""
+    """Name an inverted sign or a flip of the ZADC map; empty if neither explains the disagreement."""
     if agreement < -DOUBTFUL_AGREEMENT / 2:
         return "its sign is inverted"
     names = ("first", "second", "third")
@@ -472,21 +448,11 @@ def _mirroring(adc: Array, zadc: Array, brain: Mask, spacing_mm: Array, agreemen
 
 
 def _without_trend(values: Array, brain: Mask, spacing_mm: Array) -> Array:
-    """Values in the brain less the mean of their neighbours in the brain."""
+    """Values in the brain minus the mean of their neighbours in the brain."""
     size = [2 * round(SMOOTH_MM / 2 / step) + 1 for step in spacing_mm]
     weight = ndimage.uniform_filter(brain.astype(np.float32), size)
     mean = ndimage.uniform_filter(np.where(brain, values, 0).astype(np.float32), size)
     return np.asarray(values[brain] - mean[brain] / weight[brain])
-
-
-def _spearman(first: Array, second: Array) -> float:
-    if first.min() == first.max() or second.min() == second.max():
-        return 0.0
-    return float(stats.spearmanr(first, second).statistic)
-
-
-def _lowest_share(array: Array) -> float:
-    return float((array <= array.min() + 1e-6).mean())
 
 
 def _sizes(shape: Sequence[int]) -> str:
@@ -495,7 +461,3 @@ def _sizes(shape: Sequence[int]) -> str:
 
 def _values(values: NDArray[np.float64]) -> str:
     return " ".join(f"{value:.6g}" for value in values)
-
-
-def _span(values: Sequence[float]) -> str:
-    return f"{values[0]:.4g} to {values[1]:.4g}"

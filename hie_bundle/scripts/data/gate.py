@@ -1,7 +1,4 @@
-"""The gate in front of training, evaluation and inference: cases are checked, each once, and unusable ones named.
-
-:func:`check` writes the report on a whole dataset.
-"""
+"""Checks of all cases before training, evaluation and inference; :func:`check` reports on a whole dataset."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ import numpy as np
 import platformdirs
 from tqdm import tqdm
 
-from ..io.files import atomic_path, expect_unchanged, sha256_of, stamp_of, try_writing, write_json
+from ..io.files import atomic_path, expect_unchanged, read_json, sha256_of, stamp_of, try_writing, write_json
 from ..runtime.cores import available_cores
 from ..runtime.errors import DatasetError
 from ..runtime.redaction import redacted
@@ -29,7 +26,7 @@ from .folds import count_of_patients, patients_of, size_class
 from .layout import Case, as_native, case_of, filesystem_key, find_cases, first_file, item_files, part_of
 from .privacy import pseudonyms
 
-__all__ = ["check", "check_items", "command", "copies", "require_usable", "require_usable_on_all_ranks", "thread_count"]
+__all__ = ["check", "check_items", "copies", "require_usable", "require_usable_on_all_ranks", "thread_count"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,22 +41,20 @@ CHECKS_VERSION = 6  # raised whenever the checks change, so that cached results 
 def check_items(
     items: Sequence[Mapping[str, Any]],
     limits: Limits | None = None,
-    cache_file: str | Path | None = None,
     num_workers: int | None = None,
     expect: bool = False,
 ) -> list[CaseReport]:
-    """Check every item, reading only those whose files changed since they were last checked; one report each, in order.
+    """Check every item; one report each, in order. Reports of unchanged files come from the user's cache folder.
 
     Args:
         items: as for :func:`require_usable`.
-        limits: what a case may look like; the defaults if None.
-        cache_file: where results are cached, if it can be written; the user's cache folder if None.
-        num_workers: threads that read; one a core if None.
-        expect: files that change from now on are refused when they are loaded (:func:`.refuse_changed`).
+        limits: of a usable case; the defaults if None.
+        num_workers: threads; one a core if None.
+        expect: refuse to load files that change after the check (:func:`.refuse_changed`).
     """
     limits = limits or Limits()
-    path = Path(cache_file or f"{platformdirs.user_cache_dir('hie_bundle', appauthor=False)}/checks.json")
-    known, fresh = _load(path), dict[str, Any]()
+    path = Path(platformdirs.user_cache_dir("hie_bundle", appauthor=False)) / "checks.json"
+    known, fresh = read_json(path), dict[str, Any]()
 
     def report_of(item: Mapping[str, Any]) -> CaseReport:
         case, files = case_of(item), item_files(item)
@@ -81,23 +76,15 @@ def check_items(
     with ThreadPoolExecutor(thread_count(num_workers)) as pool:
         reports = list(tqdm(pool.map(report_of, items), "checking", len(items), unit="case", disable=quiet))
     if fresh:  # a race with another process costs a second check
-        known = {key: entry for key, entry in _load(path).items() if Path(key.split("|")[0]).exists()} | fresh
+        known = {key: entry for key, entry in read_json(path).items() if Path(key.split("|")[0]).exists()} | fresh
         with suppress(OSError), atomic_path(path) as temporary:
             temporary.touch(0o600)  # it names files and says how large lesions are: its owner's alone
             temporary.write_text(json.dumps(known) + "\n", encoding="utf-8")
     return reports
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
 def thread_count(num_workers: int | None) -> int:
-    """That many threads, at least one; as many as there are cores for this process if None."""
+    """Number of threads: at least one; one for each available core if None."""
     return max(1, available_cores() if num_workers is None else num_workers)
 
 
@@ -106,37 +93,33 @@ def require_usable(
     dataset_dir: str | Path,
     purpose: str,
     limits: Limits | None = None,
-    cache_file: str | Path | None = None,
     num_workers: int | None = None,
     native: Literal["", "wanted", "needed"] = "",
     validation: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Stop before anything starts if any case is unusable.
+    """Stop a run before it starts if any case is unusable.
 
     Args:
         items: MONAI data items, ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}``; label and
             case id may be absent.
-        dataset_dir: where they come from, for the message.
+        dataset_dir: their folder, for the message.
         purpose: e.g. ``training``, for the message.
-        limits: what a case may look like; the defaults if None.
-        cache_file: where results are cached; the user's cache folder if None.
-        num_workers: threads that read; one a core if None.
-        native: the maps as they were acquired are ``needed``, or ``wanted``, since they are measured and not only shown
-            to a network: of prepared cases those that the items name in ``native_image`` and ``native_label``. Where
-            they are wanted and none can be had, a warning says which figures there will not be.
-        validation: of training: those of the items by which the best epoch is chosen.
+        limits: of a usable case; the defaults if None.
+        num_workers: threads; one a core if None.
+        native: the maps as acquired (``native_image`` of prepared cases) are ``needed`` for measurements, or
+            ``wanted``: if no case has them, a warning lists the missing figures.
+        validation: those of the items that choose the best epoch of a training.
 
     Raises:
-        DatasetError: no cases, only empty training labels, or unusable cases; the message names each case with its
-            files and says what to do.
+        DatasetError: no cases, only empty training labels, or unusable cases with their files and what to do.
     """
     if not items:
         raise DatasetError(_nothing_found(Path(dataset_dir), purpose))
-    reports = check_items(items, limits, cache_file, num_workers, expect=True)
+    reports = check_items(items, limits, num_workers, expect=True)
     _note_repeated(reports)
     _note_ambiguous(reports, dataset_dir)
     if native:
-        reports += _check_natives(items, reports, limits, cache_file, num_workers, needed=native == "needed")
+        reports += _check_natives(items, reports, limits, num_workers, needed=native == "needed")
     if purpose == "training":
         _require_lesions(reports, validation)
     if lone := [report.case for report in reports if "zadc" not in report.files and "stacked" not in report.files]:
@@ -149,54 +132,50 @@ def require_usable(
             "nothing was started.\n"
             f"{_list_problems(bad)}\n"
             "Restore these files from where they came, or move every file of these cases out of the folder; then "
-            f"start again. All figures:\n  {command('check', dataset_dir=dataset_dir)}"
+            f"start again. All figures:\n  {_command('check', dataset_dir=dataset_dir)}"
         )
 
 
 def _require_lesions(reports: Sequence[CaseReport], validation: Sequence[Mapping[str, Any]]) -> None:
-    """A network cannot learn from empty labels, and with empty labels alone the first epoch has a Dice of 1."""
+    """Refuse empty training labels only; warn of empty validation labels only."""
     chosen_by = {case_of(item) for item in validation}
-    for chooses in (False, True):
-        sizes = [report.lesion_voxels for report in reports if (report.case in chosen_by) == chooses]
-        if not sizes or any(size != 0 for size in sizes):
-            continue
-        if not chooses:
-            raise DatasetError(f"All {len(sizes)} training labels are empty; training needs at least one lesion.")
+    training = [report.lesion_voxels for report in reports if report.case not in chosen_by]
+    choosing = [report.lesion_voxels for report in reports if report.case in chosen_by]
+    if set(training) == {0}:
+        raise DatasetError(f"All {len(training)} training labels are empty; training needs at least one lesion.")
+    if set(choosing) == {0}:
         logger.warning(
             "All %d labels of the validation cases are empty: an empty mask has a Dice of 1, so the first epoch may "
             "be kept as the best. Move a case with a lesion into the validation split.",
-            len(sizes),
+            len(choosing),
         )
 
 
 def _note_repeated(reports: Sequence[CaseReport]) -> None:
-    """The same case in two items, from two splits perhaps; or two whose masks would be one file on some disk."""
-    first: dict[str, tuple[str, str]] = {}
+    """Add a problem for a case in two items, and for two cases whose masks would have one name on some disk."""
+    first: dict[str, CaseReport] = {}
     for report in reports:
-        name, part = filesystem_key(report.case), next(iter(report.files))
-        if name not in first:
-            first[name] = report.case, report.files[part]
-            continue
-        case, other = first[name]
-        message = f"is a second file of this case; the first is {other}"
-        if case != report.case:
-            message = (
-                f"and {other} have the same name on file systems that ignore case or Unicode form, and so would "
-                "their masks; rename one of the two cases"
+        other = first.setdefault(filesystem_key(report.case), report)
+        if other.case != report.case:
+            report.add(
+                "maps",
+                f"and {other.file('maps')} have the same name on file systems that ignore case or Unicode form, and so "
+                "would their masks; rename one of the two cases",
             )
-        report.add(part, message)
+        elif other is not report:
+            report.add("maps", f"is a second file of this case; the first is {other.file('maps')}")
 
 
 def _note_ambiguous(reports: Sequence[CaseReport], dataset_dir: str | Path) -> None:
-    """Files that claim to be one of a case's, beside the one that was taken."""
-    by_file = {next(iter(report.files.values())): report for report in reports}
+    """Add a problem for each further file of a case in the folder."""
+    by_file = {report.file("maps"): report for report in reports}
     for case in find_cases(dataset_dir):
         if report := by_file.get(first_file(case)):
             report.problems += _duplicate_problems(case, labels="label" in report.files)
 
 
 def _duplicate_problems(case: Case, labels: bool) -> list[Problem]:
-    """A problem for each further file of a case; labels are excluded unless requested."""
+    """A problem for each further file of a case, labels only on request."""
     files = [path for path in case.duplicates if labels or part_of(path)[0] != "label"]
     return [Problem(str(path), "is a second file of the same case") for path in files]
 
@@ -205,41 +184,31 @@ def _check_natives(
     items: Sequence[Mapping[str, Any]],
     reports: Sequence[CaseReport],
     limits: Limits | None,
-    cache_file: str | Path | None,
     num_workers: int | None,
     needed: bool,
 ) -> list[CaseReport]:
-    """Reports of the files that prepared cases were made from; a problem for each case that has no native maps."""
+    """Check the native files of prepared cases; add a problem to each case without native maps."""
     prepared = [as_native(item) for item in items if "native_image" in item]
-    natives = check_items(prepared, limits, cache_file, num_workers, expect=True)
+    natives = check_items(prepared, limits, num_workers, expect=True)
     pairs = zip(items, reports, strict=True)
     without = [report for item, report in pairs if report.normalised and "native_image" not in item]
     without += [report for report in natives if report.normalised]
     if len(without) == len(items) and not needed:
         logger.warning(
-            "The maps of all %d cases have been normalised, and the files that they were made from are not known: "
-            "there will be no figures on the native grid, no sizes by the brain's volume, no volume of the brain and "
-            "no baseline. %s",
+            "The maps of all %d cases have been normalised, and their native files are not known: there will be no "
+            "figures on the native grid, no sizes by the brain's volume, no volume of the brain and no baseline. %s",
             len(items),
             _NATIVES,
         )
         return natives
     for report in without:
-        message = "has been resampled or normalised already: volumes, size classes, the baseline and all figures on "
-        report.add(
-            next(iter(report.files)), f"{message}the native grid need the maps as they were acquired. {_NATIVES}"
-        )
+        message = "has been resampled or normalised: volumes, size classes, the baseline and all figures on the native "
+        report.add("maps", f"{message}grid need the maps as they were acquired. {_NATIVES}")
     return natives
 
 
 def require_usable_on_all_ranks(items: Sequence[Mapping[str, Any]], *args: Any, **kwargs: Any) -> None:
-    """:func:`.require_usable`; of several processes the first checks the cases of all, the others wait.
-
-    Args:
-        items: of this process; duplicates across ranks are counted once.
-        args: of :func:`.require_usable`, as ``kwargs`` are.
-        kwargs: see there.
-    """
+    """:func:`require_usable` on rank 0 for the cases of all ranks, each counted once; the other ranks wait."""
     from torch import distributed
 
     from ..runtime.distributed import gather_interleaved
@@ -254,7 +223,7 @@ def require_usable_on_all_ranks(items: Sequence[Mapping[str, Any]], *args: Any, 
 
 
 def _list_problems(reports: Iterable[CaseReport]) -> str:
-    """The problems as indented lines: the case, then each file with what is wrong."""
+    """Indented lines: each case, then its problems by file."""
     lines = []
     for report in reports:
         lines.append(f"  {report.case}")
@@ -264,51 +233,38 @@ def _list_problems(reports: Iterable[CaseReport]) -> str:
 
 def _nothing_found(dataset_dir: Path, purpose: str) -> str:
     """The message for a folder without cases for a purpose, with the commands that fill it."""
-    cases = find_cases(dataset_dir)
-    if cases:
-        counts: dict[str, int] = {}
-        for case in cases:
-            counts[case.split or "no split"] = counts.get(case.split or "no split", 0) + 1
+    if cases := find_cases(dataset_dir):
+        counts = Counter(case.split or "no split" for case in cases)
         there = ", ".join(f"{count} of {split}" for split, count in counts.items())
         return (
             f"{dataset_dir} holds no case for {purpose}, only others ({there}). Splits are folders named "
             "BONBID2023_Train, BONBID2023_Val and BONBID2023_Test, or train, val and test; without them, use "
             "--num_folds K --fold I, or a data list written by\n  "
-            f"{command('folds', dataset_dir=dataset_dir)}"
+            f"{_command('folds', dataset_dir=dataset_dir)}"
         )
     state = "holds no case" if dataset_dir.is_dir() else "is not a folder"
     return (
         f"The dataset folder {dataset_dir} {state}. Make a simulated cohort there:\n"
-        f"  {command('phantom', output_dir=dataset_dir)}\n"
+        f"  {_command('phantom', output_dir=dataset_dir)}\n"
         "or fetch the real one, BONBID-HIE:\n"
-        f"  {command('download', dataset_dir=dataset_dir)}\n"
+        f"  {_command('download', dataset_dir=dataset_dir)}\n"
         "Own cases need three files each, in any folder below it: X-ADC_ss.mha, "
         "Zmap_X-ADC_smooth2mm_clipped10.mha and, with a label, X_lesion.mha (or .nii.gz), where X is the case's name."
     )
 
 
 def copies(items: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """Pairs of cases whose first map is the same file, or a byte copy of it.
-
-    Args:
-        items: MONAI data items or :class:`Case`; of files with one size the contents are compared.
-    """
-    groups: dict[Any, list[Any]] = {}
+    """Pairs of cases (data items or :class:`Case`) whose first map is the same file or a byte copy of it."""
+    sizes: dict[int, list[Any]] = {}
     for item in items:
-        file = first_file(item)
-        with suppress(OSError):  # a missing file is named by require_usable
-            groups.setdefault(Path(file).stat().st_size, []).append((file, item))
-    found = []
-    for group in (group for group in groups.values() if len(group) > 1):
-        first: dict[str, Any] = {}
-        for file, item in group:
-            other = first.setdefault(sha256_of(file), item)
-            if other is not item:
-                found.append((item, other))
-    return found
+        with suppress(OSError):  # require_usable names missing files
+            sizes.setdefault(Path(first_file(item)).stat().st_size, []).append(item)
+    hashes = [(sha256_of(first_file(item)), item) for group in sizes.values() if len(group) > 1 for item in group]
+    first: dict[str, Any] = {}
+    return [(item, first[digest]) for digest, item in hashes if first.setdefault(digest, item) is not item]
 
 
-def command(run_id: str, **options: Any) -> str:
+def _command(run_id: str, **options: Any) -> str:
     """A command of ``data.yaml`` as it can be typed in the current folder."""
     config = Path(__file__).resolve().parents[2] / "configs" / "data.yaml"
     if config.is_relative_to(Path.cwd()):
@@ -318,10 +274,20 @@ def command(run_id: str, **options: Any) -> str:
     return " ".join([program, "-m monai.bundle run", run_id, f"--config_file {config}", *words])
 
 
-_COLUMNS = (
-    "case", "split", "site", "voxels", "spacing mm", "axes", "ADC", "mean ± SD", "ZADC", "brain ml", "lesion ml", "%",
-    "",
-)  # fmt: skip
+_COLUMNS = {  # of the table of cases: form and figures
+    "case": ("{}", "case"),
+    "split": ("{}", "split"),
+    "site": ("{}", "site"),
+    "voxels": ("{}×{}×{}", "shape"),
+    "spacing mm": ("{:.3g}×{:.3g}×{:.3g}", "spacing_mm"),
+    "axes": ("{}", "orientation"),
+    "ADC": ("{:.4g} … {:.4g}", "adc_range"),
+    "mean ± SD": ("{:.0f} ± {:.0f}", "adc_mean", "adc_std"),
+    "ZADC": ("{:.4g} … {:.4g}", "zadc_range"),
+    "brain ml": ("{:.0f}", "brain_ml"),
+    "lesion ml": ("{:.2f}", "lesion_ml"),
+    "lesion": ("{:.2%}", "lesion_fraction"),
+}
 
 
 def check(
@@ -329,27 +295,18 @@ def check(
     report_file: str | Path | None = None,
     labels: bool = True,
     limits: Limits | None = None,
-    cache_file: str | Path | None = None,
     num_workers: int | None = None,
     patient_pattern: str | None = None,
     anonymise_ids: str | Path | None = None,
 ) -> None:
     """Check every case below a folder; print a table and write a JSON report.
 
-    Args:
-        dataset_dir: folder with the cases.
-        report_file: where the JSON report goes; ``check.json`` in ``dataset_dir`` if None.
-        labels: every case must have a label.
-        limits: what a case may look like; the defaults if None.
-        cache_file: where results are cached; the user's cache folder if None.
-        num_workers: threads that read; one a core if None.
-        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.folds.patients_of`.
-        anonymise_ids: file with a key; table and report have other ids then (:func:`scripts.data.privacy`), and
-            name parts instead of files. Messages about unusable cases still name the files.
+    ``configs/data.yaml`` describes the options. With pseudonyms (``anonymise_ids``) table and report name no files;
+    messages about unusable cases still do.
 
     Raises:
         DatasetError: no case was found, or some are unusable (after the report was written).
-        UserError: the report cannot be written; where its folder cannot be written to, before anything is read.
+        UserError: the report cannot be written.
     """
     cases = [case for case in find_cases(dataset_dir) if labels or case.has_maps]
     if not cases:
@@ -359,26 +316,26 @@ def check(
     patients = patients_of([case.case for case in cases], patient_pattern)
     zadc = (limits or Limits()).zadc == "required"
     items = [case.item(labels or case.label is not None, zadc) for case in cases]
-    reports = check_items(items, limits, cache_file, num_workers)
+    reports = check_items(items, limits, num_workers)
     for case, report in zip(cases, reports, strict=True):
-        report.problems += _duplicate_problems(case, labels) + _shared_patient(case, cases, patients)
+        report.problems += _duplicate_problems(case, labels)
+        patient = patients[case.case]
+        if elsewhere := {str(c.split) for c in cases if patients[c.case] == patient and c.split != case.split}:
+            report.add("maps", f"is of patient {patient}, who is also in {', '.join(sorted(elsewhere))}")
     for case, other in copies(cases):
         if case.split != other.split:
-            message = f"is a copy of {first_file(other)} in {other.split}"
-            reports[cases.index(case)].problems.append(Problem(first_file(case), message))
+            reports[cases.index(case)].add("maps", f"is a copy of {first_file(other)} in {other.split}")
     sites = dict(Counter(case.site for case in cases if case.site))
     summary = {"patients": len(set(patients.values())), "sites": sites, **_summary(reports)}
-    rows = [_row(case, report) for case, report in zip(cases, reports, strict=True)]
     pairs = zip(cases, reports, strict=True)
     entries = [{"split": case.split, "site": case.site, **asdict(report)} for case, report in pairs]
     root = str(dataset_dir)
     if anonymise_ids is not None:
         files = [file for item in items for file in item_files(item).values()]
         names = pseudonyms([*patients, *patients.values()], anonymise_ids, files)
-        rows = sorted((names[row[0]], *row[1:]) for row in rows)
         entries = sorted((_anonymous(entry, names) for entry in entries), key=lambda entry: str(entry["case"]))
         root = Path(dataset_dir).name
-    table = [_COLUMNS, *rows]
+    table = [[*_COLUMNS, ""], *map(_row, entries)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -395,7 +352,7 @@ def check(
 
 
 def _anonymous(entry: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """What the report has of a case, without its id and the names of its files."""
+    """A case's entry in the report without its id and file names."""
     parts = {file: part for part, file in entry["files"].items()}
     problems = [
         {"file": parts.get(problem["file"], "another file"), "message": redacted(problem["message"])}
@@ -404,37 +361,13 @@ def _anonymous(entry: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any
     return {**entry, "case": names[entry["case"]], "files": sorted(entry["files"]), "problems": problems}
 
 
-def _shared_patient(case: Case, cases: Sequence[Case], patients: Mapping[str, str]) -> list[Problem]:
-    """The same patient in several splits."""
-    patient = patients[case.case]
-    others = {other.split for other in cases if patients[other.case] == patient} - {case.split}
-    where = ", ".join(str(split) for split in sorted(others, key=str))
-    return [Problem(first_file(case), f"is of patient {patient}, who is also in {where}")] if others else []
-
-
-def _row(case: Case, report: CaseReport) -> tuple[str, ...]:
-    def span(values: list[float] | None) -> str:
-        return f"{values[0]:.4g} … {values[1]:.4g}" if values else "-"
-
-    def number(value: float | None, digits: int = 1) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    status = "; ".join(report.notes) if report.usable else "UNUSABLE"
-    return (
-        case.case,
-        case.split or "-",
-        case.site or "-",
-        "×".join(map(str, report.shape)) if report.shape else "-",
-        "×".join(f"{value:.3g}" for value in report.spacing_mm) if report.spacing_mm else "-",
-        report.orientation or "-",
-        span(report.adc_range),
-        f"{report.adc_mean:.0f} ± {report.adc_std:.0f}" if report.adc_mean is not None else "-",
-        span(report.zadc_range),
-        number(report.brain_ml, 0),
-        number(report.lesion_ml, 2),
-        number(None if report.lesion_fraction is None else 100 * report.lesion_fraction, 2),
-        status,
-    )
+def _row(entry: Mapping[str, Any]) -> list[str]:
+    """A case's line of the table, from its entry in the report."""
+    row = []
+    for form, *names in _COLUMNS.values():
+        values = list(np.hstack([entry[name] for name in names]))
+        row.append("-" if None in values else form.format(*values))
+    return [*row, "UNUSABLE" if entry["problems"] else "; ".join(entry["notes"])]
 
 
 def _summary(reports: Sequence[CaseReport]) -> dict[str, Any]:
