@@ -9,7 +9,6 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,37 +45,35 @@ def datalist(
     anonymise_ids: str | Path | None = None,
     test_site: str | None = None,
 ) -> Items:
-    """List the cases of one split.
+    """List the cases of one split as MONAI data items.
 
     Args:
         dataset_dir: folder with the cases; a missing or empty one gives an empty list.
         split: ``train``, ``val``, ``test``, or None for every case.
         labels: with the key ``label``; otherwise cases without any map are omitted.
-        fold: with ``num_folds``: the fold that is ``val``, 0 to ``num_folds`` - 1; the others are ``train``.
-        num_folds: cross-validate over the cases of train, val and no split with this many folds.
+        fold: the fold that is ``val``, from 0; the others are ``train``.
+        num_folds: number of folds over the cases of train, val and no split.
         seed: of the folds.
-        file: a data list in the decathlon form instead of a search in ``dataset_dir``, its paths relative to itself.
-            Lists ``training`` (with ``fold`` keys, if ``fold`` is given), ``validation`` and ``test``. An entry may say
-            in ``patient`` whose case it is.
-        limits: what a case may look like: whether it needs a ZADC map, and for the folds, which are divided by lesion
-            size; the defaults if None.
-        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.folds.patients_of`.
-        native: with the keys ``native_image`` and ``native_label`` where preprocessing changed the grid: the files that
-            it read, as its data list says. Without them if none of these files can be found; a warning says so.
-        inner_folds: an inner split: ``val`` is one of this many parts of the training cases, alike in their lesion
-            sizes, and ``train`` the others. The fold, or the official ``val``, then takes no part in training.
-        anonymise_ids: file with a key; the cases have other ids then, see :func:`.pseudonymised`.
-        test_site: hospital (``MGH``, ``BCH``) whose cases are ``test``; those of others are ``val`` where the official
-            split says so, else ``train``.
+        file: data list in the decathlon form instead of a search in ``dataset_dir``, its paths relative to itself:
+            lists ``training`` (with ``fold`` keys for a ``fold``), ``validation`` and ``test``; entries may name their
+            ``patient``.
+        limits: of a usable case, see :func:`.check_items`.
+        patient_pattern: finds the patient's id in a case's id, see :func:`.patients_of`.
+        native: add ``native_image`` and ``native_label``, the files before preprocessing by its data list; if none of
+            them exists, a warning is logged instead.
+        inner_folds: take ``val`` from the training cases: one of this many parts of similar lesion sizes. The fold, or
+            the official ``val``, then has no part in training.
+        anonymise_ids: key file for other ids, see :func:`.pseudonymised`.
+        test_site: hospital (``MGH``, ``BCH``) whose cases are ``test``; others are ``val`` by the official split, else
+            ``train``.
 
     Returns:
-        ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}``, and ``site`` where it is known, with
-        absolute paths, sorted by case. Files that are missing are listed too, for ``require_usable`` to name them; but
-        a ZADC map that ``limits`` do not require is omitted.
+        ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}``, and ``site`` if known, with absolute
+        paths, sorted by case. Missing files are listed, too, except for a ZADC map that ``limits`` do not require.
 
     Raises:
-        DatasetError: an unknown split, a fold that does not exist, a data list that cannot be read, or a patient in
-            two splits (unless all cases are asked for).
+        DatasetError: an unknown split or fold, an unreadable data list, or a patient in two splits (unless ``split`` is
+            None).
     """
     if split is not None and split not in SPLITS:
         raise DatasetError(f"There is no split {split!r}; choose one of {', '.join(SPLITS)}.")
@@ -94,17 +91,27 @@ def datalist(
             raise DatasetError(
                 "--test_site and --datalist cannot be combined; give --test_site to `run folds`, which writes the list."
             )
-        sides, patients = _sides_of_file(Path(file), outer, fold, patient_pattern)
-        keys = ("image", "label", "case", "site") if labels else ("image", "case", "site")
-        sides = {name: [{key: i[key] for key in keys if key in i} for i in items] for name, items in sides.items()}
+        sides = {name: _entries_of(Path(file), key) for name, key in KEYS.items()}
+        patients = patients_in_list([entry for entries in sides.values() for entry in entries], patient_pattern)
     else:
         sides, patients = _sides_of_folder(
-            dataset_dir, outer, labels, fold, num_folds, seed, limits, patient_pattern, test_site
+            dataset_dir, outer, labels, num_folds, seed, limits, patient_pattern, test_site
         )
+    folds = [entry["fold"] for entry in sides["train"] if "fold" in entry]
+    if fold is not None:
+        if file is not None and fold not in folds:
+            there = ", ".join(sorted(set(map(str, folds)))) or "none"
+            raise DatasetError(f"The data list {file} has no fold {fold}; it has {there}.")
+        sides["val"] = [entry for entry in sides["train"] if entry.get("fold") == fold]
+        sides["train"] = [entry for entry in sides["train"] if entry.get("fold") != fold]
+    elif folds and not sides["val"] and outer in ("train", "val"):
+        raise DatasetError(f"The data list {file} has folds and no validation list; choose the fold with --fold.")
     if file is not None or split is not None:
         _refuse_leaks(sides, patients, f"The data list {file}" if file is not None else f"The dataset {dataset_dir}")
     chosen = [item for name, side in sides.items() if outer in (None, name) for item in side]
-    items = sorted(chosen, key=lambda item: str(item["case"]))
+    keys = ("image", "label", "case", "site") if labels else ("image", "case", "site")
+    items = [{key: item[key] for key in keys if key in item} for item in chosen]
+    items.sort(key=lambda item: str(item["case"]))
     if fold is not None and outer != "test":
         _tell_patients(items, patients, f"{outer or 'all'}, fold {fold} of {num_folds or Path(str(file)).name}")
     if inner:
@@ -119,60 +126,41 @@ def datalist(
 
 
 def _sides_of_folder(
-    dataset_dir: str | Path, split: str | None, labels: bool, fold: int | None, num_folds: int | None, seed: int,
+    dataset_dir: str | Path, split: str | None, labels: bool, num_folds: int | None, seed: int,
     limits: Limits | None, patient_pattern: str | None, test_site: str | None,
 ) -> tuple[dict[str, Items], dict[str, str]]:  # fmt: skip
-    """The items by split, or by side of a fold; and the patient of each case in the folder."""
+    """The items by split, those of ``train`` with their ``fold`` if there are folds; and the patient of each case."""
     cases = find_cases(dataset_dir)
     if test_site is not None and cases:
         sites = sorted({str(case.site) for case in cases})
         if test_site not in sites or len(sites) < 2:
             raise DatasetError(f"--test_site {test_site}: the cases in {dataset_dir} are from {', '.join(sites)}.")
-        elsewhere = {"val": "val"}
-        cases = [
-            replace(case, split="test" if case.site == test_site else elsewhere.get(str(case.split), "train"))
-            for case in cases
-        ]
+        other = {case: "val" if case.split == "val" else "train" for case in cases}
+        cases = [replace(case, split="test" if case.site == test_site else other[case]) for case in cases]
+    if num_folds is not None:
+        cases = [case if case.split == "test" else replace(case, split="train") for case in cases]
     zadc = (limits or Limits()).zadc == "required"
     patients = patients_of([case.case for case in cases], patient_pattern)
-    side_of = {case: str(case.split) for case in cases}
-    if num_folds is not None:
-        pool = [case for case in cases if case.split != "test"]
-        items = [case.item(zadc=zadc) for case in pool] if split != "test" else []  # labels are read for the others
-        parts = fold_of_case(items, patients, num_folds, seed, limits)
-        side_of |= {case: "val" if parts.get(case.case) == fold else "train" for case in pool}
-    sides: dict[str, Items] = {}
+    folds: dict[str, int] = {}
+    if num_folds is not None and split != "test":  # reads labels
+        items = [case.item(zadc=zadc) for case in cases if case.split == "train"]
+        folds = fold_of_case(items, patients, num_folds, seed, limits)
+    sides: dict[str, Items] = {name: [] for name in SPLITS}
     for case in cases:
         if labels or case.has_maps:
-            sides.setdefault(side_of[case], []).append(case.item(labels, zadc))
+            fold = {"fold": folds[case.case]} if case.split == "train" and folds else {}
+            sides.setdefault(str(case.split), []).append(case.item(labels, zadc) | fold)
     return sides, patients
 
 
-def _sides_of_file(
-    file: Path, split: str | None, fold: int | None, patient_pattern: str | None
-) -> tuple[dict[str, Items], dict[str, str]]:
-    """The entries by split, or by side of a fold; and the patient of each case in the list."""
-    sides = {name: _entries_of(file, key) for name, key in KEYS.items()}
-    if fold is not None:
-        folds = [entry.get("fold") for entry in sides["train"]]
-        if fold not in folds:
-            there = ", ".join(sorted({str(number) for number in folds if number is not None})) or "none"
-            raise DatasetError(f"The data list {file} has no fold {fold}; it has {there}.")
-        sides["val"] = [entry for entry in sides["train"] if entry.get("fold") == fold]
-        sides["train"] = [entry for entry in sides["train"] if entry.get("fold") != fold]
-    elif any("fold" in entry for entry in sides["train"]) and not sides["val"] and split in ("train", "val"):
-        raise DatasetError(f"The data list {file} has folds and no validation list; choose the fold with --fold.")
-    return sides, patients_in_list([entry for entries in sides.values() for entry in entries], patient_pattern)
-
-
 def _tell_patients(items: Sequence[Mapping[str, Any]], patients: Mapping[str, str], which: str) -> None:
-    """Log their number: misread names show here."""
+    """Log the number of patients, which reveals misread names."""
     if items:
         logger.info("%s: %s", which, count_of_patients(len(items), len({patients[item["case"]] for item in items})))
 
 
 def _refuse_leaks(sides: Mapping[str, Items], patients: Mapping[str, str], where: str) -> None:
-    """A patient, or the same maps, on two sides; the same maps twice on one side count twice."""
+    """Raise a DatasetError for a patient or a map on two sides, or for the same map twice on one side."""
     first: dict[str, str] = {}
     shared = {
         f"  {patient} is in both {first[patient]} and {name}"
@@ -202,18 +190,11 @@ def fold_of_case(
     seed: int = 0,
     limits: Limits | None = None,
 ) -> dict[str, int]:
-    """Assign cases to folds, 0 to ``num_folds`` - 1 by case id, with similar lesion sizes.
+    """Fold by case id, from 0, with similar lesion sizes in all folds; reads the labels.
 
-    Patients are shuffled within each size class (that of their largest lesion) and dealt out to the folds in turn, so
-    that two folds differ by at most one patient in total and at most one in each class. (scikit-learn's
-    ``StratifiedGroupKFold`` guarantees neither and would give other folds.) Reads the cases' labels.
-
-    Args:
-        items: MONAI data items to be divided.
-        patients: of each case, by its id.
-        num_folds: at least 1.
-        seed: of the shuffling.
-        limits: see :class:`scripts.data.checks.Limits`; the defaults if None.
+    Patients are shuffled within each size class (that of their largest lesion) and dealt out to the folds in turn: two
+    folds differ by at most one patient in total and in each class. (scikit-learn's ``StratifiedGroupKFold`` guarantees
+    neither.)
     """
     largest: dict[str, float] = {}  # -1: no label
     for report in check_items(items, limits):
@@ -237,14 +218,14 @@ def held_out(
     num_folds: int | None,
     test_site: str | None = None,
 ) -> str | None:
-    """Describe whether evaluated cases had no part in the training of weights; None where that is unknown.
+    """Describe whether evaluated cases had no part in training; None where that is unknown.
 
     Args:
-        training: what the weights say of it: ``fold``, ``num_folds`` and ``inner_folds`` as for :func:`datalist`.
-        split: that is evaluated, with the next three as for :func:`datalist`.
-        fold: see there.
-        num_folds: see there.
-        test_site: see there.
+        training: the weights' record, with ``fold``, ``num_folds``, ``inner_folds`` and ``test_site``.
+        split: evaluated split; this and the others as for :func:`datalist`.
+        fold: evaluated fold.
+        num_folds: its number of folds.
+        test_site: its hospital.
     """
     if training is None or "inner_folds" not in training or training.get("test_site") != test_site:
         return None
@@ -277,20 +258,16 @@ def write_datalist(
     absolute otherwise.
 
     Args:
-        dataset_dir: folder with the cases.
+        dataset_dir: folder with the cases; this and the options without a line here as for :func:`datalist`.
         output_file: the JSON file.
-        num_folds: ``training`` holds the cases of train, val and no split, each with its ``fold``, ``test`` the rest;
-            None writes the official split as ``training``, ``validation`` and ``test``.
-        seed: of the folds.
-        labels: every case must have a label; otherwise the list is without them.
-        limits: what a case may look like; the defaults if None.
-        patient_pattern: finds the patient's id in a case's id, see :func:`scripts.data.folds.patients_of`.
-        natives: the MONAI data items that preprocessing made the cases from, by case id, where it changed their grid.
+        num_folds: ``training`` has the cases of train, val and no split, each with its ``fold``; None writes the
+            official split as ``training``, ``validation`` and ``test``.
+        labels: list the labels, which every case must have.
+        natives: data items before preprocessing, by case id, where it changed the grid.
         anonymise_ids: refused unless None.
-        test_site: see :func:`datalist`.
 
     Raises:
-        DatasetError: no case was found, some are unusable, or the file cannot be written.
+        DatasetError: no case was found, or some are unusable.
     """
     if anonymise_ids is not None:
         raise DatasetError(
@@ -302,17 +279,11 @@ def write_datalist(
     if everything:  # a folder that is not there is not made for a list of nothing
         try_writing(output_file.parent)
     require_usable(everything, dataset_dir, "a data list", limits)
-    find = partial(
-        datalist, dataset_dir, labels=labels, seed=seed, limits=limits, patient_pattern=patient_pattern,
-        test_site=test_site,
-    )  # fmt: skip
-    if num_folds is None:
-        lists = {key: find(split) for split, key in KEYS.items()}
-    else:
-        lists = {"training": [], "test": find("test")}
-        for fold in range(num_folds):
-            lists["training"] += [{**item, "fold": fold} for item in find("val", fold=fold, num_folds=num_folds)]
-    patients = patients_of([item["case"] for item in everything], patient_pattern)
+    sides, patients = _sides_of_folder(dataset_dir, None, labels, num_folds, seed, limits, patient_pattern, test_site)
+    _refuse_leaks(sides, patients, f"The dataset {dataset_dir}")
+    lists = {key: sorted(sides[name], key=lambda i: (i.get("fold", 0), i["case"])) for name, key in KEYS.items()}
+    if num_folds is not None:
+        del lists["validation"]
     for item in (item for items in lists.values() for item in items):
         item |= {f"native_{key}": path for key, path in (natives or {}).get(item["case"], {}).items() if key in FILES}
         item |= {key: _portable(item[key], output_file.parent) for key in (*FILES, *NATIVE_FILES) if key in item}
@@ -327,13 +298,10 @@ def write_datalist(
         "numTest": len(lists["test"]),
         **lists,
     }
-    try:
-        write_json(output_file, data, indent=1)
-    except OSError as error:
-        raise DatasetError(f"The data list cannot be written to {output_file} ({error.strerror}).") from error
+    write_json(output_file, data, indent=1)
     groups: dict[str, Items] = {}
     for key, items in lists.items():
-        for item in sorted(items, key=lambda item: item.get("fold", -1)):
+        for item in items:
             groups.setdefault(f"{key}, fold {item['fold']}" if "fold" in item else key, []).append(item)
     for where, members in groups.items():
         sizes = Counter(classes[item["case"]] for item in members)
@@ -343,7 +311,7 @@ def write_datalist(
 
 
 def _entries_of(file: Path, key: str) -> Items:
-    """One list of a file in the decathlon form, its paths absolute; empty if the file has no such list."""
+    """One list of a file in the decathlon form with absolute paths; empty if there is none."""
     from monai.data import load_decathlon_datalist
 
     def absolute(paths: Any) -> Any:
@@ -367,7 +335,7 @@ def _entries_of(file: Path, key: str) -> Items:
 
 
 def _portable(paths: str | Sequence[str], folder: Path) -> str | list[str]:
-    """Paths for a file in a folder: relative if they are below the folder or its parent, else absolute."""
+    """Paths as a file in ``folder`` names them: relative below the folder or its parent, else absolute."""
     if not isinstance(paths, str):
         return [str(_portable(path, folder)) for path in paths]
     near = Path(paths).is_relative_to(folder.parent)
@@ -375,11 +343,7 @@ def _portable(paths: str | Sequence[str], folder: Path) -> str | list[str]:
 
 
 def _with_natives(items: Sequence[Mapping[str, Any]], file: Path) -> Items:
-    """Items with the keys ``native_image`` and ``native_label`` that a data list has for their cases.
-
-    If none of these files can be found the items stay as they are, and a warning says so. (One that is missing among
-    others is for ``require_usable`` to name.)
-    """
+    """Add a data list's ``native_image`` and ``native_label`` to the items, unless none of these files exists."""
     known = {entry["case"]: entry for key in KEYS.values() for entry in _entries_of(file, key)}
     natives = [{key: path for key, path in known.get(str(i["case"]), {}).items() if key in NATIVE_FILES} for i in items]
     found = [{**item, **more} for item, more in zip(items, natives, strict=True)]
