@@ -23,31 +23,20 @@ UNCHANGED = 0.05  # smaller corrections are within the spread of healthy newborn
 
 @dataclass(frozen=True)
 class AdcLevel:
-    """Scale of an ADC map, estimated from its values.
+    """Scale of an ADC map, estimated from its values."""
 
-    Attributes:
-        fluid: 99.9th percentile in the brain, 1e-6 mm²/s.
-        tissue: median of uninjured tissue, 1e-6 mm²/s.
-        factor: by which the map is multiplied to be on the level of newborns; 1 where it is.
-        note: the same for people.
-    """
-
-    fluid: float
-    tissue: float
-    factor: float
-    note: str
+    fluid: float  # 99.9th percentile in the brain, 1e-6 mm²/s
+    tissue: float  # median of uninjured tissue, 1e-6 mm²/s
+    factor: float  # multiplies the map to a newborn's level; 1 where it has that level
+    note: str  # a description for users
 
 
 def adc_level(adc: NDArray[Any], spacing_mm: ArrayLike) -> AdcLevel:
-    """Levels of cerebrospinal fluid and tissue, and their common factor.
+    """Levels of cerebrospinal fluid and tissue, and their common factor, of a skull-stripped ADC map (X, Y, Z).
 
-    Injury lowers the tissue, wide or narrow spaces of fluid move the fluid; a wrong scale moves both. So the scale is
-    the median of 1 and both quotients to a newborn's level: it is 1 unless both are off in the same direction. A brain
-    above 800 ml is not a newborn's; its tissue alone decides.
-
-    Args:
-        adc: skull-stripped, 1e-6 mm²/s, shape (X, Y, Z).
-        spacing_mm: voxel size along each axis.
+    Injury changes the tissue, wide or narrow spaces change the fluid; a wrong scale changes both. So the scale is the
+    median of 1 and both ratios to a newborn's level: it is 1 unless both deviate in the same direction. A brain above
+    800 ml is not a newborn's; its tissue alone decides.
     """
     spacing, brain = np.asarray(spacing_mm, dtype=float), brain_of(adc)
     if not brain.any():

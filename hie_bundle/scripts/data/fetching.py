@@ -1,9 +1,8 @@
-"""Fetching BONBID-HIE: resumable, verified before unpacking, complete or not there."""
+"""Download of BONBID-HIE: resumable, verified, and complete or absent."""
 
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import stat
 import time
@@ -14,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from ..io.files import sha256_of, write_json
+from ..io.files import read_json, sha256_of, write_json
+from ..runtime.conditions import listed
 from ..runtime.errors import DatasetError
 from .layout import SPLITS, find_cases
 
@@ -25,11 +25,7 @@ _BAR = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": None}
 
 
 class _Broken(Exception):
-    """The connection ended early or could not be made; another try may go on from there."""
-
-
-class _ArchiveError(ValueError):
-    """An archive that must not be unpacked, or cannot be."""
+    """The connection failed or ended early; another try may resume."""
 
 
 def download(
@@ -43,24 +39,13 @@ def download(
     timeout_s: float = 60.0,
     max_archive_bytes: int = 16 << 30,
 ) -> None:
-    """Fetch, verify and unpack the archives of some splits.
+    """Download, verify and unpack the archives of some splits; ``configs/data.yaml`` describes the options.
 
-    A broken download stays in ``dataset_dir`` as a hidden ``.part`` file, from which the next call continues. A split's
-    folder appears at once when everything in it is verified.
-
-    Args:
-        dataset_dir: gets a folder per split, named like its archive.
-        base_url: folder of the archives, http or https.
-        archives: ``name`` and ``sha256`` of each split's archive.
-        splits: which of them, as a list or separated by commas.
-        terms: where the data's terms of use are; printed.
-        tries: how often a connection is made without a single byte's progress.
-        pause_s: seconds between two of these, doubled each time, at most 30.
-        timeout_s: seconds without any data after which a connection counts as broken.
-        max_archive_bytes: largest archive.
+    A broken download stays in ``dataset_dir`` as a hidden ``.part`` file, which the next call resumes. A split's folder
+    appears when all its files are verified.
 
     Raises:
-        DatasetError: no connection, wrong checksum, unsafe archive, full disk, or another folder in the way.
+        DatasetError: no connection, wrong checksum, unsafe archive, full disk, or a folder that cannot be verified.
     """
     wanted = [split.strip() for split in splits.split(",")] if isinstance(splits, str) else list(splits)
     unknown = [split for split in wanted if split not in archives]
@@ -82,7 +67,7 @@ def download(
             continue
         try:
             root.mkdir(parents=True, exist_ok=True)
-            # what was there may be complete, since the disk was full when it was unpacked; or of another file
+            # an existing part may be complete (the disk was full when it was unpacked), or of another archive
             for attempt in range(2):
                 resumed = _size(part) > 0
                 if attempt or not resumed or sha256_of(part) != sha256:
@@ -96,14 +81,15 @@ def download(
                         "Try again later, or set another base_url."
                     )
             _unpack(part, folder)
-        except _ArchiveError as error:
-            raise DatasetError(f"{name} was fetched to {part}, but {error}. Nothing was unpacked.") from error
+        except DatasetError:
+            raise
+        except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            raise DatasetError(f"{name} was fetched to {part}, but it cannot be unpacked ({error}).") from error
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DatasetError(
-                    f"The disk of {root} is full. Free some space and run the command again; it resumes."
-                ) from error
-            raise DatasetError(f"{error.filename or root} cannot be written ({error.strerror or error}).") from error
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            message = f"The disk of {root} is full. Free some space and run the command again; it resumes."
+            raise DatasetError(message) from error
         part.unlink()
         print(f"{folder}: {len(find_cases(folder))} cases, verified")
 
@@ -113,7 +99,7 @@ def _size(path: Path) -> int:
 
 
 def _complete(url: str, part: Path, tries: int, pause_s: float, timeout_s: float, max_bytes: int) -> None:
-    """Fetch what ``part`` lacks; give up after some tries without progress."""
+    """Download the rest of ``part``; give up after some tries without progress."""
     left, wait_s = tries, pause_s
     while True:
         before = _size(part)
@@ -129,7 +115,7 @@ def _complete(url: str, part: Path, tries: int, pause_s: float, timeout_s: float
 
 
 def _transfer(url: str, part: Path, timeout_s: float, max_bytes: int) -> None:
-    """One connection: append to ``part`` what it lacks, or begin anew if the server cannot resume."""
+    """Append the rest to ``part`` by one connection, or start again if the server cannot resume."""
     import requests
 
     have = _size(part)
@@ -168,7 +154,7 @@ def _transfer(url: str, part: Path, timeout_s: float, max_bytes: int) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip file into a folder that does not exist yet, with a manifest; a single top folder is skipped."""
+    """Unpack a zip file into a new folder, with a manifest and without a single top folder."""
     temporary = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -182,53 +168,45 @@ def _unpack(archive: Path, folder: Path) -> None:
             with tqdm(total=total, desc=folder.name, **_BAR) as bar:
                 for path, info in members.items():  # zipfile reads no more than the declared size, and checks the CRC
                     if Path(file.extract(info, temporary)).stat().st_size != info.file_size:
-                        raise _ArchiveError(f"its member {path} is shorter than declared")
+                        raise ValueError(f"its member {path} is shorter than declared")
                     bar.update(info.file_size)
         inner = temporary / top.pop() if skip else temporary
         sizes = {str(PurePosixPath(*path.parts[skip:])): [i.file_size, i.CRC] for path, i in members.items()}
         write_json(inner / MANIFEST, sizes)
         inner.replace(folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise _ArchiveError(f"it cannot be unpacked ({error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _members(file: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """The files to unpack, by their path, without those that macOS adds; what zipfile would rename is refused."""
+    """The files to unpack by path, without those of macOS; refuse names that zipfile would change."""
     members: dict[PurePosixPath, zipfile.ZipInfo] = {}
     for info in file.infolist():
         name = info.orig_filename
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or any(c in name for c in "\\:\0") or not path.parts:
-            raise _ArchiveError(f"its member {name!r} would lie outside the folder")
+            raise ValueError(f"its member {name!r} would lie outside the folder")
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise _ArchiveError(f"its member {name!r} is a link or a device")
+            raise ValueError(f"its member {name!r} is a link or a device")
         if not (info.is_dir() or "__MACOSX" in path.parts or path.name == ".DS_Store"):
             members[path] = info
     if not members:
-        raise _ArchiveError("it is empty")
+        raise ValueError("it is empty")
     return members
 
 
 def _require_unchanged(folder: Path) -> None:
-    """Stop where a folder is not as it was unpacked."""
-    lines = []
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        with tqdm(total=sum(size for size, _ in manifest.values()), desc=f"verifying {folder.name}", **_BAR) as bar:
-            for name, (size, crc) in manifest.items():
-                path = folder / name
-                if not path.is_file():
-                    lines.append(f"{path} is missing")
-                elif path.stat().st_size != size or zlib.crc32(path.read_bytes()) != crc:
-                    lines.append(f"{path} was changed")
-                bar.update(size)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        lines = [f"it was not made by this command (no {MANIFEST} in it that can be read)"]
+    """Raise a DatasetError if files of an unpacked folder are missing or changed."""
+    manifest = read_json(folder / MANIFEST)
+    lines = [] if manifest else [f"it was not made by this command (no {MANIFEST} in it that can be read)"]
+    with tqdm(total=sum(size for size, _ in manifest.values()), desc=f"verifying {folder.name}", **_BAR) as bar:
+        for name, (size, crc) in manifest.items():
+            path = folder / name
+            if not path.is_file():
+                lines.append(f"{path} is missing")
+            elif path.stat().st_size != size or zlib.crc32(path.read_bytes()) != crc:
+                lines.append(f"{path} was changed")
+            bar.update(size)
     if lines:
-        more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
-        raise DatasetError(
-            f"{folder} exists, but cannot be verified. Move it away and run the command again to download it.\n  "
-            + "\n  ".join(lines[:10] + more)
-        )
+        message = f"{folder} exists, but cannot be verified. Move it away and run the command again to download it."
+        raise DatasetError(f"{message}\n{listed([f'  {line}' for line in lines])}")

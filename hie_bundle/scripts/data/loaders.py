@@ -1,4 +1,4 @@
-"""Data loaders whose processes may die or hang: the run ends in bounded time, and the error names the case."""
+"""Data loaders with a time limit, whose errors name the case that was read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ IDLE = -1
 POLL_S = 0.2  # between two looks whether a signal asks for the end
 SOON_S = 1.0  # for a killed process to end
 _END = object()
-LATE = "--loading_timeout_s is the time that they have."
 DIED = "The system may have run out of memory; --num_workers 0 reads in the main process."
 _SHM = "has no shared memory left: enlarge /dev/shm (docker run --shm-size)"
 _FILES = "has too many open files: raise the limit (ulimit -n)"
@@ -36,31 +35,25 @@ SHORTAGES = {  # by what PyTorch says
     "Too many open files": _FILES, "ancdata": _FILES,
 }  # fmt: skip
 _loaders: weakref.WeakSet[CaseLoader] = weakref.WeakSet()
-# as PyTorch repeats in the main process what a loading one has raised
+# PyTorch's text of a worker's UserError
 _REPEATED = re.compile(
     r"Caught \w+ in DataLoader worker process \d+\.\n.*?^[\w.]*UserError: (.*)", re.DOTALL | re.MULTILINE
 )
 
 
 class LoadingError(UserError):
-    """A loading process has died, or hangs."""
+    """A loading process died or hangs."""
 
 
 class CaseLoader(StockDataLoader):
-    """``monai.data.DataLoader`` with a time limit for each batch; its errors name the case (:func:`in_words`).
+    """``monai.data.DataLoader`` with a time limit ``timeout_s`` for each batch (0: none).
 
-    A thread takes one batch for each request, so that the order of random numbers stays the same. The main thread
-    waits with a time limit, also if it reads the files itself (``num_workers=0``), and ends at a signal.
-
-    Args:
-        dataset: with a length; of MONAI data items.
-        num_workers: processes; with 0 the main one reads.
-        timeout_s: seconds for a batch, after which the reader counts as stuck; 0: no limit.
-        options: see the parent class.
+    A thread takes one batch per request, so random numbers keep their order. The main thread waits with the limit,
+    also for ``num_workers=0``, and ends at a signal. :func:`in_words` names the case of an error.
     """
 
     def __init__(self, dataset: Any, num_workers: int = 0, timeout_s: float = 0.0, **options: Any) -> None:
-        # of each reading process its number and the item's
+        # process id and item index of each reader
         self.reading = torch.full((max(num_workers, 1), 2), IDLE).share_memory_()
         self.timeout_s = timeout_s
         super().__init__(_Noted(dataset, self.reading), num_workers, **options)
@@ -87,7 +80,7 @@ class CaseLoader(StockDataLoader):
                 batch, error = self._wait(answers)
                 own = not self.num_workers or str(error).startswith("Caught ")  # an error of the dataset
                 if isinstance(error, ConnectionError | EOFError) and not own:
-                    time.sleep(SOON_S)  # the process that a tensor was taken from ends soon
+                    time.sleep(SOON_S)  # until the dying process has ended
                     raise _lost(f"died ({type(error).__name__})", DIED) from error
                 if error is not None:
                     raise error
@@ -105,11 +98,12 @@ class CaseLoader(StockDataLoader):
                 return answers.get(timeout=max(0.001, min(POLL_S, deadline - time.monotonic())))
             except Empty:
                 if time.monotonic() >= deadline:
-                    raise _lost(f"did not give a batch within {self.timeout_s:g} s", LATE) from None
+                    late = f"did not give a batch within {self.timeout_s:g} s"
+                    raise _lost(late, "--loading_timeout_s is the time that they have.") from None
 
 
 class _Noted(Dataset[Any]):
-    """A dataset that notes in shared memory which item a process is at, and passes on what a user can mend."""
+    """A dataset that records in shared memory which item a process reads, and raises UserErrors without wrappers."""
 
     def __init__(self, dataset: Any, reading: torch.Tensor) -> None:
         self.dataset = dataset
@@ -124,7 +118,7 @@ class _Noted(Dataset[Any]):
         noted[:] = torch.tensor([os.getpid(), index])
         try:
             item = self.dataset[index]
-        except Exception as error:  # of an exception PyTorch keeps the kind and the text, and loses its causes
+        except Exception as error:  # PyTorch keeps an exception's type and text, not its causes
             if worker and (mistake := user_error(error)):
                 raise mistake from error
             raise
@@ -133,11 +127,7 @@ class _Noted(Dataset[Any]):
 
 
 def in_words(error: BaseException) -> UserError | None:
-    """What happened to a loading process, and the cases that were being read; None of any other error.
-
-    Args:
-        error: that ended a run. PyTorch raises it in the main process, wherever that is at the time.
-    """
+    """Convert the error of a loading process to a UserError that names the cases; None for other errors."""
     chain = causes(error)
     if lost := next((cause for cause in chain if isinstance(cause, LoadingError)), None):
         return lost
@@ -147,10 +137,7 @@ def in_words(error: BaseException) -> UserError | None:
     if short := next((advice for sign, advice in SHORTAGES.items() if any(sign in text for text in texts)), None):
         return LoadingError(f"A process that loads cases {short}, or --num_workers 0 reads in the main process.")
     text = next((text.strip() for text in texts if text.startswith("DataLoader ")), None)
-    if text is None:
-        return None
-    late = "timed out" in text
-    return _lost(f"{'did not give a batch in time' if late else 'died'} ({text})", LATE if late else DIED)
+    return None if text is None else _lost(f"died ({text})", DIED)
 
 
 def _lost(what: str, advice: str) -> LoadingError:
@@ -161,15 +148,15 @@ def _lost(what: str, advice: str) -> LoadingError:
 
 
 def end_processes() -> None:
-    """Kill what still loads; Python would wait at its end for a process that hangs."""
+    """Kill loading processes, since Python would wait for those that hang."""
     is_main = threading.current_thread() is threading.main_thread()
-    # PyTorch's handler raises, whatever is done, when they end; a later run in this program needs it again
+    # PyTorch's handler raises when they end; a later run in this program needs it again
     before = signal.signal(signal.SIGCHLD, lambda *_: None) if is_main else None
     loading = [process for process in multiprocessing.active_children() if process.daemon]  # also one not yet reading
     for process in loading:
         process.kill()
     for process in loading:
-        process.join(SOON_S)  # one that waits for a disk that has gone ends later
+        process.join(SOON_S)  # one that waits for a lost disk ends later
     if before is not None and not any(process.is_alive() for process in loading):
         signal.signal(signal.SIGCHLD, before)
     for loader in _loaders:
@@ -177,7 +164,7 @@ def end_processes() -> None:
 
 
 def _being_read(loader: CaseLoader) -> list[str]:
-    """The cases of processes that have died, or of all where none has."""
+    """The cases of dead processes, or of all if none is dead."""
     noted: Any = loader.dataset
     items = getattr(getattr(noted, "dataset", None), "data", [])
     reading = [(process, index) for process, index in loader.reading.tolist() if index != IDLE]

@@ -1,4 +1,4 @@
-"""Masks of cases in a folder, by other tools or readers: found by name, checked before anything is measured."""
+"""Masks by other tools or readers in a folder: found by name, and checked before measurements."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ __all__ = ["Readers", "find_masks", "read_mask", "usable_masks"]
 
 
 class Readers:
-    """Masks of further readers, beside the label of each case.
-
-    Args:
-        folders: one a reader, with a mask of each case, see :func:`find_masks`.
-        items: MONAI data items of the cases.
-        limits: of the masks' grids and sizes; the defaults if None.
-    """
+    """Masks of further readers, in one folder each (see :func:`find_masks`), for MONAI data items."""
 
     def __init__(
         self, folders: Sequence[str] = (), items: Sequence[Mapping[str, Any]] = (), limits: Limits | None = None
@@ -37,29 +31,20 @@ class Readers:
         self.files: list[dict[str, Path]] = []
 
     def find(self) -> None:
-        """Find and check the masks of all cases.
-
-        Raises:
-            UserError: naming each mask that is missing or cannot be used.
-        """
+        """:func:`usable_masks` of each folder."""
         self.files = [usable_masks(folder, self.items, self.limits) for folder in self.folders]
 
     def masks(self, case: str) -> list[NDArray[np.bool_]]:
-        """After :meth:`find`: the masks of one case, each of shape (X, Y, Z)."""
+        """The masks of one case, (X, Y, Z) each, after :meth:`find`."""
         return [read_mask(files[case], self.limits) for files in self.files]
 
 
 def usable_masks(folder: str | Path, items: Sequence[Mapping[str, Any]], limits: Limits) -> dict[str, Path]:
-    """The file of each case's mask, by case.
-
-    Args:
-        folder: with a mask of each case, see :func:`find_masks`.
-        items: MONAI data items with labels; of prepared cases the files that they were made from are compared with.
-        limits: how far a mask's grid may be from its label's, and how large a file may be.
+    """Mask file by case (see :func:`find_masks`), for MONAI data items with labels (native ones of prepared cases).
 
     Raises:
-        UserError: when there is no such folder, or a mask is missing, cannot be read, lies on another grid or is not
-            binary; names every one of them.
+        UserError: no such folder, or masks that are missing, unreadable, not binary, or not on the label's grid; lists
+            all of them.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -77,15 +62,10 @@ def usable_masks(folder: str | Path, items: Sequence[Mapping[str, Any]], limits:
 
 
 def find_masks(folder: Path, cases: Sequence[str]) -> dict[str, list[Path]]:
-    """The files that may be each case's mask, anywhere below a folder.
+    """Possible mask files of each case id, anywhere below a folder.
 
-    Args:
-        folder: where to look.
-        cases: the ids.
-
-    Returns:
-        For each case the files named ``<case>_lesion`` with ``.nii.gz``, ``.nii`` or ``.mha``; without any, those whose
-        name contains the id, not as part of a longer number or word, nor of another case's longer id.
+    These are the files ``<case>_lesion`` with ``.nii.gz``, ``.nii`` or ``.mha``; without any, those whose name contains
+    the id, not as part of a longer number or word, nor of another case's longer id.
     """
     files = sorted(path for path in folder.rglob("*") if extension_of(path) and path.is_file())
     exact: dict[str, list[Path]] = {case: [] for case in cases}

@@ -1,4 +1,4 @@
-"""Pseudonyms of cases in everything that is written: a keyed hash, which nobody without the key can reverse."""
+"""Pseudonyms of cases in all results: keyed hashes, which cannot be reversed without the key."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ from .layout import item_files
 
 __all__ = ["original_id", "pseudonymised", "pseudonyms"]
 
-LEAST_KEY = 16  # bytes; ids of cases can be guessed, so the key must not be
+LEAST_KEY = 16  # bytes; case ids can be guessed, so the key must not be
 
 
 def pseudonyms(
     cases: Iterable[str], key_file: str | Path, files: Iterable[str | Path] = (), output_dir: str | Path | None = None
 ) -> dict[str, str]:
-    """A pseudonym of each case: ``case-`` and the first 12 hexadecimal digits of HMAC-SHA256 (RFC 2104) of its id.
+    """Pseudonym by case id: ``case-`` and the first 12 hexadecimal digits of HMAC-SHA256 (RFC 2104) of the id.
 
     If the id contains patient and visit (:func:`.patient_of`), the hash is that of the patient, followed by ``_ses-``
-    and
-    8 digits of the case's hash, so that scans of one patient stay in one fold.
+    and 8 digits of the case's hash, so that scans of one patient stay in one fold.
 
     Args:
         cases: ids.
-        key_file: the secret, at least 16 bytes without surrounding white space; created, readable by its owner only, if
-            missing.
+        key_file: the secret, at least 16 bytes without surrounding white space; created for its owner only if missing.
         files: of the cases; their folders are removed from stored messages.
         output_dir: folder of the results, which may be shared; the key must not be in it.
 
@@ -56,7 +54,7 @@ def pseudonyms(
 
 
 def pseudonymised(items: Sequence[Mapping[str, Any]], key_file: str | Path) -> list[dict[str, Any]]:
-    """The items with pseudonyms for ids (:func:`pseudonyms`), sorted by these: their order identifies nobody."""
+    """The items with pseudonyms as ids, sorted by them, since the original order could identify cases."""
     files = [file for item in items for file in item_files(item).values()]
     names = pseudonyms([str(item["case"]) for item in items], key_file, files)
     renamed = [{**item, "case": names[str(item["case"])], "original_id": str(item["case"])} for item in items]
@@ -69,7 +67,7 @@ def original_id(item: Mapping[str, Any]) -> str:
 
 
 def refuse_key_in(folder: str | Path, key_file: Any) -> None:
-    """Refuse a key file inside a folder of results, since users share that folder. None: no key."""
+    """Refuse a key file (None: no key) inside a folder of results, which users share."""
     if key_file is not None and Path(folder).resolve() in Path(str(key_file)).resolve().parents:
         raise DatasetError(f"The key file {key_file} of --anonymise_ids is inside the results in {folder}; move it.")
 
@@ -79,30 +77,26 @@ def _key(key_file: Any, output_dir: str | Path | None) -> bytes:
         raise DatasetError(
             f"--anonymise_ids needs the path of a key file, not {key_file!r}; a missing file is created."
         )
-    path = Path(key_file)
+    path, the_file = Path(key_file), f"The key file {key_file} of --anonymise_ids"
     if output_dir is not None:
         refuse_key_in(output_dir, path)
     try:
         if not path.exists():
             _make(path)
         if not path.is_file():  # a device has no end
-            raise DatasetError(f"The key file {path} of --anonymise_ids is not a regular file.")
+            raise DatasetError(f"{the_file} is not a regular file.")
         key, mode = path.read_bytes().strip(), path.stat().st_mode
     except OSError as error:
-        raise DatasetError(
-            f"The key file {path} of --anonymise_ids cannot be read or created ({error.strerror})."
-        ) from error
+        raise DatasetError(f"{the_file} cannot be read or created ({error.strerror}).") from error
     if os.name == "posix" and mode & 0o077:
-        raise DatasetError(f"The key file {path} of --anonymise_ids can be read by others: chmod 600 {path}.")
+        raise DatasetError(f"{the_file} can be read by others: chmod 600 {path}.")
     if len(key) < LEAST_KEY:
-        raise DatasetError(
-            f"The key file {path} of --anonymise_ids has {len(key)} bytes; it needs at least {LEAST_KEY}."
-        )
+        raise DatasetError(f"{the_file} has {len(key)} bytes; it needs at least {LEAST_KEY}.")
     return key
 
 
 def _make(path: Path) -> None:
-    """Create the key atomically, readable by its owner only; of several processes one succeeds."""
+    """Create the key atomically for its owner only; of several processes one succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
         file.write(secrets.token_hex(32).encode() + b"\n")

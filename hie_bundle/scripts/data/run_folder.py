@@ -1,4 +1,4 @@
-"""The folder of a run: one run's alone, with ``run.json``, which says what was run, on what, and how it ended."""
+"""The folder of a run, locked while it runs, with its record ``run.json``."""
 
 from __future__ import annotations
 
@@ -6,23 +6,43 @@ import atexit
 import json
 import logging
 import os
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from ..io.curves import curves_in, keep_curves_until
-from ..io.files import clean, expect_unchanged, release_lock, take_lock, try_writing, write_json
+from ..io.files import (
+    clean,
+    expect_unchanged,
+    read_json,
+    release_lock,
+    sha256_of,
+    stamp_of,
+    take_lock,
+    try_writing,
+    write_json,
+)  # fmt: skip
 from ..io.weights import as_paths, read_state, require_there
+from ..runtime import environment
+from ..runtime.conditions import differences, listed
+from ..runtime.cores import available_cores
 from ..runtime.distributed import gather_interleaved, is_first
 from ..runtime.errors import UserError, causes, first_cause, user_error
 from ..runtime.interruption import interruption
+from ..runtime.literals import plain
+from ..runtime.options import OPTIONS
+from ..runtime.recipe import references
 from ..runtime.redaction import redacted
 from ..runtime.workflow import running_workflow
+from .layout import as_native, case_of, file_name, item_files
 from .loaders import end_processes, in_words
 from .privacy import refuse_key_in
-from .run_record import config_of, description, hashed, note_masks, now, refuse_other_cases, refuse_other_settings
 
 __all__ = ["RunFolder"]
 
@@ -31,26 +51,31 @@ logger = logging.getLogger(__name__)
 TRAINING = "training"
 RECORD, STATE, LOCK = "run.json", "resume_state.pt", ".lock"
 FIT = "baselines.json"  # evaluations use each other's, as long as it is of the same cases
+# keys that may change when a training resumes: places, speed, length
+MAY_DIFFER = re.compile(
+    r"^(\w+_(dir|path|root)|anonymise_ids|device|progress|verbose|resume|overwrite|cache_rate|num_workers|cudnn_benchmark|epochs|steps"
+    r"|patience|timeout_minutes|loading_timeout_s|rank|world_size|workflow|imports|initialize|finalize|run)(#.*)?$"
+)
 
 
 class RunFolder:
-    """What a workflow writes to: tried before it starts, kept for it while it lives, and described in ``run.json``.
+    """The folder that a workflow writes to: checked before the start, locked, and described in ``run.json``.
 
-    ``run.json`` holds, for each purpose that the folder has served (training, evaluation, inference), its last run:
-    ``status`` (``running``, or ended without a word if nothing holds the folder; ``finished``, ``failed`` or
-    ``interrupted``, with ``error``), ``started``, ``ended``, ``command``, ``working_dir``, ``bundle``, ``versions``,
-    ``hardware``, ``config`` (merged, with the values of the options), ``weights`` (path and SHA-256), and ``data``: the
-    cases of each list, their files relative to the dataset with SHA-256, and the mask that was written. Of a training
-    ``earlier`` has its parts so far; of others ``files`` are what the run wrote, ``left_over`` what it did not replace.
+    ``run.json`` holds the last run of each purpose: ``status`` (``running``, ``finished``, or ``failed`` and
+    ``interrupted`` with ``error``; a killed run stays ``running``), ``started``, ``ended``, ``command``,
+    ``working_dir``, ``bundle``, ``versions``, ``hardware``, ``config`` (merged, with the values of the options),
+    ``weights`` (path and SHA-256), and ``data``: the cases of each list with their files (relative to the dataset, with
+    SHA-256) and the written mask. A training has its earlier parts in ``earlier``; the others list the files they wrote
+    (``files``) and those of earlier runs (``left_over``).
 
     Args:
-        folder: of the run; made if needed.
-        purpose: training, evaluation (scoring, too) or inference. All but a training may be repeated in their folder.
-        overwrite: take a folder with another training in it. A workflow that was handed its training cases as a list
-            instead of the config's own (MONAI Label trains like that, over and over in one folder) does so anyway.
-        resume: go on with the training in the folder; ``force``: with other settings or cases, too.
-        curves: folder with the training's event files for TensorBoard; None: it has none.
-        dataset_dir: where the cases lie.
+        folder: created if needed.
+        purpose: training, evaluation (also scoring) or inference. Only a training may not be repeated in its folder.
+        overwrite: accept a folder with another training. So do workflows whose training cases were replaced by a list,
+            as in MONAI Label, which trains repeatedly in one folder.
+        resume: continue the training in the folder; ``force``: also with other settings or cases.
+        curves: folder of the training's TensorBoard files, if it has any.
+        dataset_dir: folder of the cases.
         workflow: the running one by default; without one the record has no config.
     """
 
@@ -75,15 +100,14 @@ class RunFolder:
         self.before: dict[str, Any] = {}  # the last run of this purpose here
         self._goes_on = False
         self._record: dict[str, Any] = {}
-        self._there: dict[str, tuple[int, int]] = {}
+        self._there: dict[str, list[int]] = {}
 
     def claim(self) -> None:
-        """Take the folder for this run, before anything else happens. Of several processes the first one does.
+        """Lock the folder for this run (rank 0 only).
 
         Raises:
-            UserError: when it cannot be written to; another run lives in it; or a training has ended there that would
-                be overwritten, or mixed with this one; when a training would go on with other settings, naming them,
-                or its state cannot be read.
+            UserError: the folder is not writable or in use; it holds another training; or a training would resume with
+                other settings, or from a state that cannot be read.
         """
         if not is_first():
             return
@@ -104,12 +128,12 @@ class RunFolder:
         if self._goes_on:
             read_state(state)
             if self.resume != "force":
-                refuse_other_settings(self.folder, self.before.get("config", {}), config_of(self.workflow))
+                _refuse_other_settings(self.folder, self.before.get("config", {}), _config_of(self.workflow))
         elif not self.overwrite:
             self._refuse_earlier_training(state)
 
     def _refuse_earlier_training(self, state: Path) -> None:
-        """Stop where there is something to lose."""
+        """Raise a UserError where a training or its curves would be lost."""
         if self.before.get("status") == "finished":
             what = f"holds a finished training, of {self.before.get('ended')}"
         elif state.is_file():
@@ -130,19 +154,16 @@ class RunFolder:
         masks: str | Path | None = None,
         **data: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Run, with ``run.json`` in the folder from the beginning, completed at the end however it ends.
-
-        Meanwhile SIGINT and SIGTERM end the run in good order (:mod:`scripts.runtime.interruption`).
+        """Call ``run`` with a record from start to end; SIGINT and SIGTERM end it in order.
 
         Args:
-            run: does the work.
-            weights: file or files that predict.
-            masks: folder that the cases' masks are written to.
-            data: lists of MONAI data items by name, this process's share of them.
+            run: the work.
+            weights: checkpoints that predict.
+            masks: folder of the cases' masks.
+            data: lists of MONAI data items by name, on this rank.
 
         Raises:
-            UserError: when a training would go on with other cases, naming them; when the folder, or what the run had
-                written to it, was removed during the run.
+            UserError: a training would resume with other cases, or the folder was removed or emptied during the run.
         """
         cases = {name: gather_interleaved(list(items)) for name, items in data.items()}
         with interruption(self._advice, self._leave):
@@ -169,11 +190,11 @@ class RunFolder:
         for path in weights:
             require_there(path)
         self._there = self._files()
-        record = description(config_of(self.workflow), weights)
-        record["data"] = {name: hashed(items, self.dataset_dir) for name, items in cases.items()}
+        record = _description(_config_of(self.workflow), weights)
+        record["data"] = {name: _hashed(items, self.dataset_dir) for name, items in cases.items()}
         if self._goes_on and self.before:
             if self.resume != "force":
-                refuse_other_cases(self.folder, self.before.get("data", {}), record["data"])
+                _refuse_other_cases(self.folder, self.before.get("data", {}), record["data"])
             part = {k: v for k, v in self.before.items() if k not in ("earlier", "data", "config")}
             record["earlier"] = [*self.before.get("earlier", []), part]
         if self.curves:
@@ -185,12 +206,8 @@ class RunFolder:
         self._write()
 
     def _records(self) -> dict[str, Any]:
-        """The records of ``run.json`` by purpose; empty where the file is another one."""
-        try:
-            records = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return {name: of for name, of in records.items() if isinstance(of, dict)} if isinstance(records, dict) else {}
+        """The records of ``run.json`` by purpose."""
+        return {name: of for name, of in read_json(self.folder / RECORD).items() if isinstance(of, dict)}
 
     def _write(self) -> None:
         write_json(self.folder / RECORD, self._records() | {self.purpose: self._record}, indent=1)
@@ -206,18 +223,18 @@ class RunFolder:
             self._note_files(say=status == "finished")
         if masks is not None:
             for entries in self._record["data"].values():
-                note_masks(entries, self._record["files"], Path(masks), self.folder)
-        self._record |= {"status": status, "ended": now(), **({"error": redacted(why)} if why else {})}
+                _note_masks(entries, self._record["files"], Path(masks).absolute(), self.folder)
+        self._record |= {"status": status, "ended": _now(), **({"error": redacted(why)} if why else {})}
         self._write()
 
     def _folders(self) -> list[Path]:
         return [self.folder, self.folder / "masks", self.folder / "overlays"]
 
-    def _files(self) -> dict[str, tuple[int, int]]:
-        """The files there, and what tells whether they were written since."""
+    def _files(self) -> dict[str, list[int]]:
+        """Stamp of each file in the folder by relative path."""
         paths = [path for folder in self._folders() if folder.is_dir() for path in folder.iterdir() if path.is_file()]
         own = [path for path in paths if path.name not in (RECORD, LOCK, FIT) and path.suffix != ".log"]
-        return {os.path.relpath(path, self.folder): (path.stat().st_mtime_ns, path.stat().st_ino) for path in own}
+        return {os.path.relpath(path, self.folder): stamp_of(path) for path in own}
 
     def _note_files(self, say: bool) -> None:
         files = self._files()
@@ -236,7 +253,7 @@ class RunFolder:
         self._release()
 
     def _release(self) -> None:
-        """Give the folder free; one that is empty was made for nothing."""
+        """Unlock the folder; remove it if empty."""
         release_lock(self.folder / LOCK, remove=True)
 
     def _advice(self) -> str:
@@ -250,3 +267,95 @@ class RunFolder:
                 "the same command with --resume True continues after the last epoch."
             )
         return "No epoch was complete; the same command starts again."
+
+
+def _config_of(workflow: ConfigWorkflow | None) -> dict[str, Any]:
+    """The merged config as plain data, with computed options as values."""
+    if workflow is None:
+        return {}
+    parser = workflow.parser
+    config = {name: value for name, value in parser.get().items() if name != "_meta_"}
+    for name in config:
+        if (name in OPTIONS or name.endswith(("_dir", "_path", "_root"))) and _has_all_of(parser, name):
+            config[name] = parser.get_parsed_content(name)
+    return json.loads(json.dumps(plain(config), default=str))
+
+
+def _has_all_of(parser: ConfigParser, name: str) -> bool:
+    """Whether a config has all keys that a value refers to: mixins may have options for training alone."""
+    return name in parser and all(_has_all_of(parser, other) for other in references(parser[name]))
+
+
+def _description(config: Mapping[str, Any], weights: Sequence[Path]) -> dict[str, Any]:
+    """The record at the start of a run."""
+    return {
+        "status": "running",
+        "started": _now(),
+        "command": sys.orig_argv,
+        "working_dir": str(Path.cwd()),
+        "process": os.getpid(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "bundle": environment.bundle(),
+        "versions": environment.versions(),
+        "hardware": environment.hardware(str(config.get("device", "cpu"))),
+        "weights": [{"path": str(path.absolute()), "sha256": sha256_of(path)} for path in weights if path.is_file()],
+        "config": config,
+    }
+
+
+def _now() -> str:
+    """Date and time with time zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _hashed(items: Sequence[Mapping[str, Any]], dataset_dir: Path) -> list[dict[str, Any]]:
+    """SHA-256 of each case's files."""
+    files = {case: _named_files(item, dataset_dir) for case, item in {case_of(item): item for item in items}.items()}
+    paths = [path for of in files.values() for path in of.values()]
+    with ThreadPoolExecutor(available_cores()) as pool:
+        digests = dict(zip(paths, pool.map(sha256_of, paths), strict=True))
+    return [{"case": case, "files": {name: digests[path] for name, path in of.items()}} for case, of in files.items()]
+
+
+def _named_files(item: Mapping[str, Any], dataset_dir: Path) -> dict[str, str]:
+    """An item's files by their names in the dataset; by part if the case has a pseudonym."""
+    parts = item_files(item)
+    if "native_image" in item:
+        parts |= {f"native_{part}": path for part, path in item_files(as_native(item)).items()}
+    if "original_id" in item:
+        return parts
+    prefix = f"{dataset_dir}{os.sep}"
+    return {str(Path(path).absolute()).removeprefix(prefix): path for path in parts.values()}
+
+
+def _note_masks(entries: Sequence[dict[str, Any]], written: Sequence[str], masks: Path, folder: Path) -> None:
+    """Add the masks that the run wrote to the cases of a record."""
+    for entry in entries:
+        for path in map(folder.joinpath, written):
+            if path.parent == masks and path.name.startswith(f"{file_name(entry['case'])}_lesion."):
+                entry["mask"] = {"file": os.path.relpath(path, folder), "sha256": sha256_of(path)}
+
+
+def _refuse_other_settings(folder: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise a UserError if a training would resume with other settings."""
+    found = differences(before, settings, MAY_DIFFER) if before else {}
+    _refuse(folder, "settings", [f"  {name}: {old} in the run, {new} here" for name, (old, new) in found.items()])
+
+
+def _refuse_other_cases(folder: Path, before: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Raise a UserError if a training would resume with other or changed cases."""
+    old, new = (
+        {f"{name}: {one['case']}": sorted(one["files"].values()) for name in data for one in lists.get(name, [])}
+        for lists in (before or data, data)
+    )
+    changed = [case for case in sorted({*old, *new}) if old.get(case) != new.get(case)]
+    how = {case: "new" if case not in old else "missing" if case not in new else "changed" for case in changed}
+    _refuse(folder, "cases", [f"  {case} is {how[case]}" for case in changed])
+
+
+def _refuse(folder: Path, what: str, changed: Sequence[str]) -> None:
+    if changed:
+        raise UserError(
+            f"The training in {folder} was started with other {what}:\n{listed(changed)}\nResume with what it was "
+            "started with, or choose another --ckpt_dir; --resume force resumes anyway."
+        )

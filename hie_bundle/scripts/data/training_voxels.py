@@ -1,4 +1,4 @@
-"""The two maps of a case as arrays, and the truth of its brain's voxels, for what needs no transforms."""
+"""Maps and labels of a case's brain as arrays, without transforms."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ Floating = TypeVar("Floating", np.float32, np.float64)
 
 
 def read_maps(item: Mapping[str, Any], limits: Limits) -> tuple[NDArray[Any], Volume]:
-    """ADC and ZADC of an item of a data list, (2, X, Y, Z) as in its files, and the first volume, for the grid.
-
-    A ZADC map that is missing is NaN.
-    """
+    """ADC and ZADC (NaN if missing) of a data item, (2, X, Y, Z), and the first volume, for the grid."""
     volumes = [read_checked(file, limits.max_bytes) for part, file in item_files(item).items() if part != "label"]
     arrays = [array for volume in volumes for array in channels_of(volume)]
     if len(arrays) == 1:
@@ -42,19 +39,17 @@ def draw_training_voxels(
     voxels: int,
     seed: int,
 ) -> Iterator[tuple[NDArray[Floating], NDArray[np.bool_]]]:
-    """Features and truth of some voxels of each labelled case's brain, case by case; the same for any number of cores.
+    """Features and truth of random brain voxels, case by case; independent of the number of cores.
 
     Args:
-        items: of a data list; of prepared cases the files that they were made from are taken.
+        items: labelled data items; of prepared cases the native files are read.
         limits: of the sizes of files.
-        describe: ADC, ZADC (X, Y, Z) and the first volume, for the grid, to features of shape (voxels of the brain, N).
-        voxels: how many of each case, at most.
+        describe: from ADC, ZADC (X, Y, Z) and the first volume, for the grid, to features (voxels of the brain, N).
+        voxels: largest number per case.
         seed: of the draw.
 
     Raises:
-        ValueError: when a case cannot be used for training.
-        VolumeError: when a file cannot be read.
-        OSError: likewise.
+        ValueError: a case cannot be used for training, or a file cannot be read (also OSError).
     """
 
     def described(item: Mapping[str, Any]) -> tuple[NDArray[Floating], NDArray[np.bool_]]:
