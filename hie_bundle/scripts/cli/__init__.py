@@ -111,7 +111,7 @@ def _only_map(folder: Path) -> Path:
 
 
 def _run_segment(context: typer.Context, **fixed: str) -> None:
-    """Segment by the options of a command, or their defaults in `segment`, and the values of configs."""
+    """Segment with the options of a command, the defaults of `segment` for the others, and values of configs."""
     defaults = {name: option.default for name, option in signature(_segment).parameters.items()}
     config = {name: context.params[name] for name in IN_CONFIGS if context.params[name] is not None}
     given = SimpleNamespace(**{**defaults, **context.params, **fixed})

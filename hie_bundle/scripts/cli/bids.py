@@ -35,12 +35,12 @@ def sidecar_of(mask: Path) -> Path:
 
 
 def write_sidecar(mask: Path, figures: dict[str, Any]) -> None:
-    """Write figures beside a mask as BIDS wants it."""
+    """Write figures beside a mask, with the fields that BIDS requires."""
     write_json(sidecar_of(mask), {"Type": "Lesion", "SpatialReference": "orig", **figures}, indent=2)
 
 
 def describe(folder: str | Path) -> None:
-    """Write ``dataset_description.json``, by which tools know a derivative."""
+    """Write ``dataset_description.json``, which makes the folder a derivative."""
     generated = {"Name": "hie_bundle", "Version": bundle_version(), "Description": CAUTION}
     content = {"Name": "Masks of hypoxic-ischaemic lesions", "BIDSVersion": "1.10.0", "DatasetType": "derivative",
                "GeneratedBy": [generated]}  # fmt: skip

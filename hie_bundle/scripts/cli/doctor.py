@@ -1,4 +1,4 @@
-"""What an installation has, and what it lacks."""
+"""``hie-bundle doctor``: check an installation."""
 
 from __future__ import annotations
 

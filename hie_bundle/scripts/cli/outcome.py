@@ -1,4 +1,4 @@
-"""``run outcome``: does lesion volume tell children with an adverse outcome from the others? Needs no drawn lesion."""
+"""``run outcome``: AUC of lesion volumes for an adverse outcome; needs no labels."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _joined(
     cases: Sequence[Mapping[str, Any]], children: Sequence[Mapping[str, Any]], id_column: str, outcome_column: str,
     adverse: Sequence[Any],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A row a child with a mask and an outcome: its first scan, ``adverse`` and ``site``."""
+    """One row for each child with a mask and an outcome: its first scan, ``adverse`` and ``site``."""
     for name in (id_column, outcome_column):
         choose(dict.fromkeys(children[0] if children else ()), name, "column")
     bad = {_text(value) for value in adverse}

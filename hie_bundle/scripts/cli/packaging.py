@@ -1,4 +1,4 @@
-"""A bundle whose own configs are another recipe's: mixins merged into the configs that they go over, with comments."""
+"""Write a bundle whose own configs are a recipe: mixins are merged into the base configs, with comments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``run scan``: a folder of DICOM to a lesion mask and its DICOM segmentation, through `run adc`, `brain` …"""
+"""``run scan``: from a folder of DICOM to a lesion mask and its DICOM segmentation."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One case and its files; ``hidden``: outputs do not name them."""
+    """One case and its files; outputs of a ``hidden`` case do not name the files."""
 
     case: str
     adc: Path
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What outputs say of the case."""
+        """Names and files of the case, for outputs."""
         named = {"case": self.case, **({"site": self.site} if self.site else {})}
         return named if self.hidden else {**named, "adc": str(self.adc), "zadc": self.zadc and str(self.zadc)}
 
@@ -163,7 +163,7 @@ def _segmented(
 
 
 def find_jobs(adc: Path, zadc: Path | None, output: Path | None = None) -> list[Job]:
-    """Find the cases of two files, two folders or one folder; earlier results in an output folder below are none.
+    """Find the cases of two files, two folders or one folder; skip earlier results in an output folder below it.
 
     Raises:
         UserError: when there is none, or a file and a folder are given together.

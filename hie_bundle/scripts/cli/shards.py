@@ -1,4 +1,4 @@
-"""Shares of a large folder: the cases of a worker, those that are done, and one table of all."""
+"""Shards of a large folder: the cases of a worker, finished cases, and one table of all."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Shard:
         self._file: BinaryIO | None = None
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This worker's share of the items, which all workers list in one order; each item is in one share."""
+        """This worker's items of a list that is the same for all workers."""
         return items[self.number - 1 :: self.count]
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Keep a second worker off this share, or raise a UserError."""
+        """Lock this shard; a second worker gets a UserError."""
         self.records.mkdir(parents=True, exist_ok=True)
         path = self.records / f"{self.number}_of_{self.count}.jsonl"
         lock = path.with_suffix(".lock")

@@ -1,4 +1,4 @@
-"""The workflows of ``monai.bundle run`` by one word each, with the options that their configs have."""
+"""The workflows of ``monai.bundle run`` as commands of one word, with the options of their configs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ EXTRA = {
 
 @dataclass(frozen=True)
 class Value:
-    """One value at the top of a config: default (empty: a section follows), comment and heading as in the file."""
+    """One value at the top of a config, as in the file; an empty default: a section follows."""
 
     name: str
     default: str
@@ -93,9 +93,9 @@ def used_by(run_id: str, file: Path) -> set[str]:
 
 
 def options_of(name: str) -> list[Value]:
-    """The options of a command: its own, and the values at the top of its configs, as in the last that has it.
+    """The options of a command: its own, and the values at the top of its configs; the last config wins.
 
-    Of ``data.yaml`` and ``scanner.yaml``, which have several workflows, those that this one refers to.
+    ``data.yaml`` and ``scanner.yaml`` have several workflows: only values that this one refers to.
     """
     workflow = WORKFLOWS[name]
     own = list(EXTRA) if "train" in workflow.configs else ["config_file"]
@@ -113,7 +113,7 @@ def options_of(name: str) -> list[Value]:
 
 
 class _Command(TyperCommand):
-    """A command whose help shows its options below the headings of their config."""
+    """A command with its options below the headings of their config in the help."""
 
     sections: Mapping[str, str]
 
@@ -156,7 +156,7 @@ def add_workflow(app: typer.Typer, name: str) -> None:
 
 
 def run_workflow(name: str, words: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Run a workflow as ``monai.bundle run`` does, with ``words`` that have no option's name and options by name.
+    """Run a workflow as ``monai.bundle run`` does, with positional ``words`` and options by name.
 
     Raises:
         UserError: when a file, a word or an option is wrong.
@@ -193,7 +193,7 @@ def run_workflow(name: str, words: Sequence[str], options: Mapping[str, Any]) ->
 
 
 def separated(words: Sequence[str], command: Any) -> tuple[list[str], dict[str, str]]:
-    """A command line without the options that its command does not declare, and these: any value of a config.
+    """Separate a command line from the options that its command does not declare: values of a config.
 
     An option of a workflow without a value is true: ``--overwrite``. ``-`` in a name is ``_``.
     """
@@ -220,7 +220,7 @@ def separated(words: Sequence[str], command: Any) -> tuple[list[str], dict[str, 
 
 
 def parsed(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Options as they are meant: texts and paths as typed; numbers, lists, true and false by Python's rules."""
+    """Convert options: texts and paths stay as typed; numbers, lists, true and false by Python's rules."""
     from ..runtime.options import OPTIONS
 
     def is_text(name: str, text: str) -> bool:

@@ -1,1 +1,1 @@
-"""Everything around a run that knows no images: errors, options, recipes, the machine, processes, interruption."""
+"""Everything of a run except images: errors, options, recipes, machine, processes, signals."""

@@ -1,4 +1,4 @@
-"""Comparison of the conditions of two runs: weights and their use, a training that is resumed, a study, shares."""
+"""Compare the settings of two runs: training and use of weights, a resumed training, a study, shards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _nested(content: Any) -> bool:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], ignored: re.Pattern[str] | None = None
 ) -> dict[str, tuple[str, str]]:
-    """Values that differ, by id: as JSON, or ``absent``; ids in which ``ignored`` is found may differ."""
+    """Different values by id, as JSON or ``absent``; ids that match ``ignored`` are skipped."""
     old, new = flat(before), flat(now)
     return {
         name: (_shown(old, name), _shown(new, name))
@@ -36,7 +36,7 @@ def differences(
 
 
 def listed(lines: Sequence[str]) -> str:
-    """Lines of a message, the first of many."""
+    """The first lines of a message, and the number of the others."""
     return "\n".join([*lines[:SHOWN], *([f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])])
 
 

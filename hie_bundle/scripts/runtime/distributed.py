@@ -1,4 +1,4 @@
-"""Several processes that train or evaluate together: their start, their shares of the work, and how they fail."""
+"""Training and evaluation in several processes: start, shards, exchange between ranks, errors."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def start(device: str | torch.device, timeout_minutes: float = 60, place: Sequen
 
 
 def stop() -> None:
-    """Leave the group, when all is done. The process then ends without Python's own teardown.
+    """Leave the group after the work. The process then ends without Python's teardown.
 
-    A thread of Gloo may let go of a tensor late. Until Python 3.13 a thread that needs Python during the teardown is
-    ended, and with it the process: "terminate called without an active exception".
+    A thread of Gloo may release a tensor during the teardown. Before Python 3.13 this aborts the process: "terminate
+    called without an active exception".
     """
     global _status
     distributed.destroy_process_group()
@@ -75,7 +75,7 @@ def stop() -> None:
 
 
 def _leave() -> None:
-    """At exit, after all that was registered since :func:`start`."""
+    """At exit, after the functions that were registered since :func:`start`."""
     if _status is not None:
         logging.shutdown()
         sys.stdout.flush()
@@ -154,7 +154,7 @@ def with_other_ranks(value: torch.Tensor) -> list[torch.Tensor]:
 
 
 class SameBuffers:
-    """Give every rank rank 0's buffers before an evaluator runs.
+    """Copy rank 0's buffers to all ranks before an evaluator runs.
 
     Without synchronised batch normalisation each rank has its own running statistics; rank 0's are saved.
 
@@ -175,7 +175,7 @@ class SameBuffers:
 
 
 def _show_first_failure() -> None:
-    """Let only the first rank that fails show its exception, as ``sys.excepthook`` does at that time."""
+    """Show the exception of the first rank that fails, and of no other, by the present ``sys.excepthook``."""
     previous = sys.excepthook
     store = distributed.distributed_c10d._get_default_store()  # kept by torchrun, which outlives the ranks
     rank = distributed.get_rank()

@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
 
 @cache  # the code that runs is what was there when it was imported
 def bundle() -> dict[str, Any]:
-    """Its version; in a git clone its revision, and whether files differ from it."""
+    """The bundle's version; in a git clone also the revision, and whether files differ from it."""
 
     def git(*words: str) -> str | None:
         command = ["git", "-C", str(CONFIGS.parent), *words]

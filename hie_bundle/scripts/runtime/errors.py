@@ -130,7 +130,7 @@ def user_error(error: BaseException) -> UserError | None:
 
 
 def _full_disk() -> str:
-    """Which of the folders that programs write to is full: the system does not always say."""
+    """The full disk, where the system does not name it: that of the working, temporary or shared-memory folder."""
     places = (str(Path.cwd()), tempfile.gettempdir(), "/dev/shm")
     full = [place for place in places if Path(place).is_dir() and shutil.disk_usage(place).free < 1 << 20]
     return f"The disk of {' and '.join(full)} is full: " if full else ""

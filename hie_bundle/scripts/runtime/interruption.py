@@ -1,4 +1,4 @@
-"""Signals that end a process: at its next step, with a word on how to go on, and within ten seconds."""
+"""End a process after a signal: at its next step, within ten seconds, with advice on how to continue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _children_s = 0.0  # time for children to end
 
 
 def stop_if_asked() -> None:
-    """End the run between two steps, where a signal has asked for it.
+    """End the run between two steps if a signal has arrived.
 
     Raises:
         SystemExit: 130 after SIGINT, 143 after SIGTERM.
@@ -129,7 +129,7 @@ def _end_children(grace_s: float = 0.0) -> None:
 
 
 def _in_child() -> None:
-    """Reset signals in a forked loading process, which the main one ends."""
+    """Reset signals in a forked loading process; the main process ends it."""
     global _received
     _received = None
     if signal.getsignal(signal.SIGTERM) is _wait:

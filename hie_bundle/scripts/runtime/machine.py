@@ -1,4 +1,4 @@
-"""What the machine has: cores for workers, memory for the cases and the network; refusal where it is not enough."""
+"""Resources of the machine: worker processes, precision, memory; a check before the run."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ PROCESS_BYTES = 0.5 * GB  # Python, PyTorch and MONAI without any data
 
 
 def workers(device: str | torch.device) -> int:
-    """How many processes should load and augment: on CUDA one a core, shared with torchrun's other processes on this
-    node, at most eight; otherwise two.
-    """
+    """Number of loading processes: on CUDA one a core, at most eight, shared with torchrun's other ranks; else two."""
     if torch.device(device).type != "cuda":
         return CPU_WORKERS
     return max(1, min(MOST_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
@@ -45,7 +43,7 @@ def cpu_precision() -> str:
 
 
 def available_memory(device: str | torch.device = "cpu", cgroup: str | Path = "/sys/fs/cgroup") -> int:
-    """Bytes that a process may still take on a device: on the CPU without swapping and within a container's limit.
+    """Free bytes of a device; on the CPU without swapping and within a container's limit.
 
     Args:
         device: ``cpu`` or a CUDA device.
@@ -66,12 +64,12 @@ def available_memory(device: str | torch.device = "cpu", cgroup: str | Path = "/
 
 
 def cache_memory(cases: float, volume_size: Sequence[int], in_channels: int) -> int:
-    """Bytes of that many cases in memory after their transforms: float32, the image's channels and the label's one."""
+    """Bytes of cached cases: float32, the channels of the image and one of the label."""
     return int(4 * cases * (in_channels + 1) * torch.Size(volume_size).numel())
 
 
 def network_memory(network: nn.Module, shape: Sequence[int], training: bool) -> int:
-    """Bytes that the network's tensors take at most in a step or a prediction in float32.
+    """Peak bytes of the network's tensors in a step or a prediction in float32.
 
     The network runs on PyTorch's meta device, and the bytes alive at any moment are added up; a training adds backward
     pass, gradients and AdamW's two moments. Scratch memory of the libraries below PyTorch is not seen.
@@ -151,7 +149,7 @@ def require_memory(
 
 
 class _PeakMemory(TorchDispatchMode):
-    """The most bytes that tensors made inside it take together at any moment."""
+    """Peak bytes of the tensors that are made inside."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
 
 
 def bundle_version() -> str:
-    """Of ``metadata.json``, the one place that states it."""
+    """The version in ``metadata.json``."""
     return str(json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))["version"])
 
 

@@ -1,4 +1,4 @@
-"""The options of every workflow: one schema, from which the checks before a run, the help and the reference follow."""
+"""The options of all workflows: one schema for the checks before a run, the help and the reference."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Option:
         self._adapter: TypeAdapter[Any] = TypeAdapter(type)
 
     def read(self, value: Any) -> Any:
-        """The value as it is used: ``"false"`` as False, 1e2 as 100 where a whole number is needed.
+        """The converted value: ``"false"`` becomes False, 1e2 becomes 100 where a whole number is needed.
 
         Raises:
             ValueError: when it is not allowed.
@@ -103,7 +103,7 @@ class Option:
 
     @property
     def is_text(self) -> bool:
-        """Whether the characters of a command line are the value, also where they look like a number."""
+        """Whether the option is a text, also where it looks like a number."""
         schema = self._adapter.json_schema()
         return any(one.get("type") == "string" for one in schema.get("anyOf", [schema]))
 
@@ -308,7 +308,7 @@ def _unread(content: Mapping[str, Any], known: set[str], named: set[str], above:
 
 
 def _wrong(parser: ConfigParser, shipped: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Messages on values that are not allowed; the others are converted. A config file's own components are skipped."""
+    """Messages on wrong values; the others are converted. A config file's own components are skipped."""
     config = parser.get()
     values = dict(_ids(config))
     foreign = {"variants"}

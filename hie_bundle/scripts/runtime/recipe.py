@@ -45,7 +45,7 @@ def recipe_of(parser: ConfigParser) -> Recipe:
 
 
 def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str, remedy: str) -> None:
-    """Stop where weights meet another recipe than they were trained with.
+    """Refuse weights of another recipe.
 
     Args:
         trained: the weights', None if they do not say.
@@ -72,7 +72,7 @@ def same_recipe(one: Recipe, other: Recipe) -> bool:
 
 
 def references(content: Any) -> Iterator[str]:
-    """The ids that a part of a config refers to, with ``#`` between their levels; not by what is irrelevant here."""
+    """The ids that a part of a config refers to, with ``#`` between levels; irrelevant values are skipped."""
     if isinstance(content, dict):
         content = [value for name, value in content.items() if not _IRRELEVANT.search(name)]
     if isinstance(content, list):
@@ -91,7 +91,7 @@ def _renewed(content: Any) -> Any:
 
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:
-    """Its parts with what they refer to in place: two ways to write the same are the same."""
+    """The parts of a recipe with references replaced by their values: equal for equal recipes."""
 
     def resolve(content: Any) -> Any:
         content = _listed(content)

@@ -1,4 +1,4 @@
-"""Case ids and folders replaced in messages that are kept, where ``--anonymise_ids`` gives the cases pseudonyms."""
+"""Replace case ids and folders in kept messages if ``--anonymise_ids`` is set."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def replace_in_kept_messages(names: Mapping[str, str], files: Iterable[str | Pat
 
 
 def redacted(text: str) -> str:
-    """A text with pseudonyms instead of ids, and without folders of cases: for messages that are kept."""
+    """A message to keep: pseudonyms instead of ids, no folders of cases."""
     for folder in sorted(_folders, key=len, reverse=True):
         text = text.replace(folder + os.sep, "")
     for case in sorted(_replaced, key=len, reverse=True):
-        # what has no letter is a number as any other, but in a file's name
+        # an id without letters is replaced in file names only: it may be any number
         before, after = (
             (r"(?<![^\W_])", r"(?![^\W_])") if re.search(r"[^\W\d_]", case) else (r"(?<=[/_-])", r"(?=[-_.])")
         )

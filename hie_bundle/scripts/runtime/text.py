@@ -1,4 +1,4 @@
-"""Texts of strangers (case ids, file names) in a terminal and in a spreadsheet: shown, never executed."""
+"""Case ids and file names in a terminal and in a spreadsheet: shown, never executed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def show_any_text() -> None:
 
 
 def csv_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> str:
-    """Rows as CSV whose texts no spreadsheet takes for formulas: such a text begins with an apostrophe.
+    """Rows as CSV; a text that a spreadsheet would take for a formula gets an apostrophe in front.
 
     The columns are ``names``, or those of the first row.
     """

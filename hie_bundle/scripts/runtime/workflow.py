@@ -18,7 +18,7 @@ from .literals import literal
 
 
 def running_workflow() -> ConfigWorkflow | None:
-    """Find the workflow that evaluates the config which calls this; None where a tool parses a config without one.
+    """The running workflow; None where a tool parses a config without one.
 
     MONAI passes neither the workflow nor its parser to what a config names.
     """
@@ -33,7 +33,7 @@ _OWN = inspect.signature(ConfigWorkflow).parameters  # of MONAI itself: files an
 
 
 class Workflow(ConfigWorkflow):
-    """``monai.bundle.ConfigWorkflow``, whose refusals before any of the bundle's code runs are a :class:`UserError`.
+    """``monai.bundle.ConfigWorkflow`` with a :class:`UserError` for a wrong file or option.
 
     ``python -m monai.bundle run`` has MONAI's own class, and ends there with a traceback. Values for the config are
     data: no text in them is evaluated.
