@@ -20,10 +20,6 @@ from .geometry.distance import boundary_distance
 from .moved import lookup
 from .runtime.distributed import mean_over_ranks, with_other_ranks
 
-__all__ = [
-    "ComponentDiceLoss", "CompoundLoss", "HausdorffLoss", "LogHausdorffLoss", "RankDiceCELoss", "ScaleMeanLoss",
-    "SignedDistanceLoss", "TwoClassLoss",
-]  # fmt: skip
 __getattr__ = partial(lookup, "losses")
 
 
@@ -56,10 +52,8 @@ class LogHausdorffLoss(HausdorffLoss):
 
     Eq. 4 as printed, 1 / (1 + HD), falls as the distance grows.
 
-    Args:
-        over_ranks: in distributed training, take the mean over the items of all ranks, equally many on each, before the
-            logarithm; the ranks' gradients then average to the gradient of the whole batch.
-        options: of ``monai.losses.HausdorffDTLoss``.
+    With ``over_ranks`` a distributed training takes the mean over the items of all ranks, equally many on each, before
+    the logarithm; the ranks' gradients then average to the gradient of the whole batch.
     """
 
     def __init__(self, over_ranks: bool = False, **options: Any) -> None:
@@ -76,12 +70,7 @@ class LogHausdorffLoss(HausdorffLoss):
 
 
 class RankDiceCELoss(StockDiceCELoss):
-    """``monai.losses.DiceCELoss``, for ``batch=True`` over the batches of all ranks.
-
-    Args:
-        over_ranks: as in :class:`LogHausdorffLoss`; all items have one shape.
-        options: of ``monai.losses.DiceCELoss``.
-    """
+    """``monai.losses.DiceCELoss``, with ``batch`` and ``over_ranks`` over the batches of all ranks, of one shape."""
 
     def __init__(self, over_ranks: bool = False, **options: Any) -> None:
         super().__init__(**options)
@@ -113,13 +102,10 @@ class CompoundLoss(nn.Module):
 
 
 class TwoClassLoss(nn.Module):
-    """A loss on the probabilities of background and lesion, given the lesion's logit (B, 1, *spatial).
+    """A loss on the probabilities (B, 2, *spatial) of background and lesion, given the lesion's logit (B, 1, *spatial).
 
     For MONAI's ``GeneralizedDiceLoss``, whose class weights cancel out with one channel, and its
     ``AsymmetricUnifiedFocalLoss``, which has no sigmoid.
-
-    Args:
-        loss: takes probabilities and 0/1 targets, shape (B, 2, *spatial), background first.
 
     Raises:
         ValueError: when called with another number of channels.

@@ -11,8 +11,6 @@ from torch import nn
 
 from .runtime.errors import UserError
 
-__all__ = ["HIEUNet", "with_prior"]
-
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["are_normalised", "brain_of", "clear_background"]
-
 
 @overload
 def brain_of(adc: NDArray[Any], normalised: bool = False) -> NDArray[np.bool_]: ...
@@ -30,11 +28,11 @@ def brain_of(adc: Any, normalised: bool = False) -> Any:
 
 
 def are_normalised(adc: NDArray[Any], zadc: NDArray[Any] | None = None) -> bool:
-    """Whether both maps (or ADC alone) have mean 0 and standard deviation 1, as after preprocessing.
+    """Whether both maps have mean 0 and standard deviation 1, as after preprocessing; ADC alone if ZADC is missing.
 
-    Their values then have no units, and 0 is not the background.
+    Their values then have no units, and 0 is not the background. A missing ZADC map is None or NaN everywhere.
     """
-    maps = [adc] if zadc is None else [adc, zadc]
+    maps = [adc] if zadc is None or np.isnan(zadc).all() else [adc, zadc]
     return all(abs(values.mean()) < 0.01 and abs(values.std() - 1) < 0.01 for values in maps)
 
 

@@ -8,8 +8,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["components", "without_small"]
-
 
 def components(
     mask: NDArray[np.bool_], connectivity: Literal[6, 18, 26] = 26

@@ -8,8 +8,6 @@ import edt
 import numpy as np
 import torch
 
-__all__ = ["boundary_distance"]
-
 CHUNK_BYTES = 64 << 20  # of temporary values of ``separable``
 
 

@@ -9,8 +9,6 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
-__all__ = ["axial", "shown_box", "upright"]
-
 Mask = NDArray[np.bool_]
 MARGIN = 3  # voxels around the brain
 

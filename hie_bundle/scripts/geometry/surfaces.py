@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import KDTree
 from surface_distance.lookup_tables import (
     ENCODE_NEIGHBOURHOOD_3D_KERNEL,
     create_table_neighbour_code_to_surface_area,
 )
-
-__all__ = ["Mask", "border_distances", "cropped", "share_within", "surfel_distances"]
 
 Mask = NDArray[np.bool_]
 
@@ -36,12 +34,10 @@ def cropped(pred: Mask, truth: Mask, spacing_mm: Sequence[float]) -> tuple[Mask,
         raise ValueError(f"the masks must be three-dimensional and of one shape, got {pred.shape} and {truth.shape}.")
     if len(spacing_mm) != 3 or not all(0 < s < math.inf for s in spacing_mm):
         raise ValueError(f"spacing_mm must be three positive numbers, not {tuple(spacing_mm)}.")
-    union = pred | truth
-    occupied = [np.flatnonzero(union.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not len(occupied[0]):
+    boxes = find_objects((pred | truth).view(np.uint8))
+    if not boxes:
         return pred[:1, :1, :1], truth[:1, :1, :1]
-    box = tuple(slice(axis[0], axis[-1] + 1) for axis in occupied)
-    return np.pad(pred[box], 1), np.pad(truth[box], 1)
+    return np.pad(pred[boxes[0]], 1), np.pad(truth[boxes[0]], 1)
 
 
 def surfel_distances(pred: Mask, truth: Mask, spacing_mm: tuple[float, ...]) -> dict[str, NDArray[Any]]:

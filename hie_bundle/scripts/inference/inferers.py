@@ -6,8 +6,9 @@ tensors. :class:`EnsembleInferer` averages over flips and checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -21,8 +22,6 @@ from torch import nn
 from ..io.weights import as_paths, read_weights
 from ..runtime.errors import UserError, choose
 from ..runtime.finite import require_finite_output
-
-__all__ = ["PRECISIONS", "EnsembleInferer", "EnsembleMembers", "PrecisionInferer", "TorchBackend"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -61,55 +60,42 @@ class PrecisionInferer(Inferer):
         return self.backend(network, inputs)
 
 
+@dataclass(eq=False)
 class EnsembleInferer(Inferer):
     """Mean lesion probability over checkpoints and test-time flips, as a logit.
 
     The network must hold the first checkpoint's weights; the others are read at the first call and kept in memory. Its
     output is one logit (lesion) or two (background, lesion), whose softmax is averaged.
 
-    Args:
-        checkpoints: one or several files with weights of the same network.
-        flips: spatial axes, 0 to 2; every combination is predicted, 2ⁿ predictions for n axes.
-        window: chooses the network's input; the whole volume if None.
-        backend: runs the network; PyTorch in float32 if None.
-
-    Attributes:
-        members: per-member predictions (logits without flips), shape (B, checkpoints, X, Y, Z); None for a single
-            prediction.
-        agreement: of the masks (probability ≥ 0.5) of all predictions, volume of the intersection by that of the
-            union, 1 if all are empty; None for a single prediction.
+    After a call ``members`` has the per-member predictions (logits without flips), shape (B, checkpoints, X, Y, Z), and
+    ``agreement`` that of the masks (probability ≥ 0.5) of all predictions: volume of the intersection by that of the
+    union, 1 if all are empty. Both are None for a single prediction.
 
     Raises:
         UserError: when a checkpoint does not fit; when called, if the input has NaN, the output is not finite or has
             more than two channels to average.
     """
 
-    def __init__(
-        self,
-        checkpoints: str | Sequence[str],
-        flips: Sequence[int] = (),
-        window: Inferer | None = None,
-        backend: Backend | None = None,
-    ) -> None:
-        self.checkpoints = as_paths(checkpoints)
-        self.flips = tuple(flips)
-        self.window = window or SimpleInferer()
-        self.backend = backend or TorchBackend()
-        self.members: torch.Tensor | None = None
-        self.agreement: float | None = None
-        self._first: nn.Module | None = None
-        self._others: list[nn.Module] = []
+    checkpoints: str | Sequence[str]  # files with weights of the same network
+    flips: Sequence[int] = ()  # spatial axes, 0 to 2; every combination is predicted, 2ⁿ predictions for n axes
+    window: Inferer = field(default_factory=SimpleInferer)  # chooses the network's input
+    backend: Backend = field(default_factory=TorchBackend)  # runs the network
+    members: torch.Tensor | None = field(default=None, init=False)
+    agreement: float | None = field(default=None, init=False)
+    _first: nn.Module | None = field(default=None, init=False)
+    _others: list[nn.Module] = field(default_factory=list, init=False)
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         assert isinstance(network, nn.Module)
         _refuse_nan(inputs)
         self.members = self.agreement = None
-        if len(self.checkpoints) == 1 and not self.flips:
+        combined = [axes for count in range(len(self.flips) + 1) for axes in combinations(self.flips, count)]
+        if len(as_paths(self.checkpoints)) == len(combined) == 1:
             return self._predict(inputs, network)
         members: list[torch.Tensor] = []
         views: list[torch.Tensor] = []
         for one in self._networks(network):
-            for axes in self._combinations():
+            for axes in combined:
                 logits = self._predict(inputs, one, axes).float()
                 views.append(torch.sigmoid(_lesion_logit(logits)))
                 if not axes:
@@ -130,14 +116,10 @@ class EnsembleInferer(Inferer):
         require_finite_output(logits, inputs)
         return torch.flip(logits, spatial) if axes else logits
 
-    def _combinations(self) -> Iterator[tuple[int, ...]]:
-        for count in range(len(self.flips) + 1):
-            yield from combinations(self.flips, count)
-
     def _networks(self, network: nn.Module) -> list[nn.Module]:
         if self._first is not network:
             self._others = []
-            for path in self.checkpoints[1:]:
+            for path in as_paths(self.checkpoints)[1:]:
                 other = deepcopy(network)
                 other.load_state_dict(read_weights(path, other))
                 self._others.append(other)
@@ -145,15 +127,14 @@ class EnsembleInferer(Inferer):
         return [network, *self._others]
 
 
+@dataclass(eq=False)
 class EnsembleMembers:
     """Add an ensemble's per-member predictions, logits of shape (B, checkpoints, X, Y, Z), to the engine's output."""
 
-    def __init__(self, inferer: EnsembleInferer, key: str) -> None:
-        self.inferer = inferer
-        self.key = key
+    inferer: EnsembleInferer
+    key: str
 
     def attach(self, engine: Engine) -> None:
-        """Run after the network's forward pass."""
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:

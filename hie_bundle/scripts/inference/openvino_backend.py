@@ -18,8 +18,6 @@ try:
 except ImportError:
     openvino = None
 
-__all__ = ["OpenVINOBackend"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -51,11 +49,8 @@ class OpenVINOBackend:
         # a MetaTensor dispatches every operation
         plain = inputs.as_subclass(torch.Tensor).float().contiguous()
         if key not in self._compiled:
-            self._compiled[key] = self._compile(network, plain)
+            with torch.no_grad():  # symbolic export
+                program = torch.export.export(network, (plain,))
+            properties = {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY"}
+            self._compiled[key] = openvino.Core().compile_model(openvino.convert_model(program), "CPU", properties)
         return torch.from_numpy(self._compiled[key](plain.numpy())[0])
-
-    def _compile(self, network: nn.Module, example: torch.Tensor) -> Any:
-        with torch.no_grad():  # symbolic export
-            program = torch.export.export(network, (example,))
-        properties = {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY"}
-        return openvino.Core().compile_model(openvino.convert_model(program), "CPU", properties)

@@ -12,8 +12,6 @@ from ..geometry.brain import are_normalised, brain_of
 from ..io.volumes import Volume
 from ..transforms.voxel_features import local_means
 
-__all__ = ["Plausibility", "plausibility_of"]
-
 NOT_LOW, LOW, SIGMA_MM = -1.0, -2.0, 2.0  # ZADC; the second is compared with ZADC smoothed within the brain
 # doubtful from here on; false alarms: docs/segment.md
 MOST_NOT_LOW = 0.2  # share of the mask
@@ -61,13 +59,9 @@ class Plausibility:
 def plausibility_of(
     mask: NDArray[Any], adc: Volume, zadc: NDArray[Any] | None, agreement: float | None
 ) -> Plausibility:
-    """Compare a mask with the maps that it is of.
+    """Compare a mask (X, Y, Z) of 0 and 1 with its ADC map and, if there is one, Z map of the same shape.
 
-    Args:
-        mask: 0 and 1, shape (X, Y, Z); ``adc`` and ``zadc`` likewise.
-        adc: the ADC map.
-        zadc: its Z map; None if there is none.
-        agreement: see :attr:`scripts.inference.inferers.EnsembleInferer.agreement`.
+    ``agreement`` is that of :class:`scripts.inference.inferers.EnsembleInferer`.
     """
     voxel_ml = float(np.prod(adc.spacing_mm)) / 1000
     lesion, brain = mask > 0, brain_of(adc.array)

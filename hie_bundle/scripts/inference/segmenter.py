@@ -32,8 +32,6 @@ from ..runtime.workflow import Workflow
 from ..transforms.pipeline import pipeline
 from .plausibility import Plausibility, plausibility_of
 
-__all__ = ["CAUTION", "Segmentation", "Segmenter", "segment", "trained_with"]
-
 CAUTION = "Research software, not a medical device: not for diagnosis or treatment. Look at every mask."
 ALONE = (
     "no ZADC map: segmented by ADC alone. Masks are worse than with one, small lesions first; figures of the shipped "
@@ -187,11 +185,7 @@ class Segmenter:
     ) -> Segmentation:
         """Mask, probability and figures of one case; arguments and errors as in a call.
 
-        Args:
-            adc: see there.
-            zadc: see there.
-            affine: see there.
-            case: its id; None: from the file's name.
+        ``case`` is its id; None: from the file's name.
         """
         name = case or (part_of(Path(adc))[1] or Path(adc).name if isinstance(adc, str | Path) else "case")
         report, maps = read_case(name, _parts(adc, zadc, affine), self.limits)

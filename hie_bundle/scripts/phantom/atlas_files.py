@@ -12,8 +12,6 @@ from ..io.images import write
 from .anatomy import BOX_CENTRE_MM, BOX_HALF_MM, FloatArray, callosal_roof, ellipsoid, lobes
 from .normative import build_atlas
 
-__all__ = ["REGIONS", "region_at", "write_phantom_atlas"]
-
 LAYERS = [f"{lobe} {layer}" for lobe in ("frontal", "parietal", "temporal") for layer in ("gyri", "deep white matter")]
 PAIRED = ("deep grey matter", *LAYERS, "occipital lobe", "cerebellum")
 # number in the label map: name
@@ -51,13 +49,7 @@ def region_at(points_mm: FloatArray) -> NDArray[np.uint8]:
 
 def write_phantom_atlas(output_dir: str | Path, seed: int = 0, num_healthy: int = 13, step_mm: float = 1.5) -> None:
     """Write ``mean.nii.gz`` and ``std.nii.gz`` (1e-6 mm²/s), ``regions.nii.gz`` and the regions' names in
-    ``regions.json``; all or none.
-
-    Args:
-        output_dir: must not be there yet.
-        seed: of the population.
-        num_healthy: number of newborns.
-        step_mm: voxel size.
+    ``regions.json`` to a new folder; all or none. ``step_mm`` is the voxel size.
     """
     atlas = build_atlas(seed, num_healthy, step_mm)
     affine = np.diag([step_mm, step_mm, step_mm, 1.0])

@@ -120,18 +120,11 @@ def most_susceptible(score: FloatArray, fraction: float, brain_points: int, leas
 
 
 def outline(
-    extent: FloatArray,
-    spacing_mm: NDArray[np.floating],
-    rng: np.random.Generator,
-    least_voxels: int = 3,
+    extent: FloatArray, spacing_mm: NDArray[np.floating], rng: np.random.Generator, least_voxels: int = 3
 ) -> NDArray[np.bool_]:
     """Annotation (X, Y, Z): slice by slice, slightly too smooth and shifted.
 
-    Args:
-        extent: share of injured tissue in each voxel, 0..1.
-        spacing_mm: (3,).
-        rng: source of randomness.
-        least_voxels: smallest component in a slice.
+    ``extent`` is the share of injured tissue in each voxel, 0..1; ``least_voxels`` the smallest component in a slice.
     """
     drawn = np.zeros(extent.shape, dtype=bool)
     for k in np.flatnonzero((extent > 0.2).any((0, 1))):

@@ -12,8 +12,6 @@ from scipy import ndimage
 from .acquisition import Scanner, fit_adc, signals
 from .anatomy import BOX_CENTRE_MM, BOX_HALF_MM, FOLD_MM, FloatArray, RandomField, draw_subject, evaluate, sample
 
-__all__ = ["Atlas", "build_atlas", "common_folding"]
-
 ATLAS_STREAM = 1  # first word of the population's seed sequences; cases have 0
 
 

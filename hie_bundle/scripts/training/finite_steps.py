@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,8 +19,6 @@ from torch.optim import Adam
 from ..runtime.errors import UserError, choose
 from ..runtime.finite import not_finite
 
-__all__ = ["FiniteSteps"]
-
 logger = logging.getLogger(__name__)
 
 IN_A_ROW = 3  # consecutive steps that may be skipped
@@ -27,6 +26,7 @@ IN_A_ROW = 3  # consecutive steps that may be skipped
 IN_A_ROW_SCALED = 20
 
 
+@dataclass(eq=False)
 class FiniteSteps:
     """Skip a step whose loss or gradient is not finite, on all ranks together; end the training after several.
 
@@ -34,23 +34,22 @@ class FiniteSteps:
     training.) With mixed precision the GradScaler skips overflowing steps, which is normal at the start. Put it after
     the handlers that change loss and gradients.
 
-    Args:
-        network: that is trained.
-        on_nonfinite: ``skip``, at most three consecutive steps; or ``stop``.
-        read_every: steps between readings. Above 1 no step waits for the device: a fused Adam skips the step there, and
-            the next reading logs it.
+    With ``read_every`` above 1 no step waits for the device: a fused Adam skips the step there, and the next reading
+    logs it.
 
     Raises:
         UserError: when the training ends, or weights are not finite after a step.
     """
 
-    def __init__(self, network: nn.Module, on_nonfinite: str = "skip", read_every: int = 1) -> None:
-        self.network = network
-        self.allowed = choose({"skip": IN_A_ROW, "stop": 0}, on_nonfinite, "on_nonfinite")
-        self.read_every = read_every
-        self.in_a_row = 0
-        self._buffers: list[torch.Tensor] = []
-        self._unread: list[tuple[torch.Tensor, str]] = []
+    network: nn.Module
+    on_nonfinite: str = "skip"  # at most three consecutive steps; or stop
+    read_every: int = 1  # steps between readings
+    in_a_row: int = field(default=0, init=False)
+    _buffers: list[torch.Tensor] = field(default_factory=list, init=False)
+    _unread: list[tuple[torch.Tensor, str]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.allowed = choose({"skip": IN_A_ROW, "stop": 0}, self.on_nonfinite, "on_nonfinite")
 
     def attach(self, engine: SupervisedTrainer) -> None:
         if self.read_every > 1:

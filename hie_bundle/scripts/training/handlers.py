@@ -36,11 +36,6 @@ from ..runtime.distributed import from_first, is_first, unwrap_ddp
 from ..runtime.errors import UserError
 from ..runtime.recipe import Recipe, refuse_other_recipe
 
-__all__ = [
-    "BestModelSaver", "EpochSeed", "GradientClipping", "InitialWeights", "L1Penalty", "LastValidation",
-    "PatienceHandler", "Resume", "WeightsLoader",
-]  # fmt: skip
-
 logger = logging.getLogger(__name__)
 
 
@@ -119,22 +114,15 @@ class EpochSeed(_Handler):
 class WeightsLoader(_Handler):
     """Check every checkpoint of an ensemble, and load the first.
 
-    Args:
-        load_path: file or files with weights.
-        load_dict: networks by their name in the checkpoint.
-        recipe: the config's, see :func:`scripts.runtime.recipe.describe`; None compares nothing.
-        other_recipe: accept weights of another recipe.
-        map_location: not used; configs up to version 0.10 have it.
-
     Raises:
         UserError: when a checkpoint is missing or damaged, does not fit the network, or is of another recipe.
     """
 
-    load_path: str | Sequence[str]
-    load_dict: Mapping[str, nn.Module]
-    recipe: Recipe | None = None
-    other_recipe: bool = False
-    map_location: Any = None
+    load_path: str | Sequence[str]  # file or files with weights
+    load_dict: Mapping[str, nn.Module]  # networks by their name in the checkpoint
+    recipe: Recipe | None = None  # the config's, see :func:`scripts.runtime.recipe.describe`; None compares nothing
+    other_recipe: bool = False  # accept weights of another recipe
+    map_location: Any = None  # not used; configs up to version 0.10 have it
     event = Events.STARTED
 
     def __call__(self, _: Engine) -> None:
@@ -146,18 +134,13 @@ class WeightsLoader(_Handler):
 class InitialWeights(_Handler):
     """Fine-tune: start from existing weights. Put it before :class:`Resume`, which overrides it.
 
-    Args:
-        network: that is trained.
-        weights: ``simulated`` for the bundle's own (the first of an ensemble), or a checkpoint.
-        recipe: the config's; None compares nothing.
-
     Raises:
         UserError: as :class:`WeightsLoader`.
     """
 
     network: nn.Module
-    weights: str
-    recipe: Recipe | None = None
+    weights: str  # ``simulated`` for the bundle's own (the first of an ensemble), or a checkpoint
+    recipe: Recipe | None = None  # the config's; None compares nothing
     event = Events.STARTED
 
     def __call__(self, _: Engine) -> None:
@@ -188,20 +171,13 @@ class BestModelSaver(_Handler):
     """Save the weights with their recipe after every validation that is the best so far; else the last weights.
 
     Rank 0 writes, atomically. Put it after the ``ValidationHandler``. (MONAI's ``CheckpointSaver`` saves no recipe.)
-
-    Args:
-        network: that is trained.
-        path: of the weights; :mod:`scripts.io.weights` has the format.
-        validator: whose key metric chooses.
-        recipe: the config's.
-        training: facts saved with the weights (loss, seed); the epoch and its key metric are added.
     """
 
     network: nn.Module
-    path: str
-    validator: Evaluator
-    recipe: Recipe | None = None
-    training: Mapping[str, Any] = field(default_factory=dict)
+    path: str  # of the weights; :mod:`scripts.io.weights` has the format
+    validator: Evaluator  # its key metric chooses
+    recipe: Recipe | None = None  # the config's
+    training: Mapping[str, Any] = field(default_factory=dict)  # saved facts (loss, seed); epoch and metric are added
 
     def attach(self, engine: Engine) -> None:
         super().attach(engine)
@@ -248,22 +224,15 @@ class Resume(_Handler):
     With :class:`EpochSeed` a resumed training ends with the weights of an uninterrupted one (same machine, CPU). Rank 0
     reads and writes, and sends the state to the others.
 
-    Args:
-        path: of the state.
-        objects: network, optimiser, scheduler, by name. Epoch, gradient scaler and best metric are saved too.
-        validator: whose best metric is saved.
-        resume: continue from ``path`` if it exists; otherwise overwrite it.
-        recipe: the config's; saved, and compared in a resumed run.
-
     Raises:
         UserError: when the state has another recipe, cannot be read or does not fit.
     """
 
-    path: str
-    objects: Mapping[str, Any]
-    validator: Evaluator
-    resume: bool | str = False
-    recipe: Recipe | None = None
+    path: str  # of the state
+    objects: Mapping[str, Any]  # network, optimiser, scheduler; epoch, gradient scaler and best metric are saved too
+    validator: Evaluator  # its best metric is saved
+    resume: bool | str = False  # continue from ``path`` if it exists; otherwise overwrite it
+    recipe: Recipe | None = None  # the config's; saved, and compared in a resumed run
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.load)

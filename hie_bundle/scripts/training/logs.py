@@ -12,8 +12,6 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator, SupervisedTrainer
 from torch.optim import Optimizer
 
-__all__ = ["EpochLine", "StepValues"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -21,8 +21,6 @@ from ..runtime.machine import GB, available_memory, cache_memory
 from ..transforms.on_device import batched_form
 from ..transforms.pipeline import listed
 
-__all__ = ["BatchDice", "Placement", "ResidentCases", "training_loader"]
-
 logger = logging.getLogger(__name__)
 
 SHARE = 0.4  # of the free memory for the cases; the rest is for the network
@@ -32,23 +30,10 @@ READ_EVERY = 10  # steps between readings of logged values, which wait for the d
 class Placement:
     """Where the training's cases are augmented: by loading processes on the host, or on the device.
 
-    Args:
-        data_on: ``device``, ``host``, or ``auto``: the device on CUDA, if the recipe's augmentation has a batched form
-            and the cases fit.
-        device: that trains.
-        augment: the recipe's, by name.
-        prepare_batch: the recipe's.
-        activate: the recipe's; Dice of a training step on the device needs one sigmoid.
-        cases: their number.
-        all_cached: whether all cases are cached.
-        volume_size: of a case.
-        in_channels: of a case.
-
-    Attributes:
-        on_device: the choice.
-        augment: transforms of the loading processes.
-        prepare_batch: the trainer's.
-        read_every: steps between readings of a step's values.
+    ``data_on`` is ``device``, ``host``, or ``auto``: the device on CUDA, if the augmentation has a batched form and the
+    cases fit. ``cases`` is their number, ``on_device`` the choice. ``augment`` and ``prepare_batch`` are those of the
+    recipe, then those of the loading processes and of the trainer. ``read_every`` is the number of steps between
+    readings of a step's values.
 
     Raises:
         UserError: for ``device``, when the augmentation has no batched form, or not all cases are cached.
@@ -114,12 +99,7 @@ class BatchDice(Metric):
 
 
 class ResidentCases(Dataset[int]):
-    """Indices of cases that are in the device's memory; :meth:`batch` collates them. The first batch uploads the cases.
-
-    Args:
-        dataset: cached cases.
-        device: that trains.
-    """
+    """Indices of cached cases in the device's memory; :meth:`batch` collates them, and first uploads the cases."""
 
     def __init__(self, dataset: Dataset[Any], device: str | torch.device = "cpu") -> None:
         self.dataset = dataset

@@ -14,8 +14,6 @@ from ..runtime.errors import UserError
 from ..runtime.literals import plain
 from ..runtime.workflow import running_workflow
 
-__all__ = ["WandBHandler", "parameters"]
-
 
 def parameters(workflow: ConfigWorkflow | None = None) -> dict[str, Any]:
     """Numbers, texts and lists of them at the top of a workflow's config (the running one), without expressions."""
@@ -37,26 +35,17 @@ class WandBHandler:
 
     The handlers of trainer and validator share one run. ``WANDB_MODE=offline`` needs no network.
 
-    Args:
-        project: of the run.
-        name: of the run.
-        folder: of wandb's files.
-        config: parameters of the run.
-        steps: from an iteration's output to values by name; None logs no steps.
-        files: uploaded at the engine's end, if they exist.
-        close: end the run with the engine.
-
     Raises:
         UserError: when the engine starts, if wandb is not installed.
     """
 
-    project: str
-    name: str
-    folder: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    steps: Callable[[Any], Mapping[str, Any]] | None = None
-    files: Sequence[str] = ()
-    close: bool = False
+    project: str  # of the run
+    name: str  # of the run
+    folder: str  # of wandb's files
+    config: Mapping[str, Any] = field(default_factory=dict)  # parameters of the run
+    steps: Callable[[Any], Mapping[str, Any]] | None = None  # from an iteration's output to values by name
+    files: Sequence[str] = ()  # uploaded at the engine's end, if they exist
+    close: bool = False  # end the run with the engine
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.started)

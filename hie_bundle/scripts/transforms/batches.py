@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,55 +14,31 @@ from torch.nn import functional
 
 from ..runtime.errors import UserError
 
-__all__ = ["RandBatch"]
-
 # MONAI's crop around lesions warns at each patch of a case without a lesion
 warnings.filterwarnings("ignore", "Num foregrounds 0, Num backgrounds")
 
 
+@dataclass(eq=False)
 class RandBatch(PrepareBatchDefault):
     """Rotate, scale and flip the patches of a batch, change their intensities, and crop them to the network's input.
 
     A trainer's ``prepare_batch``; the parameters of each patch come from PyTorch's generator. Voxels of 0 stay 0.
-
-    Args:
-        spatial_size: of the output, centred in the input.
-        spacing_mm: size of a voxel.
-        rotation: largest angle about each axis, radians.
-        scaling: largest relative change of size along each axis.
-        flip_probability: of the first axis, left to right.
-        intensity_factor: largest relative change of a channel.
-        intensity_shift: largest shift of a channel.
-        noise: largest standard deviation of Gaussian noise; half of the patches have noise.
-        dropout: probability of setting ``dropped`` channels to 0, as for a missing map.
-        dropped: indices of these channels, from 0.
     """
 
-    def __init__(
-        self,
-        spatial_size: Sequence[int],
-        spacing_mm: Sequence[float],
-        rotation: Sequence[float] = (0.0, 0.0, 0.0),
-        scaling: float = 0.0,
-        flip_probability: float = 0.0,
-        intensity_factor: float = 0.0,
-        intensity_shift: float = 0.0,
-        noise: float = 0.0,
-        dropout: float = 0.0,
-        dropped: Sequence[int] = (),
-    ) -> None:
-        if not all(type(channel) is int and channel >= 0 for channel in dropped):
-            raise UserError(f"prepare_batch#dropped must list channel numbers from 0 on, not {dropped!r}.")
-        self.spatial_size = tuple(spatial_size)
-        self.spacing_mm = torch.tensor(spacing_mm, dtype=torch.float32)
-        self.rotation = torch.tensor(rotation, dtype=torch.float32)
-        self.scaling = scaling
-        self.flip_probability = flip_probability
-        self.intensity_factor = intensity_factor
-        self.intensity_shift = intensity_shift
-        self.noise = noise
-        self.dropout = dropout
-        self.dropped = list(dropped)
+    spatial_size: Sequence[int]  # of the output, centred in the input
+    spacing_mm: Sequence[float]  # size of a voxel
+    rotation: Sequence[float] = (0.0, 0.0, 0.0)  # largest angle about each axis, radians
+    scaling: float = 0.0  # largest relative change of size along each axis
+    flip_probability: float = 0.0  # of the first axis, left to right
+    intensity_factor: float = 0.0  # largest relative change of a channel
+    intensity_shift: float = 0.0  # largest shift of a channel
+    noise: float = 0.0  # largest standard deviation of Gaussian noise; half of the patches have noise
+    dropout: float = 0.0  # probability of setting ``dropped`` channels to 0, as for a missing map
+    dropped: Sequence[int] = ()  # indices of these channels, from 0
+
+    def __post_init__(self) -> None:
+        if not all(type(channel) is int and channel >= 0 for channel in self.dropped):
+            raise UserError(f"prepare_batch#dropped must list channel numbers from 0 on, not {self.dropped!r}.")
 
     def __call__(
         self, batchdata: Any, device: str | torch.device | None = None, non_blocking: bool = False, **kwargs: Any
@@ -81,7 +58,7 @@ class RandBatch(PrepareBatchDefault):
 
     def draw_matrices(self, count: int, size: Sequence[int]) -> torch.Tensor:
         """Affine from output to input of each of ``count`` patches of a size, (count, 3, 4), for ``affine_grid``."""
-        angles = self._uniform(count, 3) * self.rotation
+        angles = self._uniform(count, 3) * torch.tensor(self.rotation)
         turned = torch.eye(3).repeat(count, 1, 1)
         for axis, (a, b) in enumerate(((1, 2), (0, 2), (0, 1))):
             cosine, sine = torch.cos(angles[:, axis]), torch.sin(angles[:, axis])
@@ -91,8 +68,8 @@ class RandBatch(PrepareBatchDefault):
         zoom = 1 / (1 + self.scaling * self._uniform(count, 3))
         zoom[:, 0] *= torch.where(torch.rand(count) < self.flip_probability, -1.0, 1.0)
         # normalised output coordinates, centred, to millimetres, to normalised input coordinates
-        out_mm = torch.tensor(self.spatial_size) * self.spacing_mm / 2
-        in_mm = torch.tensor(tuple(size)) * self.spacing_mm / 2
+        half_voxel_mm = torch.tensor(self.spacing_mm) / 2
+        out_mm, in_mm = (torch.tensor(tuple(extent)) * half_voxel_mm for extent in (self.spatial_size, size))
         matrices = turned @ torch.diag_embed(zoom) * out_mm / in_mm[:, None]
         matrices = matrices.flip(1, 2)  # z, y, x
         return torch.cat([matrices, torch.zeros(count, 3, 1)], dim=2)
@@ -104,7 +81,7 @@ class RandBatch(PrepareBatchDefault):
         shift = self.intensity_shift * self._uniform(*shape)
         noise = self.noise * torch.rand(len(image), 1, 1, 1, 1) * (torch.rand(len(image), 1, 1, 1, 1) < 0.5)
         kept = torch.ones(shape)
-        kept[:, self.dropped] = (torch.rand(len(image), 1, 1, 1, 1) >= self.dropout).float()
+        kept[:, list(self.dropped)] = (torch.rand(len(image), 1, 1, 1, 1) >= self.dropout).float()
         factor, shift, noise, kept = (one.to(image.device, non_blocking=True) for one in (factor, shift, noise, kept))
         changed = image * factor + shift + noise * torch.randn_like(image)
         return changed * (image != 0) * kept

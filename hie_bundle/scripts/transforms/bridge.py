@@ -14,7 +14,6 @@ from monai.utils import ensure_tuple
 
 from ..moved import lookup
 
-__all__ = ["AugmentByTorchIOd"]
 __getattr__ = partial(lookup, "transforms.bridge")
 
 

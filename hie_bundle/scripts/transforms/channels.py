@@ -6,11 +6,11 @@ Images have the shape (C, X, Y, Z), with ADC in 1e-6 mm²/s, 0 outside of the br
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
 from monai.data import MetaTensor
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
@@ -18,10 +18,6 @@ from scipy import ndimage, optimize
 
 from ..geometry.brain import brain_of
 from .pipeline import EachImaged
-
-__all__ = [
-    "BrainDepthd", "MirrorDifferenced", "Plane", "ScanScored", "ZeroBackgroundd", "mid_sagittal_plane", "mirrored",
-]  # fmt: skip
 
 MAD_OF_NORMAL = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 SAMPLING_MM = 4.0  # voxel size of the coarse map
@@ -104,13 +100,14 @@ def mid_sagittal_plane(adc: NDArray[Any], affine: NDArray[np.float64]) -> Plane:
     across, along, up = np.linalg.inv(affine[:3, :3] / spacing).T  # world x, y, z in the volume's own axes
 
     def plane_of(tilts: NDArray[np.float64]) -> Plane:
-        yaw, roll, offset = tilts[0], tilts[1], tilts[2]
+        yaw, roll, offset = tilts
         normal = across + np.tan(yaw) * along + np.tan(roll) * up
         normal = normal / np.linalg.norm(normal)
         return centroid + offset * normal, normal
 
     def difference(tilts: NDArray[np.float64]) -> float:
-        other = _reflected(points, plane_of(tilts)) / actual - 0.5
+        point, normal = plane_of(tilts)
+        other = (points - 2 * ((points - point) @ normal)[:, None] * normal) / actual - 0.5
         mirrored_values = ndimage.map_coordinates(coarse, other.T, order=1, mode="constant")
         return float(np.square(mirrored_values - values).mean())
 
@@ -147,46 +144,28 @@ def mirrored(image: torch.Tensor, spacing_mm: NDArray[np.float64], plane: Plane)
     return torch.nn.functional.grid_sample(plain[None], grid, padding_mode="zeros", align_corners=True)[0]
 
 
+@dataclass(eq=False)
 class MirrorDifferenced(EachImaged):
     """Append the differences between channels and their mirror images in the brain's mid-sagittal plane.
 
     Injury is often stronger on one side, while Z-scores of healthy tissue err alike on both. The difference is 0 where
-    either side is outside of the brain.
-
-    Args:
-        keys: of images with their affine.
-        channels: that are compared, each giving one more; 0 is ADC, 1 is ZADC.
-        sigma_mm: standard deviation of the Gaussian that smooths the mirror image.
+    either side is outside of the brain. ``keys`` are images with their affine.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        channels: Sequence[int] = (1,),
-        sigma_mm: float = 3.0,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.channels = list(channels)
-        self.sigma_mm = sigma_mm
+    channels: Sequence[int] = (1,)  # compared channels, each gives one more; 0 is ADC, 1 is ZADC
+    sigma_mm: float = 3.0  # standard deviation of the Gaussian that smooths the mirror image
 
-    def change(self, image: MetaTensor) -> MetaTensor:
+    def change(self, image: MetaTensor) -> torch.Tensor:
         affine = image.affine.cpu().numpy().astype(np.float64)
         spacing = voxel_sizes(affine)
         maps = image.as_tensor().float()
         plane = mid_sagittal_plane(maps[0].cpu().numpy(), affine)
         brain = brain_of(maps[:1]).float()
-        seen = mirrored(torch.cat([brain, maps[self.channels] * brain]).cpu(), spacing, plane)
+        compared = maps[list(self.channels)]
+        seen = mirrored(torch.cat([brain, compared * brain]).cpu(), spacing, plane)
         share, *values = (ndimage.gaussian_filter(one.numpy(), self.sigma_mm / spacing) for one in seen)
         # mean over brain voxels only, without the background's 0
         others = torch.as_tensor(np.stack(values) / np.maximum(share, 1e-3)).to(maps)
         inside = brain[0].bool() & torch.as_tensor(share > 0.25).to(brain.device)
-        differences = torch.where(inside, maps[self.channels] - others, torch.zeros_like(others))
-        result = torch.cat([image, MetaTensor(differences.to(image.dtype), affine=image.affine)])
-        assert isinstance(result, MetaTensor)
-        return result
-
-
-def _reflected(points: NDArray[np.float64], plane: Plane) -> NDArray[np.float64]:
-    point, normal = plane
-    return points - 2 * ((points - point) @ normal)[:, None] * normal
+        differences = torch.where(inside, compared - others, 0)
+        return torch.cat([image, MetaTensor(differences.to(image.dtype), affine=image.affine)])

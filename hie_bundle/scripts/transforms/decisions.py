@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from nibabel.affines import voxel_sizes
@@ -18,24 +18,16 @@ from ..geometry.components import components, without_small
 from .pipeline import EachImaged
 from .resample import on_grid_of
 
-__all__ = ["KeepBraind", "LimitToBraind", "RemoveSmallLesionsd", "ThresholdLesionsd"]
 
-
+@dataclass(eq=False)
 class ThresholdLesionsd(EachImaged):
     """Threshold probabilities and keep the lesions that reach a second, higher threshold (hysteresis).
 
-    Args:
-        keys: of probabilities, (C, X, Y, Z); each channel separately.
-        threshold: lowest probability of a lesion voxel.
-        peak: lowest maximum of a lesion (26-neighbourhood); 0 removes none.
+    ``keys`` are probabilities, (C, X, Y, Z); each channel separately.
     """
 
-    def __init__(
-        self, keys: KeysCollection, threshold: float = 0.5, peak: float = 0.0, allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.threshold = threshold
-        self.peak = peak
+    threshold: float = 0.5  # lowest probability of a lesion voxel
+    peak: float = 0.0  # lowest maximum of a lesion (26-neighbourhood); 0 removes none
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
         mask = (image >= self.threshold).to(image.dtype)
@@ -48,15 +40,14 @@ class ThresholdLesionsd(EachImaged):
         return np.array([False, *(np.asarray(peaks) >= self.peak)])[labels]
 
 
+@dataclass(eq=False)
 class RemoveSmallLesionsd(EachImaged):
     """Remove lesions (26-neighbourhood) below a volume in mm³. (MONAI's ``RemoveSmallObjectsd`` needs scikit-image.)
 
     ``keys`` are masks of 0 and 1 with their affine, (C, X, Y, Z); each channel separately.
     """
 
-    def __init__(self, keys: KeysCollection, smallest_mm3: float = 0.0, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.smallest_mm3 = smallest_mm3
+    smallest_mm3: float = 0.0
 
     def change(self, image: MetaTensor) -> torch.Tensor:
         if self.smallest_mm3 <= 0:
@@ -69,21 +60,21 @@ def _each_channel(image: torch.Tensor, change: Callable[[np.ndarray], np.ndarray
     return torch.as_tensor(np.stack([change(channel) for channel in image.cpu().numpy()])).to(image)
 
 
+@dataclass(eq=False)
 class KeepBraind(Transform):
     """Add ``brain``, the mask of ADC above 0 on the native grid, for :class:`LimitToBraind`, if ``wanted``.
 
     Put it directly after loading; ``native_image`` is used if the item has it.
     """
 
-    def __init__(self, wanted: bool = True) -> None:
-        self.wanted = wanted
+    wanted: bool = True
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         if not self.wanted:
             return dict(data)
         maps = data.get("native_image", data["image"])
         adc, zadc = maps[:2].as_tensor().numpy()
-        brain = brain_of(adc, are_normalised(adc, None if np.isnan(zadc).all() else zadc))
+        brain = brain_of(adc, are_normalised(adc, zadc))
         return {**data, "brain": MetaTensor(torch.as_tensor(brain[None], dtype=torch.uint8), affine=maps.affine)}
 
 

@@ -19,7 +19,6 @@ from torchio.data.io import get_sitk_metadata_from_ras_affine
 
 from ..moved import lookup
 
-__all__ = ["FastAnisotropy", "FastBlur", "FastElasticDeformation"]
 __getattr__ = partial(lookup, "transforms.fast")
 
 _GRID_SAMPLE_MODES = {"linear": "bilinear", "nearest": "nearest"}
@@ -36,20 +35,17 @@ class FastElasticDeformation(torchio.RandomElasticDeformation):
     def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
         if not {self.image_interpolation, self.label_interpolation} <= _GRID_SAMPLE_MODES.keys():
             return super().apply_transform(subject)
-        subject.check_consistent_spatial_shape()
+        subject.check_consistent_space()
         control_points = self.get_params(self.num_control_points, self.max_displacement, self.num_locked_borders)
         torch.rand(1)  # TorchIO's inner transform draws once
         if not any(self.max_displacement):
             return subject
         deformation = torchio.ElasticDeformation(control_points, self.max_displacement)
-        grids: dict[bytes, torch.Tensor] = {}
+        grid = _sampling_grid(deformation, subject.spatial_shape, subject.get_first_image().affine)
         for image in self.get_images(subject):
             is_scalar = isinstance(image, torchio.ScalarImage)
             mode = _GRID_SAMPLE_MODES[self.image_interpolation if is_scalar else self.label_interpolation]
-            geometry = image.affine.tobytes()
-            if geometry not in grids:
-                grids[geometry] = _sampling_grid(deformation, image.spatial_shape, image.affine)
-            image.set_data(sample(image.data.float()[None], grids[geometry], mode)[0])
+            image.set_data(sample(image.data.float()[None], grid, mode)[0])
         return subject
 
 

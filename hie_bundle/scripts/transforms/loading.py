@@ -7,11 +7,12 @@ import math
 import os
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, PathLike
+from monai.config import PathLike
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import (
     Compose,
@@ -32,8 +33,6 @@ from ..io.volumes import Volume, VolumeError, read_checked
 from ..runtime.errors import UserError
 from .pipeline import EachImaged
 from .resample import on_grid_of
-
-__all__ = ["AppendMapd", "KeepNatived", "LoadMapsd", "ToNatived"]
 
 # with pydicom MONAI warns at each loader that NVIDIA's DICOM decoder is missing; no DICOM is read here
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
@@ -128,21 +127,17 @@ class LoadMapsd(LoadImaged):
         return MetaTensor(both, meta={**image.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0})
 
 
+@dataclass(eq=False)
 class AppendMapd(EachImaged):
     """Append a further acquired map, such as the image with b = 1000. Put it last in ``transforms#load``.
 
-    Args:
-        keys: of images (C, X, Y, Z) with ADC, loaded from its own file, as the first channel.
-        replace: parts of the ADC map's path and their replacements in the path of the map.
+    ``keys`` are images (C, X, Y, Z) with ADC, loaded from its own file, as the first channel.
 
     Raises:
         UserError: when called, if there is no such file, or it is on another grid.
     """
 
-    def __init__(self, keys: KeysCollection, replace: Mapping[str, str], allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.replace = replace
-        self._load = LoadMaps(image_only=True)
+    replace: Mapping[str, str]  # parts of the ADC map's path, and their replacements in the path of the map
 
     def change(self, image: Any) -> torch.Tensor:
         adc = file = str(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
@@ -150,7 +145,7 @@ class AppendMapd(EachImaged):
             file = file.replace(old, new)
         if file == adc:
             raise UserError(f"{adc} has no {' or '.join(self.replace)} in its path, where another map would be.")
-        added: Any = self._load(file)
+        added: Any = LoadMaps(image_only=True)(file)
         first, second = (Volume(one.numpy(), one.affine.numpy()) for one in (image[0], added))
         if difference := grid_difference(first, second, Limits().grid_tolerance_mm):
             raise UserError(f"{file} is not on the grid of {adc}: {difference}.")
@@ -161,10 +156,7 @@ class KeepNatived(Transform):
     """Add ``native_image`` and ``native_label``, maps and mask as acquired. Put it directly after loading.
 
     Of preprocessed cases it loads the files that the item names under these keys. Without such files the keys are
-    copies, or absent if the maps are normalised.
-
-    Args:
-        limits: of a usable case; the defaults if None.
+    copies, or absent if the maps are normalised. ``limits`` are those of a usable case.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -177,7 +169,7 @@ class KeepNatived(Transform):
             return dict(self._load(data))  # type: ignore[arg-type]
         maps = data["image"][:2].clone()  # without further acquired channels
         adc, zadc = maps.numpy()
-        if are_normalised(adc, None if np.isnan(zadc).all() else zadc):
+        if are_normalised(adc, zadc):
             return dict(data)
         label: dict[Hashable, Any] = {"native_label": data["label"].clone()} if "label" in data else {}
         return {**data, "native_image": maps, **label}

@@ -20,8 +20,6 @@ from ..io.files import atomic_path
 from ..io.volumes import EXTENSIONS, Volume, VolumeError, read_volume, write_volume
 from ..runtime.errors import UserError
 
-__all__ = ["MeanLabeld", "SaveMaskd"]
-
 logger = logging.getLogger(__name__)
 
 TOLERANCE_MM = 0.05  # largest difference between the grids of a file and of the mask made from it
@@ -82,7 +80,11 @@ class SaveMaskd(SaveImaged):
         try:
             with atomic_path(path) as temporary:
                 write_volume(temporary, array[0], grid.affine)
-                _compare(temporary, array[0], grid)
+                written = read_volume(temporary)
+                if difference := grid_difference(grid, written, TOLERANCE_MM):
+                    raise VolumeError(f"the written file has another grid: {difference}")
+                if not np.array_equal(written.array, array[0]):
+                    raise VolumeError("the written file has other values than the mask; is the disk full?")
         except (OSError, RuntimeError, VolumeError) as error:
             why = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UserError(
@@ -104,14 +106,6 @@ def _grid(image: torch.Tensor, source: str, array: np.ndarray, affine: np.ndarra
         return read_volume(source)
     except (VolumeError, OSError):  # no file, or one that only a tool's own loader reads
         return Volume(array, affine)
-
-
-def _compare(path: Path, array: np.ndarray, grid: Volume) -> None:
-    written = read_volume(path)
-    if difference := grid_difference(grid, written, TOLERANCE_MM):
-        raise VolumeError(f"the written file has another grid: {difference}")
-    if written.array.shape != array.shape or not np.array_equal(written.array, array):
-        raise VolumeError("the written file has other values than the mask; is the disk full?")
 
 
 class MeanLabeld(Transform):

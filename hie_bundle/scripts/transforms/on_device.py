@@ -23,8 +23,6 @@ from .bridge import AugmentByTorchIOd
 from .fast import FastAnisotropy, FastBlur, FastElasticDeformation, coarsen, lattice_bases, sample, spline_grid
 from .pipeline import listed
 
-__all__ = ["PaperBatch", "Parameters", "PatchBatch", "batched_form"]
-
 Batch = Mapping[str, Any]
 PAPER = [torchio.RandomNoise, FastAnisotropy, FastBlur, torchio.RandomGamma, FastElasticDeformation]
 
@@ -46,12 +44,8 @@ def batched_form(augment: Any, prepare_batch: Any) -> PaperBatch | PatchBatch | 
 class PatchBatch:
     """Cut a patch out of each case of a batch, rotated, scaled and flipped by one resampling, and change intensities.
 
-    Equals :class:`RandBatch` after MONAI's crop, but a rotation shows the rest of the case beyond the crop instead of
-    background.
-
-    Args:
-        crop: draws the centres of the patches.
-        batch: has all other ranges.
+    Equals :class:`RandBatch` after MONAI's ``crop``, which draws the centres, but a rotation shows the rest of the case
+    beyond the crop instead of background.
     """
 
     def __init__(self, crop: RandCropByPosNegLabeld, batch: RandBatch) -> None:
@@ -95,10 +89,8 @@ class Parameters:
 class PaperBatch:
     """The paper's five augmentations of a batch on one grid: noise, anisotropy, blur, gamma, elastic deformation.
 
-    Anisotropy and blur are one matrix an item and axis; the elastic field is a product of B-spline bases.
-
-    Args:
-        transforms: TorchIO's in this order, with their ranges and probabilities; or none.
+    Anisotropy and blur are one matrix an item and axis; the elastic field is a product of B-spline bases. The
+    ``transforms`` are TorchIO's in this order, with their ranges and probabilities; or none.
     """
 
     def __init__(self, transforms: Sequence[torchio.Transform] = ()) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from monai.config import KeysCollection
 from monai.transforms import Compose, MapTransform
-
-__all__ = ["EachImaged", "FinestScaled", "Stage", "listed", "pipeline"]
 
 Stage = Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]]
 
@@ -23,7 +23,18 @@ def listed(stage: Stage) -> list[Callable[..., Any]]:
     return list(stage.values() if isinstance(stage, Mapping) else stage)
 
 
-class EachImaged(MapTransform):
+@dataclass(eq=False)
+class Keyed(MapTransform):
+    """MONAI's map transform as a dataclass: the fields of a subclass are its further arguments."""
+
+    keys: KeysCollection  # type: ignore[assignment]  # a tuple after __post_init__
+    allow_missing_keys: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.keys, self.allow_missing_keys)
+
+
+class EachImaged(Keyed):
     """Apply :meth:`change` to each image separately."""
 
     def change(self, image: Any) -> Any:

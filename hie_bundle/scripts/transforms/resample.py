@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, ResampleToMatch, Resize
 from nibabel.affines import voxel_sizes
 
 from .pipeline import EachImaged
-
-__all__ = ["ResizeToSpacingd", "on_grid_of"]
 
 
 def on_grid_of(target: MetaTensor, image: MetaTensor, mode: str, padding_mode: str) -> MetaTensor:
@@ -26,6 +24,7 @@ def on_grid_of(target: MetaTensor, image: MetaTensor, mode: str, padding_mode: s
     return resampled
 
 
+@dataclass(eq=False)
 class ResizeToSpacingd(EachImaged, InvertibleTransform):
     """``monai.transforms.Resized`` to the number of voxels that gives a voxel size; ``Invertd`` inverts it.
 
@@ -33,27 +32,19 @@ class ResizeToSpacingd(EachImaged, InvertibleTransform):
     (``anti_aliasing``), so that a lesion of a few voxels is kept. ``monai.transforms.Spacingd`` does not smooth, and
     fails in MONAI Label, whose items hold strings under keys that it takes for metadata.
 
-    Args:
-        keys: of images (C, X, Y, Z) with their affine.
-        spacing_mm: voxel size along each array axis, > 0.
-        mode: of ``torch.nn.functional.interpolate``; labels become fractions from 0 to 1.
+    ``keys`` are images (C, X, Y, Z) with their affine.
 
     Raises:
         ValueError: when a size is not positive, or an image has no affine.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        spacing_mm: Sequence[float],
-        mode: str = "trilinear",
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        if min(spacing_mm) <= 0:
-            raise ValueError(f"spacing_mm must be positive, got {list(spacing_mm)}.")
-        self.spacing_mm = np.asarray(spacing_mm, dtype=float)
-        self.mode = mode
+    spacing_mm: Sequence[float]  # voxel size along each array axis, > 0
+    mode: str = "trilinear"  # of ``torch.nn.functional.interpolate``; labels become fractions from 0 to 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.spacing_mm) <= 0:
+            raise ValueError(f"spacing_mm must be positive, got {list(self.spacing_mm)}.")
 
     def change(self, image: MetaTensor) -> torch.Tensor:
         if not isinstance(image, MetaTensor):

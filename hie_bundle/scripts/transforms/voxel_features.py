@@ -15,8 +15,6 @@ from ..geometry.brain import brain_of
 from ..io.volumes import Volume
 from .channels import mid_sagittal_plane, mirrored
 
-__all__ = ["MINIMA_MM", "SCALES_MM", "features", "local_means"]
-
 SCALES_MM = (1.0, 2.0, 4.0, 8.0)  # standard deviations of the Gaussians
 MINIMA_MM = (3.0, 6.0)  # sides of the boxes
 QUANTILES = (0.05, 0.25, 0.5, 0.75)
@@ -25,6 +23,8 @@ Floats = NDArray[np.float32]
 
 def local_means(maps: NDArray[Any], brain: NDArray[np.bool_], spacing_mm: Sequence[float], sigma_mm: float) -> Floats:
     """Gaussian means of maps (N, X, Y, Z) over the brain's voxels only: (N, voxels of the brain)."""
+    for box in ndimage.find_objects(brain.view(np.uint8)):  # one, or none without a brain
+        maps, brain = maps[(slice(None), *box)], brain[box]
     smooth = partial(ndimage.gaussian_filter, sigma=[sigma_mm / step for step in spacing_mm], mode="constant")
     weight = smooth(brain.astype(np.float32))[brain]
     return np.stack([smooth(np.where(brain, one, 0).astype(np.float32))[brain] / weight for one in maps])
@@ -40,15 +40,10 @@ def features(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
         adc: shape (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
         zadc: same shape.
         grid: volume with their affine.
-
-    Raises:
-        ValueError: when there is no brain.
     """
     spacing = np.asarray(grid.spacing_mm)
-    boxes = ndimage.find_objects(brain_of(adc).astype(np.uint8))  # most of a volume is background
-    if not boxes:
-        raise ValueError("there is no brain in the map: no voxel is above 0.")
-    adc, zadc = (np.pad(values[boxes[0]], 4) for values in (adc, zadc))
+    (box,) = ndimage.find_objects(brain_of(adc).astype(np.uint8))  # most of a volume is background
+    adc, zadc = (np.pad(values[box], 4) for values in (adc, zadc))
     brain = brain_of(adc)
     maps = np.where(brain, np.stack([adc / 1000, zadc]), 0).astype(np.float32)
     plane = mid_sagittal_plane(adc, grid.affine)
