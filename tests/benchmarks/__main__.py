@@ -51,7 +51,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 # cuda: where there is a GPU; pace: the trainings of cuda with their data resident on the CPU, for tests
-SECTIONS = ("parts", "growth", "forward", "epoch", "step", "segmentation", "cuda", "pace")
+SECTIONS = ("parts", "checkpoint", "growth", "forward", "epoch", "step", "segmentation", "cuda", "pace")
 
 
 def main() -> None:
@@ -91,6 +91,8 @@ def measure(
     repeats = arguments.repeats
     if "parts" in sections:
         yield from parts.parts(size["batch_size"], size["shape"], size["metrics_shape"], repeats, size["draws"])
+    if "checkpoint" in sections:
+        yield "state and weights of strong.yaml, written", parts.checkpoint(repeats)
     if "growth" in sections:
         yield from parts.growth(size["growth"], size["growth_batches"], repeats)
     features = size["config"].get("features", [32, 64, 128, 256])
