@@ -80,7 +80,9 @@ def test_frames_that_make_up_no_volume_are_refused(tmp_path: Path) -> None:
     study = Study(tmp_path / "in", "Philips")
     at = [(v, k) for v in range(2) for k in range(ADC.shape[2])]
     study.enhanced(5, volumes(0, 1000), GRIDS["oblique"], (0, 1000), frames=[*at, at[3]])
-    with pytest.raises(UserError, match=r"Series 5 has 2 images at slice 4 of 6.* slices are missing or double"):
+    with pytest.raises(
+        UserError, match=r"Series 5 has 3 images at slice 4 of 6, and 2 at .* slices are missing or double"
+    ):
         read_folder(tmp_path / "in")
 
 
@@ -95,4 +97,13 @@ def test_a_frame_missing_in_the_middle_is_a_gap(tmp_path: Path) -> None:
     at = [(v, k) for v in range(2) for k in range(ADC.shape[2]) if k != 2]
     study.enhanced(5, volumes(0, 1000), GRIDS["oblique"], (0, 1000), frames=at)
     with pytest.raises(UserError, match="gap"):
+        read_folder(tmp_path / "in")
+
+
+def test_frames_that_the_header_does_not_describe_are_refused(tmp_path: Path) -> None:
+    path = Study(tmp_path / "in").enhanced(5, volumes(0, 1000), GRIDS["oblique"], (0, 1000))
+    image = pydicom.dcmread(path)
+    del image.PerFrameFunctionalGroupsSequence[-1]
+    image.save_as(path)
+    with pytest.raises(UserError, match="has 12 frames, and describes 11"):
         read_folder(tmp_path / "in")

@@ -101,9 +101,8 @@ def test_damage_does_not_steer_the_registration(case: Case, files: Path) -> None
     """Atlas on the injured brain and on the same brain before the injury: the same positions inside the damage."""
     atlas = read_atlas(files / "mean.nii.gz", files / "std.nii.gz")
     assert case.healthy_adc is not None
-    brain = to_itk(case.brain, affine_of(case))
     found = [
-        register(to_itk(adc.astype(np.float32), affine_of(case)), brain, *atlas).transform
+        register(to_itk(adc.astype(np.float32), affine_of(case)), *atlas).transform
         for adc in (case.adc, case.healthy_adc)
     ]
     affine = np.diag([-1.0, -1, 1, 1]) @ affine_of(case)

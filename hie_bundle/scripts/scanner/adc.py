@@ -14,8 +14,8 @@ from ..data.checks import grid_difference
 from ..io.images import write
 from ..io.volumes import Volume, extension_of
 from ..runtime.errors import UserError
-from .dicom import Series, left_out, read_folder
-from .inputs import B0_MAX, GRID_TOLERANCE_MM, paths_of, read, refuse_other_grid, scale_of, to_micro
+from .dicom import Series, read_folder
+from .inputs import B0_MAX, GRID_TOLERANCE_MM, paths_of, read, scale_of, to_micro
 
 __all__ = ["AdcFit", "adc_from_dicom", "b0_of", "fit_adc", "noise_of", "scale_of", "to_micro", "write_adc"]
 
@@ -35,13 +35,11 @@ class AdcFit:
 
     Attributes:
         adc: 1e-6 mm²/s, 0 where there is no signal at b = 0.
-        s0: the fitted signal at b = 0.
         noise: standard deviation of the noise in the images' own unit; 0 if it is not known.
         floored: voxels with signal whose weighted signal is under the floor: their ADC is a lower bound.
     """
 
     adc: NDArray[np.float32]
-    s0: NDArray[np.float32]
     noise: float
     floored: NDArray[np.bool_]
 
@@ -92,19 +90,16 @@ def fit_adc(
             f"An ADC map needs an image with b = 0 (at most {B0_MAX:g}) and one with a larger b-value; the b-values "
             f"are {_listed(values)} s/mm². Name them with --b_values."
         )
-    shells = _shells(values)
     finite = np.all([np.isfinite(image) for image in signals], axis=0)
-    if not finite.any():
-        raise UserError("The images have no voxel without NaN or Inf.")
     signals = [np.where(finite, image, 0) for image in signals]
     if noise is None:
         noise = noise_of(signals[int(values.argmax())])
     # Single voxels of any value must not raise the floor.
     least = max(noise_floor * noise, 1e-6 * max(float(np.percentile(image, 99)) for image in signals))
     if least <= 0:
-        raise UserError("The image with b = 0 has no signal above the noise.")
+        raise UserError("The images have no finite signal above the noise.")
     logs, weights, bs = [], [], []
-    for members in shells:
+    for members in _shells(values):
         images = np.stack([np.asarray(signals[i], dtype=np.float32) for i in members])
         mean = np.exp(np.log(np.maximum(images, least)).mean(0))
         logs.append(np.log(mean))
@@ -122,17 +117,13 @@ def fit_adc(
         )
     log, weight, b = np.stack(logs).astype(np.float64), np.stack(weights), np.array(bs)[:, None, None, None]
     enough = (weight > 0).sum(0) >= 2
-    if len(bs) == 2:
-        weight = np.ones_like(weight)  # a line through two points
-    else:
-        last = np.zeros_like(weight)
-        last[:2] = 1  # the two least b-values, the floor standing for what is under it
-        weight = np.where(enough, weight, last)
+    line = np.zeros_like(weight)
+    line[:2] = 1  # through the two least b-values; the floor replaces signals under it
+    weight = np.where(enough & (len(bs) > 2), weight, line)
     total = weight.sum(0)
     b_mean, log_mean = (weight * b).sum(0) / total, (weight * log).sum(0) / total
     slope = (weight * (b - b_mean) * (log - log_mean)).sum(0) / (weight * (b - b_mean) ** 2).sum(0)
     adc = np.where(head, np.clip(-1e6 * slope, 0, None), 0).astype(np.float32)
-    s0 = np.where(head, np.exp(log_mean - slope * b_mean), 0).astype(np.float32)
     floored = head & ~enough
     logger.info(
         "ADC from b = %s s/mm²; noise %.3g, floor %.3g (%s); the weighted signal is under it in %.1f %% of the voxels "
@@ -143,21 +134,19 @@ def fit_adc(
         "of the air" if noise else "unknown: the air is masked, or no floor was asked for",
         100 * floored.sum() / head.sum(),
     )
-    return AdcFit(adc, s0, noise, floored)
+    return AdcFit(adc, noise, floored)
 
 
-def _shells(b_values: NDArray[np.float64]) -> list[NDArray[np.intp]]:
+def _shells(b_values: NDArray[np.float64]) -> list[list[int]]:
     """Images by b-value, least first; those within 5 % or 50 s/mm² of a shell's least are one (what scanners state
     for the directions of one b-value differs a little)."""
-    order = np.argsort(b_values, kind="stable")
     shells: list[list[int]] = []
-    for i in order:
+    for i in np.argsort(b_values, kind="stable"):
         first = b_values[shells[-1][0]] if shells else -np.inf
-        if b_values[i] <= max(first * 1.05, first + B0_MAX):
-            shells[-1].append(int(i))
-        else:
-            shells.append([int(i)])
-    return [np.array(shell) for shell in shells]
+        if b_values[i] > max(first * 1.05, first + B0_MAX):
+            shells.append([])
+        shells[-1].append(int(i))
+    return shells
 
 
 def _listed(values: Sequence[float] | NDArray[np.float64]) -> str:
@@ -176,16 +165,7 @@ def write_adc(
 ) -> None:
     """Write an ADC map in 1e-6 mm²/s, float32; what was assumed goes to the log.
 
-    Args:
-        images: several files with one image each; one 4D file with a ``.bval`` file or ``b_values``; a BIDS folder
-            with one ``*_dwi`` file; a folder of DICOM images; or one 3D file, which is taken for a scanner's ADC map.
-        output_file: ``.nii.gz``, ``.nii`` or ``.mha``.
-        b_values: s/mm², one an image.
-        noise: see :func:`scripts.scanner.adc.fit_adc`.
-        noise_floor: see there.
-        adc_scale: of a scanner's map; see :func:`scripts.scanner.adc.to_micro`.
-        series: numbers of DICOM series to take; all if empty.
-        adc_source: of DICOM: ``map``, the scanner's; ``fit``, from the diffusion images; None: the map if there is one.
+    The arguments are keys of ``configs/scanner.yaml``, which explains them; for the noise see :func:`fit_adc`.
 
     Raises:
         UserError: for bad or missing images or b-values.
@@ -195,13 +175,9 @@ def write_adc(
     paths = paths_of(images)
     if Path(output_file).resolve() in [path.resolve() for path in paths]:
         raise UserError(f"{output_file} is one of the images; nothing is overwritten.")
-    if len(paths) == 1 and paths[0].is_dir():
-        root = paths[0]
-        paths = sorted(
-            path
-            for path in root.rglob("*_dwi.nii*")
-            if extension_of(path) and path.name[0] != "." and "derivatives" not in path.relative_to(root).parts
-        )
+    if len(paths) == 1 and (root := paths[0]).is_dir():
+        paths = [path for path in sorted(root.rglob("*_dwi.nii*")) if extension_of(path) and path.name[0] != "."]
+        paths = [path for path in paths if "derivatives" not in path.relative_to(root).parts]
         if not paths:
             if b_values is not None:
                 raise UserError(f"{root}: the b-values of DICOM images are those of their headers; drop --b_values.")
@@ -213,22 +189,22 @@ def write_adc(
             raise UserError(f"{root} holds {len(paths)} diffusion images ({names} …); name one with --images.")
     if series or adc_source:
         raise UserError("--series and --adc_source are for folders of DICOM images.")
-    volumes = [read(path) for path in paths]
-    if len(paths) == 1 and volumes[0].array.ndim == 3 and b_values is None:
-        write(output_file, to_micro(volumes[0].array, adc_scale), volumes[0].affine)
+    first = read(paths[0])
+    if len(paths) == 1 and first.array.ndim == 3 and b_values is None:
+        write(output_file, to_micro(first.array, adc_scale), first.affine)
         return
     if adc_scale is not None:
         raise UserError("--adc_scale is for a scanner's ADC map only; remove it to fit ADC from images.")
-    signals: list[NDArray[np.floating]] = []
-    found: list[float] = []
+    signals: list[Floats] = []
+    stated: list[float] = []
+    volumes = [first, *(read(path, grid=first, name=paths[0]) for path in paths[1:])]
     for path, volume in zip(paths, volumes, strict=True):
-        refuse_other_grid(volumes[0], volume, (str(paths[0]), str(path)))
-        parts = [volume.array] if volume.array.ndim == 3 else list(np.moveaxis(volume.array, -1, 0))
-        signals += parts
+        parts = np.moveaxis(volume.array.reshape(*volume.array.shape[:3], -1), -1, 0)
+        signals += list(parts)
         if b_values is None:
-            found += _bvals(path, len(parts))
-    fit = fit_adc(signals, found if b_values is None else b_values, noise, noise_floor)
-    write(output_file, fit.adc, volumes[0].affine)
+            stated += _bvals(path, len(parts))
+    fit = fit_adc(signals, stated if b_values is None else b_values, noise, noise_floor)
+    write(output_file, fit.adc, first.affine)
 
 
 def adc_from_dicom(
@@ -240,12 +216,7 @@ def adc_from_dicom(
 ) -> tuple[Volume, Series]:
     """The ADC map among DICOM series, 1e-6 mm²/s, and the series on whose grid it is.
 
-    Args:
-        series: of :func:`scripts.scanner.dicom.read_folder`.
-        noise: see :func:`write_adc`.
-        noise_floor: see there.
-        adc_scale: see there.
-        adc_source: see there.
+    The arguments are those of :func:`write_adc`, and the series of :func:`.read_folder`.
 
     Raises:
         UserError: if there is not exactly one map, and no images to fit one from.
@@ -253,17 +224,17 @@ def adc_from_dicom(
     if adc_source not in (None, "map", "fit"):
         raise UserError(f"adc_source '{adc_source}' is unknown; choose one of: map, fit.")
     maps = [one for one in series if one.kind == "adc"]
-    if len(maps) > 1 and adc_source != "fit":
-        names = ", ".join(one.name for one in maps)
-        raise UserError(f"There are several ADC maps: {names}. Name one with --series, or give --adc_source fit.")
+    if adc_source == "map" and not maps:
+        raise UserError(f"There is no ADC map among the DICOM series.{_why(series)}")
     if maps and adc_source != "fit":
+        if len(maps) > 1:
+            names = ", ".join(one.name for one in maps)
+            raise UserError(f"There are several ADC maps: {names}. Name one with --series, or give --adc_source fit.")
         logger.info("ADC map of the scanner: %s.", maps[0].name)
         return Volume(to_micro(maps[0].array[..., 0], adc_scale or maps[0].unit), maps[0].affine), maps[0]
-    if adc_source == "map":
-        raise UserError(f"There is no ADC map among the DICOM series.{_why(series)}")
     used = _fitted_from(series)
-    signals = [one.array[..., i] for one in used for i in range(len(one.b_values))]
     logger.info("ADC fitted from %s.", ", ".join(one.name for one in used))
+    signals = [image for one in used for image in np.moveaxis(one.array, -1, 0)]
     fit = fit_adc(signals, [float(b or 0) for one in used for b in one.b_values], noise, noise_floor)
     return Volume(fit.adc, used[0].affine), used[0]
 
@@ -274,12 +245,17 @@ def b0_of(series: Sequence[Series]) -> Series:
     Raises:
         UserError: if there is none.
     """
-    if any(one.kind in ("dwi", "trace") and one.indices(b0=False) for one in series):
+    if _parts(series, ("dwi", "trace"), b0=False):
         return _fitted_from(series)[0]
-    for one in series:
-        if one.kind in ("dwi", "trace") and (indices := one.indices(b0=True)):
-            return one.of(indices)
+    for one in _parts(series, ("dwi", "trace"), b0=True):
+        return one
     raise UserError(f"There is no image with b = 0.{_why(series)}")
+
+
+def _parts(series: Sequence[Series], kinds: Sequence[str], b0: bool) -> list[Series]:
+    """Of series of these kinds the volumes with b = 0, or the weighted ones."""
+    parts = [one.part(b0) for one in series if one.kind in kinds]
+    return [one for one in parts if one.b_values]
 
 
 def _fitted_from(series: Sequence[Series]) -> list[Series]:
@@ -292,11 +268,8 @@ def _fitted_from(series: Sequence[Series]) -> list[Series]:
         UserError: without such; for weighted images of different grids or echo times; for images with b = 0 that do
             not agree.
     """
-    weighted = [
-        [one.of(indices) for one in series if one.kind == kind and (indices := one.indices(b0=False))]
-        for kind in ("dwi", "trace")
-    ]
-    chosen = weighted[0] or weighted[1]
+    directions, traces = (_parts(series, (kind,), b0=False) for kind in ("dwi", "trace"))
+    chosen = directions or traces
     if not chosen:
         raise UserError(f"There is no ADC map among the DICOM series, and no diffusion-weighted image.{_why(series)}")
     first = chosen[0]
@@ -306,21 +279,19 @@ def _fitted_from(series: Sequence[Series]) -> list[Series]:
                 f"{first.name.capitalize()} and {other.name} do not belong to one fit: {difference}. Name the series "
                 "that belong together with --series."
             )
-    if weighted[0] and weighted[1]:
-        logger.info(
-            "Excluded, as averages of directions that are also present: %s.", ", ".join(o.name for o in weighted[1])
-        )
-    plain = [one.of(i) for one in series if one.kind in ("dwi", "trace") and (i := one.indices(b0=True))]
+    if directions and traces:
+        logger.info("Excluded, as averages of directions that are also present: %s.", ", ".join(o.name for o in traces))
+    plain = _parts(series, ("dwi", "trace"), b0=True)
     own = [one for one in plain if one.number in {other.number for other in chosen}]
     plain = [one for one in own if one.kind == first.kind] or own or plain
-    differences = [_difference(first, one) for one in plain]
-    b0 = [one for one, difference in zip(plain, differences, strict=True) if not difference]
-    excluded = [f"{one.name}: {why}" for one, why in zip(plain, differences, strict=True) if why]
+    judged = [(one, _difference(first, one)) for one in plain]
+    b0 = [one for one, why in judged if not why]
+    excluded = [f"{one.name}: {why}" for one, why in judged if why]
     if not b0:
         reasons = "".join(f" {reason.capitalize()}." for reason in excluded)
         raise UserError(f"No image with b = 0 belongs to {first.name}.{reasons}{_why(series)}")
     for reason in excluded:
-        logger.info("Left out: %s.", reason)
+        logger.info("Excluded: %s.", reason)
     for other in b0[1:]:
         if (agreement := _agreement(b0[0].array.mean(-1), other.array.mean(-1))) < AGREEMENT:
             raise UserError(
@@ -351,8 +322,9 @@ def _agreement(first: Floats, second: Floats) -> float:
 def _why(series: Sequence[Series]) -> str:
     """Hint for a message about missing images."""
     unstated = [one.name for one in series if one.kind in ("dwi", "trace") and None in one.b_values]
+    excluded = dict.fromkeys(f"series {one.number}: {one.reason}" for one in series if one.reason)
     text = f" No b-value is stated by {', '.join(unstated)}." if unstated else ""
-    return text + (f" Excluded: {reasons}." if (reasons := left_out(series)) else "")
+    return text + (f" Excluded: {'; '.join(excluded)}." if excluded else "")
 
 
 def _bvals(path: Path, count: int) -> list[float]:

@@ -15,11 +15,11 @@ from ..data.checks import Limits
 from ..geometry.brain import brain_of
 from ..io.files import whole_folder, write_json
 from ..io.images import write
-from ..io.volumes import LPS_TO_RAS, Volume, extension_of, to_itk
+from ..io.volumes import LPS_TO_RAS, Volume, affine_from_lps, extension_of, to_itk
 from ..runtime.errors import UserError
 from ..runtime.mixins import bundle_version
 from .brain_mask import brain_problem
-from .inputs import on_grid, paths_of, read, resample, to_micro
+from .inputs import on_grid, paths_of, read_stripped, resample
 from .previews import outlines
 from .registration import Fit, register, repeat_border
 from .zscore import FitLimits
@@ -80,12 +80,8 @@ def build_atlas(cases: Sequence[Volume], step_mm: float = 1.5, rounds: int = 2, 
     start = _values(resample(full[first], grid)) * (_values(resample(images[first], grid, nearest=True)) > 0)
     template = on_grid(start, grid)
     for number in range(rounds + 1):
-        brain = sitk.Cast(template > 0, sitk.sitkUInt8)
-        found = [
-            register(template, brain, image, std, deformable=number > 0)
-            for image, std in zip(images, undamaged, strict=True)
-        ]
-        back = _from_mean_shape([one.transform for one in found], brain)
+        found = [register(template, image, std, number > 0) for image, std in zip(images, undamaged, strict=True)]
+        back = _from_mean_shape([one.transform for one in found], template > 0)
         transforms = [sitk.CompositeTransform([one.transform, back]) for one in found]
         values, inside = (
             np.stack([_values(resample(image, grid, t, nearest)) for image, t in zip(which, transforms, strict=True)])
@@ -103,7 +99,8 @@ def build_atlas(cases: Sequence[Volume], step_mm: float = 1.5, rounds: int = 2, 
         both = there & (mean > 0)
         z = (value - mean)[both] / np.maximum(std, least_std)[both]
         fits.append(replace(one.fit, median_z=float(np.median(z)) if z.size else 0.0))
-    return Atlas(mean.T, std.T, _affine_of(grid), fits, transforms)
+    affine = affine_from_lps(grid.GetSpacing(), grid.GetDirection(), grid.GetOrigin())
+    return Atlas(mean.T, std.T, affine, fits, transforms)
 
 
 def hampel_mean_and_std(values: Stack, inside: NDArray[np.bool_]) -> tuple[Stack, Stack]:
@@ -166,13 +163,6 @@ def _values(image: sitk.Image) -> NDArray[np.float32]:
     return np.asarray(sitk.GetArrayFromImage(image), dtype=np.float32)
 
 
-def _affine_of(grid: sitk.Image) -> NDArray[np.float64]:
-    affine = np.eye(4)
-    affine[:3, :3] *= grid.GetSpacing()
-    affine[:3, 3] = grid.GetOrigin()
-    return np.asarray(LPS_TO_RAS @ affine)
-
-
 def write_atlas(
     images: str | Path | Sequence[str | Path] | None,
     output_dir: str | Path | None,
@@ -187,22 +177,9 @@ def write_atlas(
 ) -> None:
     """Build an atlas: ``mean.nii.gz`` and ``std.nii.gz``, as `run zscore` takes them, ``atlas.json`` and ``atlas.png``.
 
-    All files appear at the end, or none; of maps that do not fit the others, a picture of each. How many newborns of
-    the JSON has the age range: NIfTI's header has 80 letters of free text, which most tools replace,
-    and MetaImage's has none that they keep. It does not name the files.
-
-    Args:
-        images: folder with one skull-stripped ADC map a newborn (``.nii.gz``, ``.nii``, ``.mha``), or the files. Each
-            map's unit follows from its median.
-        output_dir: must not be there yet.
-        limits: of a brain's volume and of its median ADC.
-        fit_limits: of a map's fit to the mean of all.
-        age_days: least and greatest age at the scan, days.
-        least_cases: that an atlas is built from.
-        step_mm: see :func:`scripts.scanner.atlas.build_atlas`.
-        rounds: see there.
-        least_std: floor of the standard deviation in the judgement of a fit, 1e-6 mm²/s.
-        adc_scale: of all maps, factor to 1e-6 mm²/s; None to tell it by each map's median.
+    All files appear at the end, or none; of maps that do not fit the others, a picture of each. The JSON has the number
+    of newborns and their range of age, but no file names. The arguments are keys of ``configs/scanner.yaml``, which
+    explains them; ``images`` is a folder with one skull-stripped ADC map a newborn, or the files.
 
     Raises:
         UserError: naming every map that cannot be used, and why; for too few maps; when no age is given.
@@ -233,7 +210,7 @@ def write_atlas(
             if found:
                 problems.append(f"{path.name}: {'; '.join(found)}")
                 picture = work / f"{path.name.removesuffix(extension_of(path))}.png"
-                outlines(picture, case, brain_of(case.array), path.name, "brain")
+                outlines(picture, case, {"brain": brain_of(case.array)}, path.name)
         if problems:
             first = f"{len(problems)} of {len(paths)} maps do not fit the others; see {work}:"
             last = "No atlas is written. Leave them out, or widen --fit_limits."
@@ -242,7 +219,7 @@ def write_atlas(
         write(work / "mean.nii.gz", atlas.mean, atlas.affine)
         write(work / "std.nii.gz", atlas.std, atlas.affine)
         title = f"mean ADC of {len(cases)} newborns of {ages[0]:g} to {ages[1]:g} days"
-        outlines(work / "atlas.png", Volume(atlas.mean, atlas.affine), inside, title, "more than half of the brains")
+        outlines(work / "atlas.png", Volume(atlas.mean, atlas.affine), {"more than half of the brains": inside}, title)
         write_json(
             work / "atlas.json",
             {
@@ -271,13 +248,16 @@ def _usable(paths: Sequence[Path], limits: Limits, adc_scale: float | None) -> l
     problems = []
     for path in paths:
         try:
-            volume = read(path, 3)
-            values = to_micro(volume.array, adc_scale)
-            case = Volume(values, volume.affine, volume.header_spacing_mm)
-            if problem := _problem(case, limits):
-                raise UserError(f"{path} {problem}.")
-            twin = next((n for n, other in enumerate(cases) if np.array_equal(other.array, values)), None)
-            if twin is not None:
+            case = read_stripped(path, adc_scale)
+            brain = brain_of(case.array)
+            median, (low, high) = float(np.median(case.array[brain])), limits.adc_range
+            if problem := brain_problem(brain, case.spacing_mm, limits, whole=False):
+                raise UserError(f"{path} holds no newborn's brain, or is not skull-stripped: {problem}.")
+            if not low <= median <= high:
+                raise UserError(
+                    f"{path} has a median of {median:.0f} · 1e-6 mm²/s in the brain, not {low:g} to {high:g}."
+                )
+            if any(np.array_equal(other.array, case.array) for other in cases):
                 raise UserError(f"{path} holds the same map as another file; each newborn counts once.")
             cases.append(case)
         except UserError as error:
@@ -285,18 +265,3 @@ def _usable(paths: Sequence[Path], limits: Limits, adc_scale: float | None) -> l
     if problems:
         raise UserError("\n".join([f"{len(problems)} of {len(paths)} maps cannot be used:", *problems]))
     return cases
-
-
-def _problem(case: Volume, limits: Limits) -> str:
-    brain = brain_of(case.array)
-    if not brain.any():
-        return "is nowhere above 0"
-    if brain.mean() > 0.98:
-        return "is not skull-stripped: it is above 0 everywhere"
-    if problem := brain_problem(brain, case.spacing_mm, limits, whole=False):
-        return f"holds no newborn's brain, or is not skull-stripped: {problem}"
-    median = float(np.median(case.array[brain]))
-    low, high = limits.adc_range
-    if not low <= median <= high:
-        return f"has a median of {median:.0f} · 1e-6 mm²/s in the brain, not {low:g} to {high:g}"
-    return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import edt
 import numpy as np
@@ -19,19 +20,12 @@ from ..io.volumes import Volume
 from ..runtime.errors import UserError
 from .adc import b0_of
 from .dicom import read_folder
-from .inputs import paths_of, read, refuse_other_grid, stem_of, to_micro
+from .inputs import beside, paths_of, read, resample, to_micro
 from .previews import outlines
 
 __all__ = [
-    "brain_mask",
-    "brain_problem",
-    "given_mask",
-    "mask_doubt",
-    "median_otsu",
-    "show_and_judge",
-    "strip",
-    "write_brain",
-]
+    "brain_mask", "brain_problem", "given_mask", "mask_doubt", "median_otsu", "show_and_judge", "strip", "write_brain",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +84,11 @@ def brain_mask(image: Volume) -> Mask:
 def median_otsu(image: Volume) -> Mask:
     """Tissue by a median and Otsu's threshold, as DIPY's ``median_otsu`` with one pass, on a grid of about 4 mm."""
     values, spacing = _finite(image), image.spacing_mm
-    picture = sitk.GetImageFromArray(np.ascontiguousarray(values.T))
-    picture.SetSpacing([float(size) for size in spacing])
-    small = sitk.Shrink(picture, [max(1, round(4 / size)) for size in spacing])
+    full = _in_itk(values, spacing)
+    small = sitk.Shrink(full, [max(1, round(4 / size)) for size in spacing])
     smooth = sitk.Median(small, [max(1, round(MEDIAN_MM / size)) for size in small.GetSpacing()])
-    tissue = sitk.OtsuThreshold(smooth, 0, 1)
-    return np.asarray(
-        sitk.GetArrayFromImage(sitk.Resample(tissue, picture, sitk.Transform(), sitk.sitkNearestNeighbor)).T > 0
-    )
+    tissue = resample(sitk.OtsuThreshold(smooth, 0, 1), full, nearest=True)
+    return np.asarray(sitk.GetArrayFromImage(tissue).T > 0)
 
 
 def brain_problem(mask: Mask, spacing_mm: NDArray[np.floating], limits: Limits, whole: bool = True) -> str:
@@ -158,9 +149,7 @@ def given_mask(path: str | Path, grid: Volume, name: str) -> Mask:
     Raises:
         UserError: for a bad file, one on another grid, or one that is nowhere or everywhere above 0.
     """
-    volume = read(path, 3)
-    refuse_other_grid(grid, volume, (name, str(path)))
-    mask = np.asarray(volume.array > 0)
+    mask = np.asarray(read(path, 3, grid, name).array > 0)
     if not mask.any() or mask.all():
         raise UserError(f"{path} is not a brain mask: {'all' if mask.any() else 'none'} of its voxels are above 0.")
     return mask
@@ -181,7 +170,7 @@ def show_and_judge(mask: Mask, image: Volume, picture: Path, limits: Limits, nam
         picture: ``.png``.
         limits: see :func:`brain_problem`.
         name: of the image, for messages.
-        whole: see there.
+        whole: see :func:`brain_problem`.
 
     Returns:
         The mask's volume, ml.
@@ -190,12 +179,14 @@ def show_and_judge(mask: Mask, image: Volume, picture: Path, limits: Limits, nam
         UserError: naming the problem and the picture.
     """
     volume = _ml(mask, image.spacing_mm)
-    reference = median_otsu(image) if whole else None
-    outlines(picture, image, mask, f"{volume:.0f} ml", "brain", reference, "median and Otsu's threshold")
+    reference = {"median and Otsu's threshold": median_otsu(image)} if whole else {}
+    outlines(picture, image, {"brain": mask} | reference, f"{volume:.0f} ml")
     # Crop empty borders.
     seen = ndimage.find_objects((image.array > 0).astype(np.uint8))[0] if whole else np.s_[:]
     problem = brain_problem(mask[seen], image.spacing_mm, limits, whole)
-    if problem := problem or ("" if reference is None else mask_doubt(mask, image, reference)):
+    for other in reference.values():
+        problem = problem or mask_doubt(mask, image, other)
+    if problem:
         raise UserError(
             f"No newborn's brain was found in {name}: {problem}. See {picture}. No mask was written; "
             "give your own with --brain_file."
@@ -215,15 +206,7 @@ def write_brain(
 ) -> None:
     """Write a brain mask (uint8) and a picture of its outline on the image (``.png``, in the same folder).
 
-    Args:
-        images: the image with b = 0: a file, or a folder of DICOM with one.
-        output_file: ``.nii.gz``, ``.nii`` or ``.mha``.
-        limits: of the brain's volume.
-        brain_file: a mask that is taken instead of one that is made; see :func:`given_mask`.
-        adc_file: ADC map on the same grid, to be stripped.
-        stripped_file: where it goes then, in 1e-6 mm²/s.
-        adc_scale: of the ADC map; see :func:`scripts.scanner.adc.to_micro`.
-        series: numbers of DICOM series to take; all if empty.
+    The arguments are keys of ``configs/scanner.yaml``, which explains them; ``images`` has the image with b = 0.
 
     Raises:
         UserError: for bad files; and when the mask can be no newborn's brain, of which the picture alone is written.
@@ -235,15 +218,12 @@ def write_brain(
         raise UserError(
             "Only one of --adc_file (ADC map) and --stripped_file (its skull-stripped copy) is given; give both."
         )
-    source, stem = files[0], stem_of(output_file)
+    source, picture = files[0], beside(output_file, ".png")
     if stripped_file:
-        stem_of(stripped_file)
+        beside(stripped_file, "")
     image = b0_of(read_folder(source, series)).volume() if source.is_dir() else read(source, 3)
-    adc = read(adc_file, 3) if adc_file else None
-    if adc:
-        refuse_other_grid(image, adc, (str(source), str(adc_file)))
+    adc = read(adc_file, 3, image, source) if adc_file else None
     mask = given_mask(brain_file, image, str(source)) if brain_file else brain_mask(image)
-    picture = stem.with_name(stem.name + ".png")
     volume = show_and_judge(mask, image, picture, limits, str(source), whole=brain_file is None)
     if adc and stripped_file:
         stripped = strip(Volume(to_micro(adc.array, adc_scale, mask), adc.affine), mask)
@@ -282,11 +262,7 @@ def _logs(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _receive_field(logs: NDArray[np.float32], core: Mask, spacing: NDArray[np.floating]) -> NDArray[np.float32]:
     """The coils' receive field as a logarithm, by N4 on a coarse grid."""
-    full, inside = (
-        sitk.GetImageFromArray(np.ascontiguousarray(values.T)) for values in (np.exp(logs), core.astype(np.uint8))
-    )
-    for picture in (full, inside):
-        picture.SetSpacing([float(size) for size in spacing])
+    full, inside = _in_itk(np.exp(logs), spacing), _in_itk(core.astype(np.uint8), spacing)
     factors = [max(1, round(FIELD_GRID_MM / size)) for size in spacing]
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetNumberOfThreads(1)  # sums do not depend on the computer then
@@ -351,6 +327,11 @@ def _distance(mask: Mask, spacing: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def _blurred(values: NDArray[np.floating] | Mask, spacing: NDArray[np.floating], over_mm: float) -> NDArray[np.float32]:
-    image = sitk.GetImageFromArray(np.ascontiguousarray(values.T, dtype=np.float32))
-    image.SetSpacing([float(size) for size in spacing])
+    image = _in_itk(values.astype(np.float32), spacing)
     return np.asarray(sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(image, over_mm)).T)
+
+
+def _in_itk(values: NDArray[Any], spacing: NDArray[np.floating]) -> sitk.Image:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(values.T))
+    image.SetSpacing(spacing.tolist())
+    return image

@@ -1,4 +1,4 @@
-"""``run dicom_seg``: a lesion mask as DICOM segmentation, contours (RTSTRUCT) and picture (Secondary Capture)."""
+"""``run dicom_seg``: a lesion mask as DICOM segmentation, RT Structure Set, Secondary Capture and structured report."""
 
 from __future__ import annotations
 
@@ -16,19 +16,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.checks import grid_difference
 from ..io.files import atomic_path
-from ..io.volumes import LPS_TO_RAS, Volume
+from ..io.volumes import LPS_TO_RAS
 from ..runtime.errors import UserError
 from ..runtime.mixins import bundle_version
-from .dicom import Series, read_folder, require_highdicom, require_pydicom
-from .dicom_sr import anatomy_of, report_of
-from .inputs import GRID_TOLERANCE_MM, read, refuse_other_grid
+from .dicom import Series, read_folder, require_highdicom
+from .inputs import GRID_TOLERANCE_MM, read
 from .previews import outlines
 from .regions import RegionAtlas
 
-__all__ = ["BURNT_IN", "capture_of", "contours_of", "segmentation_of", "source_images", "write_dicom_seg"]
+__all__ = ["capture_of", "contours_of", "report_of", "segmentation_of", "source_images", "write_dicom_seg"]
 
 logger = logging.getLogger(__name__)
 
+# SNOMED CT's structures of a region, by pydicom's keywords, by a word of its name; other regions: brain
+ANATOMY = {
+    "frontal": ["FrontalLobe"], "parietal": ["ParietalLobe"], "temporal": ["TemporalLobe"],
+    "occipital": ["OccipitalLobe"], "cerebell": ["Cerebellum"], "brainstem": ["BrainStem"], "thalam": ["Thalamus"],
+    "deep grey": ["CorpusStriatum", "Thalamus", "InternalCapsule"],
+}  # fmt: skip
+SCHEME = "99HIE"  # of codes that no public scheme has
 ALGORITHM = "hie_bundle"
 RESEARCH = "Research use only; not for diagnosis"
 BURNT_IN = "RESEARCH USE ONLY - not a medical device, not for diagnosis or treatment"
@@ -54,18 +60,8 @@ def write_dicom_seg(
 ) -> None:
     """Write a mask as DICOM SEG that refers to the images of its series, which is logged.
 
-    Args:
-        mask_file: 0 and 1, on the grid of one of the series, as `run adc` writes it and segmentation keeps it.
-        images: folder of DICOM with that series. Of several on the mask's grid the ADC map is taken, else the image
-            with the least b-value.
-        output_file: ``.dcm``.
-        series: numbers of the series to consider; all if empty.
-        capture_file: ``.dcm``; where a picture of the series with the mask's outline and volume goes, as DICOM
-            Secondary Capture.
-        rtstruct_file: ``.dcm``; where the mask's contours go, as DICOM RT Structure Set.
-        regions: folder of an atlas (:class:`.RegionAtlas`); the lesion's part in each region becomes a segment.
-        adc_file: skull-stripped ADC map on the mask's grid, which the atlas is registered to.
-        report_file: ``.dcm``; where volume and injured share of each region go, as DICOM structured report.
+    The arguments are keys of ``configs/scanner.yaml``, which explains them. Of several series on the mask's grid the
+    ADC map is used, else the image with the least b-value.
 
     Raises:
         UserError: for bad files, when no series has the mask's grid, or the atlas does not fit.
@@ -74,62 +70,53 @@ def write_dicom_seg(
         raise UserError(
             "Name the mask, the folder of its series and the output file: --mask_file --images --output_file."
         )
-    folder = Path(images)
     if bool(regions) != bool(adc_file) or (report_file and not regions):
         raise UserError("Regions need an atlas and the ADC map that was segmented: --regions ATLAS --adc_file FILE.")
-    files = [file for file in (output_file, capture_file, rtstruct_file, report_file) if file]
-    for file in files:
-        if not str(file).lower().endswith(".dcm"):
-            raise UserError(f"{file}: a DICOM segmentation is written as .dcm.")
-        if Path(file).exists() and Path(file).resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{file} is inside the folder of images; choose another output file.")
-    if len({Path(file).resolve() for file in files}) < len(files):
+    paths = [Path(file).resolve() for file in (output_file, capture_file, rtstruct_file, report_file) if file]
+    for path in paths:
+        if path.suffix.lower() != ".dcm":
+            raise UserError(f"{path}: a DICOM object is written as .dcm.")
+        if path.exists() and path.is_relative_to(Path(images).resolve()):
+            raise UserError(f"{path} is inside the folder of images; choose another output file.")
+    if len(set(paths)) < len(paths):
         raise UserError(f"{output_file} is named for the segmentation and another file; give two names.")
     mask = read(mask_file, 3)
     if not np.isin(mask.array, (0, 1)).all():
         raise UserError(f"{mask_file} is not a mask: it has other values than 0 and 1.")
     found = sorted(
-        (one for one in read_folder(folder, series) if one.kind != "other"),
+        (one for one in read_folder(images, series) if one.kind != "other"),
         key=lambda one: (one.kind != "adc", min((np.inf if b is None else b for b in one.b_values), default=np.inf)),
     )
     differences = [grid_difference(one.volume(), mask, GRID_TOLERANCE_MM) for one in found]
     if "" not in differences:
         reasons = "; ".join(f"{one.name}: {why}" for one, why in zip(found, differences, strict=True))
         raise UserError(
-            f"{mask_file} is not on the grid of any series in {folder} ({reasons or 'none is of diffusion'})."
+            f"{mask_file} is not on the grid of any series in {images} ({reasons or 'none is of diffusion'})."
         )
     source = found[differences.index("")]
-    parts, rows = _in_regions(mask, mask_file, adc_file, regions) if regions and adc_file else ({}, [])
+    parts: dict[str, NDArray[Any]] = {}
+    rows: list[dict[str, Any]] = []
+    if regions and adc_file:
+        labels, rows, note = RegionAtlas(regions).injured(read(adc_file, 3, mask, mask_file), mask.array)
+        if labels is None:
+            raise UserError(f"{adc_file}: {note}. Remove --regions, or use another atlas.")
+        parts = {row["region"]: (labels == row["number"]) & (mask.array > 0) for row in rows}
     segmentation = segmentation_of(mask.array, source, parts)
+    made = {output_file: segmentation}
     if report_file:
-        report = report_of(rows, segmentation, source_images(source))
-        with atomic_path(report_file) as temporary:
-            report.save_as(temporary)
+        made[report_file] = report_of(rows, segmentation, source_images(source))
     if capture_file:
-        with tempfile.TemporaryDirectory() as place, atomic_path(capture_file) as temporary:
+        with tempfile.TemporaryDirectory() as place:
             volume_ml = float(mask.array.sum() * np.prod(mask.spacing_mm)) / 1000
             picture = Path(place) / "lesion.png"
-            outlines(picture, source.volume(), mask.array, f"{volume_ml:.2f} ml", "lesion")
-            capture_of(picture, source).save_as(temporary)
+            outlines(picture, source.volume(), {"lesion": mask.array}, f"{volume_ml:.2f} ml")
+            made[capture_file] = capture_of(picture, source)
     if rtstruct_file:
-        contours = contours_of(mask.array, source)
-        with atomic_path(rtstruct_file) as temporary:
-            contours.save_as(temporary, enforce_file_format=True)
-    with atomic_path(output_file) as temporary:
-        segmentation.save_as(temporary)
+        made[rtstruct_file] = contours_of(mask.array, source)
+    for file, document in made.items():
+        with atomic_path(file) as temporary:
+            document.save_as(temporary, enforce_file_format=True)
     logger.info("DICOM segmentation of %d voxels on %s.", int(mask.array.sum()), source.name)
-
-
-def _in_regions(
-    mask: Volume, mask_file: str | Path, adc_file: str | Path, regions: str | Path
-) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
-    """The part of a mask in each region, and the rows of :meth:`.RegionAtlas.injured`."""
-    adc = read(adc_file, 3)
-    refuse_other_grid(mask, adc, (str(mask_file), str(adc_file)))
-    labels, rows, note = RegionAtlas(regions).injured(adc, mask.array)
-    if labels is None:
-        raise UserError(f"{adc_file}: {note}. Remove --regions, or use another atlas.")
-    return {row["region"]: (labels == row["number"]) & (mask.array > 0) for row in rows}, rows
 
 
 def segmentation_of(mask: NDArray[Any], source: Series, parts: Mapping[str, NDArray[Any]] | None = None) -> Any:
@@ -154,29 +141,27 @@ def segmentation_of(mask: NDArray[Any], source: Series, parts: Mapping[str, NDAr
     from pydicom.sr.coding import Code
     from pydicom.uid import generate_uid
 
-    version = bundle_version()
     images = source_images(source)
     family = Code("123109", "DCM", "Artificial Intelligence")
     named = {"HIE lesion": mask} | {f"HIE lesion, {region}": part for region, part in (parts or {}).items()}
-    descriptions = [
-        highdicom.seg.SegmentDescription(
+    descriptions = []
+    for number, name in enumerate(named, start=1):
+        places, side = _anatomy_of(name)
+        description = highdicom.seg.SegmentDescription(
             number,
             name[:64],  # a DICOM label's length
             Code("49755003", "SCT", "Morphologically Abnormal Structure"),
             Code("52988006", "SCT", "Lesion"),
             highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            highdicom.AlgorithmIdentificationSequence(ALGORITHM, family, version),
+            highdicom.AlgorithmIdentificationSequence(ALGORITHM, family, bundle_version()),
             tracking_uid=generate_uid(),
             tracking_id=name,
-            anatomic_regions=anatomy_of(name)[0],
+            anatomic_regions=places,
             display_color=highdicom.color.CIELabColor(70.0, 30.0, 70.0),  # orange
         )
-        for number, name in enumerate(named, start=1)
-    ]
-    for description, name in zip(descriptions, named, strict=True):
-        if side := anatomy_of(name)[1]:
-            for place in description.AnatomicRegionSequence:
-                place.AnatomicRegionModifierSequence = [highdicom.sr.CodedConcept.from_code(side)]
+        for place in description.AnatomicRegionSequence if side else ():
+            place.AnatomicRegionModifierSequence = [highdicom.sr.CodedConcept.from_code(side)]
+        descriptions.append(description)
     # frames, rows, columns, segments
     pixels: Any = np.stack([np.ascontiguousarray(part.astype(np.uint8).T) for part in named.values()], axis=-1)
     if len(images) != len(pixels):  # a mosaic or an enhanced image, whose frames are not the mask's
@@ -185,27 +170,72 @@ def segmentation_of(mask: NDArray[Any], source: Series, parts: Mapping[str, NDAr
         channels = {"SegmentNumber": list(range(1, len(named) + 1))}
         pixels = highdicom.Volume(pixels, lps, "PATIENT", frame_of_reference_uid=frame, channels=channels)
     with _named_faults(source, "segmentation"):
-        segmentation = highdicom.seg.Segmentation(
+        return highdicom.seg.Segmentation(
             images,
             pixels,
             highdicom.seg.SegmentationTypeValues.BINARY,
             descriptions,
-            series_instance_uid=generate_uid(),
-            series_number=1000 + source.number,
-            sop_instance_uid=generate_uid(),
-            instance_number=1,
-            manufacturer=ALGORITHM,
-            manufacturer_model_name=ALGORITHM,
-            software_versions=version,
             device_serial_number="0",
             content_label="HIE_LESION",
             content_description=RESEARCH,
+            content_qualification="RESEARCH",
             omit_empty_frames=False,
-            series_description=f"HIE lesion. {RESEARCH}",
+            **_origin(1000 + source.number, "HIE lesion"),
         )
-    segmentation.ContentQualification = "RESEARCH"
-    segmentation.SpecificCharacterSet = UTF8
-    return segmentation
+
+
+def _anatomy_of(name: str) -> tuple[list[Any], Any]:
+    """Codes of a region's structures and of its side (None without one) by its name."""
+    from pydicom.sr.codedict import codes
+
+    keywords = next((found for word, found in ANATOMY.items() if word in name.lower()), ["Brain"])
+    side = next((word for word in ("Left", "Right") if word.lower() in name.lower().split()), None)
+    return [getattr(codes.SCT, keyword) for keyword in keywords], side and getattr(codes.SCT, side)
+
+
+def report_of(regions: Sequence[Mapping[str, Any]], segmentation: Any, images: Sequence[Any]) -> Any:
+    """A measurement report with a group a region: volume of the lesion in it, of the region, and the injured share.
+
+    Args:
+        regions: rows of :meth:`.RegionAtlas.injured`.
+        segmentation: of :func:`segmentation_of`, with a segment of each region after that of the whole lesion.
+        images: of the series that the segmentation refers to.
+
+    Returns:
+        ``highdicom.sr.Comprehensive3DSR``.
+    """
+    highdicom = require_highdicom()
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code
+    from pydicom.uid import generate_uid
+
+    sr, version = highdicom.sr, bundle_version()
+    device = sr.DeviceObserverIdentifyingAttributes(uid=generate_uid(), name=ALGORITHM, model_name=version)
+    observer = sr.ObserverContext(codes.DCM.Device, device)
+    groups = []
+    for description, row in zip(segmentation.SegmentSequence[1:], regions, strict=True):
+        places, side = _anatomy_of(row["region"])
+        ml = codes.UCUM.CubicCentimeter
+        values = [
+            (codes.SCT.Volume, row["injured_ml"], ml),
+            (Code("region_volume", SCHEME, "Volume of region"), row["volume_ml"], ml),
+            (Code("injured_share", SCHEME, "Injured share of region"), 100 * row["share"], codes.UCUM.Percent),
+        ]
+        groups.append(
+            sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+                sr.TrackingIdentifier(description.TrackingUID, row["region"]),
+                referenced_segment=sr.ReferencedSegment.from_segmentation(segmentation, description.SegmentNumber),
+                finding_type=codes.SCT.Lesion,
+                finding_sites=[sr.FindingSite(place, laterality=side) for place in places],
+                algorithm_id=sr.AlgorithmIdentification(ALGORITHM, version),
+                measurements=[sr.Measurement(name, float(f"{value:.6g}"), unit) for name, value, unit in values],
+            )
+        )
+    return sr.Comprehensive3DSR(
+        [segmentation, *images],
+        sr.MeasurementReport(sr.ObservationContext(observer), codes.LN.BrainMRI, groups),
+        **_origin(3000 + segmentation.SeriesNumber, "HIE lesion by region"),
+    )
 
 
 def contours_of(mask: NDArray[Any], source: Series) -> Any:
@@ -224,44 +254,22 @@ def contours_of(mask: NDArray[Any], source: Series) -> Any:
     Raises:
         UserError: as :func:`segmentation_of`.
     """
-    pydicom = require_pydicom()
+    import pydicom
     from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+
+    def item(**elements: Any) -> Any:
+        made = pydicom.Dataset()
+        for keyword, value in elements.items():
+            setattr(made, keyword, value)
+        return made
 
     images, to_patient = source_images(source), LPS_TO_RAS @ source.affine
     first = images[0]
-    made = pydicom.Dataset()
-    made.file_meta = pydicom.dataset.FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = RTStructureSetStorage
-    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    for keyword in (*EMPTY, "StudyInstanceUID", "FrameOfReferenceUID"):
-        setattr(made, keyword, first[keyword].value)
-    made.SpecificCharacterSet, made.Modality, made.SeriesInstanceUID = UTF8, "RTSTRUCT", generate_uid()
-    made.SeriesNumber, made.InstanceNumber = 3000 + source.number, 1
-    made.Manufacturer = made.ManufacturerModelName = ALGORITHM
-    made.SoftwareVersions, made.SeriesDescription = bundle_version(), f"HIE lesion. {RESEARCH}"
-    made.StructureSetLabel, made.StructureSetDescription = "HIE_LESION", RESEARCH
-    made.OperatorsName = made.StructureSetDate = made.StructureSetTime = ""
-    made.ApprovalStatus = "UNAPPROVED"
-
-    def item(**elements: Any) -> Any:
-        one = pydicom.Dataset()
-        for keyword, value in elements.items():
-            setattr(one, keyword, value)
-        return one
-
-    referred = [item(ReferencedSOPClassUID=i.SOPClassUID, ReferencedSOPInstanceUID=i.SOPInstanceUID) for i in images]
-    series = item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=referred)
-    study = item(
-        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1", ReferencedSOPInstanceUID=first.StudyInstanceUID,
-        RTReferencedSeriesSequence=[series],
-    )  # fmt: skip
     frame = first.FrameOfReferenceUID
-    made.ReferencedFrameOfReferenceSequence = [item(FrameOfReferenceUID=frame, RTReferencedStudySequence=[study])]
+    referred = [item(ReferencedSOPClassUID=i.SOPClassUID, ReferencedSOPInstanceUID=i.SOPInstanceUID) for i in images]
     contours = []
     for z in range(mask.shape[2]):
-        lines = contour_generator(z=np.pad(mask[..., z], 1).T).lines(0.5)  # closed, as the border is 0
-        for line in lines:
+        for line in contour_generator(z=np.pad(mask[..., z], 1).T).lines(0.5):  # closed, as the border is 0
             points = np.c_[np.asarray(line)[:-1] - 1, np.full(len(line) - 1, z), np.ones(len(line) - 1)]
             contours.append(
                 item(
@@ -270,15 +278,33 @@ def contours_of(mask: NDArray[Any], source: Series) -> Any:
                     ContourData=[f"{value:.4f}" for value in (to_patient @ points.T)[:3].T.ravel()],
                 )
             )  # fmt: skip
-    made.StructureSetROISequence = [
-        item(ROINumber=1, ReferencedFrameOfReferenceUID=frame, ROIName="HIE lesion", ROIGenerationAlgorithm="AUTOMATIC")
-    ]
-    made.ROIContourSequence = [item(ReferencedROINumber=1, ROIDisplayColor=[230, 159, 0])]
+    series = item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=referred)
+    study = item(
+        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1", ReferencedSOPInstanceUID=first.StudyInstanceUID,
+        RTReferencedSeriesSequence=[series],
+    )  # fmt: skip
+    made = item(
+        **{keyword: first[keyword].value for keyword in (*EMPTY, "StudyInstanceUID", "FrameOfReferenceUID")},
+        SpecificCharacterSet=UTF8, Modality="RTSTRUCT", SOPClassUID=RTStructureSetStorage,
+        SOPInstanceUID=generate_uid(), InstanceNumber=1, SeriesInstanceUID=generate_uid(),
+        SeriesNumber=3000 + source.number, SeriesDescription=f"HIE lesion. {RESEARCH}", Manufacturer=ALGORITHM,
+        ManufacturerModelName=ALGORITHM, SoftwareVersions=bundle_version(), OperatorsName="",
+        ApprovalStatus="UNAPPROVED",
+        StructureSetLabel="HIE_LESION", StructureSetDescription=RESEARCH, StructureSetDate="", StructureSetTime="",
+        ReferencedFrameOfReferenceSequence=[item(FrameOfReferenceUID=frame, RTReferencedStudySequence=[study])],
+        StructureSetROISequence=[
+            item(ROINumber=1, ReferencedFrameOfReferenceUID=frame, ROIName="HIE lesion",
+                 ROIGenerationAlgorithm="AUTOMATIC"),
+        ],
+        ROIContourSequence=[item(ReferencedROINumber=1, ROIDisplayColor=[230, 159, 0])],
+        RTROIObservationsSequence=[
+            item(ObservationNumber=1, ReferencedROINumber=1, RTROIInterpretedType="", ROIInterpreter=""),
+        ],
+    )  # fmt: skip
     if contours:
         made.ROIContourSequence[0].ContourSequence = contours
-    made.RTROIObservationsSequence = [
-        item(ObservationNumber=1, ReferencedROINumber=1, RTROIInterpretedType="", ROIInterpreter="")
-    ]
+    made.file_meta = pydicom.dataset.FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return made
 
 
@@ -290,22 +316,21 @@ def source_images(source: Series) -> list[Any]:
     Raises:
         UserError: an element that a DICOM object must refer to is missing, or there are two frames of reference.
     """
-    pydicom = require_pydicom()
+    import pydicom
+
     images = []
-    for known in source.sources:
+    for path in dict.fromkeys(frame.path for frame in source.sources):
         try:
-            image = pydicom.dcmread(known.filename, stop_before_pixels=True)
+            image = pydicom.dcmread(path, stop_before_pixels=True)
             image.decode()
         except Exception as error:  # the file has been read before
             raise UserError(f"{source.name.capitalize()}: an image cannot be read any more.") from error
-        for keyword in REQUIRED:
-            if not image.get(keyword):
-                raise UserError(
-                    f"{source.name.capitalize()}: an image has no {keyword}, by which a DICOM object refers to it."
-                )
+        if missing := [keyword for keyword in REQUIRED if not image.get(keyword)]:
+            raise UserError(
+                f"{source.name.capitalize()}: an image has no {missing[0]}, by which a DICOM object refers to it."
+            )
         for keyword in EMPTY:
-            if keyword not in image:
-                setattr(image, keyword, "")
+            image.setdefault(keyword, "")
         if image.PatientSex not in ("M", "F", "O"):
             image.PatientSex = ""
         for element in image:
@@ -321,6 +346,18 @@ def source_images(source: Series) -> list[Any]:
             f"{source.name.capitalize()}: its images have more than one FrameOfReferenceUID; they are not one volume."
         )
     return images
+
+
+def _origin(series_number: int, what: str) -> dict[str, Any]:
+    """Arguments of highdicom's objects: a new series of one object, and its maker."""
+    from pydicom.uid import generate_uid
+
+    return {
+        "series_instance_uid": generate_uid(), "series_number": series_number, "sop_instance_uid": generate_uid(),
+        "instance_number": 1, "manufacturer": ALGORITHM, "manufacturer_model_name": ALGORITHM,
+        "software_versions": bundle_version(), "series_description": f"{what}. {RESEARCH}",
+        "specific_character_set": UTF8,
+    }  # fmt: skip
 
 
 @contextmanager
@@ -349,9 +386,6 @@ def capture_of(picture: str | Path, source: Series) -> Any:
         UserError: if DICOM's packages are not installed, or the images lack what a DICOM object must state.
     """
     highdicom = require_highdicom()
-    from pydicom.uid import generate_uid
-
-    version = bundle_version()
     with _named_faults(source, "picture"):
         capture = highdicom.sc.SCImage.from_ref_dataset(
             source_images(source)[0],
@@ -359,17 +393,9 @@ def capture_of(picture: str | Path, source: Series) -> Any:
             photometric_interpretation="RGB",
             bits_allocated=8,
             coordinate_system="PATIENT",
-            series_instance_uid=generate_uid(),
-            series_number=2000 + source.number,
-            sop_instance_uid=generate_uid(),
-            instance_number=1,
-            manufacturer=ALGORITHM,
             patient_orientation=("L", "P"),
-            manufacturer_model_name=ALGORITHM,
-            software_versions=version,
-            series_description="HIE lesion, picture. Research use only; not for diagnosis",
+            **_origin(2000 + source.number, "HIE lesion, picture"),
         )
-    capture.SpecificCharacterSet = UTF8
     capture.ConversionType = "WSD"  # made by a workstation
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.BurnedInAnnotation = "NO"  # nothing burnt in identifies the patient

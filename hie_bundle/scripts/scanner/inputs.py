@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ..data.checks import grid_difference
+from ..geometry.brain import brain_of
 from ..io.volumes import EXTENSIONS, Volume, VolumeError, extension_of, read_volume
 from ..runtime.errors import UserError
 
 __all__ = [
-    "B0_MAX", "GRID_TOLERANCE_MM", "on_grid", "paths_of", "read", "refuse_other_grid", "resample", "scale_of",
-    "stem_of", "to_micro", "unit_of", "z_map",
+    "B0_MAX", "GRID_TOLERANCE_MM", "beside", "on_grid", "paths_of", "read", "read_stripped", "resample", "scale_of",
+    "to_micro", "unit_of", "z_map",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ HEAD_MEDIAN = (400.0, 2600.0)  # 1e-6 mm²/s; of a newborn's head, with and with
 # What an ADC of 1e-6 mm²/s is in files: scanners and converters differ by powers of ten.
 SCALES = {1.0: "1e-6 mm²/s", 10.0: "1e-5 mm²/s", 1e3: "1e-3 mm²/s", 1e6: "mm²/s", 1e12: "m²/s"}
 GRID_TOLERANCE_MM = 0.1  # largest distance between the corners of equal grids
+WHOLE = 0.98  # share of an image; a brain alone has less
 
 
 def on_grid(values: NDArray[np.float32], grid: sitk.Image) -> sitk.Image:
@@ -44,12 +46,14 @@ def paths_of(given: str | Path | Sequence[str | Path] | None) -> list[Path]:
     return [Path(given)] if isinstance(given, str | Path) else [Path(path) for path in given or ()]
 
 
-def read(path: str | Path, dimensions: int | None = None) -> Volume:
+def read(path: str | Path, dimensions: int | None = None, grid: Volume | None = None, name: str | Path = "") -> Volume:
     """Read a NIfTI or MetaImage file.
 
     Args:
         path: the file.
         dimensions: that it must have, 3 or 4; None for either.
+        grid: a volume on whose grid it must be; None for any grid.
+        name: of that volume, for messages.
 
     Raises:
         UserError: naming the file and what is wrong with it.
@@ -63,51 +67,55 @@ def read(path: str | Path, dimensions: int | None = None) -> Volume:
     if dimensions and volume.array.ndim != dimensions:
         shape = "×".join(map(str, volume.array.shape))
         raise UserError(f"{path} has shape {shape}; {dimensions} dimensions are needed.")
+    if grid and (difference := grid_difference(grid, volume, GRID_TOLERANCE_MM)):
+        raise UserError(f"{name} and {path} are not on one grid: {difference}.")
     return volume
 
 
-def refuse_other_grid(one: Volume, other: Volume, names: Sequence[str]) -> None:
-    """Stop where two volumes are not on one grid.
+def read_stripped(path: str | Path, scale: float | None, name: str = "") -> Volume:
+    """Read a skull-stripped ADC map, in 1e-6 mm²/s.
+
+    Args:
+        path: the file.
+        scale: factor to 1e-6 mm²/s; None to judge it by :func:`scale_of`.
+        name: of the map, for messages; its path if empty.
 
     Raises:
-        UserError: naming both, and the difference.
+        UserError: for a bad file; for a map without brain, with skull, or of an unknown unit.
     """
-    if difference := grid_difference(one, other, GRID_TOLERANCE_MM):
-        raise UserError(f"{names[0]} and {names[1]} are not on one grid: {difference}.")
+    volume, name = read(path, 3), name or str(path)
+    share = brain_of(volume.array).mean()
+    if not share:
+        raise UserError(f"{name} has no voxel above 0.")
+    if share > WHOLE:
+        raise UserError(f"{name} is not skull-stripped: it is above 0 everywhere.")
+    return Volume(to_micro(volume.array, scale), volume.affine, volume.header_spacing_mm)
 
 
 def resample(
     image: sitk.Image, grid: sitk.Image, transform: sitk.Transform | None = None, nearest: bool = False
 ) -> sitk.Image:
-    """``image`` at the voxels of ``grid``, moved by ``transform`` (points of ``grid`` to points of ``image``); 0
-    outside."""
+    """Resample to ``grid`` by ``transform``, which takes points of ``grid`` to points of ``image``; 0 outside."""
     how = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
     return sitk.Resample(image, grid, transform or sitk.Transform(), how, 0.0, image.GetPixelID())
 
 
-def stem_of(path: str | Path) -> Path:
-    """A volume's path without its extension.
-
-    Raises:
-        UserError: when it has another than volumes have.
-    """
+def beside(path: str | Path, ending: str) -> Path:
+    """A volume's path with another ending than its extension; a UserError if it has another than volumes have."""
     path = Path(path)
     if not (extension := extension_of(path)):
         raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
-    return path.with_name(path.name.removesuffix(extension))
+    return path.with_name(path.name.removesuffix(extension) + ending)
 
 
 def scale_of(adc: Floats, brain: NDArray[np.bool_] | None = None) -> tuple[float, str]:
-    """The factor from an ADC map's unknown unit to 1e-6 mm²/s, judged by its median.
+    """The factor from an ADC map's unknown unit to 1e-6 mm²/s, judged by its median; and the unit's name.
 
     The units that occur are powers of ten apart by more than the medians of heads are.
 
     Args:
         adc: of any shape; 0 and below count as background.
         brain: voxels to look at; everything above 0 if None.
-
-    Returns:
-        The factor, and the unit's name.
 
     Raises:
         UserError: when no unit gives a plausible newborn's head.
@@ -138,9 +146,6 @@ def to_micro(adc: Floats, scale: float | None = None, brain: NDArray[np.bool_] |
         adc: in any unit; values that are not finite, or below 0, become 0.
         scale: factor to 1e-6 mm²/s; None to judge it by :func:`scale_of`.
         brain: see there.
-
-    Raises:
-        UserError: see there.
     """
     if scale is None:
         scale, unit = scale_of(adc, brain)

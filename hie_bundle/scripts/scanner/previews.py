@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,20 @@ __all__ = ["outlines"]
 PANELS = 8
 
 
-def outlines(
-    path: str | Path,
-    image: Volume,
-    mask: NDArray[Any],
-    title: str,
-    label: str,
-    other: NDArray[Any] | None = None,
-    other_label: str = "",
-) -> None:
-    """Write a PNG of eight axial slices with a mask's outline; the patient's right is on the left.
+def outlines(path: str | Path, image: Volume, masks: Mapping[str, NDArray[Any]], title: str) -> None:
+    """Write a PNG of eight axial slices with masks' outlines; the patient's right is on the left.
 
     Args:
         path: of the picture.
         image: shown in grey, from 0 to its 99th percentile where it is above 0.
-        mask: of the same shape.
+        masks: one or two of the same shape, by what they are; the first is orange, the second blue.
         title: printed above.
-        label: what the outline is.
-        other: a second mask, in blue; None for none.
-        other_label: what it is.
     """
     values, spacing = upright(np.asarray(image.array, dtype=np.float32), image.affine)
-    masks = {ORANGE: mask} | ({} if other is None else {BLUE: other})
-    drawn = {colour: upright(np.asarray(one) > 0, image.affine)[0] for colour, one in masks.items()}
+    drawn = {
+        colour: upright(np.asarray(mask) > 0, image.affine)[0]
+        for colour, mask in zip((ORANGE, BLUE), masks.values(), strict=False)
+    }
     box = shown_box((values > 0) | drawn[ORANGE])
     rows = np.flatnonzero(drawn[ORANGE].any((0, 1)))
     first, last = (rows[0], rows[-1]) if len(rows) else (0, values.shape[2] - 1)
@@ -51,5 +43,5 @@ def outlines(
               {colour: axial(one, box, z) for colour, one in drawn.items()})
         for z in map(int, chosen)
     ]  # fmt: skip
-    key = {ORANGE: label} | ({} if other is None else {BLUE: other_label})
-    write_atomically(path, panels_png([panels[:4], panels[4:]] if panels[4:] else [panels], title, key, 2.7))
+    rows_of_panels = [panels[:4], panels[4:]] if panels[4:] else [panels]
+    write_atomically(path, panels_png(rows_of_panels, title, dict(zip(drawn, masks, strict=True)), 2.7))

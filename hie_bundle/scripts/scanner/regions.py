@@ -15,11 +15,14 @@ from scipy import ndimage
 from ..geometry.brain import brain_of
 from ..io.volumes import Volume, to_itk
 from ..runtime.errors import UserError
-from .inputs import read, refuse_other_grid, resample
+from .inputs import read, resample
 from .registration import register
 from .zscore import FitLimits, read_atlas
 
 __all__ = ["RegionAtlas", "shares"]
+
+
+LIMITS = FitLimits(correlation=FitLimits.doubtful)
 
 
 class RegionAtlas:
@@ -28,18 +31,16 @@ class RegionAtlas:
     Args:
         folder: with ``mean.nii.gz`` and ``std.nii.gz`` of healthy newborns' ADC, ``regions.nii.gz`` (a number a region,
             on the same grid) and ``regions.json`` (``{"1": "left cerebellum", …}``).
-        limits: of a usable fit; the defaults if None. A doubtful one is not usable here.
 
     Raises:
         UserError: when a file is missing or does not fit the others.
     """
 
-    def __init__(self, folder: str | Path, limits: FitLimits | None = None) -> None:
+    def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        self.limits = limits or FitLimits()
         self.atlas = read_atlas(folder / "mean.nii.gz", folder / "std.nii.gz")
-        regions, mean = read(folder / "regions.nii.gz", 3), read(folder / "mean.nii.gz", 3)
-        refuse_other_grid(mean, regions, (str(folder / "mean.nii.gz"), str(folder / "regions.nii.gz")))
+        mean = folder / "mean.nii.gz"
+        regions = read(folder / "regions.nii.gz", 3, read(mean, 3), mean)
         self.regions = to_itk(regions.array.astype(np.uint8), regions.affine)
         try:
             names = json.loads((folder / "regions.json").read_text(encoding="utf-8"))
@@ -61,14 +62,10 @@ class RegionAtlas:
         """
         brain = brain_of(adc.array)
         image = to_itk(np.asarray(adc.array, np.float32), adc.affine)
-        found = register(image, to_itk(brain, adc.affine), *self.atlas)
-        problems = self.limits.problems(found.fit)
-        if not problems and found.fit.correlation < self.limits.doubtful:
-            problems = [f"ADC and atlas correlate by {found.fit.correlation:.2f} only"]
-        if problems:
+        found = register(image, *self.atlas)
+        if problems := LIMITS.problems(found.fit):
             return None, f"no regions: the atlas does not fit ({'; '.join(problems)})"
-        moved = resample(self.regions, image, found.transform, nearest=True)
-        labels = sitk.GetArrayFromImage(moved).transpose(2, 1, 0)
+        labels = sitk.GetArrayFromImage(resample(self.regions, image, found.transform, nearest=True)).T
         # a brain voxel beyond the atlas' brain is of the nearest region
         nearest = ndimage.distance_transform_edt(
             labels == 0, adc.spacing_mm, return_distances=False, return_indices=True

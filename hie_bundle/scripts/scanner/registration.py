@@ -12,6 +12,7 @@ the field continues smoothly from its surroundings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +71,6 @@ class Registration:
 
 def register(
     adc: sitk.Image,
-    brain: sitk.Image,
     mean: sitk.Image,
     std: sitk.Image,
     deformable: bool = True,
@@ -79,8 +79,7 @@ def register(
     """Lay an atlas on a case.
 
     Args:
-        adc: of the case, 1e-6 mm²/s, float32.
-        brain: of the case, 0 and 1, on the same grid.
+        adc: of the case, 1e-6 mm²/s, 0 outside the brain, float32.
         mean: of the atlas, 1e-6 mm²/s, 0 outside its brain, float32.
         std: of the atlas.
         deformable: also bend it.
@@ -89,6 +88,7 @@ def register(
     Raises:
         UserError: for an empty brain. How far the two are apart is for the caller to judge, by the fit.
     """
+    brain = adc > 0
     grid = _grid(brain)
     inside = resample(brain, grid, nearest=True)
     b = sitk.GetArrayFromImage(inside) > 0
@@ -119,14 +119,12 @@ def register(
         filled = np.where(b, np.where(damage, expected, values), 0).astype(np.float32)
         field = _field(on_grid(filled, grid), moving, field)
         transform = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(sitk.Image(field))])
-        expected, spread, _ = at(transform)
+        expected, spread, covered = at(transform)
         damage = _damage(values, b, expected, spread, least_std)
-    expected, spread, covered = at(transform)
     sound = b & ~damage
     if sound.sum() < 2:
         sound = b  # nothing but damage, as ``damage`` says
     z = (values - expected) / np.maximum(spread, least_std)
-    shift = float(np.linalg.norm(sitk.GetArrayViewFromImage(field), axis=-1)[b].mean())
     correlation = np.corrcoef(values[sound], expected[sound])[0, 1] if values[sound].std() > 0 else 0.0
     fit = Fit(
         correlation=float(np.nan_to_num(correlation)),
@@ -134,7 +132,7 @@ def register(
         scale=float(abs(np.linalg.det(np.array(affine.GetMatrix()).reshape(3, 3)))),
         median_z=float(np.median(z[sound])),
         damage=float((damage & b).sum() / b.sum()),
-        mean_shift_mm=shift,
+        mean_shift_mm=float(np.linalg.norm(sitk.GetArrayViewFromImage(field), axis=-1)[b].mean()),
     )
     return Registration(transform, fit)
 
@@ -143,7 +141,7 @@ def _grid(brain: sitk.Image) -> sitk.Image:
     """Cubic voxels along the axes of a mask, around what is in it."""
     b = sitk.GetArrayViewFromImage(brain) > 0
     if not b.any():
-        raise UserError("The brain mask is empty.")
+        raise UserError("The ADC map has no voxel above 0.")
     ends = [np.flatnonzero(b.any(axis=tuple(a for a in range(3) if a != axis)))[[0, -1]] for axis in (2, 1, 0)]
     spacing, direction = np.array(brain.GetSpacing()), np.array(brain.GetDirection()).reshape(3, 3)
     low = np.array([end[0] for end in ends]) * spacing - MARGIN_MM
@@ -173,26 +171,29 @@ def _affine(fixed: sitk.Image, inside: sitk.Image, mean: sitk.Image) -> sitk.Aff
     first.SetCenter(centred.GetCenter())
     first.SetTranslation(centred.GetTranslation())
     affine = sitk.AffineTransform(first)
-    region = sitk.BinaryDilate(inside, [2] * 3)
+    method = _method(affine, [3, 2], [3, 1.5])
+    method.SetMetricFixedMask(sitk.BinaryDilate(inside, [2] * 3))
+    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 120, relaxationFactor=0.6)
     try:
-        for one, other, mutual in ((fixed, mean, False), (_in_fluid(fixed), _in_fluid(mean), True)):
-            method = sitk.ImageRegistrationMethod()
-            if mutual:
-                method.SetMetricAsMattesMutualInformation()
-            else:  # the brains as a whole, from far
-                method.SetMetricAsCorrelation()
-            method.SetMetricFixedMask(region)
-            method.SetInterpolator(sitk.sitkLinear)
-            method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 120, relaxationFactor=0.6)
-            method.SetOptimizerScalesFromPhysicalShift()
-            method.SetShrinkFactorsPerLevel([3, 2])
-            method.SetSmoothingSigmasPerLevel([3, 1.5])
-            method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-            method.SetInitialTransform(affine, inPlace=True)
-            method.Execute(one, other)
+        method.SetMetricAsCorrelation()  # the brains as a whole, from far
+        method.Execute(fixed, mean)
+        method.SetMetricAsMattesMutualInformation()
+        method.Execute(_in_fluid(fixed), _in_fluid(mean))
     except RuntimeError:  # ITK: nothing overlaps any more; the centres on each other are judged as any fit is
         return first
     return affine
+
+
+def _method(transform: sitk.Transform, shrink: Sequence[int], blur_mm: Sequence[float]) -> sitk.ImageRegistrationMethod:
+    """Optimization of a transform in place, coarse to fine."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetInitialTransform(transform, inPlace=True)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel(shrink)
+    method.SetSmoothingSigmasPerLevel(blur_mm)
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    return method
 
 
 def _damage(
@@ -220,16 +221,10 @@ def _field(fixed: sitk.Image, moving: sitk.Image, start: sitk.Image) -> sitk.Ima
     level = float(np.median(b[both]) / np.median(a[both])) if both.any() else 1.0
     transform = sitk.DisplacementFieldTransform(sitk.Image(start))
     transform.SetSmoothingGaussianOnUpdate(varianceForUpdateField=FIELD_VARIANCE, varianceForTotalField=0.0)
-    method = sitk.ImageRegistrationMethod()
+    method = _method(transform, [SHRINK], [BLUR_MM])
     method.SetMetricAsANTSNeighborhoodCorrelation(RADIUS)
-    method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsGradientDescent(
         1.0, ITERATIONS, estimateLearningRate=method.EachIteration, maximumStepSizeInPhysicalUnits=UPDATE_MM
     )
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([SHRINK])
-    method.SetSmoothingSigmasPerLevel([BLUR_MM])
-    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    method.SetInitialTransform(transform, inPlace=True)
     method.Execute(_in_fluid(fixed * level), _in_fluid(moving))
     return sitk.Resample(transform.GetDisplacementField(), fixed, sitk.Transform(), sitk.sitkLinear, 0.0)

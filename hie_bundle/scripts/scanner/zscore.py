@@ -16,7 +16,7 @@ from ..io.files import atomic_path, seen_from, write_json
 from ..io.images import write
 from ..io.volumes import Volume, to_itk
 from ..runtime.errors import UserError
-from .inputs import read, refuse_other_grid, resample, stem_of, to_micro, z_map
+from .inputs import beside, read, read_stripped, resample, to_micro, z_map
 from .previews import outlines
 from .registration import Fit, register, repeat_border
 
@@ -29,7 +29,7 @@ SPREAD = (0.01, 0.5)  # of healthy newborns' ADC by its mean it is a twentieth; 
 
 @dataclass(frozen=True)
 class FitLimits:
-    """What a usable fit of the atlas looks like; see :class:`scripts.scanner.registration.Fit`.
+    """What a usable fit of the atlas looks like; see :class:`.Fit`.
 
     Attributes:
         correlation: least.
@@ -55,31 +55,30 @@ class FitLimits:
 
     def problems(self, fit: Fit) -> list[str]:
         """What is wrong with a fit; nothing if it is usable."""
-        found = []
-        if fit.correlation < self.correlation:
-            found.append(f"ADC and atlas correlate by {fit.correlation:.2f} only (at least {self.correlation:g})")
-        if fit.overlap < self.overlap:
-            found.append(f"the brains overlap by {fit.overlap:.2f} only (at least {self.overlap:g})")
-        if not self.scale[0] <= fit.scale <= self.scale[1]:
-            low, high = self.scale
-            found.append(f"the atlas' brain is {fit.scale:.2f} times as large as the case's ({low:g} to {high:g})")
-        if fit.median_z > self.median_z:
-            found.append(f"half of the brain is above Z = {fit.median_z:.1f} (at most {self.median_z:g})")
-        if fit.damage > self.damage:
-            found.append(f"{fit.damage:.0%} of the brain counts as damage (at most {self.damage:.0%})")
-        return found
+        low, high = self.scale
+        judged = {
+            f"ADC and atlas correlate by {fit.correlation:.2f} only (at least {self.correlation:g})":
+                fit.correlation < self.correlation,
+            f"the brains overlap by {fit.overlap:.2f} only (at least {self.overlap:g})": fit.overlap < self.overlap,
+            f"the atlas' brain is {fit.scale:.2f} times as large as the case's ({low:g} to {high:g})":
+                not low <= fit.scale <= high,
+            f"half of the brain is above Z = {fit.median_z:.1f} (at most {self.median_z:g})":
+                fit.median_z > self.median_z,
+            f"{fit.damage:.0%} of the brain counts as damage (at most {self.damage:.0%})": fit.damage > self.damage,
+        }  # fmt: skip
+        return [problem for problem, wrong in judged.items() if wrong]
 
 
 def read_atlas(mean_file: str | Path, std_file: str | Path) -> tuple[sitk.Image, sitk.Image]:
     """Mean and standard deviation of an atlas in 1e-6 mm²/s, 0 outside its brain.
 
-    Both are in one unit, which follows from the mean (:func:`scripts.scanner.adc.scale_of`).
+    Both are in one unit, which follows from the mean (:func:`.scale_of`).
 
     Raises:
         UserError: naming the file and what is wrong with it.
     """
-    mean, std = read(mean_file, 3), read(std_file, 3)
-    refuse_other_grid(mean, std, (str(mean_file), str(std_file)))
+    mean = read(mean_file, 3)
+    std = read(std_file, 3, mean, mean_file)
     inside = np.isfinite(mean.array) & (mean.array > 0) & np.isfinite(std.array) & (std.array > 0)
     if not inside.any():
         raise UserError(
@@ -124,16 +123,12 @@ def zscore(
     Raises:
         UserError: if there is no brain, or atlas and case do not meet.
     """
-    brain = brain_of(adc.array)
     image = to_itk(adc.array.astype(np.float32), adc.affine)
-    found = register(image, to_itk(brain, adc.affine), *atlas, deformable=deformable, least_std=least_std)
+    found = register(image, *atlas, deformable=deformable, least_std=least_std)
     # Beyond its brain the atlas repeats its border.
-    mean, std = (
-        sitk.GetArrayFromImage(resample(repeat_border(part), image, found.transform)).transpose(2, 1, 0)
-        for part in atlas
-    )
-    covered = sitk.GetArrayFromImage(resample(atlas[0], image, found.transform, nearest=True)).transpose(2, 1, 0) > 0
-    known = brain & (std > 0)  # the atlas' box is left: there is no Z, which counts as 0
+    mean, std = (sitk.GetArrayFromImage(resample(repeat_border(part), image, found.transform)).T for part in atlas)
+    covered = sitk.GetArrayFromImage(resample(atlas[0], image, found.transform, nearest=True)).T > 0
+    known = brain_of(adc.array) & (std > 0)  # the atlas' box is left: there is no Z, which counts as 0
     z = z_map(adc.array, known, mean, std, adc.spacing_mm, smoothing_mm, clip, least_std)
     return z.astype(np.float32), found.transform, found.fit, covered
 
@@ -153,50 +148,30 @@ def write_zscore(
 ) -> Fit:
     """Write a Z map, the transform (``.tfm.h5``), a picture (``.png``) and the fit's figures (``.json``).
 
-    Args:
-        adc_file: skull-stripped ADC map; the unit follows from the values.
-        atlas_mean: mean over healthy newborns, any grid.
-        atlas_std: standard deviation.
-        output_file: ``.nii.gz``, ``.nii`` or ``.mha``.
-        limits: of the fit; the defaults if None.
-        deformable: see :func:`zscore`.
-        least_std: see there.
-        smoothing_mm: see there.
-        clip: see there.
-        adc_scale: of the ADC map, factor to 1e-6 mm²/s; None to tell it by the median.
-        name: of the ADC map, for messages; None: its path.
+    The arguments are keys of ``configs/scanner.yaml``, which explains them. ``limits`` are ``fit_limits`` there;
+    ``name`` stands for the path of the ADC map in messages.
 
     Raises:
         UserError: for bad files, and for a bad fit, of which the picture alone is written.
     """
     if not (adc_file and atlas_mean and atlas_std and output_file):
         raise UserError("Name the maps and the output file: --adc_file --atlas_mean --atlas_std --output_file.")
-    limits = limits or FitLimits()
-    stem = stem_of(output_file)
-    adc, name = read(adc_file, 3), name or str(adc_file)
-    brain = brain_of(adc.array)
-    if not brain.any():
-        raise UserError(f"{name} has no voxel above 0.")
-    if brain.mean() > 0.98:
-        raise UserError(f"{name} is not skull-stripped: it is above 0 everywhere.")
-    adc = Volume(to_micro(adc.array, adc_scale), adc.affine, adc.header_spacing_mm)
-    z, transform, fit, covered = zscore(
-        adc, read_atlas(atlas_mean, atlas_std), deformable, least_std, smoothing_mm, clip
-    )
-    picture = stem.with_name(stem.name + ".png")
-    outlines(
-        picture, adc, covered, f"atlas on ADC, correlation {fit.correlation:.2f}, overlap {fit.overlap:.2f}", "atlas"
-    )
+    limits, name, picture = limits or FitLimits(), name or str(adc_file), beside(output_file, ".png")
+    adc = read_stripped(adc_file, adc_scale, name)
+    atlas = read_atlas(atlas_mean, atlas_std)
+    z, transform, fit, covered = zscore(adc, atlas, deformable, least_std, smoothing_mm, clip)
+    title = f"atlas on ADC, correlation {fit.correlation:.2f}, overlap {fit.overlap:.2f}"
+    outlines(picture, adc, {"atlas": covered}, title)
     if problems := limits.problems(fit):
         raise UserError(f"The atlas does not fit {name}: {'; '.join(problems)}. See {picture}. No Z map is written.")
     files = {"adc_file": adc_file, "atlas_mean": atlas_mean, "atlas_std": atlas_std}
     settings = {
-        **{name: seen_from(path, stem.parent) for name, path in files.items()}, "deformable": deformable,
+        **{name: seen_from(path, picture.parent) for name, path in files.items()}, "deformable": deformable,
         "least_std": least_std, "smoothing_mm": smoothing_mm, "clip": clip,
     }  # fmt: skip
-    with atomic_path(stem.with_name(stem.name + ".tfm.h5")) as temporary:
+    with atomic_path(beside(output_file, ".tfm.h5")) as temporary:
         sitk.WriteTransform(transform, str(temporary))
-    write_json(stem.with_name(stem.name + ".json"), {"fit": asdict(fit), **settings}, indent=1)
+    write_json(beside(output_file, ".json"), {"fit": asdict(fit), **settings}, indent=1)
     write(output_file, z, adc.affine)
     logger.info(
         "Z map: correlation with the atlas %.3f, overlap %.3f, %.1f %% of the brain excluded as damage.",
