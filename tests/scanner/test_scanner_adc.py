@@ -17,9 +17,9 @@ from scipy.spatial.transform import Rotation
 
 from scripts.io.images import write
 from scripts.runtime.errors import UserError
-from scripts.scanner.adc import fit_adc, noise_of, scale_of, to_micro, write_adc
+from scripts.scanner.adc import fit_adc, noise_of, write_adc
 from scripts.scanner.dicom import read_folder
-from scripts.scanner.inputs import read
+from scripts.scanner.inputs import read, scale_of, to_micro
 from scripts.transforms.loading import LoadMapsd
 
 

@@ -15,9 +15,7 @@ from ..io.images import write
 from ..io.volumes import Volume, extension_of
 from ..runtime.errors import UserError
 from .dicom import Series, read_folder
-from .inputs import B0_MAX, GRID_TOLERANCE_MM, paths_of, read, scale_of, to_micro
-
-__all__ = ["AdcFit", "adc_from_dicom", "b0_of", "fit_adc", "noise_of", "scale_of", "to_micro", "write_adc"]
+from .inputs import B0_MAX, GRID_TOLERANCE_MM, paths_of, read, to_micro
 
 logger = logging.getLogger(__name__)
 

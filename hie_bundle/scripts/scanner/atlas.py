@@ -24,8 +24,6 @@ from .previews import outlines
 from .registration import Fit, register, repeat_border
 from .zscore import FitLimits
 
-__all__ = ["Atlas", "build_atlas", "hampel_mean_and_std", "write_atlas"]
-
 logger = logging.getLogger(__name__)
 
 Stack = NDArray[np.float32]

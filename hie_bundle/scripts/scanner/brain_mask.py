@@ -23,10 +23,6 @@ from .dicom import read_folder
 from .inputs import beside, paths_of, read, resample, to_micro
 from .previews import outlines
 
-__all__ = [
-    "brain_mask", "brain_problem", "given_mask", "mask_doubt", "median_otsu", "show_and_judge", "strip", "write_brain",
-]  # fmt: skip
-
 logger = logging.getLogger(__name__)
 
 Mask = NDArray[np.bool_]

@@ -33,8 +33,6 @@ from ..io.volumes import Volume
 from ..runtime.errors import UserError
 from .inputs import B0_MAX, GRID_TOLERANCE_MM, unit_of
 
-__all__ = ["Frame", "Series", "listed", "read_folder", "require_highdicom", "require_pydicom"]
-
 logger = logging.getLogger(__name__)
 
 Header = Any  # pydicom.Dataset; the package is an extra

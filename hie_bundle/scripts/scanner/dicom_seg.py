@@ -24,8 +24,6 @@ from .inputs import GRID_TOLERANCE_MM, read
 from .previews import outlines
 from .regions import RegionAtlas
 
-__all__ = ["capture_of", "contours_of", "report_of", "segmentation_of", "source_images", "write_dicom_seg"]
-
 logger = logging.getLogger(__name__)
 
 # SNOMED CT's structures of a region, by pydicom's keywords, by a word of its name; other regions: brain

@@ -17,11 +17,6 @@ from ..geometry.brain import brain_of
 from ..io.volumes import EXTENSIONS, Volume, VolumeError, extension_of, read_volume
 from ..runtime.errors import UserError
 
-__all__ = [
-    "B0_MAX", "GRID_TOLERANCE_MM", "beside", "on_grid", "paths_of", "read", "read_stripped", "resample", "scale_of",
-    "to_micro", "unit_of", "z_map",
-]  # fmt: skip
-
 logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.floating]
@@ -67,9 +62,15 @@ def read(path: str | Path, dimensions: int | None = None, grid: Volume | None = 
     if dimensions and volume.array.ndim != dimensions:
         shape = "×".join(map(str, volume.array.shape))
         raise UserError(f"{path} has shape {shape}; {dimensions} dimensions are needed.")
-    if grid and (difference := grid_difference(grid, volume, GRID_TOLERANCE_MM)):
-        raise UserError(f"{name} and {path} are not on one grid: {difference}.")
+    if grid:
+        refuse_other_grid(grid, volume, (name, path))
     return volume
+
+
+def refuse_other_grid(one: Volume, other: Volume, names: Sequence[str | Path]) -> None:
+    """Raise a UserError that names two volumes and the difference of their grids, if there is one."""
+    if difference := grid_difference(one, other, GRID_TOLERANCE_MM):
+        raise UserError(f"{names[0]} and {names[1]} are not on one grid: {difference}.")
 
 
 def read_stripped(path: str | Path, scale: float | None, name: str = "") -> Volume:

@@ -14,8 +14,6 @@ from ..io.files import write_atomically
 from ..io.panels import BLUE, ORANGE, Panel, grey_slice, panels_png
 from ..io.volumes import Volume
 
-__all__ = ["outlines"]
-
 PANELS = 8
 
 

@@ -19,9 +19,6 @@ from .inputs import read, resample
 from .registration import register
 from .zscore import FitLimits, read_atlas
 
-__all__ = ["RegionAtlas", "shares"]
-
-
 LIMITS = FitLimits(correlation=FitLimits.doubtful)
 
 

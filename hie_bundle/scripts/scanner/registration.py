@@ -23,8 +23,6 @@ from scipy import ndimage
 from ..runtime.errors import UserError
 from .inputs import on_grid, resample, z_map
 
-__all__ = ["Fit", "Registration", "register", "repeat_border"]
-
 STEP_MM = 2.0  # of the grid that is registered on
 MARGIN_MM = 8.0  # around the brain
 BEYOND_MM = 4.0  # of the atlas' brain; what a brain mask has farther out, muscle and cord, would pull the atlas there

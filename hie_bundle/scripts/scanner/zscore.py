@@ -20,8 +20,6 @@ from .inputs import beside, read, read_stripped, resample, to_micro, z_map
 from .previews import outlines
 from .registration import Fit, register, repeat_border
 
-__all__ = ["FitLimits", "read_atlas", "write_zscore", "zscore"]
-
 logger = logging.getLogger(__name__)
 
 SPREAD = (0.01, 0.5)  # of healthy newborns' ADC by its mean it is a twentieth; the floor of it would hide another unit
