@@ -150,7 +150,7 @@ def test_without_a_training_split_there_is_no_column(tmp_path: Path) -> None:
     truth, pred, _ = _masks()
     evaluation = CaseEvaluation(str(tmp_path), baselines=Baselines([], tmp_path / "kept.json"))
     evaluation.started()
-    row = evaluation.measure(_item(truth, pred))
+    row = evaluation.measure(_item(truth, pred)).row
     assert {"regression_dice", "threshold_dice"} & set(row) == set()
     assert evaluation.info["baselines"].startswith("not fitted")
 

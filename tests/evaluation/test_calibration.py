@@ -91,8 +91,9 @@ def test_a_threshold_chosen_on_some_cases_is_told_of_others(tmp_path: Path) -> N
     assert written["mean_dice_at"]["0.50"] < written["mean_dice"]
     evaluation = evaluate("test", str(tmp_path / "val" / "thresholds.json"))
     rows = report.read_rows(tmp_path / "test" / "metrics.csv")
-    for row, case in zip(rows, evaluation.probabilities, strict=True):
-        assert row["native_dice_chosen"] == pytest.approx(case.dice_at(written["threshold"]))
+    for row, case in zip(rows, evaluation.cases, strict=True):
+        assert case.probabilities is not None
+        assert row["native_dice_chosen"] == pytest.approx(case.probabilities.dice_at(written["threshold"]))
         assert row["native_dice_chosen"] > row["native_dice"]
         assert row["native_brier"] > 0
     page = (tmp_path / "test" / "report.html").read_text()
@@ -128,12 +129,13 @@ def test_a_calibration_of_some_cases_halves_the_error_of_others(tmp_path: Path) 
         evaluate("test", range(1), "apply")
     evaluate("val", range(6), "fit", threshold=0.8)
     found = evaluate("test", range(6, 12), "apply", threshold=0.8)
-    before, after = ([case.ece for case in which] for which in (found.probabilities, found.after))
+    before, after = ([getattr(case, name).ece for case in found.cases] for name in ("probabilities", "calibrated"))
     assert np.mean(after) < np.mean(before) / 2
     rows = report.read_rows(tmp_path / "test" / "metrics.csv")
     assert [row["native_ece_calibrated"] for row in rows] == pytest.approx(after)
     assert "Calibration error, mean of the cases" in (tmp_path / "test" / "report.html").read_text()
-    assert all(0 < row["real_probability"] < 1 for case in found.lesions for row in case if row["mask"] == "prediction")
+    drawn = [row for case in found.cases for row in case.lesions if row["mask"] == "prediction"]
+    assert all(0 < row["real_probability"] < 1 for row in drawn)
     with pytest.raises(UserError, match=r"fitted with threshold 0\.8, not 0\.5"):
         evaluate("test", range(1), "apply", threshold=0.5)
     save_weights(nn.Linear(1, 1), weights, recipe={}, training={})

@@ -17,9 +17,9 @@ from scripts import report
 from scripts.evaluation import metrics
 from scripts.evaluation.measure import DIRECTIONS, FAMILIES, GROUPS, MEASURES, Measure, measured_by, register
 from scripts.evaluation.measures import column
-from scripts.report.table import grouped
+from scripts.report.groups import grouped
 from scripts.study.results import collect
-from scripts.study.study_tables import markdown
+from scripts.study.study_page import markdown
 from scripts.study.variants import Variant
 
 RNG = np.random.default_rng(3)

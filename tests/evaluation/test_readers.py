@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from scripts import data, report
 from scripts.data.mask_files import Readers
-from scripts.evaluation.readers import reader_metrics, staple
+from scripts.evaluation.metrics import reader_metrics, staple
 from scripts.report.case_evaluation import CaseEvaluation
 from scripts.report.scoring import score
 from scripts.runtime.errors import UserError

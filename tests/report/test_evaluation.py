@@ -59,7 +59,7 @@ def _masks() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_a_row_says_what_was_measured(tmp_path: Path) -> None:
     truth, pred, brain = _masks()
     item = _item(truth, pred)
-    row = CaseEvaluation(str(tmp_path), lesion_overlap=0.8).measure(item)
+    row = CaseEvaluation(str(tmp_path), lesion_overlap=0.8).measure(item).row
     assert row["lesion_ml"] == pytest.approx(32 * 6 / 1000)
     assert row["brain_ml"] == pytest.approx(brain.sum() * 6 / 1000)
     assert row["volume_difference_ml"] == row["relative_volume_difference"] == 0
@@ -77,13 +77,13 @@ def test_a_row_says_what_was_measured(tmp_path: Path) -> None:
     assert not any(name.startswith("member_") for name in row)
     assert not any(
         name.startswith("resampled_")
-        for name in CaseEvaluation(str(tmp_path)).measure(_item(truth, pred, resampled=False))
+        for name in CaseEvaluation(str(tmp_path)).measure(_item(truth, pred, resampled=False)).row
     )
 
 
 def test_members_of_an_ensemble(tmp_path: Path) -> None:
     truth, pred, _ = _masks()
-    row = CaseEvaluation(str(tmp_path)).measure(_item(truth, pred, (truth, np.zeros_like(truth))))
+    row = CaseEvaluation(str(tmp_path)).measure(_item(truth, pred, (truth, np.zeros_like(truth)))).row
     assert row["native_dice"] == pytest.approx(0.75)
     assert (row["member_1_dice"], row["member_2_dice"]) == (1.0, 0.0)
 
@@ -103,7 +103,7 @@ def test_relative_difference_of_volumes(true: int, predicted: int, expected: flo
     masks = [np.zeros(SHAPE, bool) for _ in range(2)]
     for mask, voxels in zip(masks, (true, predicted), strict=True):
         mask[5, 5 : 5 + voxels, 4] = True
-    row = CaseEvaluation(str(tmp_path)).measure(_item(*masks))
+    row = CaseEvaluation(str(tmp_path)).measure(_item(*masks)).row
     assert row["relative_volume_difference"] == pytest.approx(expected)
     assert row["volume_difference_ml"] == pytest.approx((predicted - true) * 6 / 1000)
 

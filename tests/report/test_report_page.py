@@ -23,7 +23,7 @@ from test_report import many_rows
 from scripts import report
 from scripts.evaluation.measures import column
 from scripts.report.case_evaluation import CaseEvaluation
-from scripts.report.table import grouped
+from scripts.report.groups import grouped
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 EVIL = "<script>alert(1)</script>"
@@ -276,9 +276,9 @@ def test_a_page_of_fifty_cases_is_small_and_soon_there(tmp_path: Path) -> None:
             name: MetaTensor(torch.as_tensor(array.astype(np.float32)), affine=affine)
             for name, array in (("native_image", maps), ("native_label", truth[None]), ("native_pred", pred[None]))
         }
-        evaluation.rows.append(evaluation.measure({"case": f"case-{number}", **item}))
+        evaluation.cases.append(evaluation.measure({"case": f"case-{number}", **item}))
         start = time.process_time()
-        evaluation.draw({"case": f"case-{number}", **item})
+        evaluation.cases[-1].views = evaluation.draw({"case": f"case-{number}", **item})
         drawing += time.process_time() - start
     start = time.process_time()
     evaluation.completed()

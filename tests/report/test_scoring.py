@@ -170,7 +170,7 @@ def test_surfaces_exactly_the_tolerance_apart_are_within_it_as_for_the_evaluator
     monkeypatch.setattr(evaluation, "completed", lambda: None)
     scoring.score(items, tmp_path / "masks", evaluation)
     beyond = 0
-    for item, row in zip(items, evaluation.rows, strict=True):
+    for item, row in zip(items, [case.row for case in evaluation.cases], strict=True):
         images = [sitk.ReadImage(str(file)) for file in (item["label"], next(tmp_path.glob(f"masks/{item['case']}_*")))]
         truth, pred = (sitk.GetArrayFromImage(image).T > 0 for image in images)
         distances = compute_surface_distances(truth, pred, images[0].GetSpacing())

@@ -34,9 +34,8 @@ from scripts.study.command import _fitting, loss_study, rehearsed_configs
 from scripts.study.jobs import Cluster, Job, Processes, exclusive, run_jobs
 from scripts.study.results import collect
 from scripts.study.runs import Run, find_cases, whole_numbers
-from scripts.study.study_page import write_study
-from scripts.study.study_tables import cases_csv, markdown, study_csv
-from scripts.study.study_tables import tests_csv as paired_tests_csv
+from scripts.study.study_page import cases_csv, markdown, study_csv, write_study
+from scripts.study.study_page import tests_csv as paired_tests_csv
 from scripts.study.variants import Variant, read_variants, rehearse, select, variant_configs
 
 CONFIGS = BUNDLE / "configs"

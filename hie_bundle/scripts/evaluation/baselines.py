@@ -24,12 +24,12 @@ from ..data.checks import Limits
 from ..data.layout import as_native, item_files
 from ..data.training_voxels import draw_training_voxels, read_maps
 from ..geometry.brain import brain_of
-from ..io.files import write_atomically
+from ..io.files import write_json
 from ..io.volumes import Volume, VolumeError
 from ..runtime.errors import UserError
 from ..transforms.masks import SaveMaskd
 from ..transforms.voxel_features import features, local_means
-from .metrics import dice
+from .calibration import dice_curve
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -38,6 +38,7 @@ __all__ = ["Baselines", "Boosting", "FittedBaselines", "fit_boosting", "local_fe
 
 logger = logging.getLogger(__name__)
 
+VOXELS, FOLDS, SEED = 5000, 3, 0  # voxels that are drawn from each brain; of a cross-validation; of draws and models
 PROBABILITIES = np.arange(1, 20) / 20
 Z_THRESHOLDS = np.arange(-60, 1) / 10
 SMOOTHING_MM = 2.0
@@ -59,27 +60,16 @@ def local_features(adc: NDArray[Any], zadc: NDArray[Any], spacing_mm: Sequence[f
 
 @dataclass(frozen=True)
 class FittedBaselines:
-    """Fitted baselines.
+    """Baselines that were fitted on the training cases, or the untuned ones without a usable training split."""
 
-    Attributes:
-        cases: ids of the training cases; empty without a usable training split.
-        problem: why the training split cannot be used; empty if it can.
-        threshold: of ZADC, with the best mean Dice of the training cases; None without any.
-        smoothed: of ZADC smoothed by 2 mm within the brain; -2 without training cases.
-        weights: of the four :func:`local_features` in the logistic regression; None without training cases.
-        intercept: of the regression.
-        probability: operating point of the regression.
-        challenge: threshold of the challenge's baseline.
-    """
-
-    cases: list[str]
-    problem: str = ""
-    threshold: float | None = None
-    smoothed: float = UNTUNED_SMOOTHED
-    weights: list[float] | None = None
-    intercept: float = 0.0
-    probability: float = 0.5
-    challenge: float = -2.0
+    cases: list[str]  # ids of the training cases
+    problem: str = ""  # why the training split cannot be used; empty if it can
+    threshold: float | None = None  # of ZADC, with the best mean Dice of the training cases
+    smoothed: float = UNTUNED_SMOOTHED  # likewise of ZADC smoothed by 2 mm within the brain
+    weights: list[float] | None = None  # of the four `local_features` in the logistic regression
+    intercept: float = 0.0  # of the regression
+    probability: float = 0.5  # operating point of the regression
+    challenge: float = -2.0  # threshold of the challenge's baseline
 
     def masks(self, adc: NDArray[Any], zadc: NDArray[Any], spacing_mm: Sequence[float]) -> dict[str, NDArray[np.bool_]]:
         """Masks of a case, (X, Y, Z), by the column of their Dice."""
@@ -116,55 +106,32 @@ class FittedBaselines:
         )
 
 
+@dataclass
 class Baselines:
-    """Fit the baselines once for a training split and its files.
+    """Fit the baselines once for a training split; of prepared cases the files that they were made from are read."""
 
-    Args:
-        items: labelled training cases; of prepared cases the files that they were made from are read.
-        file: JSON file that keeps the fit, which is reused while files and options are the same; None keeps nothing.
-        limits: of the sizes of files; the defaults if None.
-        challenge: threshold of the challenge's baseline on ZADC.
-        voxels: number of voxels of each brain for the regression; thresholds see all of them.
-        seed: of their draw.
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Mapping[str, Any]] = (),
-        file: str | Path | None = None,
-        limits: Limits | None = None,
-        challenge: float = -2.0,
-        voxels: int = 5000,
-        seed: int = 0,
-    ) -> None:
-        self.items = [as_native(item) for item in items]
-        self.file = None if file is None else Path(file)
-        self.limits = limits or Limits()
-        self.challenge = challenge
-        self.voxels = voxels
-        self.seed = seed
+    items: Sequence[Mapping[str, Any]] = ()  # labelled training cases
+    file: str | Path | None = None  # JSON file that keeps the fit, reused while files and options are the same
+    limits: Limits | None = None  # of the sizes of files
+    challenge: float = -2.0  # threshold of the challenge's baseline on ZADC
 
     def fitted(self) -> FittedBaselines:
         """The fitted baselines; without a usable training split those that need none."""
         if not self.items:
             return FittedBaselines([], "there is no training split", challenge=self.challenge)
         try:
-            key = self._key()
+            files = [Path(file) for item in self.items for file in item_files(as_native(item)).values()]
+            stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            state = json.dumps([stamps, (self.challenge, VOXELS, SEED)])
+            key = hashlib.sha256(state.encode()).hexdigest()
             return self._kept(key) or self._fit(key)
         except (VolumeError, OSError, ValueError) as error:
             logger.warning("The baselines cannot be fitted: %s", error)
             return FittedBaselines([], str(error), challenge=self.challenge)
 
-    def _key(self) -> str:
-        """Hash of the files and options."""
-        files = [Path(file) for item in self.items for file in item_files(item).values()]
-        stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        options = (self.challenge, self.voxels, self.seed)
-        return hashlib.sha256(json.dumps([stamps, options]).encode()).hexdigest()
-
     def _kept(self, key: str) -> FittedBaselines | None:
         try:
-            kept = json.loads(self.file.read_text(encoding="utf-8")) if self.file else {}
+            kept = json.loads(Path(self.file).read_text(encoding="utf-8")) if self.file else {}
             return FittedBaselines(**kept["baselines"]) if kept["key"] == key else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -173,15 +140,14 @@ class Baselines:
         from sklearn.linear_model import LogisticRegression
         from sklearn.preprocessing import StandardScaler
 
-        drawn, curves = [], []
-
         def described(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
             return local_features(adc, zadc, tuple(grid.spacing_mm))
 
-        # in random order, so that the first ones are a draw
-        for case, truth in draw_training_voxels(self.items, self.limits, described, ALL_VOXELS, self.seed):
-            curves.append([_dice_by_threshold(case[:, column], truth) for column in (1, 3)])
-            drawn.append((case[: self.voxels].copy(), truth[: self.voxels].copy()))
+        drawn, curves = [], []
+        # thresholds see all voxels, in random order, so that the first ones are a draw
+        for case, truth in draw_training_voxels(self.items, self.limits or Limits(), described, ALL_VOXELS, SEED):
+            curves.append([dice_curve(-case[:, column], truth, -Z_THRESHOLDS) for column in (1, 3)])
+            drawn.append((case[:VOXELS].copy(), truth[:VOXELS].copy()))
         given, truth = _together(drawn)
         scaler = StandardScaler().fit(given)
         model = LogisticRegression(max_iter=500).fit(scaler.transform(given), truth)
@@ -192,13 +158,13 @@ class Baselines:
             cases=[str(item["case"]) for item in self.items],
             threshold=float(Z_THRESHOLDS[raw]),
             smoothed=float(Z_THRESHOLDS[smoothed]),
-            weights=[float(weight) for weight in weights],
+            weights=weights.tolist(),
             intercept=intercept,
             probability=_operating_point((expit(one @ weights + intercept), lesion) for one, lesion in drawn),
             challenge=self.challenge,
         )
         if self.file:
-            write_atomically(self.file, json.dumps({"key": key, "baselines": asdict(fitted)}, indent=1) + "\n")
+            write_json(self.file, {"key": key, "baselines": asdict(fitted)}, indent=1)
         return fitted
 
 
@@ -216,45 +182,28 @@ class Boosting:
         return mask
 
 
-def fit_boosting(
-    items: Sequence[Mapping[str, Any]],
-    limits: Limits | None = None,
-    voxels: int = 5000,
-    trees: int = 150,
-    folds: int = 3,
-    seed: int = 0,
-) -> Boosting:
+def fit_boosting(items: Sequence[Mapping[str, Any]], limits: Limits | None = None, trees: int = 150) -> Boosting:
     """Fit gradient boosting on labelled cases, with the operating point chosen by cross-validation over the cases.
 
-    Args:
-        items: of the training split; of prepared cases the files that they were made from are read.
-        limits: of the sizes of files; the defaults if None.
-        voxels: number of voxels that are drawn from each brain.
-        trees: number of trees.
-        folds: of the cross-validation.
-        seed: of the draw and of the model.
-
     Raises:
-        UserError: when there are fewer cases than folds, an unusable case, or no lesion in any.
+        UserError: when there are fewer than three cases, an unusable case, or no lesion in any.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    if len(items) < folds:
+    if len(items) < FOLDS:
         raise UserError(
-            f"Boosting needs at least {folds} training cases to choose its threshold; there are {len(items)}."
+            f"Boosting needs at least {FOLDS} training cases to choose its threshold; there are {len(items)}."
         )
     try:
-        drawn = list(draw_training_voxels(items, limits or Limits(), features, voxels, seed))
+        drawn = list(draw_training_voxels(items, limits or Limits(), features, VOXELS, SEED))
         given, truth = _together(drawn)
     except (VolumeError, OSError, ValueError) as error:
         raise UserError(f"Boosting cannot be fitted: {error}") from error
-    model = HistGradientBoostingClassifier(max_iter=trees, early_stopping=False, random_state=seed)
+    model = HistGradientBoostingClassifier(max_iter=trees, early_stopping=False, random_state=SEED)
     cases = np.repeat(np.arange(len(drawn)), [len(lesion) for _, lesion in drawn])
-    held_out = cross_val_predict(
-        model, given, truth, groups=cases, cv=GroupKFold(folds), method="predict_proba"
-    )[:, 1]  # fmt: skip
-    threshold = _operating_point((held_out[cases == n], lesion) for n, (_, lesion) in enumerate(drawn))
+    held_out = cross_val_predict(model, given, truth, groups=cases, cv=GroupKFold(FOLDS), method="predict_proba")
+    threshold = _operating_point((held_out[cases == n, 1], lesion) for n, (_, lesion) in enumerate(drawn))
     logger.info("Boosting: threshold %.2f, chosen by cross-validation", threshold)
     return Boosting(model.fit(given, truth), threshold)
 
@@ -291,12 +240,5 @@ def _together(drawn: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> tuple[
 
 def _operating_point(cases: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]) -> float:
     """The probability with the best mean Dice over the cases, each its probabilities and its truth."""
-    curves = [[dice(given > cut, lesion) for cut in PROBABILITIES] for given, lesion in cases]
-    return float(PROBABILITIES[int(np.mean(curves, axis=0).argmax())])
-
-
-def _dice_by_threshold(z: Floats, truth: NDArray[np.bool_]) -> Floats:
-    """Dice of ``z < threshold`` at each of the Z thresholds."""
-    below, common = (np.searchsorted(np.sort(values), Z_THRESHOLDS) for values in (z, z[truth]))
-    size = below + truth.sum()
-    return np.where(size > 0, 2 * common / np.maximum(size, 1), 1.0)
+    curves = [dice_curve(given, lesion, PROBABILITIES) for given, lesion in cases]
+    return float(PROBABILITIES[np.mean(curves, axis=0).argmax()])

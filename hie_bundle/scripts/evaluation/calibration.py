@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,8 @@ from ..runtime.errors import UserError
 from .measure import Measure, register
 
 __all__ = [
-    "BINS", "THRESHOLDS", "Calibration", "CaseProbabilities", "best_threshold", "calibration_file", "read_threshold",
-    "reliability", "write_thresholds",
+    "BINS", "THRESHOLDS", "Calibration", "CaseProbabilities", "best_threshold", "calibration_file", "dice_curve",
+    "read_threshold", "reliability", "write_thresholds",
 ]  # fmt: skip
 
 BINS = 15  # of equal width, of the reliability curve and the calibration error (Guo et al. 2017)
@@ -55,20 +56,27 @@ register(
 )  # fmt: skip
 
 
+def dice_curve(
+    values: NDArray[Any], truth: NDArray[np.bool_], cuts: NDArray[Any], inclusive: bool = False
+) -> NDArray[np.float64]:
+    """Dice of ``values > cut`` (``inclusive``: ``>=``) at each cut against ``truth``, of the same shape."""
+    side: Literal["left", "right"] = "left" if inclusive else "right"
+    predicted, common = (one.size - np.searchsorted(np.sort(one, None), cuts, side) for one in (values, values[truth]))
+    total = predicted + truth.sum()
+    return np.where(total > 0, 2 * common / np.maximum(total, 1), 1.0)
+
+
 @dataclass(frozen=True)
 class CaseProbabilities:
     """Summary of the probabilities of a case.
 
-    Attributes:
-        brier: mean squared error in the brain.
-        histogram: of the brain in :data:`FINE` bins of probability, (3, FINE): voxels, those of them that are lesion,
-            sum of the probabilities.
-        dice: at each of :data:`THRESHOLDS`, over the whole volume.
+    ``histogram`` has the brain's voxels in :data:`FINE` bins of probability, (3, FINE): all, those that are lesion, and
+    the sum of the probabilities.
     """
 
-    brier: float
+    brier: float  # mean squared error in the brain
     histogram: NDArray[np.float64]
-    dice: NDArray[np.float64]
+    dice: NDArray[np.float64]  # at each of `THRESHOLDS`, over the whole volume
 
     @classmethod
     def of(cls, probability: NDArray[Any], truth: NDArray[np.bool_], brain: NDArray[np.bool_]) -> CaseProbabilities:
@@ -77,14 +85,8 @@ class CaseProbabilities:
         place = np.minimum((p * FINE).astype(int), FINE - 1)
         histogram = np.stack([np.bincount(place, weights, FINE) for weights in (None, t.astype(np.float64), p)])
         # a voxel is lesion where its probability is at least the threshold, as AsDiscrete has it
-        passed = np.searchsorted(THRESHOLDS.astype(probability.dtype), probability.ravel(), side="right")
-        predicted, common = (
-            counts[::-1].cumsum()[::-1][1:]
-            for counts in (np.bincount(part, minlength=100) for part in (passed, passed[truth.ravel()]))
-        )
-        size = predicted + truth.sum()
-        dice = np.where(size > 0, 2 * common / np.maximum(size, 1), 1.0)
-        return cls(float(((p - t) ** 2).mean()) if len(p) else float("nan"), histogram.astype(np.float64), dice)
+        dice = dice_curve(probability, truth, THRESHOLDS.astype(probability.dtype), inclusive=True)
+        return cls(float(((p - t) ** 2).mean()) if len(p) else math.nan, histogram.astype(np.float64), dice)
 
     @property
     def bins(self) -> NDArray[np.float64]:
@@ -95,7 +97,7 @@ class CaseProbabilities:
     def ece(self) -> float:
         """Expected calibration error; NaN without a brain."""
         voxels, lesion, total = self.bins
-        return float(np.abs(total - lesion).sum() / voxels.sum()) if voxels.any() else float("nan")
+        return float(np.abs(total - lesion).sum() / voxels.sum()) if voxels.any() else math.nan
 
     def dice_at(self, threshold: float) -> float:
         """Dice at the nearest of :data:`THRESHOLDS`."""
@@ -120,17 +122,13 @@ def best_threshold(cases: Sequence[CaseProbabilities]) -> tuple[float, float]:
 class Calibration:
     """Calibration of the probabilities of weights, fitted on validation cases.
 
-    Attributes:
-        of: hash of the weights and the settings that change masks.
-        cases: number of cases that it was fitted on.
-        voxels: isotonic regression: probabilities, and the share of lesion at each; linear between them.
-        lesions: logistic regression of whether a drawn lesion meets a true one: weights of the logarithm of its volume
-            (ml) and of its mean probability, and the intercept; None where all were real, or none.
+    ``lesions`` is a logistic regression of whether a drawn lesion meets a true one: weights of the logarithm of its
+    volume (ml) and of its mean probability, and the intercept; None where all were real, or none.
     """
 
-    of: Mapping[str, Any]
-    cases: int
-    voxels: tuple[list[float], list[float]]
+    of: Mapping[str, Any]  # hash of the weights and the settings that change masks
+    cases: int  # number that it was fitted on
+    voxels: tuple[list[float], list[float]]  # isotonic regression: probabilities, and the share of lesion at each
     lesions: list[float] | None
 
     @classmethod
@@ -147,8 +145,7 @@ class Calibration:
             total[some] / voxels[some], lesion[some] / voxels[some], sample_weight=voxels[some]
         )
         drawn = [row for row in lesions if row["mask"] == "prediction"]
-        real = [bool(row["touches"]) for row in drawn]
-        model = None
+        real, model = [bool(row["touches"]) for row in drawn], None
         if len(set(real)) == 2:
             fitted = LogisticRegression().fit(_features(drawn), real)
             model = [*map(float, fitted.coef_[0]), float(fitted.intercept_[0])]
@@ -164,11 +161,6 @@ class Calibration:
         if self.lesions is None or not lesions:
             return [None] * len(lesions)
         return [float(p) for p in expit(_features(lesions) @ self.lesions[:2] + self.lesions[2])]
-
-    def write(self, *files: Path) -> None:
-        """Write it as JSON."""
-        for file in files:
-            write_json(file, asdict(self), indent=1)
 
     @classmethod
     def read(cls, file: Path, of: Mapping[str, Any]) -> Calibration:

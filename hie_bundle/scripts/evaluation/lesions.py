@@ -40,23 +40,20 @@ Rows = Sequence[Mapping[str, Any]]
 def match(truth: Labels, pred: Labels) -> list[tuple[int, int, float]]:
     """Pairs of a lesion and a predicted component with their IoU, each component at most once, the best pair first.
 
-    Args:
-        truth: number of each voxel's lesion, 0 outside.
-        pred: number of each voxel's predicted component, 0 outside.
+    ``truth`` and ``pred`` have the number of each voxel's lesion or predicted component, 0 outside.
     """
     sizes = [np.bincount(labels.ravel()) for labels in (truth, pred)]
     both = (truth > 0) & (pred > 0)
     pairs, common = np.unique(np.stack([truth[both], pred[both]]), axis=1, return_counts=True)
     iou = common / (sizes[0][pairs[0]] + sizes[1][pairs[1]] - common)
-    matched: list[tuple[int, int, float]] = []
-    used: tuple[set[int], set[int]] = set(), set()
+    of_lesion: dict[int, tuple[int, int, float]] = {}
+    taken = set()
     for place in np.argsort(-iou, kind="stable"):
         lesion, component = map(int, pairs[:, place])
-        if lesion not in used[0] and component not in used[1]:
-            matched.append((lesion, component, float(iou[place])))
-            used[0].add(lesion)
-            used[1].add(component)
-    return matched
+        if lesion not in of_lesion and component not in taken:
+            of_lesion[lesion] = lesion, component, float(iou[place])
+            taken.add(component)
+    return list(of_lesion.values())
 
 
 def lesions_of(
@@ -107,13 +104,8 @@ def case_lesions(
 ) -> list[dict[str, Any]]:
     """The rows of a case for ``lesions.csv``: the lesions of the truth, then the predicted components.
 
-    Args:
-        case: its id.
-        pred: predicted mask, shape (X, Y, Z).
-        truth: annotated mask, same shape.
-        affine: see :func:`lesions_of`.
-        maps: see :func:`lesions_of`.
-        min_iou: IoU from which on a pair counts as a match.
+    The masks have shape (X, Y, Z); ``affine`` and ``maps`` as for :func:`lesions_of`. A pair counts as a match from
+    ``min_iou`` on.
 
     Returns:
         Rows of :func:`lesions_of` with ``mask`` (truth or prediction); ``touches``, whether it has a voxel in common
@@ -121,23 +113,15 @@ def case_lesions(
         ``dice``; ``matched``, whether the IoU reaches ``min_iou``; and ``min_iou``.
     """
     labels = components(truth)[0], components(pred)[0]
-    pairs = match(*labels)
-    partners = (
-        {lesion: (component, iou) for lesion, component, iou in pairs},
-        {component: (lesion, iou) for lesion, component, iou in pairs},
-    )
-    rows = []
-    for name, numbers, other, partner_of in zip(("truth", "prediction"), labels, (pred, truth), partners, strict=True):
-        touching = set(numbers[other].tolist())
-        for row in lesions_of(case, numbers, affine, maps):
-            partner, iou = partner_of.get(row["lesion"], (0, 0.0))
-            pair = {
-                "match": partner,
-                "iou": iou,
-                "dice": 2 * iou / (1 + iou),
-                "matched": partner > 0 and iou >= min_iou,
-            }
-            rows.append({**row, "mask": name, "touches": row["lesion"] in touching, **pair, "min_iou": min_iou})
+    rows, pairs = [], match(*labels)
+    for side, (name, other) in enumerate((("truth", pred), ("prediction", truth))):
+        partners = {pair[side]: (pair[1 - side], pair[2]) for pair in pairs}
+        touching = set(labels[side][other].tolist())
+        for row in lesions_of(case, labels[side], affine, maps):
+            partner, iou = partners.get(row["lesion"], (0, 0.0))
+            paired = {"match": partner, "iou": iou, "dice": 2 * iou / (1 + iou)}
+            judged = {"matched": partner > 0 and iou >= min_iou, "min_iou": min_iou}
+            rows.append({**row, "mask": name, "touches": row["lesion"] in touching, **paired, **judged})
     return rows
 
 
@@ -148,20 +132,16 @@ def detection(rows: Rows, cases: int, min_iou: float) -> dict[str, float | None]
         ``lesions``, ``predicted`` and ``matched``, counts; ``recall``, ``precision``, ``f1`` and
         ``false_positives_a_case`` (None where nothing can be counted); ``min_iou``.
     """
-    counts = {name: sum(row["mask"] == name for row in rows) for name in ("truth", "prediction")}
+    lesions, predicted = (sum(row["mask"] == name for row in rows) for name in ("truth", "prediction"))
     matched = sum(row["mask"] == "truth" and row["match"] > 0 and row["iou"] >= min_iou for row in rows)
-
-    def share(part: int, whole: int) -> float | None:
-        return part / whole if whole else None
-
     return {
-        "lesions": counts["truth"],
-        "predicted": counts["prediction"],
+        "lesions": lesions,
+        "predicted": predicted,
         "matched": matched,
-        "recall": share(matched, counts["truth"]),
-        "precision": share(matched, counts["prediction"]),
-        "f1": share(2 * matched, counts["truth"] + counts["prediction"]),
-        "false_positives_a_case": share(counts["prediction"] - matched, cases),
+        "recall": matched / lesions if lesions else None,
+        "precision": matched / predicted if predicted else None,
+        "f1": 2 * matched / (lesions + predicted) if lesions + predicted else None,
+        "false_positives_a_case": (predicted - matched) / cases if cases else None,
         "min_iou": min_iou,
     }
 
@@ -171,7 +151,7 @@ def recall_by_volume(rows: Rows) -> list[tuple[str, int, int]]:
     found = []
     for low, high in pairwise(VOLUME_BINS_ML):
         inside = [row["matched"] for row in rows if row["mask"] == "truth" and low <= row["volume_ml"] < high]
-        label = f"≥ {low:g}" if np.isinf(high) else f"{low:g}–{high:g}"
         if inside:
+            label = f"≥ {low:g}" if np.isinf(high) else f"{low:g}–{high:g}"
             found.append((label, len(inside), sum(inside)))
     return found

@@ -6,23 +6,29 @@ A figure is registered where it is computed: :func:`measured_by` on a function o
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["DIRECTIONS", "FAMILIES", "MEASURES", "Family", "Measure", "measured_by", "register"]
+__all__ = ["DIRECTIONS", "FAMILIES", "MEASURES", "Family", "Measure", "measured_by", "printed", "register"]
 
 DIRECTIONS = ("higher", "lower", "zero", "")
-GRIDS = ("native", "resampled")
 # origin of the definition; `shared`: common to all, `case`: describes the case, not a prediction
 GROUPS = ("shared", "challenge", "paper", "further", "readers", "baseline", "case")
 
 
+def printed(value: float | None, digits: int, signed: bool = False) -> str:
+    """A printed figure; "–" if undefined, "∞" if infinite; ``signed``: with a plus sign above 0."""
+    if value is None or math.isnan(value):
+        return "–"
+    text = f"{value:.{digits}f}".replace("inf", "∞").replace("-", "−")
+    return f"+{text}" if signed and value > 0 else text
+
+
 @dataclass(frozen=True)
 class Measure:
-    """A measure, or (from :func:`column`) a column of the table of cases.
+    """A measure, or (from :func:`.column`) a column of the table of cases.
 
     Attributes:
         name: as the function that measures it calls it; as a column with ``native_`` or ``resampled_`` before it.
@@ -34,7 +40,7 @@ class Measure:
         group: one of :data:`GROUPS`, which selects its tables.
         in_cases: whether the report's table of cases shows it.
         compared: whether the study compares variants by it.
-        grid: ``resampled`` if measured on that grid only; empty: on both grids.
+        grid: of a column, ``native`` or ``resampled``; of a measure ``resampled`` if it is measured there only.
         published: name of the published figure in a study's variants that it compares with, on the resampled grid.
     """
 
@@ -58,15 +64,15 @@ class Measure:
         return (0.0 if self.better == "lower" else -math.inf), math.inf
 
     @property
-    def bare(self) -> str:
-        """The name without the grid."""
-        return self.name.removeprefix("native_").removeprefix("resampled_")
-
-    @property
     def origin(self) -> str:
         """Origin of the definition, and the grid if it is not the native one."""
-        by = f"{self.group}’s" if self.group in ("paper", "challenge") else ""
-        return ", ".join(part for part in (by, "resampled" if self.name.startswith("resampled_") else "") if part)
+        by = [f"{self.group}’s"] if self.group in ("paper", "challenge") else []
+        return ", ".join([*by, "resampled"] if self.grid == "resampled" else by)
+
+    @property
+    def title(self) -> str:
+        """The label with the grid."""
+        return f"{self.label} ({self.grid} grid)"
 
     @property
     def heading(self) -> str:
@@ -80,53 +86,28 @@ class Measure:
 
     def text(self, value: float | None) -> str:
         """A printed value; "–" if undefined, "∞" if infinite."""
-        if value is None or value != value:
-            return "–"
-        if value in (float("inf"), float("-inf")):
-            return "∞" if value > 0 else "−∞"
-        return f"{value:.{self.digits}f}".replace("-", "−")
+        return printed(value, self.digits)
 
     def with_unit(self, value: float | None) -> str:
         """A printed value with its unit, if it has one."""
         text = self.text(value)
         return f"{text} {self.unit}" if self.unit and text not in "–∞" else text
 
-    def signed(self, value: float) -> str:
-        """A difference with its sign."""
-        return f"{'+' * (value > 0)}{self.text(value)}"
-
     def interval(self, figures: Mapping[str, Any]) -> str:
         """Printed interval (``low`` and ``high`` of :func:`.describe`); empty if there is none."""
         return "" if figures["low"] is None else f"{self.text(figures['low'])} to {self.text(figures['high'])}"
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """A function of two masks that gives several measures at once.
 
-    Attributes:
-        function: takes ``pred`` and ``truth`` and some of the options of :func:`.case_metrics`.
-        names: of its results.
-        grid: the only grid on which it is measured; empty: both.
+    It takes ``pred`` and ``truth`` and some of the options of :func:`.case_metrics`, and returns the measures by name.
+    It is measured on both grids, or on ``grid`` alone.
     """
 
     function: Callable[..., Mapping[str, float]]
     names: tuple[str, ...]
-    grid: str = ""
-
-    def __call__(self, pred: Any, truth: Any, **options: Any) -> Mapping[str, float]:
-        """Call the function with those options that it accepts.
-
-        Raises:
-            ValueError: the function returns other measures than registered.
-        """
-        takes = inspect.signature(self.function).parameters
-        measured = self.function(pred, truth, **{name: value for name, value in options.items() if name in takes})
-        if odd := set(measured) ^ set(self.names):
-            raise ValueError(
-                f"{self.function.__name__} returns other measures than registered: {', '.join(sorted(odd))}"
-            )
-        return measured
+    grid: str
 
 
 MEASURES: dict[str, Measure] = {}
@@ -169,9 +150,7 @@ register(
     Measure("largest_distance_mm", "Largest distance",
             "Diagonal of the box around brain and both masks: no two surfaces can be further apart.", "mm", digits=1,
             group="case"),
-    Measure(
-        "volume_difference_ml", "Volume difference", "Prediction minus truth.", "ml", "zero", 2, compared=False,
-    ),
+    Measure("volume_difference_ml", "Volume difference", "Prediction minus truth.", "ml", "zero", 2, compared=False),
     Measure(
         "relative_volume_difference", "Relative volume difference",
         "Volume difference by lesion volume; infinite where only the truth is empty, 0 where both masks are.",

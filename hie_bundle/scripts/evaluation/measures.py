@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from . import calibration, metrics, readers  # noqa: F401
+from . import calibration, metrics  # noqa: F401
 from .measure import MEASURES, Measure
 
 __all__ = ["MEASURES", "Measure", "column"]
@@ -23,11 +23,10 @@ def column(name: str) -> Measure:
     Raises:
         ValueError: the column is not registered.
     """
+    known = MEASURES.get(name) or MEASURES.get(re.sub("^(native|resampled)_", "", name))
     if match := _NUMBERED.fullmatch(name):
         label, group = {"member": ("Dice of model", "baseline"), "reader": ("Dice against reader", "readers")}[match[1]]
-        return replace(MEASURES["dice"], name=name, label=f"{label} {match[2]}", group=group, in_cases=False)
-    bare = name.removeprefix("native_").removeprefix("resampled_")
-    known = MEASURES.get(name) or MEASURES.get(bare)
+        known = replace(MEASURES["dice"], label=f"{label} {match[2]}", group=group, in_cases=False)
     if known is None:
         raise ValueError(f"column '{name}' is not registered; see scripts.evaluation.measures.")
-    return replace(known, name=name)
+    return replace(known, name=name, grid="resampled" if name.startswith("resampled_") else "native")

@@ -1,4 +1,4 @@
-"""Metrics of one case from two masks on one grid: the challenge's definitions, the paper's, overlap and lesion counts.
+"""Metrics of one case from masks on one grid: the challenge's definitions, the paper's, overlap, lesions, readers.
 
 The challenge's and the paper's surface metrics are not the same numbers. The challenge weighs every piece of surface by
 its area (surfels, as in google-deepmind/surface-distance); the paper used MONAI's metrics, which count border voxels.
@@ -7,13 +7,17 @@ Both are computed here from one pair of directed distances each, between the ele
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from monai.metrics import compute_dice
+from numpy.typing import NDArray
 from surface_distance import (
     compute_average_surface_distance,
     compute_robust_hausdorff,
@@ -22,13 +26,14 @@ from surface_distance import (
 
 from ..geometry.components import components
 from ..geometry.surfaces import Mask, border_distances, cropped, share_within, surfel_distances
-from .measure import FAMILIES, Measure, measured_by
+from .measure import FAMILIES, Measure, measured_by, register
 
 __all__ = [
     "case_metrics", "cc_dice", "challenge_metrics", "dice", "lesion_metrics", "overlap_metrics",
-    "paper_metrics", "paper_voxel_metrics",
+    "paper_metrics", "paper_voxel_metrics", "reader_metrics", "staple",
 ]  # fmt: skip
 
+Spacing = tuple[float, ...]  # in mm, along each axis
 _CHALLENGE = "challenge's definition (surface elements weighted by area)"
 _PAPER = "paper's definition (MONAI, border voxels)"
 
@@ -78,9 +83,7 @@ def overlap_metrics(pred: Mask, truth: Mask) -> dict[str, float]:
         "mm", "lower", 2, in_cases=True, compared=False,
     ),
 )  # fmt: skip
-def challenge_metrics(
-    pred: Mask, truth: Mask, spacing_mm: Sequence[float], tolerance_mm: float = 2.0
-) -> dict[str, float]:
+def challenge_metrics(pred: Mask, truth: Mask, spacing_mm: Spacing, tolerance_mm: float = 2.0) -> dict[str, float]:
     """The challenge's surface metrics and HD95 of the same surfels, equal to ``surface_distance``'s.
 
     That package computes them from distance maps of the volume; here the surfels alone are compared.
@@ -91,12 +94,10 @@ def challenge_metrics(
         spacing_mm: voxel size along each axis.
         tolerance_mm: tolerance of the normalised surface Dice; the challenge's is 2.
     """
-    if not pred.any() and not truth.any():
-        return {"masd_mm": 0.0, "nsd": 1.0, "hd95_mm": 0.0}
     if not pred.any() or not truth.any():
-        return {"masd_mm": math.nan, "nsd": 0.0, "hd95_mm": math.inf}
-    spacing = tuple(float(s) for s in spacing_mm)
-    surfaces = surfel_distances(pred, truth, spacing)
+        equal = not (pred.any() or truth.any())
+        return {"masd_mm": 0.0 if equal else math.nan, "nsd": float(equal), "hd95_mm": 0.0 if equal else math.inf}
+    surfaces = surfel_distances(pred, truth, spacing_mm)
     return {
         "masd_mm": float(np.mean(compute_average_surface_distance(surfaces))),
         "nsd": float(compute_surface_dice_at_tolerance(surfaces, tolerance_mm)),
@@ -118,21 +119,13 @@ def challenge_metrics(
         better="higher", group="paper", in_cases=True, published="nsd",
     ),
 )  # fmt: skip
-def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Sequence[float], tolerance_mm: float = 2.0) -> dict[str, float]:
+def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Spacing, tolerance_mm: float = 2.0) -> dict[str, float]:
     """The paper's surface metrics, equal to MONAI's, with each directed distance computed once instead of twice.
 
     Arguments as in :func:`challenge_metrics`; the paper does not state its tolerance.
     """
-    if not pred.any() and not truth.any():
-        return {"paper_msd_mm": math.nan, "paper_nsd": math.nan}
-    if not pred.any() or not truth.any():
-        return {"paper_msd_mm": math.inf, "paper_nsd": 0.0}
-    spacing = tuple(float(s) for s in spacing_mm)
-    directed = border_distances(pred, truth, spacing)
-    return {
-        "paper_msd_mm": float(np.mean([distances.mean(dtype=np.float64) for distances in directed])),
-        "paper_nsd": share_within(directed, tolerance_mm),
-    }
+    (there, back), nsd = _between_borders(pred, truth, spacing_mm, tolerance_mm)
+    return {"paper_msd_mm": (_mean(there) + _mean(back)) / 2, "paper_nsd": nsd}
 
 
 @measured_by(
@@ -168,18 +161,12 @@ def paper_voxel_metrics(pred: Mask, truth: Mask, tolerance_mm: float = 2.0) -> d
     directed averages, which no single call of MONAI gives: the default averages over one mask's border,
     ``symmetric=True`` over both borders' voxels pooled. The tolerance's number is taken as voxels.
     """
-    if not pred.any() or not truth.any():
-        distance, nsd = (math.inf, 0.0) if pred.any() or truth.any() else (math.nan, math.nan)
-        there = back = np.array([distance])
-    else:
-        there, back = border_distances(pred, truth, (1.0, 1.0, 1.0))
-        nsd = share_within((there, back), tolerance_mm)
-    directed, other = (float(distances.mean(dtype=np.float64)) for distances in (there, back))
+    (there, back), nsd = _between_borders(pred, truth, (1.0, 1.0, 1.0), tolerance_mm)
     return {
-        "paper_msd_voxels": (directed + other) / 2,
+        "paper_msd_voxels": (_mean(there) + _mean(back)) / 2,
         "paper_nsd_voxels": nsd,
-        "paper_msd_pooled_voxels": float(np.concatenate([there, back]).mean(dtype=np.float64)),
-        "paper_msd_directed_voxels": directed,
+        "paper_msd_pooled_voxels": _mean(np.concatenate([there, back])),
+        "paper_msd_directed_voxels": _mean(there),
     }
 
 
@@ -261,16 +248,89 @@ def case_metrics(
         spacing_mm: voxel size along each axis.
         tolerance_mm: of both surface Dices.
         lesion_overlap: see :func:`lesion_metrics`.
-        grid: that the masks are on, ``native`` or ``resampled``; leaves out what is defined on the other one alone.
+        grid: of the masks, ``native`` or ``resampled``; excludes what is defined on the other one alone.
 
     Raises:
-        ValueError: when the masks have different shapes or are not three-dimensional, or a spacing is not one positive
-            number for each axis.
+        ValueError: when the masks have different shapes or are not three-dimensional, a spacing is not one positive
+            number for each axis, or a function returns other measures than registered.
     """
     pred, truth = cropped(pred, truth, spacing_mm)
-    options = {"spacing_mm": spacing_mm, "tolerance_mm": tolerance_mm, "lesion_overlap": lesion_overlap}
-    families = [family for family in FAMILIES if not grid or family.grid in ("", grid)]
-    return {name: value for family in families for name, value in family(pred, truth, **options).items()}
+    spacing = tuple(float(size) for size in spacing_mm)
+    options = {"spacing_mm": spacing, "tolerance_mm": tolerance_mm, "lesion_overlap": lesion_overlap}
+    found: dict[str, float] = {}
+    for family in FAMILIES:
+        if grid and family.grid not in ("", grid):
+            continue
+        takes = inspect.signature(family.function).parameters
+        measured = family.function(pred, truth, **{name: options[name] for name in options if name in takes})
+        if odd := set(measured) ^ set(family.names):
+            name, others = family.function.__name__, ", ".join(sorted(odd))
+            raise ValueError(f"{name} returns other measures than registered: {others}")
+        found |= measured
+    return found
+
+
+register(
+    Measure(
+        "readers_dice", "Dice among the readers", "Mean Dice of each two readers of the case.",
+        better="higher", group="readers", in_cases=True, compared=False,
+    ),
+    Measure(
+        "to_readers_dice", "Dice against the readers", "Mean Dice of the prediction against each reader.",
+        better="higher", group="readers", in_cases=True, compared=False,
+    ),
+    Measure(
+        "readers_gap", "Prediction minus readers",
+        "Dice against the readers minus Dice among them: near 0, the prediction agrees with them as they agree with "
+        "each other.",
+        group="readers", compared=False,
+    ),
+    Measure(
+        "staple_dice", "Dice against STAPLE",
+        "Dice of the prediction against the readers' consensus (STAPLE, Warfield et al. 2004, probability above 0.5).",
+        better="higher", group="readers", compared=False,
+    ),
+)  # fmt: skip
+
+
+def reader_metrics(pred: Mask, readers: Sequence[Mask]) -> dict[str, float]:
+    """Agreement of a prediction with several readers, and of these with each other.
+
+    Returns the measures above, and ``reader_1_dice`` … of the prediction against each of two readers or more. All masks
+    have one shape, (X, Y, Z).
+    """
+    single = [dice(pred, mask) for mask in readers]
+    among = float(np.mean([dice(a, b) for a, b in combinations(readers, 2)]))
+    return {
+        "readers_dice": among,
+        "to_readers_dice": float(np.mean(single)),
+        "readers_gap": float(np.mean(single)) - among,
+        "staple_dice": dice(pred, staple(readers)),
+        **{f"reader_{number}_dice": value for number, value in enumerate(single, start=1)},
+    }
+
+
+def staple(masks: Sequence[Mask]) -> Mask:
+    """Consensus of masks of one shape (X, Y, Z), by SimpleITK's STAPLE; empty where all are."""
+    if not any(mask.any() for mask in masks):
+        return np.zeros_like(masks[0])
+    images = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in masks]
+    return np.asarray(sitk.GetArrayFromImage(sitk.STAPLE(images, 1.0)) > 0.5)
+
+
+def _between_borders(
+    pred: Mask, truth: Mask, spacing: Spacing, tolerance: float
+) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], float]:
+    """:func:`.border_distances` and the NSD; one undefined or infinite distance each where a mask is empty."""
+    if pred.any() and truth.any():
+        directed = border_distances(pred, truth, spacing)
+        return directed, share_within(directed, tolerance)
+    distance, nsd = (math.inf, 0.0) if pred.any() or truth.any() else (math.nan, math.nan)
+    return (np.array([distance], np.float32), np.array([distance], np.float32)), nsd
+
+
+def _mean(distances: NDArray[np.float32]) -> float:
+    return float(distances.mean(dtype=np.float64))
 
 
 def _components(mask: Mask, other: Mask, overlap: float) -> tuple[int, int]:

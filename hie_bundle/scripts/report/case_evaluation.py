@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,12 @@ from ..data.layout import file_name
 from ..data.mask_files import Readers
 from ..evaluation import metrics
 from ..evaluation.baselines import Baselines, FittedBaselines
-from ..evaluation.calibration import (
-    Calibration,
-    CaseProbabilities,
-    calibration_file,
-    read_threshold,
-    write_thresholds,
-)
+from ..evaluation.calibration import Calibration, CaseProbabilities, calibration_file, read_threshold, write_thresholds
 from ..evaluation.lesions import LESION_COLUMNS, case_lesions, detection
-from ..evaluation.readers import reader_metrics
 from ..geometry.brain import brain_of
 from ..geometry.spacing import spacing_of
 from ..inference.segmenter import DECIDING
-from ..io.files import seen_from, sha256_of, write_atomically
+from ..io.files import seen_from, sha256_of, write_atomically, write_json
 from ..io.volumes import Volume
 from ..io.weights import read_record
 from ..runtime.distributed import from_first, gather_interleaved, is_first
@@ -42,12 +35,26 @@ from ..runtime.text import csv_table
 from .page import provenance, write_report
 from .pictures import CaseSlices, SliceView
 from .plots import read_curves
-from .tables import comparison_table, verdict, write_results
+from .tables import comparison_table, lead_grid, verdict, write_results
 
-__all__ = ["CaseEvaluation"]
+__all__ = ["CaseEvaluation", "CaseResults"]
 
 logger = logging.getLogger(__name__)
 PATHS = ("dataset_dir", "datalist", "predictions_dir")  # names in the results, without their folders
+Rows = list[dict[str, Any]]
+Masks = tuple[np.ndarray, np.ndarray, tuple[float, ...]]  # prediction, truth, voxel size in mm
+
+
+@dataclass
+class CaseResults:
+    """Results of one case: its row of ``metrics.csv`` in plain numbers and words, and what only its maps give."""
+
+    row: dict[str, Any]
+    lesions: Rows = field(default_factory=list)  # of lesions.csv
+    regions: Rows = field(default_factory=list)  # of regions.csv
+    probabilities: CaseProbabilities | None = None
+    calibrated: CaseProbabilities | None = None
+    views: list[SliceView] = field(default_factory=list)  # for the report
 
 
 @dataclass(eq=False)
@@ -72,15 +79,9 @@ class CaseEvaluation:
         checkpoints: file or files with the weights that predicted; named with their SHA-256 and what they say of their
             training.
         baselines: methods without a deep network; by default those that need no training split.
-        readers: masks of further readers; by default there are none.
-        calibration: ``fit`` one on these cases and keep it with the weights, or ``apply`` the one that is kept there;
-            masks stay as they are.
-        regions: a :class:`scripts.scanner.regions.RegionAtlas`, for ``regions.csv``: the injured share of each region
-            by the truth and by the prediction; None: none.
+        regions: a :class:`scripts.scanner.regions.RegionAtlas`; None: no ``regions.csv``.
         overlays: whether to draw a picture of each case, and its slices in the report.
-        rows: what was measured, one a case, in plain numbers and words.
-        views: the slices of each case for the report.
-        lesions: the rows of ``lesions.csv`` of each case.
+        cases: results of the measured cases.
     """
 
     output_dir: str | Path
@@ -97,13 +98,8 @@ class CaseEvaluation:
     overlays: bool = True
     adc_window: Sequence[float] = (0, 2500)
     zadc_window: Sequence[float] = (-6, 6)
-    rows: list[dict[str, Any]] = field(init=False, default_factory=list)
-    views: dict[str, list[SliceView]] = field(init=False, default_factory=dict)
-    probabilities: list[CaseProbabilities] = field(init=False, default_factory=list)
-    after: list[CaseProbabilities] = field(init=False, default_factory=list)  # calibrated
-    lesions: list[list[dict[str, Any]]] = field(init=False, default_factory=list)
-    injured: list[list[dict[str, Any]]] = field(init=False, default_factory=list)
-    chosen: float | None = field(init=False, default=None)
+    cases: list[CaseResults] = field(init=False, default_factory=list)
+    chosen: float | None = field(init=False, default=None)  # threshold
     calibrated: Calibration | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -134,13 +130,11 @@ class CaseEvaluation:
             )
         if self.calibration == "apply":
             self.calibrated = Calibration.read(calibration_file(self.weights), self._making)
-        self.rows, self.views, self.probabilities, self.after, self.lesions = [], {}, [], [], []
-        self.injured = []
+        self.cases = []
         self.info = {**self.info, "baselines": self._fitted.describe()}
         if self.threshold_from is not None:
             self.chosen = read_threshold(self.threshold_from)
-            where = seen_from(self.threshold_from, self.folder)
-            self.info["threshold_from"] = f"{where}: {self.chosen:.2f}"
+            self.info["threshold_from"] = f"{seen_from(self.threshold_from, self.folder)}: {self.chosen:.2f}"
 
     @property
     def _making(self) -> dict[str, Any]:
@@ -160,158 +154,162 @@ class CaseEvaluation:
 
     def add(self, item: Mapping[str, Any]) -> None:
         """Measure and draw one case."""
-        self.rows.append(self.measure(item))
+        self.cases.append(self.measure(item))
         if self.overlays and "native_image" in item:
-            self.draw(item)
+            self.cases[-1].views = self.draw(item)
 
-    def measure(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """The row of one case."""
-        compared = {}
-        if "native_image" in item:
-            compared["native"] = (*(_mask(item[f"native_{n}"]) for n in ("pred", "label")), item["native_label"])
+    def measure(self, item: Mapping[str, Any]) -> CaseResults:
+        """Results of one case, without its slices."""
+        native = "native_image" in item
+        grids = {"native": _masks(item, "native_")} if native else {}
         if "pred" in item:
-            compared["resampled"] = (_mask(item["pred"]), _mask(item["label"]), item["label"])
-        grids = {grid: (pred, truth, spacing_of(on)) for grid, (pred, truth, on) in compared.items()}
-        row = {"case": item["case"], "site": item.get("site") or "", "size_class": size_class(None)}
-        if "native" in grids:
-            row |= _brain_and_lesion(brain_of(item["native_image"][0].cpu().numpy()), *grids["native"])
-        row |= _volumes(*next(iter(grids.values())))
-        for grid, masks_on in grids.items():
-            measured = metrics.case_metrics(*masks_on, self.tolerance_mm, self.lesion_overlap, grid)
+            grids["resampled"] = _masks(item, "")
+        brain = brain_of(item["native_image"][0].cpu().numpy()) if native else None
+        row = {"case": item["case"], "site": item.get("site") or "", **_sizes(*next(iter(grids.values())), brain)}
+        for grid, masks in grids.items():
+            measured = metrics.case_metrics(*masks, self.tolerance_mm, self.lesion_overlap, grid)
             row |= {f"{grid}_{name}": value for name, value in measured.items()}
-        if "native" in grids:
-            adc, zadc = item["native_image"].cpu().numpy()
-            truth = grids["native"][1]
-            alone = np.isnan(zadc).all()  # no ZADC map: nothing to compare with
-            masks = self._fitted.masks(adc, zadc, grids["native"][2])
-            row |= {name: math.nan if alone else metrics.dice(mask, truth) for name, mask in masks.items()}
-            maps = {"adc": adc} | ({} if alone else {"z": zadc})
-            if "native_probability" in item:
-                maps["probability"] = item["native_probability"].cpu().numpy()[0]
-                row |= self._probabilities(maps["probability"], truth, brain_of(adc))
-            affine = item["native_image"].affine.cpu().numpy()
-            lesions = case_lesions(item["case"], grids["native"][0], truth, affine, maps, self.lesion_iou)
-            if self.calibrated:
-                drawn = [lesion for lesion in lesions if lesion["mask"] == "prediction"]
-                for lesion, real in zip(drawn, self.calibrated.real(drawn), strict=True):
-                    lesion["real_probability"] = real
-            self.lesions.append(lesions)
-            if self.regions:
-                self.injured.append(self._injured(item["case"], Volume(adc, affine), *grids["native"]))
-            if others := self.readers.masks(item["case"]):
-                row |= reader_metrics(grids["native"][0], [truth, *others])
-            for number, member in enumerate(item.get("native_members", ()), start=1):
-                row[f"member_{number}_dice"] = metrics.dice(_mask(member[None]), truth)
-        return row
+        results = CaseResults(row)
+        if native:
+            self._add_native(results, item, grids["native"])
+        return results
 
-    def _injured(
-        self, case: str, adc: Volume, pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
-    ) -> list[dict[str, Any]]:
+    def _add_native(self, results: CaseResults, item: Mapping[str, Any], masks: Masks) -> None:
+        """Baselines, probabilities, lesions, regions, readers and members."""
+        case, row, (pred, truth, spacing_mm) = item["case"], results.row, masks
+        adc, zadc = item["native_image"].cpu().numpy()
+        affine = item["native_image"].affine.cpu().numpy()
+        alone = np.isnan(zadc).all()  # no ZADC map: nothing to compare with
+        for name, mask in self._fitted.masks(adc, zadc, spacing_mm).items():
+            row[name] = math.nan if alone else metrics.dice(mask, truth)
+        maps = {"adc": adc} if alone else {"adc": adc, "z": zadc}
+        if "native_probability" in item:
+            maps["probability"] = item["native_probability"].cpu().numpy()[0]
+            results.probabilities = found = CaseProbabilities.of(maps["probability"], truth, brain_of(adc))
+            row |= {"native_brier": found.brier, "native_ece": found.ece}
+            if self.calibrated:
+                after = CaseProbabilities.of(self.calibrated(maps["probability"]), truth, brain_of(adc))
+                row |= {"native_brier_calibrated": after.brier, "native_ece_calibrated": after.ece}
+                results.calibrated = after
+            if self.chosen is not None:
+                row["native_dice_chosen"] = found.dice_at(self.chosen)
+        results.lesions = case_lesions(case, pred, truth, affine, maps, self.lesion_iou)
+        if self.calibrated:
+            drawn = [lesion for lesion in results.lesions if lesion["mask"] == "prediction"]
+            for lesion, real in zip(drawn, self.calibrated.real(drawn), strict=True):
+                lesion["real_probability"] = real
+        if self.regions:
+            results.regions = self._injured(case, Volume(adc, affine), masks)
+        if others := self.readers.masks(case):
+            row |= metrics.reader_metrics(pred, [truth, *others])
+        for number, member in enumerate(item.get("native_members", ()), start=1):
+            row[f"member_{number}_dice"] = metrics.dice(_mask(member[None]), truth)
+
+    def _injured(self, case: str, adc: Volume, masks: Masks) -> Rows:
         """A row a region of the case; none where the atlas does not fit."""
         labels, note = self.regions.on(adc)
         if labels is None:
             logger.warning("%s: %s", case, note)
             return []
-        both = [self.regions.rows(labels, mask, spacing_mm) for mask in (truth, pred)]
+        predicted, true = (self.regions.rows(labels, mask, masks[2]) for mask in masks[:2])
         return [
-            {"case": case, "region": a["region"], "volume_ml": a["volume_ml"], "lesion_ml": a["injured_ml"],
-             "share": a["share"], "predicted_ml": b["injured_ml"], "predicted_share": b["share"]}
-            for a, b in zip(*both, strict=True)
+            {"case": case, "region": t["region"], "volume_ml": t["volume_ml"], "lesion_ml": t["injured_ml"],
+             "share": t["share"], "predicted_ml": p["injured_ml"], "predicted_share": p["share"]}
+            for t, p in zip(true, predicted, strict=True)
         ]  # fmt: skip
 
-    def _probabilities(self, probability: np.ndarray, truth: np.ndarray, brain: np.ndarray) -> dict[str, float]:
-        case = CaseProbabilities.of(probability, truth, brain)
-        self.probabilities.append(case)
-        measured = {"native_brier": case.brier, "native_ece": case.ece}
-        if self.calibrated:
-            self.after.append(after := CaseProbabilities.of(self.calibrated(probability), truth, brain))
-            measured |= {"native_brier_calibrated": after.brier, "native_ece_calibrated": after.ece}
-        return measured if self.chosen is None else measured | {"native_dice_chosen": case.dice_at(self.chosen)}
-
-    def draw(self, item: Mapping[str, Any]) -> None:
-        """Write the picture of one case, and keep its slices for the report."""
+    def draw(self, item: Mapping[str, Any]) -> list[SliceView]:
+        """Write the picture of one case; its slices for the report."""
         adc, zadc = item["native_image"].cpu().numpy()
-        masks = {name: _mask(item[f"native_{of}"]) for name, of in (("truth", "label"), ("pred", "pred"))}
+        pred, truth, _ = _masks(item, "native_")
         affine = item["native_image"].affine.cpu().numpy()
-        slices = CaseSlices({"ADC": adc, "ZADC": zadc}, masks, affine, self.windows)
-        self.views[item["case"]] = slices.views_of_errors()
+        slices = CaseSlices({"ADC": adc, "ZADC": zadc}, {"truth": truth, "pred": pred}, affine, self.windows)
         picture = self.folder / "overlays" / f"{file_name(item['case'])}.png"
         write_atomically(picture, slices.overlay(item["case"]))
+        return slices.views_of_errors()
 
     def completed(self, _: SupervisedEvaluator | None = None) -> None:
         """Write the tables and the report, and log the comparison with the baselines."""
-        mine = (self.rows, self.views.items(), self.probabilities, self.after, self.lesions, self.injured)
-        parts: list[Any] = [gather_interleaved(list(of)) for of in mine]
-        if None in parts:
+        cases = gather_interleaved(self.cases)
+        if cases is None:
             return
-        self.rows, views, self.probabilities, self.after, self.lesions, self.injured = parts
-        self.views = dict(views)
+        self.cases = cases
+        rows = [case.row for case in cases]
+        lesions = [row for case in cases for row in case.lesions]
+        regions = [row for case in cases for row in case.regions]
+        before = [case.probabilities for case in cases if case.probabilities]
+        after = [case.calibrated for case in cases if case.calibrated]
         here = {name: seen_from(self.info[name], self.folder) for name in PATHS if self.info.get(name) is not None}
-        info = {**self.info, **here, **provenance(self.weights, self.folder)}
-        if self.weights:
-            trainings = [read_record(Path(path)).get("training") for path in self.weights]
-            info["training"] = [_said(training) for training in trainings]
-            where = [info.get(name) for name in ("split", "fold", "num_folds", "test_site")]
-            answers = [held_out(training, *where) for training in trainings]
-            # of several weights the one that knew most decides
-            info["held_out"] = None if None in answers else min(map(str, answers))
-        single = [row for case in self.lesions for row in case]
-        more = {"lesions": detection(single, len(self.rows), self.lesion_iou)} if self.lesions else {}
-        summary = write_results(self.rows, self.folder, info, more)
-        if self.lesions:
-            write_atomically(self.folder / "lesions.csv", csv_table(single, LESION_COLUMNS))
-        injured = [row for case in self.injured for row in case]
-        if injured:
-            write_atomically(self.folder / "regions.csv", csv_table(injured))
+        info = {**self.info, **here, **provenance(self.weights, self.folder), **self._training()}
+        native = lead_grid(rows) == "native"
+        more = {"lesions": detection(lesions, len(rows), self.lesion_iou)} if native else {}
+        summary = write_results(rows, self.folder, info, more)
+        if native:
+            write_atomically(self.folder / "lesions.csv", csv_table(lesions, LESION_COLUMNS))
+        if regions:
+            write_atomically(self.folder / "regions.csv", csv_table(regions))
         if self.calibration == "fit":
-            fitted = Calibration.fit(self._making, self.probabilities, single)
-            fitted.write(calibration_file(self.weights), self.folder / "calibration.json")
-        if self.probabilities:
-            write_thresholds(self.folder / "thresholds.json", self.probabilities, {**self.info, **here})
-        note = f"Baselines {self._fitted.describe()}. {verdict(self.rows)}".strip()
-        table = f"{comparison_table(self.rows, self._fitted.labels)}\n{note}"
+            fitted = Calibration.fit(self._making, before, lesions)
+            for file in (calibration_file(self.weights), self.folder / "calibration.json"):
+                write_json(file, asdict(fitted), indent=1)
+        if before:
+            write_thresholds(self.folder / "thresholds.json", before, {**self.info, **here})
+        note = f"Baselines {self._fitted.describe()}. {verdict(rows)}".strip()
+        table = f"{comparison_table(rows, self._fitted.labels)}\n{note}"
         write_atomically(self.folder / "comparison.txt", table + "\n")
+        views = {case.row["case"]: case.views for case in cases if case.views}
         curves = read_curves(self.folder / "tensorboard")
         page = self.folder / "report.html"
-        measured = (self.probabilities, single, self.after, injured)
-        write_report(page, self.rows, summary, self.views, curves, self.windows, *measured)
+        write_report(page, rows, summary, views, curves, self.windows, before, lesions, after, regions)
         logger.info("\n%s", table)
         logger.info("Wrote report.html, metrics.csv, metrics.json and comparison.txt to %s", self.folder)
 
+    def _training(self) -> dict[str, Any]:
+        """What the weights say of their training, and whether these cases had no part in it."""
+        if not self.weights:
+            return {}
+        trainings = [read_record(Path(path)).get("training") for path in self.weights]
+        where = [self.info.get(name) for name in ("split", "fold", "num_folds", "test_site")]
+        answers = [held_out(training, *where) for training in trainings]
+        lines = [
+            ", ".join(
+                f"{k} {round(v, 4) if isinstance(v, float) else v}" for k, v in (one or {}).items() if v is not None
+            )
+            for one in trainings
+        ]
+        # of several weights the one that knew most decides
+        decisive = None if None in answers else min(map(str, answers))
+        return {"training": [line or "unknown" for line in lines], "held_out": decisive}
 
-def _said(training: Mapping[str, Any] | None) -> str:
-    """Training of the weights by their record, in a line."""
-    if not training:
-        return "unknown"
-    known = {name: value for name, value in training.items() if value is not None}
-    return ", ".join(f"{name} {round(v, 4) if isinstance(v, float) else v}" for name, v in known.items())
 
-
-def _brain_and_lesion(
-    brain: np.ndarray, pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
+def _sizes(
+    pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], brain: np.ndarray | None
 ) -> dict[str, Any]:
-    lesion_fraction = float(truth.sum() / max(brain.sum(), 1))
-    anything = np.argwhere(brain | truth | pred)
-    box = np.ptp(anything, axis=0) + 1 if len(anything) else np.zeros(3)
-    return {
-        "size_class": size_class(lesion_fraction),
-        "lesion_fraction": lesion_fraction,
-        "brain_ml": float(brain.sum()) * float(np.prod(spacing_mm)) / 1000,
-        "largest_distance_mm": float(np.linalg.norm(box * spacing_mm)),
-    }
-
-
-def _volumes(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Sizes of lesion, prediction and, where it is known, brain."""
     voxel_ml = float(np.prod(spacing_mm)) / 1000
+    sizes: dict[str, Any] = {"size_class": size_class(None)}
+    if brain is not None:
+        fraction = float(truth.sum() / max(brain.sum(), 1))
+        anything = np.argwhere(brain | truth | pred)
+        box = np.ptp(anything, axis=0) + 1 if len(anything) else np.zeros(3)
+        sizes = {"size_class": size_class(fraction), "lesion_fraction": fraction}
+        sizes["brain_ml"] = float(brain.sum()) * float(np.prod(spacing_mm)) / 1000
+        sizes["largest_distance_mm"] = float(np.linalg.norm(box * spacing_mm))
     lesion_ml, predicted_ml = (float(mask.sum()) * voxel_ml for mask in (truth, pred))
     difference = predicted_ml - lesion_ml
     without_lesion = math.inf if difference else 0.0
     return {
+        **sizes,
         "lesion_ml": lesion_ml,
         "predicted_ml": predicted_ml,
         "volume_difference_ml": difference,
         "relative_volume_difference": difference / lesion_ml if lesion_ml else without_lesion,
     }
+
+
+def _masks(item: Mapping[str, Any], grid: str) -> Masks:
+    """Prediction and label on a grid, by the prefix of its keys, and its voxel size."""
+    return _mask(item[f"{grid}pred"]), _mask(item[f"{grid}label"]), spacing_of(item[f"{grid}label"])
 
 
 def _mask(tensor: torch.Tensor) -> np.ndarray:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from ..data.folds import SIZE_CLASSES, size_class
 from ..data.layout import find_cases
@@ -48,19 +47,19 @@ def _cases(dataset_dir: str | Path) -> list[dict[str, Any]]:
 
 def _case_stats(item: Mapping[str, Any], baselines: FittedBaselines) -> dict[str, float]:
     """Figures of one case."""
-    images = [sitk.ReadImage(path) for path in (*item["image"], item["label"])]
-    adc, zadc, label = map(sitk.GetArrayFromImage, images)
-    spacing_mm = images[0].GetSpacing()
-    brain, lesion = brain_of(adc), label > 0
-    row = {"voxels": float(brain.sum()), "fraction": float(lesion.sum() / brain.sum())}
-    row["brain_volume_ml"] = row["voxels"] * float(np.prod(spacing_mm)) / 1000
-    row["healthy_share_below"] = float((brain & (zadc < baselines.challenge) & ~lesion).sum() / brain.sum())
-    row |= {name: dice(mask, lesion) for name, mask in baselines.masks(adc, zadc, spacing_mm[::-1]).items()}
-    for name, volume in (("adc", adc), ("zadc", zadc)):
+    adc, zadc, label = (read_volume(path) for path in (*item["image"], item["label"]))
+    brain, lesion = brain_of(adc.array), label.array > 0
+    voxels = float(brain.sum())
+    row = {"voxels": voxels, "fraction": float(lesion.sum() / voxels)}
+    row["brain_volume_ml"] = voxels * float(np.prod(adc.spacing_mm)) / 1000
+    row["healthy_share_below"] = float((brain & (zadc.array < baselines.challenge) & ~lesion).sum() / voxels)
+    masks = baselines.masks(adc.array, zadc.array, adc.spacing_mm.tolist())
+    row |= {name: dice(mask, lesion) for name, mask in masks.items()}
+    for name, volume in (("adc", adc.array), ("zadc", zadc.array)):
         values = volume[brain].astype(np.float64)
         row |= {f"{name}_mean_of_cases": values.mean(), f"{name}_std_of_cases": values.std()}
         row[f"lesion_{name}"] = float(volume[lesion].mean()) if lesion.any() else np.nan
-    return row | {f"mean_size_{axis}": float(n) for axis, n in zip("xyz", images[0].GetSize(), strict=True)}
+    return row | {f"mean_size_{axis}": float(n) for axis, n in zip("xyz", adc.array.shape, strict=True)}
 
 
 def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0, fit: bool = False) -> dict[str, float]:
@@ -68,13 +67,10 @@ def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0, fit: bool = F
 
     A lesion's fraction is its share of the brain's voxels. ``adc_*`` and ``zadc_*`` pool the brain voxels of all cases,
     ``*_of_cases`` average the cases' own figures. Dice is the challenge's: 1 if truth and mask are both empty, 0 if one
-    is. ``smoothed_dice`` is that of ZADC smoothed by 2 mm below -2. A figure without any case is NaN.
+    is. ``smoothed_dice`` is that of ZADC smoothed by 2 mm below -2. A figure without any case is NaN. The challenge's
+    baseline segments ``ZADC < threshold``.
 
-    Args:
-        dataset_dir: folder with ``BONBID2023_*`` folders.
-        threshold: the baseline segments ``ZADC < threshold``.
-        fit: also tune the thresholds and fit the logistic regression on one half of the cases for the other, and the
-            reverse.
+    ``fit`` also tunes the thresholds and fits the logistic regression, on each half of the cases for the other.
 
     Raises:
         UserError: the folder has no cases.
@@ -90,8 +86,7 @@ def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0, fit: bool = F
     fraction, weights = column.pop("fraction"), column.pop("voxels")
 
     def mean(values: np.ndarray) -> float:
-        values = values[np.isfinite(values)]
-        return float(values.mean()) if len(values) else float("nan")
+        return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float("nan")
 
     stats = {"num_cases": len(rows), "share_empty": mean(fraction == 0)}
     stats |= {"share_under_1_percent": mean(fraction < 0.01), "share_over_20_percent": mean(fraction > 0.2)}
@@ -129,11 +124,6 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
     The slice is the one where lesion area times brain area is greatest, or brain area alone if there is no lesion.
     The patient's right is on the left.
 
-    Args:
-        dataset_dir: folder with ``BONBID2023_*`` folders.
-        output_file: PNG to write.
-        num_cases: at most this many.
-
     Raises:
         UserError: the folder has no cases.
     """
@@ -141,7 +131,7 @@ def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: i
     cases = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, num_cases).round().astype(int))]
     panels = []
     for case in cases:
-        adc, zadc, label = (read_volume(Path(path)) for path in (*case["image"], case["label"]))
+        adc, zadc, label = (read_volume(path) for path in (*case["image"], case["label"]))
         slices = CaseSlices({"ADC": adc.array, "ZADC": zadc.array}, {"pred": label.array}, adc.affine, SHEET_WINDOWS)
         lesion, brain = slices.masks["pred"], slices.brain
         z = int((brain.sum((0, 1)) * (lesion.sum((0, 1)) if lesion.any() else 1)).argmax())

@@ -29,25 +29,15 @@ NO_INJURY, ALL_INJURED, PIXEL_MM, MARK_MM = np.array([0.94, 0.95, 0.96]), np.arr
 
 @dataclass(frozen=True)
 class SliceView:
-    """One axial slice for a page.
+    """One axial slice for a page."""
 
-    Attributes:
-        slice: its number, from 1 at the feet.
-        slices: number of slices.
-        reasons: why it is shown: ``most lesion``, ``worst error``.
-        size_mm: width and height.
-        pictures: PNG as base64, by map.
-        outlines: data of an SVG path in mm, by mask; empty without lesion.
-        area_mm2: by mask; of truth and prediction also what is ``missed`` and ``added``.
-    """
-
-    slice: int
+    slice: int  # from 1 at the feet
     slices: int
-    reasons: Sequence[str]
-    size_mm: tuple[float, float]
-    pictures: Mapping[str, str]
-    outlines: Mapping[str, str]
-    area_mm2: Mapping[str, float]
+    reasons: Sequence[str]  # why it is shown: `most lesion`, `worst error`
+    size_mm: tuple[float, float]  # width and height
+    pictures: Mapping[str, str]  # PNG as base64, by map
+    outlines: Mapping[str, str]  # data of an SVG path in mm, by mask; empty without lesion
+    area_mm2: Mapping[str, float]  # by mask; of truth and prediction also `missed` and `added`
 
 
 class CaseSlices:
@@ -78,31 +68,27 @@ class CaseSlices:
         """One slice for a page, with all masks or those named."""
         pixel_mm = self.spacing_mm[0], self.spacing_mm[1]
         shown = {name: axial(self.masks[name], self.box, z) for name in masks or self.masks}
-        greys = {name: self._grey(name, z) for name in self.maps}
-        height, width = greys["ADC"].shape
-        areas = shown
+        areas = dict(shown)
         if {"truth", "pred"} <= shown.keys():
             truth, pred = shown["truth"], shown["pred"]
-            areas = {**shown, "missed": truth & ~pred, "added": pred & ~truth}
+            areas |= {"missed": truth & ~pred, "added": pred & ~truth}
+        greys = {name: self._grey(name, z) for name in self.maps}
+        height, width = greys["ADC"].shape
         return SliceView(
-            z + 1,
-            self.brain.shape[2],
-            reasons,
-            (width * pixel_mm[0], height * pixel_mm[1]),
-            {name: _png(grey) for name, grey in greys.items()},
-            {name: _outline(mask, pixel_mm) for name, mask in shown.items()},
-            {name: float(mask.sum()) * pixel_mm[0] * pixel_mm[1] for name, mask in areas.items()},
+            slice=z + 1,
+            slices=self.brain.shape[2],
+            reasons=reasons,
+            size_mm=(width * pixel_mm[0], height * pixel_mm[1]),
+            pictures={name: _png(grey) for name, grey in greys.items()},
+            outlines={name: _outline(mask, pixel_mm) for name, mask in shown.items()},
+            area_mm2={name: float(mask.sum()) * pixel_mm[0] * pixel_mm[1] for name, mask in areas.items()},
         )
 
     def panel(self, name: str, z: int, title: str, masks: Sequence[str] | None = None) -> Panel:
         """One slice of a map for a PNG picture."""
-        shown = {self.colour(mask): axial(self.masks[mask], self.box, z) for mask in masks or self.masks}
+        colours = {mask: TRUTH_COLOUR if mask == "truth" else PRED_COLOUR for mask in masks or self.masks}
+        shown = {colour: axial(self.masks[mask], self.box, z) for mask, colour in colours.items()}
         return Panel(self._grey(name, z), title, self.spacing_mm[1] / self.spacing_mm[0], shown)
-
-    @staticmethod
-    def colour(mask: str) -> str:
-        """Of a mask's outline."""
-        return TRUTH_COLOUR if mask == "truth" else PRED_COLOUR
 
     def views_of_errors(self) -> list[SliceView]:
         """The slice with most lesion and the one with most wrong voxels; one view where they coincide."""
@@ -134,8 +120,11 @@ class CaseSlices:
         return int(counts[what].argmax()), what
 
     def spread(self) -> list[int]:
-        """Slices that show the prediction: those with lesion, evenly spaced where there are more than eight, and among
-        them the one with most; without lesion three through the brain."""
+        """Slices that show the prediction.
+
+        Those with lesion, evenly spaced where there are more than eight, and among them the one with most; without
+        lesion three through the brain.
+        """
         areas = self.masks["pred"].sum((0, 1))
         found = np.flatnonzero(areas)
         if not len(found):

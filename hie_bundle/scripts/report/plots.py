@@ -88,14 +88,13 @@ def plot(draw: Callable[Concatenate[Axes, P], tuple[str, str]]) -> Callable[P, P
 @plot
 def metric_by_size(axes: Axes, rows: Rows, name: str) -> tuple[str, str]:
     """Values of one column, a point a case, with a box for each class of lesion size of five cases or more."""
-    known = column(name)
+    known, grey = column(name), {"color": GREY}
     rng = np.random.default_rng(0)  # of the jitter
     labels = []
-    for place, (label, members) in enumerate({**by_size_class(rows), "all": list(rows)}.items()):
+    for place, (label, members) in enumerate({**by_size_class(rows), "all": rows}.items()):
         values = np.array([row[name] for row in members], dtype=float)
         finite = values[np.isfinite(values)]
         if len(finite) >= 5:
-            grey = {"color": GREY}
             axes.boxplot(
                 [finite], positions=[place], widths=0.6, showfliers=False, manage_ticks=False, boxprops=grey,
                 whiskerprops=grey, capprops=grey, medianprops={"color": ORANGE, "linewidth": 1.8},
@@ -104,13 +103,12 @@ def metric_by_size(axes: Axes, rows: Rows, name: str) -> tuple[str, str]:
             axes.hlines(np.median(finite), place - 0.3, place + 0.3, color=ORANGE, linewidth=1.8)
         jitter = rng.uniform(-0.18, 0.18, len(finite)) if len(finite) > 1 else np.zeros(len(finite))
         axes.scatter(place + jitter, finite, s=14, color=GREY if label == "all" else BLUE, alpha=0.65, zorder=3)
-        counts = ((len(values), "n = {}"), (np.isnan(values).sum(), "{} undef."), (np.isinf(values).sum(), "{} × ∞"))
-        labels.append("\n".join([label, *(text.format(count) for count, text in counts if count)]))
+        counts = {"n = {}": len(values), "{} undef.": np.isnan(values).sum(), "{} × ∞": np.isinf(values).sum()}
+        labels.append("\n".join([label, *(text.format(count) for text, count in counts.items() if count)]))
     axes.set_xticks(range(len(labels)), labels)
-    axes.set(xlim=(-0.6, len(labels) - 0.4), xlabel="Lesion by brain volume")
-    top = max((row[name] for row in rows if math.isfinite(row[name])), default=1.0) or 1.0
-    top = 1.0 if known.bounds == (0, 1) else top
-    axes.set_ylim(-0.04 * top, 1.04 * top)
+    finite_top = max((row[name] for row in rows if math.isfinite(row[name])), default=1.0) or 1.0
+    top = 1.0 if known.bounds == (0, 1) else finite_top
+    axes.set(xlim=(-0.6, len(labels) - 0.4), ylim=(-0.04 * top, 1.04 * top), xlabel="Lesion by brain volume")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=known.digits == 1))
     return f"{known.heading} {known.arrow}".strip(), ""
 
@@ -229,16 +227,16 @@ def ensemble_gain(rows: Rows) -> Plot | None:
         return None
     alone = np.array([[row[name] for row in rows] for name in members])
     together = np.array([row["native_dice"] for row in rows])
-    several = len(members) > 1
-    names = [f"model {i}" for i in range(1, len(members) + 1)] if several else ["without flips"]
-    whole = "ensemble" if several else "with flips"
-    gain = describe(list(together - alone.mean(axis=0)))
-    caption = f"Native grid. Gain over {'the mean of the models' if several else 'the same model'}"
-    caption += f"{', each alone and' if several else ''} without flips: {gain['mean']:+.3f} Dice"
-    caption += f" (95 % CI {gain['low']:+.3f} to {gain['high']:+.3f})." if gain["low"] is not None else "."
-    figures = {label: describe(list(of)) for label, of in zip([*names, whole], [*alone, together], strict=True)}
-    title = "Ensemble and its models" if several else "Flips at test time"
-    return intervals(figures, title, "Mean Dice with 95 % confidence interval", caption.replace("-", "−"), whole)
+    if len(members) > 1:
+        names, title = [*(f"model {i}" for i in range(1, len(members) + 1)), "ensemble"], "Ensemble and its models"
+        over = "the mean of the models, each alone and without flips"
+    else:
+        names, title, over = ["without flips", "with flips"], "Flips at test time", "the same model without flips"
+    gain = describe((together - alone.mean(axis=0)).tolist())
+    ends = "" if gain["low"] is None else f" (95 % CI {gain['low']:+.3f} to {gain['high']:+.3f})"
+    caption = f"Native grid. Gain over {over}: {gain['mean']:+.3f} Dice{ends}.".replace("-", "−")
+    figures = {label: describe(list(of)) for label, of in zip(names, [*alone, together], strict=True)}
+    return intervals(figures, title, "Mean Dice with 95 % confidence interval", caption, names[-1])
 
 
 def read_curves(folder: Path) -> dict[str, dict[int, float]]:
@@ -256,19 +254,16 @@ def training_curves(found: Mapping[str, Mapping[int, float]]) -> list[Plot]:
     """Loss by iteration and Dice by epoch, where they were logged."""
     shown = []
     if loss := found.get("loss"):
-        steps, values = list(loss), np.array(list(loss.values()))
-        window = max(1, len(values) // 30)
-        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         lines = {"each batch": [loss]}
-        if window > 1:
-            lines[f"mean of {window} batches"] = [dict(zip(steps[window - 1 :], smooth, strict=True))]
+        if (window := len(loss) // 30) > 1:
+            smooth = np.convolve(list(loss.values()), np.ones(window) / window, mode="valid")
+            lines[f"mean of {window} batches"] = [dict(zip(list(loss)[window - 1 :], smooth, strict=True))]
         shown.append(curves("Training loss", "Iteration", "Loss", lines))
-    dice = {"training": found.get("train_mean_dice"), "validation": found.get("val_mean_dice")}
+    dice = {"training": found.get("train_mean_dice", {}), "validation": found.get("val_mean_dice", {})}
     if lines := {label: [points] for label, points in dice.items() if points}:
-        caption = ""
-        if finite := {epoch: value for epoch, value in (dice["validation"] or {}).items() if math.isfinite(value)}:
-            best = max(finite, key=lambda epoch: finite[epoch])
-            caption = f"Best validation Dice {finite[best]:.3f} after epoch {best}."
+        finite = {epoch: value for epoch, value in dice["validation"].items() if math.isfinite(value)}
+        best = max(finite, key=lambda epoch: finite[epoch], default=None)
+        caption = "" if best is None else f"Best validation Dice {finite[best]:.3f} after epoch {best}."
         shown.append(curves("Dice during training", "Epoch", "Mean Dice, resampled grid", lines, caption))
     return shown
 

@@ -30,8 +30,7 @@ def score(
     """Compare masks on disk with the labels, on the labels' grids, and write the results.
 
     Args:
-        items: MONAI data items, ``{"image": [adc, zadc] or stacked, "label": path, "case": id}``, usable ones; of
-            prepared cases the files that they were made from (``native_image``, ``native_label``) are taken.
+        items: usable MONAI data items with labels; of prepared cases the files that they were made from are taken.
         predictions_dir: folder with a mask of each case, see :func:`scripts.data.mask_files.find_masks`.
         evaluation: what measures and writes.
         limits: how far a mask's grid may be from its label's, and how large a file may be; the defaults if None.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.measures import column
+from ..evaluation.measures import MEASURES, column
 from ..evaluation.statistics import describe
 from ..io.files import write_atomically
 from ..runtime.text import csv_table, csv_value
@@ -23,12 +23,7 @@ __all__ = [
 
 NO_NUMBERS = ("case", "site", "size_class")
 # methods without a deep network, by the column of their Dice
-BASELINES = {
-    "baseline_dice": "the challenge’s threshold",
-    "threshold_dice": "the tuned threshold",
-    "smoothed_dice": "the smoothed threshold",
-    "regression_dice": "the voxelwise regression",
-}
+BASELINES = {one.name: one.label.removeprefix("Dice of ") for one in MEASURES.values() if one.group == "baseline"}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -41,8 +36,8 @@ def write_results(
     Args:
         rows: equal keys in each; numbers may be NaN (undefined) or infinite.
         output_dir: created if needed; each file is complete or as it was before.
-        info: what the results are of; goes into the summary as it is.
-        more: what else goes into the summary.
+        info: what the results are of; the summary repeats it.
+        more: further entries of the summary.
 
     Raises:
         ValueError: when there are no rows.
@@ -74,25 +69,22 @@ def summarise(rows: Rows) -> dict[str, Any]:
         of each hospital, where there are several; ``volume_agreement_ml`` as in :func:`volume_agreement`.
     """
     columns = [name for name in rows[0] if name not in NO_NUMBERS]
+
+    def part(members: Rows) -> dict[str, Any]:
+        described = {name: describe([row[name] for row in members], bounds=column(name).bounds) for name in columns}
+        return {"cases": len(members), "metrics": described}
+
     empty = {
-        "truth": [row["lesion_ml"] == 0 for row in rows],
-        "prediction": [row["predicted_ml"] == 0 for row in rows],
-        "both": [row["lesion_ml"] == row["predicted_ml"] == 0 for row in rows],
+        "truth": sum(row["lesion_ml"] == 0 for row in rows),
+        "prediction": sum(row["predicted_ml"] == 0 for row in rows),
+        "both": sum(row["lesion_ml"] == row["predicted_ml"] == 0 for row in rows),
     }
-
-    def metrics(members: Rows) -> dict[str, Any]:
-        return {name: describe([row[name] for row in members], bounds=column(name).bounds) for name in columns}
-
     return {
         "cases": len(rows),
-        "empty": {name: sum(of) for name, of in empty.items()},
-        "metrics": metrics(rows),
-        "by_size_class": {
-            name: {"cases": len(members), "metrics": metrics(members)} for name, members in by_size_class(rows).items()
-        },
-        "by_site": {
-            site: {"cases": len(members), "metrics": metrics(members)} for site, members in by_site(rows).items()
-        },
+        "empty": empty,
+        "metrics": part(rows)["metrics"],
+        "by_size_class": {name: part(members) for name, members in by_size_class(rows).items()},
+        "by_site": {site: part(members) for site, members in by_site(rows).items()},
         "volume_agreement_ml": volume_agreement(rows),
     }
 
@@ -102,18 +94,18 @@ def lead_grid(rows: Rows) -> str:
     return "native" if "native_dice" in rows[0] else "resampled"
 
 
-def by_size_class(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+def by_size_class(rows: Rows) -> dict[str, Rows]:
     """The rows of each class of lesion size in their order, the classes from small to large."""
-    by_size = sorted(rows, key=lambda row: row.get("lesion_fraction", 0.0))
-    order = dict.fromkeys(str(row["size_class"]) for row in by_size)
+    order = dict.fromkeys(row["size_class"] for row in sorted(rows, key=lambda row: row.get("lesion_fraction", 0.0)))
     return {name: [row for row in rows if row["size_class"] == name] for name in order}
 
 
-def by_site(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+def by_site(rows: Rows) -> dict[str, Rows]:
     """The rows of each hospital; nothing where there are fewer than two."""
-    sites = sorted({str(row.get("site") or "unknown") for row in rows})
-    found = {site: [row for row in rows if (row.get("site") or "unknown") == site] for site in sites}
-    return found if len(found) > 1 else {}
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row.get("site") or "unknown", []).append(row)
+    return dict(sorted(found.items())) if len(found) > 1 else {}
 
 
 def volume_agreement(rows: Rows) -> dict[str, float | None]:
@@ -176,13 +168,15 @@ def verdict(rows: Rows) -> str:
     if (best := best_baseline(rows)) is None or (gain := gain_over(rows, best)) is None:
         return ""
     name = f"{BASELINES[best]}, the best method without a deep network"
-    by = f"(mean Dice {gain['mean']:+.3f}"
+    by = f"mean Dice {gain['mean']:+.3f}"
     if gain["low"] is None:
-        return f"Too few cases to say whether the prediction beats {name} {by}).".replace("-", "−")
-    by += f", 95 % CI {gain['low']:.3f} to {gain['high']:.3f})"
-    beats = "beats" if gain["low"] > 0 else "is worse than" if gain["high"] < 0 else "does not beat"
-    chance = ", beyond chance" if beats == "does not beat" else ""
-    return f"The prediction {beats} {name}{chance} {by}.".replace("-", "−")
+        sentence = f"Too few cases to say whether the prediction beats {name} ({by})."
+    else:
+        by += f", 95 % CI {gain['low']:.3f} to {gain['high']:.3f}"
+        beats = "beats" if gain["low"] > 0 else "is worse than" if gain["high"] < 0 else "does not beat"
+        chance = ", beyond chance" if beats == "does not beat" else ""
+        sentence = f"The prediction {beats} {name}{chance} ({by})."
+    return sentence.replace("-", "−")
 
 
 def readers_sentence(summary: Mapping[str, Any]) -> str:
@@ -195,7 +189,7 @@ def readers_sentence(summary: Mapping[str, Any]) -> str:
     return f"{sentence} {against:.3f} (difference {gap['mean']:+.3f}{interval}).".replace("-", "−")
 
 
-def worst_first(rows: Rows) -> list[Mapping[str, Any]]:
+def worst_first(rows: Rows) -> Rows:
     """The rows, the lowest Dice first, an undefined one before; among equals the largest error of volume."""
     dice = f"{lead_grid(rows)}_dice"
 

@@ -108,7 +108,10 @@ def loss_study(
         jobs = [_job(run, root, devices is not None) for run in runs if not run.done]
         done = len(runs) - len(jobs)
         logger.info("%d variants, %d runs, %d done, %d at a time", len(chosen), len(runs), done, at_once)
-        started, environment = time.monotonic(), _environment(threads, at_once)
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if threads is not None or "OMP_NUM_THREADS" not in environment:
+            environment["OMP_NUM_THREADS"] = str(threads or max(1, available_cores() // at_once))
+        started = time.monotonic()
         failures = run_jobs(
             jobs,
             Processes(at_once, places, environment, lock)
@@ -183,10 +186,3 @@ def _devices(devices: Any) -> list[str]:
         except ValueError as error:
             raise UserError(f"--devices: {name!r} cannot be used; write {OPTIONS['device']}.") from error
     return listed_names(devices)
-
-
-def _environment(threads: int | None, parallel: int) -> dict[str, str]:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    if threads is not None or "OMP_NUM_THREADS" not in environment:
-        environment["OMP_NUM_THREADS"] = str(threads or max(1, available_cores() // parallel))
-    return environment

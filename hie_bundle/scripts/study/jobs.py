@@ -29,21 +29,13 @@ GRACE_S = 8.0  # for a training to end at its next step and note that it was int
 
 @dataclass
 class Job:
-    """Commands that run one after the other.
+    """Commands that run one after the other; their word ``{device}`` is replaced by the job's device."""
 
-    Attributes:
-        name: for messages.
-        group: after one job of a group fails, its other jobs are not started.
-        log: their output is appended to this file.
-        commands: title and words of each; the word ``{device}`` is replaced by the job's device.
-        finished: called after the last one succeeded.
-    """
-
-    name: str
-    group: str
-    log: Path
-    commands: Sequence[tuple[str, Sequence[str]]]
-    finished: Callable[[], None]
+    name: str  # for messages
+    group: str  # after one of its jobs fails, the others are not started
+    log: Path  # the output is appended
+    commands: Sequence[tuple[str, Sequence[str]]]  # title and words of each
+    finished: Callable[[], None]  # called after the last one succeeded
 
 
 @contextmanager
@@ -98,22 +90,17 @@ def run_jobs(jobs: Sequence[Job], executor: Processes | Cluster) -> dict[str, st
     return failures
 
 
+@dataclass
 class Processes:
-    """Jobs as processes of this machine.
+    """Jobs as processes of this machine."""
 
-    Args:
-        at_once: number of parallel jobs.
-        devices: assigned to the parallel jobs in turn.
-        environment: of the commands.
-        inherited: file descriptor that they keep open.
-    """
+    at_once: int
+    devices: Sequence[str]  # assigned to the parallel jobs in turn
+    environment: Mapping[str, str]
+    inherited: int  # file descriptor that the processes keep open
 
-    def __init__(self, at_once: int, devices: Sequence[str], environment: Mapping[str, str], inherited: int) -> None:
-        self.at_once = at_once
-        self._free = list(islice(cycle(devices), at_once))
-        self._options: dict[str, Any] = {"env": environment, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-        if os.name == "posix":
-            self._options["pass_fds"] = (inherited,)
+    def __post_init__(self) -> None:
+        self._free = list(islice(cycle(self.devices), self.at_once))
 
     def run(self, job: Job) -> Generator[None, None, None]:
         """Start a job and yield while it runs; closing the iterator ends the job.
@@ -121,28 +108,32 @@ class Processes:
         Raises:
             ChildProcessError: when a command fails.
         """
-        device = self._free.pop(0)
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        for title, words in job.commands:
-            command = [device if word == "{device}" else word for word in words]
-            logger.info("%s: %s (log: %s)", job.name, title, job.log)
-            with job.log.open("ab") as log:
-                log.write(f"\n--- {title}: {' '.join(command)}\n".encode())
-                log.flush()
-                process = subprocess.Popen(command, stdout=log, **self._options)
-            try:
-                while process.poll() is None:
-                    yield
-            except GeneratorExit:
-                process.kill()
-                process.wait()
-                raise
-            if process.returncode:
-                self._free.append(device)
-                signalled = f"was ended by signal {-process.returncode}"
-                failed = f"failed with exit status {process.returncode}"
-                raise ChildProcessError(signalled if process.returncode < 0 else failed)
-        self._free.append(device)
+        kept_open = (self.inherited,) if os.name == "posix" else ()
+        device = self._free.pop(0)
+        try:
+            for title, words in job.commands:
+                command = [device if word == "{device}" else word for word in words]
+                logger.info("%s: %s (log: %s)", job.name, title, job.log)
+                with job.log.open("ab") as log:
+                    log.write(f"\n--- {title}: {' '.join(command)}\n".encode())
+                    log.flush()
+                    process = subprocess.Popen(
+                        command, env=self.environment, pass_fds=kept_open, stdin=subprocess.DEVNULL, stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )  # fmt: skip
+                try:
+                    while process.poll() is None:
+                        yield
+                finally:
+                    process.kill()  # does nothing once it has ended
+                    process.wait()
+                if (status := process.returncode) < 0:
+                    raise ChildProcessError(f"was ended by signal {-status}")
+                if status:
+                    raise ChildProcessError(f"failed with exit status {status}")
+        finally:
+            self._free.append(device)
 
 
 class Cluster:

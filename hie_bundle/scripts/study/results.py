@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from ..evaluation.measures import column
 from ..evaluation.statistics import describe, paired_tests, penalised, ranking
-from ..report.table import PAPER, Group, grouped
+from ..report.groups import PAPER, Group, grouped
 from ..report.tables import BASELINES, NO_NUMBERS, Rows, best_baseline, by_size_class, gain_over, read_rows
 from .runs import Run
 from .variants import Variant
 
-__all__ = ["Results", "collect", "measure_text"]
+__all__ = ["Results", "collect"]
 
 
 @dataclass(frozen=True)
 class Results:
     """Results of a study. Mappings without another key are by the variant's name.
 
-    Attributes:
-        variants: in the order of the study.
-        runs: of each variant.
-        cases: a row a case, in the same order; means over the runs where a number is defined, infinite if one is.
-        seeds: the rows of the runs with each seed, all folds together.
-        groups: the study's tables and their columns.
+    ``cases`` has a row a case, in the same order: means over the runs where a number is defined, infinite if one is.
     """
 
     variants: list[Variant]
     runs: Mapping[str, list[Run]]
     cases: Mapping[str, Rows]
-    seeds: Mapping[str, Sequence[Rows]]
-    groups: Mapping[Group, list[str]]
+    seeds: Mapping[str, Sequence[Rows]]  # rows of the runs with each seed, all folds together
+    groups: Mapping[Group, list[str]]  # the study's tables and their columns
 
     @property
     def measures(self) -> list[str]:
@@ -51,11 +47,11 @@ class Results:
     @cached_property
     def epochs(self) -> dict[str, tuple[float, float]]:
         """Means of the number of trained epochs and of the best epoch."""
-        means = {}
-        for name, runs in self.runs.items():
-            trained, best = np.mean([[run.record[key] for key in ("epochs", "best_epoch")] for run in runs], axis=0)
-            means[name] = float(trained), float(best)
-        return means
+        both = {
+            of: [[run.record[key] for key in ("epochs", "best_epoch")] for run in runs]
+            for of, runs in self.runs.items()
+        }
+        return {name: tuple(np.mean(values, axis=0).tolist()) for name, values in both.items()}
 
     @property
     def classes(self) -> dict[str, int]:
@@ -103,17 +99,13 @@ class Results:
     @cached_property
     def gains(self) -> dict[str, dict[str, dict[str, Any]]]:
         """:func:`.gain_over` by baseline and variant, for the baselines that every variant was compared with."""
-
-        def gains(baseline: str) -> dict[str, Any]:
-            found = {}
-            for name, rows in self.cases.items():
-                gain = gain_over(rows, baseline, self._seed_differences(name, rows, "native_dice"))
-                if gain and gain["mean"] is not None:
-                    found[name] = gain
-            return found
-
-        of_baseline = {label: gains(baseline) for baseline, label in BASELINES.items()}
-        return {label: of for label, of in of_baseline.items() if len(of) == len(self.cases)}
+        found: dict[str, dict[str, Any]] = {}
+        repeats = {name: self._seed_differences(name, rows, "native_dice") for name, rows in self.cases.items()}
+        for baseline, label in BASELINES.items():
+            gains = {name: gain_over(rows, baseline, repeats[name]) for name, rows in self.cases.items()}
+            if all(gain and gain["mean"] is not None for gain in gains.values()):
+                found[label] = gains
+        return found
 
     def best(self, measure: str, size_class: str = "all") -> set[str]:
         """The variants with the best printed mean over the cases where all are finite; none if all are equal.
@@ -152,26 +144,23 @@ class Results:
     def _seed_differences(self, variant: str, rows: Rows, measure: str) -> list[float]:
         """Mean difference between each seed's values and the cases' means; NaN where none is defined."""
         means = {row["case"]: row.get(measure, math.nan) for row in rows}
-        above = [
-            [row.get(measure, math.nan) - means.get(row["case"], math.nan) for row in seed]
-            for seed in self.seeds[variant]
-        ]
+        above = (
+            [row.get(measure, math.nan) - means.get(row["case"], math.nan) for row in s] for s in self.seeds[variant]
+        )
         return [_mean([value for value in of if math.isfinite(value)]) for of in above]
 
 
-def collect(variants: Sequence[Variant], runs: Iterable[Run]) -> Results:
+def collect(variants: Sequence[Variant], runs: Sequence[Run]) -> Results:
     """Read the results of runs on the same cases."""
-    of_variant: dict[str, list[Run]] = {variant.name: [] for variant in variants}
-    for run in runs:
-        of_variant[run.variant.name].append(run)
+    of_variant = {variant.name: [run for run in runs if run.variant.name == variant.name] for variant in variants}
     cases, seeds = {}, {}
     for name, members in of_variant.items():
-        by_seed: dict[int, list[dict[str, Any]]] = {}
-        for run in members:
-            by_seed.setdefault(run.seed, []).extend(read_rows(run.folder / "metrics.csv"))
-        seeds[name] = [by_seed[seed] for seed in sorted(by_seed)]
+        seeds[name] = [
+            [row for run in members if run.seed == seed for row in read_rows(run.folder / "metrics.csv")]
+            for seed in sorted({run.seed for run in members})
+        ]
         by_case: dict[str, list[dict[str, Any]]] = {}
-        for row in (row for rows in seeds[name] for row in rows):
+        for row in chain.from_iterable(seeds[name]):
             by_case.setdefault(row["case"], []).append(row)
         cases[name] = [
             {key: value if key in NO_NUMBERS else _mean([row[key] for row in same]) for key, value in same[0].items()}
@@ -182,11 +171,6 @@ def collect(variants: Sequence[Variant], runs: Iterable[Run]) -> Results:
     groups = {group: [one.name for one in of if one.compared] for group, of in grouped(common) if group.compared}
     order = sorted(groups, key=lambda group: group is not PAPER)
     return Results(list(variants), of_variant, cases, seeds, {group: groups[group] for group in order if groups[group]})
-
-
-def measure_text(measure: str) -> str:
-    """A measure with its grid."""
-    return f"{column(measure).label} ({'resampled' if measure.startswith('resampled_') else 'native'} grid)"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -86,15 +86,10 @@ class Run:
 
 
 class Cohort(NamedTuple):
-    """The cases of one seed and fold.
+    """The cases of one seed and fold: in ``train``, ``val`` (to choose the weights) and ``evaluated``."""
 
-    Attributes:
-        items: MONAI data items of ``train``, ``val`` (to choose the weights) and ``evaluated``.
-        fingerprint: number and SHA-256 of the ids and files of each part.
-    """
-
-    items: Mapping[str, list[dict[str, Any]]]
-    fingerprint: Mapping[str, str]
+    items: Mapping[str, list[dict[str, Any]]]  # MONAI data items
+    fingerprint: Mapping[str, str]  # number and SHA-256 of the ids and files of each part
 
 
 def whole_numbers(value: Any, what: str, least: int) -> list[int]:

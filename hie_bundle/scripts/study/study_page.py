@@ -8,22 +8,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..data.checks import Limits
 from ..data.layout import item_files
+from ..data.training_voxels import read_maps
+from ..evaluation.measure import printed
 from ..evaluation.measures import column
 from ..evaluation.statistics import smallest_p
 from ..io.files import seen_from, write_atomically
 from ..io.panels import panels_png
 from ..io.volumes import read_volume
+from ..report.groups import Group
 from ..report.page import provenance, render_page
 from ..report.pictures import PRED_COLOUR, TRUTH_COLOUR, CaseSlices
 from ..report.plots import Plot, curves, intervals, read_curves
 from ..report.tables import read_rows
-from . import study_tables as tables
-from .results import Results, measure_text
+from ..runtime.text import csv_table
+from .results import Results
+from .variants import PUBLISHED
 
-__all__ = ["write_study"]
+__all__ = ["cases_csv", "markdown", "study_csv", "tests_csv", "write_study"]
 
 PANELS_A_ROW = 7
+MANY = 8  # with more variants only the tests against the first one are shown
 
 
 def write_study(
@@ -43,10 +49,10 @@ def write_study(
         adc_window: ADC shown as black and as white.
     """
     failed = info.get("failed") or {}
-    write_atomically(folder / "study_cases.csv", tables.cases_csv(results))
-    write_atomically(folder / "study_tests.csv", tables.tests_csv(results))
-    write_atomically(folder / "study.csv", tables.study_csv(results))
-    write_atomically(folder / "study.md", tables.markdown(results, failed))
+    write_atomically(folder / "study_cases.csv", cases_csv(results))
+    write_atomically(folder / "study_tests.csv", tests_csv(results))
+    write_atomically(folder / "study.csv", study_csv(results))
+    write_atomically(folder / "study.md", markdown(results, failed))
     strips = _strips(results, items, adc_window)
     if strips:
         write_atomically(folder / "figure_2.png", _figure_2(strips))
@@ -62,15 +68,15 @@ def write_study(
         runs=sum(len(members) for members in results.runs.values()),
         tiles=_tiles(results),
         failed=failed,
-        tables=tables.all_groups(results),
-        sizes=tables.size_table(results),
-        lead=measure_text(results.lead),
-        ranking=tables.ranking_table(results, results.measures),
+        tables=all_groups(results),
+        known=column(results.lead),
+        lead=column(results.lead).title,
+        ranking=ranking_table(results, results.measures),
         plots=[draw(results, measure) for draw in (_means, _ranks) for measure in native],
         pairs=pairs,
         smallest_p=smallest_p(results.classes["all"], pairs),
-        tests=[tables.tests_table(results, measure) for measure in results.measures],
-        many=len(results.variants) > tables.MANY,
+        tests=[tests_table(results, measure) for measure in results.measures],
+        many=len(results.variants) > MANY,
         curves=_curves(results),
         strips=strips,
         adc_window=adc_window,
@@ -87,7 +93,7 @@ def _tiles(results: Results) -> list[dict[str, Any]]:
     figures = results.summary[order[0].name]["all"][results.lead]
     share = sum(ranks[variant.name]["share_of_draws_first"] for variant in first)
     return [
-        {"label": f"first by {measure_text(results.lead)}", "wide": True,
+        {"label": f"first by {column(results.lead).title}", "wide": True,
          "value": " and ".join(variant.label for variant in first) or "–"},
         {"label": "its mean", "value": known.text(figures["mean"]), "interval": known.interval(figures)},
         {"label": "first again in other draws of the cases", "note": "of 10 000 bootstrap samples",
@@ -102,7 +108,7 @@ def _means(results: Results, measure: str) -> Plot:
                         "values": [row[measure] for row in results.cases[variant.name]]}
         for variant in results.by_rank(measure)
     }  # fmt: skip
-    return intervals(figures, f"{measure_text(measure)} {column(measure).arrow}", column(measure).heading)
+    return intervals(figures, f"{column(measure).title} {column(measure).arrow}", column(measure).heading)
 
 
 def _ranks(results: Results, measure: str) -> Plot:
@@ -112,7 +118,7 @@ def _ranks(results: Results, measure: str) -> Plot:
         rank = results.ranks[measure][variant.name]
         label = f"{variant.label} ({100 * rank['share_of_draws_first']:.0f} %)"
         figures[label] = {**rank, "mean": None if math.isnan(rank["rank"]) else rank["rank"]}
-    return intervals(figures, f"Rank by {measure_text(measure)}", "Rank (1 is best)")
+    return intervals(figures, f"Rank by {column(measure).title}", "Rank (1 is best)")
 
 
 def _curves(results: Results) -> list[Plot]:
@@ -142,10 +148,9 @@ def _strips(results: Results, items: Mapping[str, Mapping[str, Any]], adc_window
     rows.sort(key=lambda row: row["lesion_fraction"])
     strips = []
     for kind, row in zip(("Smallest lesion", "Largest lesion"), rows[:1] + rows[1:][-1:], strict=False):
-        files = item_files(items[row["case"]])
-        image, label = read_volume(files.get("adc") or files["stacked"]), read_volume(files["label"])
-        adc = image.array if image.array.ndim == 3 else image.array[..., 0]
-        masks, panels = {"truth": label.array}, {("Truth", ""): ["truth"]}
+        (adc, _), grid = read_maps(items[row["case"]], Limits())
+        masks = {"truth": read_volume(item_files(items[row["case"]])["label"]).array}
+        panels = {("Truth", ""): ["truth"]}
         for variant in results.variants:
             mask = f"masks/{row['case']}_lesion.nii.gz"
             run = next((run for run in results.runs[variant.name] if (run.folder / mask).is_file()), None)
@@ -156,7 +161,7 @@ def _strips(results: Results, items: Mapping[str, Mapping[str, Any]], adc_window
                 note = f"Dice {column('native_dice').text(found['native_dice'])}"
                 panels[variant.label, note] = ["truth", key]
         if len(panels) > 1:
-            slices = CaseSlices({"ADC": adc}, masks, image.affine, {"ADC": adc_window})
+            slices = CaseSlices({"ADC": adc}, masks, grid.affine, {"ADC": adc_window})
             z, _ = slices.fullest()
             size = f"{100 * row['lesion_fraction']:.2g} % of the brain, slice {z + 1} of {slices.brain.shape[2]}"
             strips.append(Strip(f"{kind}: {row['case']}, {size}", slices, z, panels))
@@ -169,3 +174,171 @@ def _figure_2(strips: Sequence[Strip]) -> bytes:
         panels = [slices.panel("ADC", z, "\n".join(title).strip(), shown) for title, shown in masks.items()]
         rows += [panels[start : start + PANELS_A_ROW] for start in range(0, len(panels), PANELS_A_ROW)]
     return panels_png(rows, "; ".join(strip.title for strip in strips), {TRUTH_COLOUR: "truth", PRED_COLOUR: "mask"})
+
+
+class Cell(NamedTuple):
+    """One cell: the main line, further lines, whether the main line is bold, whether it is left-aligned."""
+
+    text: str
+    small: Sequence[str] = ()
+    bold: bool = False
+    left: bool = False
+
+    @property
+    def markdown(self) -> str:
+        """The cell in one line."""
+        main = f"**{self.text}**" if self.bold else self.text
+        return (f"{main} ({', '.join(self.small)})" if self.small else main).replace("|", "\\|")
+
+
+class Table(NamedTuple):
+    """A table whose first column names the rows; ``note``: text above it."""
+
+    title: str
+    header: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+    @property
+    def markdown(self) -> list[str]:
+        """Lines of a Markdown table."""
+        lines = [self.header, [Cell("---")] * len(self.header), *self.rows]
+        return [f"| {' | '.join(cell.markdown for cell in cells)} |" for cells in lines]
+
+
+def all_groups(results: Results) -> list[Table]:
+    """Table 1 of each group of measures, and the gains over baselines where there are any."""
+    tables = [table_1(results, group, measures) for group, measures in results.groups.items()]
+    return [*tables, *([gains_table(results)] if results.gains else [])]
+
+
+def table_1(results: Results, group: Group, measures: Sequence[str]) -> Table:
+    """Means of a group of measures by variant, with published figures and epochs."""
+    paper = group.grid == "resampled" and any(variant.published for variant in results.variants)
+    published = {measure: key for measure in measures if paper and (key := column(measure).published)}
+    best = {measure: results.best(measure) for measure in measures}
+    header = [Cell("Variant")]
+    for measure in measures:
+        known, left_open = column(measure), PUBLISHED[published[measure]] if measure in published else ""
+        header.append(Cell(f"{known.heading} {known.arrow}".strip(), [f"paper: {left_open}"] if left_open else []))
+    rows = []
+    for variant in results.variants:
+        row = [Cell(variant.label)]
+        for measure in measures:
+            known, figures = column(measure), results.summary[variant.name]["all"][measure]
+            notes = [known.interval(figures)] if figures["low"] is not None else []
+            if figures["mean_as_printed"] == "Inf":
+                notes.append(f"as printed: Inf ({figures['infinite']} of {results.classes['all']} infinite)")
+            if figures["undefined"]:
+                notes.append(f"{figures['undefined']} of {results.classes['all']} undefined")
+            if (value := variant.published.get(published.get(measure, ""))) is not None:
+                notes.append(f"paper: {'Inf' if math.isinf(value) else f'{value:.4f}'}")
+            row.append(Cell(known.text(figures["mean"]), notes, variant.name in best[measure]))
+        trained, chosen = results.epochs[variant.name]
+        notes = [f"best: {chosen:.4g}"]
+        if paper and (epochs := variant.published.get("epochs")):
+            notes.append(f"paper: {epochs:g}")
+        rows.append([*row, Cell(f"{trained:.4g}", notes)])
+    return Table(group.title, [*header, Cell("Epochs")], rows, group.explanation)
+
+
+def gains_table(results: Results) -> Table:
+    """Dice gained over each baseline."""
+    header = [Cell("Variant"), *(Cell(baseline.removeprefix("the ")) for baseline in results.gains)]
+    rows = []
+    for variant in results.variants:
+        gains = [of[variant.name] for of in results.gains.values()]
+        intervals = [
+            [] if one["low"] is None else [f"{printed(one['low'], 3)} to {printed(one['high'], 3)}"] for one in gains
+        ]
+        means = [printed(one["mean"], 3, signed=True) for one in gains]
+        rows.append([Cell(variant.label), *map(Cell, means, intervals)])
+    note = "Dice gained over each, native grid: mean difference, case by case, with its 95 % confidence interval."
+    return Table("Against methods without a deep network", header, rows, note)
+
+
+def ranking_table(results: Results, measures: Sequence[str]) -> Table:
+    """Ranks by each measure, with their interval and the share of first places."""
+    header, rows = [Cell("Variant")], [[Cell(variant.label)] for variant in results.variants]
+    for measure in measures:
+        values = results.compared[measure].values()
+        count = sum(all(map(math.isfinite, of_case)) for of_case in zip(*values, strict=True))
+        known = column(measure)
+        header.append(Cell(known.label, [f"{known.grid} grid", f"{count} of {results.classes['all']} cases"]))
+        for row, rank in zip(rows, results.ranks[measure].values(), strict=True):
+            lines = [f"{rank['low']:g} to {rank['high']:g}", f"first in {100 * rank['share_of_draws_first']:.0f} %"]
+            row.append(Cell("–") if math.isnan(rank["rank"]) else Cell(f"{rank['rank']:g}", lines))
+    return Table("Ranking", header, rows)
+
+
+def tests_table(results: Results, measure: str) -> Table:
+    """Paired tests of one measure."""
+    known = column(measure)
+    labels = {variant.name: variant.label for variant in results.variants}
+    leader = results.by_rank(results.lead)[0].name
+    unit = f" ({known.unit})" if known.unit else ""
+    header = [Cell("A"), Cell("B", left=True)]
+    header += map(Cell, ("Cases", f"Median of A − B{unit}", "p", "p (Holm)", "Effect size"))
+    shown = [row for row in results.tests[measure] if len(labels) <= MANY or leader in (row["a"], row["b"])]
+    rows = [
+        [
+            Cell(labels[row["a"]]), Cell(labels[row["b"]], left=True), Cell(str(row["cases"])),
+            Cell(known.text(row["median_difference"])), Cell(_p(row["p"])),
+            Cell(_p(row["p_holm"]), bold=row["p_holm"] < 0.05), Cell(printed(row["effect_size"], 2, signed=True)),
+        ]
+        for row in shown
+    ]  # fmt: skip
+    return Table(known.title, header, rows)
+
+
+def markdown(results: Results, failed: Mapping[str, str] | None = None) -> str:
+    """Failed variants, the verdict, Table 1, the ranking by Dice and the tests of Dice as Markdown."""
+    text = [f"Failed, not in the tables: {', '.join(failed)}.", ""] if failed else []
+    text += [verdict, ""] if (verdict := results.verdict()) else []
+    for table in all_groups(results):
+        text += [f"## {table.title}", "", *([table.note, ""] if table.note else []), *table.markdown, ""]
+    what = column(results.lead).title
+    text += [f"## Ranking by {what}", "", *ranking_table(results, [results.lead]).markdown, ""]
+    text += [f"## Paired tests of {what}", ""]
+    least = smallest_p(results.classes["all"], len(results.tests[results.lead]))
+    if least > 0.05:
+        text += [f"With so few cases the smallest p after Holm's correction is {least:.2g}.", ""]
+    return "\n".join([*text, *tests_table(results, results.lead).markdown]) + "\n"
+
+
+def study_csv(results: Results) -> str:
+    """Table 1 as CSV: a row for each variant and class of lesion size, ``all`` first.
+
+    Each measure has its mean over the finite values, the 95 % confidence interval (``_low``, ``_high``), the mean as
+    the paper would print it and the number of finite values.
+    """
+    keys = [key for key in PUBLISHED if any(key in variant.published for variant in results.variants)]
+    lines = []
+    for variant in results.variants:
+        for size, count in results.classes.items():
+            line: dict[str, Any] = {"variant": variant.name, "size_class": size, "cases": count}
+            line["runs"] = len(results.runs[variant.name])
+            line["epochs"], line["best_epoch"] = results.epochs[variant.name]
+            for measure in results.measures:
+                figures = results.summary[variant.name][size][measure]
+                line[measure] = figures["mean"]
+                line |= {f"{measure}_{end}": figures[end] for end in ("low", "high", "mean_as_printed", "defined")}
+            line |= {f"published_{key}": variant.published.get(key) if size == "all" else None for key in keys}
+            lines.append(line)
+    return csv_table(lines)
+
+
+def cases_csv(results: Results) -> str:
+    """Every variant's values in every case as CSV."""
+    return csv_table([{"variant": name, **row} for name, rows in results.cases.items() for row in rows])
+
+
+def tests_csv(results: Results) -> str:
+    """The paired tests of all measures as CSV."""
+    return csv_table([{"measure": measure, **row} for measure, rows in results.tests.items() for row in rows])
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

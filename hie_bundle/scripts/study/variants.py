@@ -29,21 +29,13 @@ _RESERVED = (
 
 @dataclass(frozen=True, config={"extra": "forbid", "coerce_numbers_to_str": True})
 class Variant:
-    """A variant of a config.
+    """A variant of a config."""
 
-    Attributes:
-        name: of its folder.
-        label: in tables; the name by default.
-        overrides: values by id.
-        published: published figures, by the names of :data:`PUBLISHED`.
-        mixins: configs before the overrides, as on the command line: files, or names of configs of the bundle.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]
-    label: str = ""
-    overrides: Mapping[str, Any] = Field(default_factory=dict)
-    published: Mapping[str, float] = Field(default_factory=dict)
-    mixins: Sequence[str] = ()
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]  # of its folder
+    label: str = ""  # in tables; the name by default
+    overrides: Mapping[str, Any] = Field(default_factory=dict)  # values by id, set over the mixins
+    published: Mapping[str, float] = Field(default_factory=dict)  # figures, by the names of `PUBLISHED`
+    mixins: Sequence[str] = ()  # files, or names of configs of the bundle
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.name)

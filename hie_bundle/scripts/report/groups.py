@@ -1,62 +1,18 @@
-"""Tables of the report and of the study: which columns they have, and one form for HTML (macros.jinja) and Markdown."""
+"""Groups of measures: the tables of the report and of the study, and their columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from ..evaluation.measures import Measure, column
 
-__all__ = ["GROUPS", "Cell", "Group", "Table", "case_columns", "figures_cell", "grouped", "heading_cell"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell: the main line, further lines, whether the main line is bold, and a CSS class."""
-
-    text: str
-    small: Sequence[str] = ()
-    bold: bool = False
-    style: str = ""
-
-    @property
-    def markdown(self) -> str:
-        """The cell in one line."""
-        main = f"**{self.text}**" if self.bold else self.text
-        return (f"{main} ({', '.join(self.small)})" if self.small else main).replace("|", "\\|")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose first column names the rows; ``note``: text above it; ``folded``: collapsed on the page."""
-
-    title: str
-    header: Sequence[Cell]
-    rows: Sequence[Sequence[Cell]]
-    note: str = ""
-    folded: bool = False
-
-    @property
-    def markdown(self) -> list[str]:
-        """Lines of a Markdown table."""
-        lines = [self.header, [Cell("---")] * len(self.header), *self.rows]
-        return [f"| {' | '.join(cell.markdown for cell in cells)} |" for cells in lines]
-
-
-def heading_cell(known: Measure, *small: str) -> Cell:
-    """The heading of a measure's column."""
-    return Cell(f"{known.heading} {known.arrow}".strip(), small)
-
-
-def figures_cell(known: Measure, figures: Mapping[str, Any], *notes: str, bold: bool = False, style: str = "") -> Cell:
-    """Mean and interval of :func:`.describe`."""
-    return Cell(known.text(figures["mean"]), [*filter(None, (known.interval(figures), *notes))], bold, style)
+__all__ = ["GROUPS", "PAPER", "Group", "case_columns", "grouped"]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Columns of one table: measures of one grid (``native`` or ``resampled``) and of some ``measure.GROUPS``.
+    """Columns of one table: measures of one grid and of some kinds (``measure.GROUPS``).
 
     ``compared``: whether the study has this table, too, with its measures for comparison; ``folded``: collapsed on the
     page.
@@ -65,14 +21,9 @@ class Group:
     title: str
     explanation: str
     grid: str
-    definitions: tuple[str, ...]
+    kinds: tuple[str, ...]
     compared: bool = False
     folded: bool = False
-
-    def takes(self, known: Measure) -> bool:
-        """Whether a column belongs to the group."""
-        grid = "resampled" if known.name.startswith("resampled_") else "native"
-        return grid == self.grid and known.group in self.definitions
 
 
 PAPER = Group(
@@ -144,7 +95,7 @@ def grouped(names: Iterable[str]) -> list[tuple[Group, list[Measure]]]:
     columns = [column(name) for name in names if name != "case"]
     result, seen = [], set()
     for group in GROUPS:
-        members = sorted(filter(group.takes, columns), key=lambda known: group.definitions.index(known.group))
+        members = [one for kind in group.kinds for one in columns if (one.grid, one.group) == (group.grid, kind)]
         if any(known.name not in seen for known in members):
             result.append((group, members))
             seen |= {known.name for known in members}
@@ -152,16 +103,17 @@ def grouped(names: Iterable[str]) -> list[tuple[Group, list[Measure]]]:
 
 
 def case_columns(names: Iterable[str]) -> list[Measure]:
-    """Columns of the report's table of cases: size class, shared measures, baselines, volumes, other native measures,
-    and
-    the shared measures on the resampled grid.
+    """Columns of the report's table of cases.
+
+    In order: size class, shared measures, baselines, volumes, other native measures, and the shared measures on the
+    resampled grid.
 
     Raises:
         ValueError: when nobody registered a column.
     """
 
     def place(known: Measure) -> int:
-        if known.name.startswith("resampled_"):
+        if known.grid == "resampled":
             return 5
         return 0 if known.name == "size_class" else {"shared": 1, "baseline": 2, "case": 3}.get(known.group, 4)
 
