@@ -1,0 +1,197 @@
+"""Weights from simulated newborns with one part of the simulator or the recipe changed, on cases of other hands.
+
+    python tests/benchmarks/pretraining.py --dataset_dir DIR [--only "base,no depth"] [--output DIR]
+
+Each variant trains for 800 steps on pretrain.yaml's cohort, or on its own where it changes the simulator, and is
+measured on the test cases of DIR with the network alone and with the soft thresholds on ZADC. Prints the mean Dice on
+the native grid by lesion size and its difference to the base with a 95 % interval over cases. Results that exist are
+not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from peers import CONFIGS, bundle
+
+sys.path.insert(0, str(CONFIGS.parent))
+import yaml
+
+from scripts.evaluation.statistics import describe
+from scripts.phantom import anatomy, case, normative, write_cohort
+
+FILES = [CONFIGS / name for name in ("train.yaml", "evaluate.yaml", "strong.yaml", "strong_cpu.yaml")]
+PRETRAIN = yaml.safe_load((CONFIGS / "pretrain.yaml").read_text(encoding="utf-8"))
+OPTIONS = {"steps": 800, "validations": 4, "zadc_dropout": PRETRAIN["zadc_dropout"], "num_workers": 0}
+SHIPPED = CONFIGS.parent / "models" / "simulated" / "model.pt"
+ALONE = {"z_evidence_weight": 0, "lesion_peak": 0}
+MODES = {", network alone": ALONE, "": {}}
+SIZES = ("all", "empty", "<1 %", ">=1 %")
+
+
+class RandomShapes(anatomy.KnownStructures):
+    """In half of the cases sixty shapes, of higher and lower ADC, one over the other: labels without anatomy."""
+
+    def __init__(self, rng: np.random.Generator, mean_number: float) -> None:
+        self.many = rng.random() < 0.5
+        super().__init__(rng, 60 if self.many else mean_number)
+        if self.many:
+            self.radii_mm = np.maximum(self.radii_mm, 5)
+            self.levels = rng.uniform(0.65, 1.35, self.number)
+
+    def __call__(self, points_mm: anatomy.FloatArray, csf: anatomy.FloatArray) -> anatomy.FloatArray:
+        if not self.many:
+            return super().__call__(points_mm, csf)
+        factor = np.ones(points_mm.shape[1], dtype=np.float32)
+        rough = self.roughness(points_mm)[0]
+        for centre, radii, turn, level, border_mm in zip(
+            self.centres_mm, self.radii_mm, self.turns, self.levels, self.border_mm, strict=True
+        ):
+            distance = anatomy.ellipsoid(turn @ (points_mm - centre[:, None]), (0, 0, 0), tuple(radii))
+            distance += np.float32(0.2 * radii.mean()) * rough
+            factor += anatomy.ramp(distance, float(border_mm)) * (np.float32(level) - factor)
+        return 1 + (factor - 1) * (1 - csf)
+
+
+NUCLEI = ("caudate", "putamen", "pallidum", "thalamus", "ventrolateral", "capsule", "anterior_capsule")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the base."""
+
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # a mixin
+    settings: Mapping[str, float] = field(default_factory=dict)  # of the simulator
+    simulator: AbstractContextManager[Any] | None = None  # a change of it
+    weights: Sequence[str | Path] = ()  # nothing is trained: variants or files whose probabilities are averaged
+
+
+def without(*channels: int, probability: float = 1) -> dict[str, Any]:
+    """A transform that sets channels to 0."""
+    kept = [float(channel not in channels) for channel in range(6)]
+    func = f"$lambda image: image * torch.tensor({kept})[:, None, None, None]"
+    return {"_target_": "RandLambdad", "keys": "image", "func": func, "prob": probability}
+
+
+VARIANTS = {
+    "base": Variant(),
+    "no known structures": Variant(settings={"known_structures": 0}),
+    "random shapes in half of the cases": Variant(simulator=mock.patch.object(case, "KnownStructures", RandomShapes)),
+    "ADC dropped in a quarter of the patches": Variant({"augment#dropped": without(0, 3, probability=0.25)}),
+    "seed 1": Variant({"seed": 1}),
+    "mean of seeds 0 and 1": Variant(weights=["base", "seed 1"]),
+    "no depth": Variant({"transforms#values#without": without(5)}),
+    "no raw ADC": Variant({"transforms#values#without": without(0)}),
+    "weight decay 0.01": Variant({"weight_decay": 0.01}),
+    "dropout 0.1": Variant({"network_def#dropout": 0.1}),
+    "registration 2.5 mm": Variant(settings={"registration_mm": 2.5}),
+    "registration 0.7 mm": Variant(settings={"registration_mm": 0.7}),
+    "deep nuclei and vermis without contrast": Variant(
+        simulator=mock.patch.dict(
+            anatomy.ADC, {**dict.fromkeys(NUCLEI, 1090), "vermis": anatomy.ADC["cerebellum"]}
+        )
+    ),
+    "1600 steps": Variant({"steps": 1600, "validations": 20}),
+    "shipped weights": Variant(weights=[SHIPPED]),
+    "mean of 1600 steps and shipped": Variant(weights=["1600 steps", SHIPPED]),
+}  # fmt: skip
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_dir", type=Path, required=True)
+    parser.add_argument("--only", default=",".join(VARIANTS), help="variants, separated by commas")
+    parser.add_argument("--output", type=Path, default=Path("runs/pretraining"))
+    arguments = parser.parse_args()
+    out = arguments.output.resolve()
+    for name in arguments.only.split(","):
+        folder, variant = folder_of(out, name), VARIANTS[name]
+        folder.mkdir(parents=True, exist_ok=True)
+        mixin = folder / "variant.json"
+        mixin.write_text(json.dumps({**OPTIONS, **variant.recipe}), encoding="utf-8")
+        if not variant.weights and not (folder / "trained").is_file():
+            bundle(
+                "training", [*FILES, mixin], dataset_dir=cohort(out, folder, variant), output_dir=folder,
+                ckpt_dir=folder, resume=(folder / "resume_state.pt").is_file(),
+            )  # fmt: skip
+            (folder / "trained").touch()
+        weights = [one if isinstance(one, Path) else folder_of(out, one) / "model.pt" for one in variant.weights]
+        for mode, options in MODES.items():
+            if not results(out, name, mode).is_file():
+                bundle(
+                    "evaluating", [*FILES, mixin], dataset_dir=arguments.dataset_dir.resolve(), split="test",
+                    ckpt_path=[str(file) for file in weights] or folder / "model.pt",
+                    output_dir=results(out, name, mode).parent, **options,
+                )  # fmt: skip
+        write_table(out)
+        print((out / "pretraining.csv").read_text(encoding="utf-8"), flush=True)
+
+
+def folder_of(out: Path, name: str) -> Path:
+    """A variant's folder."""
+    return out / name.replace(" ", "_")
+
+
+def results(out: Path, name: str, mode: str) -> Path:
+    """The table of an evaluation."""
+    return folder_of(out, name) / ("alone" if mode else "thresholds") / "metrics.csv"
+
+
+def cohort(out: Path, folder: Path, variant: Variant) -> Path:
+    """Simulate a variant's cases, in this process: other processes would not have the change."""
+    own = variant.settings or variant.simulator
+    target = folder / "cohort" if own else out / "cohort"
+    counts = {name: PRETRAIN[name] for name in ("num_train", "num_val", "fine_mm")}
+    normative.build_atlas.cache_clear()
+    with variant.simulator or nullcontext():
+        write_cohort(target, **counts, num_test=0, seed=PRETRAIN["cohort_seed"], num_workers=1, **variant.settings)
+    return target
+
+
+def dice_by_size(file: Path) -> dict[str, dict[str, float]]:
+    """Native Dice by lesion size and case."""
+    found: dict[str, dict[str, float]] = {size: {} for size in SIZES}
+    with file.open(encoding="utf-8", newline="") as text:
+        for row in csv.DictReader(text):
+            size = row["size_class"] if row["size_class"] in SIZES else ">=1 %"
+            for key in ("all", size):
+                found[key][row["case"]] = float(row["native_dice"])
+    return found
+
+
+def write_table(out: Path) -> None:
+    """Write the results that exist: a row for each variant, mode and lesion size."""
+    version = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))["version"]
+    with (out / "pretraining.csv").open("w", encoding="utf-8", newline="") as text:
+        table = csv.writer(text)
+        table.writerow(
+            ["cohort", "cases", "method", "lesion_size", "mean_dice", "difference", "low", "high", "version", "command"]
+        )
+        for name, mode in ((name, mode) for name in VARIANTS for mode in MODES):
+            if not results(out, name, mode).is_file() or not results(out, "base", mode).is_file():
+                continue
+            ours, base = (dice_by_size(results(out, one, mode)) for one in (name, "base"))
+            for size in SIZES:
+                mean = np.mean(list(ours[size].values()))
+                found = describe([value - base[size][key] for key, value in ours[size].items()])
+                change = ["" if found[key] is None else f"{found[key]:.3f}" for key in ("mean", "low", "high")]
+                table.writerow(
+                    ["transfer", len(ours[size]), name + mode, size, f"{mean:.3f}",
+                     *(change if name != "base" else [""] * 3), version,
+                     f"python tests/benchmarks/pretraining.py --dataset_dir DIR --only {json.dumps(name)}"]
+                )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
