@@ -11,8 +11,6 @@ from scipy import ndimage
 
 from ..geometry.brain import brain_of
 
-__all__ = ["AdcLevel", "adc_level"]
-
 FLUID, TISSUE = 2800.0, 1290.0  # 1e-6 mm²/s, of newborns on right scales: tests/benchmarks/adc_level.py
 TISSUE_RANGE = (0.35, 0.75)  # of the fluid: a newborn's tissue that is not injured
 PLAUSIBLE = (0.15, 0.6)  # tissue by fluid; outside this range the map lacks fluid or brain

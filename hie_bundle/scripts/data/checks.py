@@ -23,18 +23,6 @@ from ..runtime.errors import DatasetError, UserError
 from .adc_level import adc_level
 from .layout import case_of, item_files
 
-__all__ = [
-    "CaseReport",
-    "Limits",
-    "Problem",
-    "agreement_of_maps",
-    "grid_difference",
-    "read_case",
-    "require_checked",
-    "require_no_problems",
-    "require_numbers",
-]
-
 # what stands for the file's name of a volume in memory
 IN_MEMORY = {"adc": "the ADC map", "zadc": "the ZADC map", "stacked": "the image", "label": "the label"}
 ENOUGH_VOXELS = 1000

@@ -21,8 +21,6 @@ from .gate import check_items, copies, require_usable
 from .layout import MANIFEST, SPLITS, as_native, case_of, find_cases, first_file, item_files
 from .privacy import pseudonymised
 
-__all__ = ["datalist", "fold_of_case", "held_out", "write_datalist"]
-
 logger = logging.getLogger(__name__)
 
 KEYS = dict(zip(SPLITS, ("training", "validation", "test"), strict=True))  # of the decathlon form

@@ -18,8 +18,6 @@ from ..runtime.conditions import listed
 from ..runtime.errors import DatasetError
 from .layout import SPLITS, find_cases
 
-__all__ = ["download"]
-
 MANIFEST = ".download.json"  # in a split's folder: size and CRC-32 of each file
 _BAR = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": None}
 
@@ -123,8 +121,6 @@ def _transfer(url: str, part: Path, timeout_s: float, max_bytes: int) -> None:
     try:
         with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as response:
             status, range_of = response.status_code, response.headers.get("Content-Range", "")
-            if status == 416 and have and range_of.rpartition("/")[2] == str(have):
-                return  # nothing is missing
             if have and status in (206, 416) and not range_of.startswith(f"bytes {have}-"):
                 part.unlink()
                 raise _Broken("the server's file is another one than what was there")

@@ -8,10 +8,6 @@ from typing import Any
 
 from ..runtime.errors import DatasetError
 
-__all__ = [
-    "SIZE_CLASSES", "count_of_patients", "patient_of", "patients_in_list", "patients_of", "size_class",
-]  # fmt: skip
-
 # Upper ends of the lesion-size classes, as fractions of the brain's volume; an empty label is a class of its own.
 SIZE_CLASSES = {"<1 %": 0.01, "1–5 %": 0.05, "5–20 %": 0.2, ">20 %": float("inf")}
 

@@ -26,15 +26,12 @@ from .folds import count_of_patients, patients_of, size_class
 from .layout import Case, as_native, case_of, filesystem_key, find_cases, first_file, item_files, part_of
 from .privacy import pseudonyms
 
-__all__ = ["check", "check_items", "copies", "require_usable", "require_usable_on_all_ranks", "thread_count"]
-
 logger = logging.getLogger(__name__)
 
 _NATIVES = (
     "Prepare the cases again with `run preprocessing`, whose datalist.json says where they came from, or name the "
     "folder of the acquired maps with --dataset_dir (preprocessing.json beside the prepared cases says which it was)."
 )
-_PROGRESS_FROM = 8  # cases; fewer are read before a bar could be seen
 CHECKS_VERSION = 6  # raised whenever the checks change, so that cached results are not used
 
 
@@ -72,9 +69,8 @@ def check_items(
         known[key] = fresh[key] = {"state": state, "report": asdict(report)}
         return report
 
-    quiet = True if len(items) < _PROGRESS_FROM else None
     with ThreadPoolExecutor(thread_count(num_workers)) as pool:
-        reports = list(tqdm(pool.map(report_of, items), "checking", len(items), unit="case", disable=quiet))
+        reports = list(tqdm(pool.map(report_of, items), "checking", len(items), unit="case", disable=None, delay=1))
     if fresh:  # a race with another process costs a second check
         known = {key: entry for key, entry in read_json(path).items() if Path(key.split("|")[0]).exists()} | fresh
         with suppress(OSError), atomic_path(path) as temporary:

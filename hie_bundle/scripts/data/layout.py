@@ -15,11 +15,6 @@ from ..io.volumes import extension_of
 from ..runtime.errors import DatasetError
 from ..runtime.text import is_printable
 
-__all__ = [
-    "LABEL_FOLDERS", "MANIFEST", "SPLITS", "Case", "as_native", "case_of", "case_of_file_name", "file_name",
-    "filesystem_key", "find_cases", "first_file", "item_files", "output_name", "part_of", "site_of",
-]  # fmt: skip
-
 SPLITS = ("train", "val", "test")
 MANIFEST = "preprocessing.json"  # in a folder that preprocessing wrote
 

@@ -21,8 +21,6 @@ from ..runtime.errors import UserError, causes, user_error
 from ..runtime.interruption import stop_if_asked
 from .layout import case_of
 
-__all__ = ["CaseLoader", "end_processes", "in_words"]
-
 IDLE = -1
 POLL_S = 0.2  # between two looks whether a signal asks for the end
 SOON_S = 1.0  # for a killed process to end

@@ -16,8 +16,6 @@ from .checks import Limits, grid_difference
 from .layout import as_native, case_of_file_name
 from .privacy import original_id
 
-__all__ = ["Readers", "find_masks", "read_mask", "usable_masks"]
-
 
 class Readers:
     """Masks of further readers, in one folder each (see :func:`find_masks`), for MONAI data items."""

@@ -23,8 +23,6 @@ from .gate import require_usable, thread_count
 from .layout import MANIFEST, Case, find_cases
 from .privacy import pseudonyms
 
-__all__ = ["FORMATS", "preprocess"]
-
 FORMATS = ("resampled", "native_stack", "nnunet")
 
 # writes one case's files, given the case and the paths of its image files and of its label

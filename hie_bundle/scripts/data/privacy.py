@@ -17,8 +17,6 @@ from ..runtime.redaction import replace_in_kept_messages
 from .folds import patient_of
 from .layout import item_files
 
-__all__ = ["original_id", "pseudonymised", "pseudonyms"]
-
 LEAST_KEY = 16  # bytes; case ids can be guessed, so the key must not be
 
 

@@ -44,8 +44,6 @@ from .layout import as_native, case_of, file_name, item_files
 from .loaders import end_processes, in_words
 from .privacy import refuse_key_in
 
-__all__ = ["RunFolder"]
-
 logger = logging.getLogger(__name__)
 
 TRAINING = "training"

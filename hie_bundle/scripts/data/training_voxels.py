@@ -15,8 +15,6 @@ from ..runtime.cores import available_cores
 from .checks import Limits, channels_of
 from .layout import as_native, case_of, item_files
 
-__all__ = ["draw_training_voxels", "read_maps"]
-
 MOST_AT_A_TIME = 4  # cases, since the features of one take some hundred megabytes
 Floating = TypeVar("Floating", np.float32, np.float64)
 

@@ -11,8 +11,6 @@ from monai.handlers import TensorBoardStatsHandler as StockTensorBoardStatsHandl
 
 from .files import atomic_path
 
-__all__ = ["CurvesHandler", "curves_in", "keep_curves_until"]
-
 EVENTS = "events.out.tfevents.*"
 EPOCHS = ".epochs"  # end of the names of files whose steps are epochs; the others count iterations
 
@@ -44,13 +42,9 @@ def keep_curves_until(folder: Path, epoch: int, iteration: int) -> None:
     for file, events in curves_in(folder).items():
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        # files of version 0.9 have no mark; one whose steps are that few counts epochs, or has nothing to cut
-        epochs_only = file.name.endswith(EPOCHS) or max(event.step for event in events) <= epoch + 1
-        last = epoch if epochs_only else iteration
+        last = epoch if file.name.endswith(EPOCHS) else iteration
         kept = list(takewhile(lambda event, last=last: event.step <= last, events))  # type: ignore[misc]
         if all(event.HasField("file_version") for event in kept):
-            kept = []
-        if not kept:
             file.unlink()
         elif len(kept) < len(events):
             with atomic_path(file) as temporary, temporary.open("wb") as stream:

@@ -22,12 +22,6 @@ from filelock import lock_descriptor
 from ..runtime.errors import UserError
 from ..runtime.interruption import interruption
 
-__all__ = [
-    "atomic_path", "clean", "clean_beside", "expect_unchanged", "hidden_folder", "is_expected", "read_json",
-    "refuse_changed", "release_lock", "seen_from", "sha256_of", "stamp_of", "take_lock", "try_writing", "whole_folder",
-    "write_atomically", "write_json",
-]  # fmt: skip
-
 _LOCK = ".lock"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
 _locks: dict[Path, int] = {}

@@ -27,8 +27,6 @@ from .volumes import (
     write_volume,
 )  # fmt: skip
 
-__all__ = ["metatensor_of", "same_type_as", "volume_of", "write"]
-
 
 def volume_of(image: Any, affine: ArrayLike | None = None) -> Volume:
     """Convert an image in memory to a volume, with the checks of files.

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from ..geometry.slices import axial
 
-__all__ = ["BLUE", "ORANGE", "Panel", "grey_slice", "panels_png"]
-
 BLUE, ORANGE = "#56b4e9", "#e69f00"  # told apart by colour-blind readers (Okabe and Ito)
 TITLE_INCHES = 0.45
 LETTERS_AN_INCH = 10  # of the title, at most

@@ -23,12 +23,6 @@ from numpy.typing import ArrayLike, NDArray
 from ..runtime.errors import one_line
 from .files import refuse_changed
 
-__all__ = [
-    "EXTENSIONS", "LPS_TO_RAS", "Volume", "VolumeError", "affine_from_lps", "checked_volume", "corner_shift_mm",
-    "extension_of", "nifti_grid", "read_checked", "read_volume", "to_itk", "to_nifti", "write_itk",
-    "write_volume",
-]  # fmt: skip
-
 EXTENSIONS = (".nii.gz", ".nii", ".mha")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_HEADER_BYTES = 1 << 24  # header extensions of dcmstack hold the whole DICOM header

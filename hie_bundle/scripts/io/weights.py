@@ -25,11 +25,6 @@ from ..runtime.finite import not_finite
 from ..runtime.recipe import Recipe, refuse_other_recipe
 from .files import atomic_path, sha256_of, stamp_of, write_json
 
-__all__ = [
-    "as_paths", "check_recipe", "load_weights", "read_record", "read_state", "read_weights", "require_there",
-    "save_atomically", "save_weights", "weights_files", "write_bare",
-]  # fmt: skip
-
 logger = logging.getLogger(__name__)
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
