@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..io.files import try_writing, write_json
+from ..io.files import seen_from, try_writing, write_json
 from ..runtime.errors import DatasetError, one_line
 from ..runtime.text import is_printable
 from .checks import Limits
@@ -336,8 +336,7 @@ def _portable(paths: str | Sequence[str], folder: Path) -> str | list[str]:
     """Paths as a file in ``folder`` names them: relative below the folder or its parent, else absolute."""
     if not isinstance(paths, str):
         return [str(_portable(path, folder)) for path in paths]
-    near = Path(paths).is_relative_to(folder.parent)
-    return Path(os.path.relpath(paths, folder)).as_posix() if near else paths
+    return seen_from(paths, folder) if Path(paths).is_relative_to(folder.parent) else paths
 
 
 def _with_natives(items: Sequence[Mapping[str, Any]], file: Path) -> Items:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and what tells one from another."""
+"""Files: atomic writing, locks, hashes, and stamps that reveal changes."""
 
 from __future__ import annotations
 

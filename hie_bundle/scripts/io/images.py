@@ -1,4 +1,4 @@
-"""Images in memory as volumes, and results as images of the same type; files of masks and probabilities."""
+"""Images in memory: conversion to volumes, and of results to images of the same type."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def write(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
 
 
 def _package(image: Any) -> str:
-    """The package of the image's class; that of a subclass is its first known ancestor's."""
+    """The package (nibabel, SimpleITK, itk) of the image's first known base class; empty for others."""
     names = [base.__module__.split(".")[0] for base in type(image).__mro__]
     return next((name for name in names if name in ("nibabel", "SimpleITK", "itk")), "")
 
