@@ -100,6 +100,15 @@ def test_nested_values_become_what_they_mean(tmp_path: Path) -> None:
     assert workflow.parser.get_parsed_content("train#dataset").progress is False
 
 
+def test_a_text_that_monai_could_evaluate_is_judged_in_a_section_too() -> None:
+    """:func:`scripts.runtime.literals.literal` makes an expression of it, and expressions are not judged."""
+    given = {"train#dataloader#batch_size": "a#b"}
+    workflow = Workflow(str(CONFIGS / "train.yaml"), workflow_type=None, logging_file=False, **given)
+    with pytest.raises(RuntimeError) as caught:
+        workflow.initialize()
+    assert "--train#dataloader#batch_size a#b: a whole number from 1 on" in str(user_error(caught.value))
+
+
 def test_a_users_own_components_judge_themselves(tmp_path: Path) -> None:
     """What is allowed in the place of an option binds those with the bundle's arguments alone."""
     own = tmp_path / "own.yaml"

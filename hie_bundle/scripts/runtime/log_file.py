@@ -19,7 +19,7 @@ def to_file(output_dir: str | Path) -> None:
     if workflow is None:
         return
     run_id = str(workflow.run_id)
-    what = workflow.parser.get(run_id) if run_id in workflow.parser else run_id
+    what = workflow.parser.get(run_id)
     name = what.removeprefix("$@") if isinstance(what, str) and what.startswith("$@") else run_id
     root = logging.getLogger()
     for handler in [one for one in root.handlers if isinstance(one, _LogFile)]:  # of an earlier run in this process
