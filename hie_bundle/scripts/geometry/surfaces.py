@@ -43,10 +43,7 @@ def cropped(pred: Mask, truth: Mask, spacing_mm: Sequence[float]) -> tuple[Mask,
 def surfel_distances(pred: Mask, truth: Mask, spacing_mm: tuple[float, ...]) -> dict[str, NDArray[Any]]:
     """``surface_distance.compute_surface_distances``, from the surfels alone instead of distance maps.
 
-    Args:
-        pred: mask, bool, shape (X, Y, Z), not empty.
-        truth: same.
-        spacing_mm: voxel size along each axis.
+    Masks are bool, (X, Y, Z), not empty; ``spacing_mm`` is the voxel size along each axis.
 
     Returns:
         ``distances_gt_to_pred`` and ``distances_pred_to_gt``, in mm and ascending; ``surfel_areas_gt`` and

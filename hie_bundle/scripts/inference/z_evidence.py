@@ -23,13 +23,8 @@ SMOOTHED_LEVEL, SMOOTHED_WIDTH, SIGMA_MM = -2.2, 0.6, 1.5  # of the sigmoid on Z
 def z_evidence(zadc: NDArray[Any], brain: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float32]:
     """Mean of two soft thresholds: σ(−(Z + 3) / 0.7) and σ(−(Z smoothed by 1.5 mm + 2.2) / 0.6).
 
-    Args:
-        zadc: shape (X, Y, Z); NaN counts as 0.
-        brain: same shape; the result is 0 outside.
-        spacing_mm: voxel size along each axis.
-
-    Returns:
-        float32 in [0, 1], same shape.
+    Map, mask and result have the shape (X, Y, Z). NaN in ``zadc`` counts as 0. The result is float32 in [0, 1], 0
+    outside the brain. ``spacing_mm`` is the voxel size along each axis.
     """
     result, z = np.zeros(brain.shape, np.float32), np.nan_to_num(zadc)
     (smoothed,) = local_means(z[None], brain, spacing_mm, SIGMA_MM)

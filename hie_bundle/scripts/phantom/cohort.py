@@ -49,18 +49,9 @@ def write_cohort(
 ) -> None:
     """Write a simulated cohort to ``output_dir/BONBID2023_{Train,Val,Test}``; a second call writes missing cases.
 
-    Cases are numbered through train, val and test. A case depends on ``seed``, its number and the settings alone.
-
-    Args:
-        output_dir: created if needed.
-        num_train: training cases; ``num_val`` and ``num_test`` likewise.
-        num_val: validation cases.
-        num_test: test cases.
-        seed: of everything random.
-        num_workers: processes; None: one a core; 0 or 1: the calling one.
-        first_case: number of the first case; cohorts that are used together need different names.
-        progress: show a progress bar.
-        settings: values of :class:`scripts.phantom.settings.Settings`.
+    Cases are numbered from ``first_case`` through train, val and test; cohorts that are used together need different
+    numbers. A case depends on ``seed``, its number and the ``settings`` of :class:`scripts.phantom.settings.Settings`
+    alone. ``num_workers`` is the number of processes; None: one a core; 0 or 1: the calling one.
 
     Raises:
         UserError: if ``output_dir`` holds another cohort, or a count or setting is invalid.

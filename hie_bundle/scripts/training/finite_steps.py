@@ -42,7 +42,7 @@ class FiniteSteps:
     """
 
     network: nn.Module
-    on_nonfinite: str = "skip"  # at most three consecutive steps; or stop
+    on_nonfinite: str = "skip"  # at most three consecutive steps; or "stop"
     read_every: int = 1  # steps between readings
     in_a_row: int = field(default=0, init=False)
     _buffers: list[torch.Tensor] = field(default_factory=list, init=False)

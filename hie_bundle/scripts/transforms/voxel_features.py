@@ -34,12 +34,8 @@ def features(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
     """33 features of each voxel of the brain, (voxels of the brain, 33).
 
     Both maps, their local means at four scales and local minima; differences of the local means from the mirror image;
-    position in the brain and depth; quantiles of the case's maps.
-
-    Args:
-        adc: shape (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
-        zadc: same shape.
-        grid: volume with their affine.
+    position in the brain and depth; quantiles of the case's maps. The maps have the shape (X, Y, Z), ``adc`` is in
+    1e-6 mm²/s and 0 outside the brain, ``grid`` is a volume with their affine.
     """
     spacing = np.asarray(grid.spacing_mm)
     (box,) = ndimage.find_objects(brain_of(adc).astype(np.uint8))  # most of a volume is background
