@@ -1,6 +1,6 @@
 """Masks of trainings with data_on host and device, beside what a seed moves:
 
-    python tests/benchmarks/placements.py [--steps 200] [--seeds 0,1] [--output DIR]
+    python tests/benchmarks/placements.py [--steps 160] [--seeds 0,1] [--output DIR]
 
 The strong recipe, at a small size and without evidence of ZADC, is trained on simulated newborns for each placement and
 seed, both placements on the CPU. Prints the mean Dice over the test cases of each network's masks with the truth, and
@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from peers import CONFIGS, bundle
 
 sys.path.insert(0, str(CONFIGS.parent))
@@ -26,6 +25,7 @@ SMALL: dict[str, Any] = {
     "features": [8, 16, 32, 64], "spacing_mm": [2.4, 2.4, 3.6], "patch_size": [32, 40, 16], "z_evidence_weight": 0,
     "lesion_peak": 0, "training_precision": "float32",
 }  # fmt: skip
+RECIPE = {name: SMALL[name] for name in ("features", "spacing_mm", "z_evidence_weight", "lesion_peak")}
 CASES = {"num_train": 10, "num_val": 1, "num_test": 10}
 SCANS: dict[str, Any] = {
     "matrix_sizes": [80], "slice_range": [20, 24], "fine_mm": 3.0, "atlas_step_mm": 4.0, "num_healthy": 4,
@@ -41,7 +41,7 @@ def main() -> None:
     from scripts.phantom import write_cohort
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--output", type=Path, default=Path("runs/placements"))
     arguments = parser.parse_args()
@@ -60,21 +60,20 @@ def main() -> None:
                     num_workers=0, steps=arguments.steps, validations=1, **SMALL,
                 )  # fmt: skip
                 (run / "trained").touch()
-            segmenter = Segmenter(run / "model.pt", recipe="strong_cpu", device="cpu", **SMALL_RECIPE)
+            segmenter = Segmenter(run / "model.pt", recipe="strong_cpu", device="cpu", **RECIPE)
             masks[f"{place} {seed}"] = [segmenter.result(case.adc, case.zadc).mask > 0 for case in tests]
     print(f"Mean Dice of {len(tests)} simulated test cases, {arguments.steps} steps")
     agreement: dict[str, list[float]] = {}
     for a, b in combinations(masks, 2):
-        scores = [dice(one, other) for one, other in zip(masks[a], masks[b], strict=True)]
-        print(f"{a:>10} {b:>10}: {np.mean(scores):.3f}")
+        score = fmean(dice(one, other) for one, other in zip(masks[a], masks[b], strict=True))
+        print(f"{a:>10} {b:>10}: {score:.3f}")
         if a != "truth":
-            kind = "two seeds, one placement" if a.split()[0] == b.split()[0] else "two placements"
-            agreement.setdefault(kind, []).append(fmean(scores))
-    for kind, values in agreement.items():
-        print(f"{kind}: {fmean(values):.3f}, from {min(values):.3f} to {max(values):.3f}")
+            names = zip(("placement", "seed"), a.split(), b.split(), strict=True)
+            differ = " and ".join(what for what, one, other in names if one != other)
+            agreement.setdefault(differ, []).append(score)
+    for differ, values in agreement.items():
+        print(f"networks that differ in {differ}: {', '.join(f'{value:.3f}' for value in values)}")
 
-
-SMALL_RECIPE = {name: SMALL[name] for name in ("features", "spacing_mm", "z_evidence_weight", "lesion_peak")}
 
 if __name__ == "__main__":
     main()
