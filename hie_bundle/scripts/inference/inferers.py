@@ -85,12 +85,15 @@ class EnsembleInferer(Inferer):
     _first: nn.Module | None = field(default=None, init=False)
     _others: list[nn.Module] = field(default_factory=list, init=False)
 
+    def __post_init__(self) -> None:
+        self._paths = as_paths(self.checkpoints)
+
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         assert isinstance(network, nn.Module)
         _refuse_nan(inputs)
         self.members = self.agreement = None
         combined = [axes for count in range(len(self.flips) + 1) for axes in combinations(self.flips, count)]
-        if len(as_paths(self.checkpoints)) == len(combined) == 1:
+        if len(self._paths) == len(combined) == 1:
             return self._predict(inputs, network)
         members: list[torch.Tensor] = []
         views: list[torch.Tensor] = []
@@ -119,7 +122,7 @@ class EnsembleInferer(Inferer):
     def _networks(self, network: nn.Module) -> list[nn.Module]:
         if self._first is not network:
             self._others = []
-            for path in as_paths(self.checkpoints)[1:]:
+            for path in self._paths[1:]:
                 other = deepcopy(network)
                 other.load_state_dict(read_weights(path, other))
                 self._others.append(other)
