@@ -54,13 +54,16 @@ GROUPS = (  # functional groups of enhanced images; classic images may have some
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
     "RealWorldValueMappingSequence", "MREchoSequence", "MRDiffusionSequence", "MRImageFrameTypeSequence",
 )  # fmt: skip
-B_VALUES = {  # vendors' own elements, by a word of the manufacturer
-    "SIEMENS": (0x0019, 0x100C), "GE": (0x0043, 0x1039), "PHILIPS": (0x2001, 0x1003), "UIH": (0x0065, 0x1009),
-}  # fmt: skip
-BINARY = {  # types of the vendors' own elements that are not text
-    (0x0043, 0x1030): "<i2", (0x0065, 0x1009): "<f8", (0x2001, 0x1003): "<f4", (0x2001, 0x1013): "<i4",
-    (0x2001, 0x1018): "<i4",
-}  # fmt: skip
+PRIVATE = {  # vendors' own elements: a word of the manufacturer, tag, and type if it is not text
+    "SiemensBValue": ("SIEMENS", 0x0019100C, ""),
+    "GEBValue": ("GE", 0x00431039, ""),
+    "PhilipsBValue": ("PHILIPS", 0x20011003, "<f4"),
+    "UIHBValue": ("UIH", 0x00651009, "<f8"),
+    "GEImageKind": ("GE", 0x00431030, "<i2"),
+    "PhilipsDirection": ("PHILIPS", 0x20011004, ""),
+    "PhilipsEPIFactor": ("PHILIPS", 0x20011013, "<i4"),
+    "PhilipsSlices": ("PHILIPS", 0x20011018, "<i4"),
+}
 UNITS = {"um2/s": 1.0, "10-6.mm2/s": 1.0, "10*-6.mm2/s": 1.0, "10-3.mm2/s": 1e3, "10*-3.mm2/s": 1e3, "mm2/s": 1e6}
 
 # Values of ImageType (0008,0008) and of frame types, which the standard and the vendors define.
@@ -363,9 +366,11 @@ def _frame(places: Sequence[Header], index: int | None) -> Frame:
     words |= {word.split("_")[0] for word in words if word.startswith(("ADC_", "TRACE_"))}  # ADC_SE counts as ADC
     b_value = first["DiffusionBValue"] if numbers["DiffusionBValue"] else _private_b_value(header)
     directionality = _text(places, "DiffusionDirectionality").upper()
-    philips = str(_private(header, "PHILIPS", 0x2001, 0x1004)).strip().upper()
-    ge = str(_private(header, "GE", 0x0043, 0x1030))
-    isotropic = directionality == "ISOTROPIC" or philips == "I" or ge in ("15", "16")
+    isotropic = (
+        directionality == "ISOTROPIC"
+        or str(_private(header, "PhilipsDirection")).strip().upper() == "I"
+        or str(_private(header, "GEImageKind")) in ("15", "16")
+    )
     units = _value(places, "MeasurementUnitsCodeSequence")
     scale = UNITS.get(str(units[0].get("CodeValue", ""))) if units else None
     mapping = None
@@ -392,14 +397,14 @@ def _frame(places: Sequence[Header], index: int | None) -> Frame:
         echo_planar="EP" in _words(places, "ScanningSequence")
         or "ep" in _text(places, "SequenceName").lower()
         or _text(places, "EchoPlanarPulseSequence") == "YES"
-        or (_first_number(_private(header, "PHILIPS", 0x2001, 0x1013)) or 0) > 1
+        or (_first_number(_private(header, "PhilipsEPIFactor")) or 0) > 1
         or bool(numbers["DiffusionBValue"] or directionality),
         echo_ms=first["EffectiveEchoTime"] or first["EchoTime"],
         description=_text(places, "SeriesDescription"),
         protocol=_text(places, "ProtocolName"),
         rescale=(first["RescaleSlope"] or 1.0, first["RescaleIntercept"]),
         mapping=mapping,
-        stated=(_first_number(_private(header, "PHILIPS", 0x2001, 0x1018)) or 0.0, int(first["ImagesInAcquisition"])),
+        stated=(_first_number(_private(header, "PhilipsSlices")) or 0.0, int(first["ImagesInAcquisition"])),
         manufacturer=_text(places, "Manufacturer"),
     )
 
@@ -452,32 +457,33 @@ def _first_number(value: Any) -> float | None:
 
 def _private_b_value(header: Header) -> float | None:
     """The b-value of the vendors' own elements, to which GE may add 1e9; or else of Siemens' sequence name."""
-    for vendor, tag in B_VALUES.items():
-        if (number := _first_number(_private(header, vendor, *tag))) is not None:
-            return number % 1e9 if vendor == "GE" else number
+    for keyword in ("SiemensBValue", "GEBValue", "PhilipsBValue", "UIHBValue"):
+        if (number := _first_number(_private(header, keyword))) is not None:
+            return number % 1e9 if keyword == "GEBValue" else number
     match = re.search(r"ep_b(\d+)", str(header.get("SequenceName", "")))
     return float(match[1]) if match else None
 
 
-def _private(header: Header, vendor: str, group: int, element: int) -> Any:
-    """The value of a vendor's own element; None if the image names another vendor."""
+def _private(header: Header, keyword: str) -> Any:
+    """The value of an element of ``PRIVATE``; None if the image names another vendor."""
+    vendor, tag, binary = PRIVATE[keyword]
     maker = str(header.get("Manufacturer") or vendor).upper()
-    if vendor not in maker or (group, element) not in header:
+    if vendor not in maker or tag not in header:
         return None
-    value = header[group, element].value
+    value = header[tag].value
     if not isinstance(value, bytes):
         return value
     # An element of unknown type, in implicit VR or after anonymisation.
-    kind = BINARY.get((group, element))
-    if kind and len(value) == np.dtype(kind).itemsize:
-        return np.frombuffer(value, kind)[0].item()
+    if binary and len(value) == np.dtype(binary).itemsize:
+        return np.frombuffer(value, binary)[0].item()
     return value.decode("ascii", "replace").strip(" \0")
 
 
 def _kind(frames: Sequence[Frame]) -> tuple[str, str]:
     """Kind of a group, and the reason if that is ``other``; ``derived`` is to be judged by its values."""
     first = frames[0]
-    words, says_adc = first.words, bool(ADC_DESCRIPTION.search(first.description))
+    words = first.words
+    says_adc = bool(ADC_DESCRIPTION.search(first.description))
     if not words:
         return "other", "it has no ImageType, which states whether an image is measured or calculated"
     if found := words & OTHER_WORDS:
@@ -497,8 +503,9 @@ def _kind(frames: Sequence[Frame]) -> tuple[str, str]:
 def _read(frames: Sequence[Frame], work: Path) -> Series:
     """The volumes of the frames of one group; dcm2niix writes in ``work``."""
     first = frames[0]
+    number = first.number
+    name = f"Series {number}"
     kind, reason = _kind(frames)
-    number, name = first.number, f"Series {first.number}"
     if kind == "other":
         return Series("other", number, reason=reason)
     size = 4 * sum(int(np.prod(frame.shape)) for frame in frames)
@@ -576,7 +583,8 @@ def _volumes(frames: Sequence[Frame], name: str) -> list[list[Frame]]:
 
 def _problem(slices: Sequence[Sequence[Frame]], normal: NDArray[np.float64]) -> str:
     """Why frames, slice by slice in the order of Z, do not make up volumes; empty if they do."""
-    counts, number = [len(frames) for frames in slices], len(slices)
+    number = len(slices)
+    counts = [len(frames) for frames in slices]
     usual = Counter(counts).most_common(1)[0][0]
     if odd := [i for i, count in enumerate(counts) if count != usual]:
         return (
@@ -585,7 +593,7 @@ def _problem(slices: Sequence[Sequence[Frame]], normal: NDArray[np.float64]) -> 
         )
     shifts = np.array([frames[0].position for frames in slices]) - slices[0][0].position
     steps = np.diff(shifts @ normal)
-    step = float(np.median(steps))
+    step = float(np.median(steps)) if len(steps) else 0.0
     if len(gaps := np.flatnonzero(np.abs(steps - step) > max(POSITION_MM, 0.02 * step))):
         return (
             f"has a gap: slices {gaps[0] + 1} and {gaps[0] + 2} of {number} are {steps[gaps[0]]:.2f} mm apart, others "
@@ -640,7 +648,8 @@ def _converted(
                 "slices needs the vendor's private elements. Export them again, or convert them to NIfTI."
             )
         file = Path(images[0].get_filename())
-        values, affine = np.asarray(images[0].dataobj, dtype=np.float32), np.array(images[0].affine, dtype=np.float64)
+        values = np.asarray(images[0].dataobj, dtype=np.float32)
+        affine = np.array(images[0].affine, dtype=np.float64)
         try:
             side = json.loads(file.with_suffix(".json").read_text(encoding="utf-8", errors="replace"))
         except ValueError as error:
@@ -682,7 +691,8 @@ def _write_images(frames: Sequence[Frame], folder: Path) -> None:
         image = pydicom.dcmread(path)
         image.InstanceNumber = number
         if chosen:
-            count, data = int(image.NumberOfFrames), image["PixelData"]
+            count = int(image.NumberOfFrames)
+            data = image["PixelData"]
             if image.file_meta.TransferSyntaxUID.is_compressed:
                 pixels = list(pydicom.encaps.generate_frames(data.value, number_of_frames=count))
                 data.value = pydicom.encaps.encapsulate([pixels[i] for i in chosen])

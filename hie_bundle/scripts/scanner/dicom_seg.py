@@ -261,7 +261,8 @@ def contours_of(mask: NDArray[Any], source: Series) -> Any:
             setattr(made, keyword, value)
         return made
 
-    images, to_patient = source_images(source), LPS_TO_RAS @ source.affine
+    images = source_images(source)
+    to_patient = LPS_TO_RAS @ source.affine
     first = images[0]
     frame = first.FrameOfReferenceUID
     referred = [item(ReferencedSOPClassUID=i.SOPClassUID, ReferencedSOPInstanceUID=i.SOPInstanceUID) for i in images]

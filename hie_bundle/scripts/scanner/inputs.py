@@ -84,7 +84,8 @@ def read_stripped(path: str | Path, scale: float | None, name: str = "") -> Volu
     Raises:
         UserError: for a bad file; for a map without brain, with skull, or of an unknown unit.
     """
-    volume, name = read(path, 3), name or str(path)
+    name = name or str(path)
+    volume = read(path, 3)
     share = brain_of(volume.array).mean()
     if not share:
         raise UserError(f"{name} has no voxel above 0.")

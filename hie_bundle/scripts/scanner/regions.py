@@ -19,7 +19,7 @@ from .inputs import read, resample
 from .registration import register
 from .zscore import FitLimits, read_atlas
 
-LIMITS = FitLimits(correlation=FitLimits.doubtful)
+LIMITS = FitLimits(correlation=FitLimits.doubtful)  # a doubtful fit gives no regions
 
 
 class RegionAtlas:

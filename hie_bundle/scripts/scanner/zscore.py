@@ -154,7 +154,9 @@ def write_zscore(
     """
     if not (adc_file and atlas_mean and atlas_std and output_file):
         raise UserError("Name the maps and the output file: --adc_file --atlas_mean --atlas_std --output_file.")
-    limits, name, picture = limits or FitLimits(), name or str(adc_file), beside(output_file, ".png")
+    limits = limits or FitLimits()
+    name = name or str(adc_file)
+    picture = beside(output_file, ".png")
     adc = read_stripped(adc_file, adc_scale, name)
     atlas = read_atlas(atlas_mean, atlas_std)
     z, transform, fit, covered = zscore(adc, atlas, deformable, least_std, smoothing_mm, clip)
