@@ -33,7 +33,7 @@ from scripts.runtime.errors import UserError
 from scripts.study.command import _fitting, loss_study, rehearsed_configs
 from scripts.study.jobs import Cluster, Job, Processes, exclusive, run_jobs
 from scripts.study.results import collect
-from scripts.study.runs import Run, find_cases, whole_numbers
+from scripts.study.runs import Run, find_cases, read_seeds
 from scripts.study.study_page import cases_csv, markdown, study_csv, write_study
 from scripts.study.study_page import tests_csv as paired_tests_csv
 from scripts.study.variants import Variant, read_variants, rehearse, select, variant_configs
@@ -162,14 +162,14 @@ def test_variants_are_chosen_by_name(compare: Any) -> None:
 
 @pytest.mark.parametrize("value", ["0,1,2", (0, 1, 2), [0, 1, 2], "0, 1, 2", ("0", "1", "2")])
 def test_seeds_in_every_form_of_the_command_line(value: Any) -> None:
-    assert whole_numbers(value, "--seeds", 0) == [0, 1, 2]
-    assert whole_numbers(7, "--seeds", 0) == [7]
+    assert read_seeds(value) == [0, 1, 2]
+    assert read_seeds(7) == [7]
 
 
 @pytest.mark.parametrize("value", ["0,a", -1, "0,0", 1.5, True, (), None, ""])
 def test_other_seeds_are_refused(value: Any) -> None:
     with pytest.raises(UserError, match="--seeds"):
-        whole_numbers(value, "--seeds", 0)
+        read_seeds(value)
 
 
 @pytest.mark.parametrize(

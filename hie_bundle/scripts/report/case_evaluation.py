@@ -175,7 +175,7 @@ class CaseEvaluation:
         return results
 
     def _add_native(self, results: CaseResults, item: Mapping[str, Any], masks: Masks) -> None:
-        """Baselines, probabilities, lesions, regions, readers and members."""
+        """Add what needs the maps: baselines, probabilities, lesions, regions, readers, members of an ensemble."""
         case, row, (pred, truth, spacing_mm) = item["case"], results.row, masks
         adc, zadc = item["native_image"].cpu().numpy()
         affine = item["native_image"].affine.cpu().numpy()
@@ -271,12 +271,8 @@ class CaseEvaluation:
         trainings = [read_record(Path(path)).get("training") for path in self.weights]
         where = [self.info.get(name) for name in ("split", "fold", "num_folds", "test_site")]
         answers = [held_out(training, *where) for training in trainings]
-        lines = [
-            ", ".join(
-                f"{k} {round(v, 4) if isinstance(v, float) else v}" for k, v in (one or {}).items() if v is not None
-            )
-            for one in trainings
-        ]
+        said = [{k: v for k, v in (one or {}).items() if v is not None} for one in trainings]
+        lines = [", ".join(f"{k} {round(v, 4) if isinstance(v, float) else v}" for k, v in one.items()) for one in said]
         # of several weights the one that knew most decides
         decisive = None if None in answers else min(map(str, answers))
         return {"training": [line or "unknown" for line in lines], "held_out": decisive}

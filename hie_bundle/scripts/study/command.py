@@ -24,7 +24,7 @@ from ..runtime.options import OPTIONS
 from ..runtime.workflow import running_workflow
 from .jobs import Cluster, Job, Processes, exclusive, run_jobs
 from .results import collect
-from .runs import Run, conditions_of, find_cases, whole_numbers
+from .runs import Run, conditions_of, find_cases, read_seeds
 from .study_page import write_study
 from .variants import Variant, listed_names, read_variants, rehearse, select, variant_configs
 
@@ -83,7 +83,7 @@ def loss_study(
         raise UserError("The study runs every fold; remove --fold.")
     if executor is not None and devices is not None:
         raise UserError("--devices are devices of this machine, but --executor jobs have their own; remove --devices.")
-    all_seeds, places = whole_numbers(seeds, "--seeds", 0), _devices(devices)
+    all_seeds, places = read_seeds(seeds), _devices(devices)
     configs = rehearsed_configs(config, chosen, evaluation_config)
     at_once = _fitting(configs, places) if parallel == "auto" else parallel
     cohorts, inner = find_cases(Path(dataset_dir), split, all_seeds, num_folds, cases, limits, inner_folds)

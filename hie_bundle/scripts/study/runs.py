@@ -24,7 +24,7 @@ from ..runtime.errors import UserError
 from ..runtime.literals import literal
 from .variants import Variant, listed_names
 
-__all__ = ["Cohort", "Run", "conditions_of", "find_cases", "whole_numbers"]
+__all__ = ["Cohort", "Run", "conditions_of", "find_cases", "read_seeds"]
 
 RUN_IDS = {"train.yaml": "$@training", "evaluate.yaml": "$@evaluating"}  # configs in a run's folder
 INNER_FOLDS, ENOUGH_CASES = 5, 40  # so 8 cases or more choose the weights
@@ -92,15 +92,15 @@ class Cohort(NamedTuple):
     fingerprint: Mapping[str, str]  # number and SHA-256 of the ids and files of each part
 
 
-def whole_numbers(value: Any, what: str, least: int) -> list[int]:
-    """Different whole numbers from ``least`` on, from the command line: ``0,1,2`` as a text, a tuple, or one number.
+def read_seeds(value: Any) -> list[int]:
+    """Different whole numbers from the command line: ``0,1,2`` as a text, a tuple, or one number.
 
     Raises:
         UserError: for anything else.
     """
     texts = listed_names(value)
-    if not all(text.isdigit() and int(text) >= least for text in texts or [""]) or len(set(texts)) < len(texts):
-        raise UserError(f"{what} takes different whole numbers from {least} on, separated by commas, not {value!r}.")
+    if not all(text.isdecimal() for text in texts or [""]) or len(set(texts)) < len(texts):
+        raise UserError(f"--seeds takes different whole numbers from 0 on, separated by commas, not {value!r}.")
     return [int(text) for text in texts]
 
 
