@@ -292,7 +292,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _header(path: Path) -> Header | None:
-    """None for a file that is not DICOM.
+    """Header of a DICOM file, with its pixels unread; None for another file.
 
     Raises:
         UserError: for a damaged file.
@@ -548,8 +548,9 @@ def _read(frames: Sequence[Frame], work: Path) -> Series:
 
 
 def _volumes(frames: Sequence[Frame], name: str) -> list[list[Frame]]:
-    """Frames as volumes of one b-value, each in the order of Z. dcm2niix would go by the instance numbers, which may be
-    missing, double, or in another order at each slice.
+    """Frames as volumes of one b-value, each in the order of Z.
+
+    dcm2niix would go by the instance numbers, which may be missing, double, or in another order at each slice.
 
     Raises:
         UserError: where frames do not make up volumes.
@@ -570,7 +571,7 @@ def _volumes(frames: Sequence[Frame], name: str) -> list[list[Frame]]:
         raise UserError(f"{name} {problem}")
     double = any(len({frame.order for frame in row}) < len(row) for row in rows)
     if double or not _of_one_b_value(rows):
-        # Which direction an image has does not matter: those of one b-value are averaged.
+        # A volume may mix directions: the images of one b-value are averaged.
         rows = [sorted(row, key=lambda frame: (frame.b_value or 0, frame.order)) for row in rows]
         known = {frame.b_value for frame in frames}
         if not _of_one_b_value(rows) or (double and (None in known or len(known) < 2)):
