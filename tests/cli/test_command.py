@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from scripts.cli.segment import find_jobs
 from scripts.cli.workflows import WORKFLOWS, parsed, separated
 from scripts.evaluation.calibration import Calibration, calibration_file
 from scripts.inference.segmenter import CAUTION, Segmenter
+from scripts.io.files import write_json
 from scripts.phantom import write_phantom_atlas
 from scripts.report.pictures import CaseSlices
 from scripts.runtime.errors import UserError
@@ -164,7 +166,7 @@ def test_calibrated_probabilities(run: Run, options: list[str], weights: Path, c
     assert "calibration.json is not a calibration" in err
     segmenter = Segmenter(weights, recipe=[ADC_ALONE], **TINY)
     made = Calibration(segmenter.making, 3, ([0.0, 0.5, 1.0], [0.0, 0.1, 1.0]), [1.0, 0.0, 0.5])
-    made.write(calibration_file([weights]))
+    write_json(calibration_file([weights]), asdict(made))
     try:
         assert run(*words)[0] == 0
         assert "fitted with threshold 0.5, not 0.4" in run(*words, "--threshold=0.4")[2]

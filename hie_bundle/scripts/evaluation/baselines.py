@@ -34,8 +34,6 @@ from .calibration import dice_curve
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-__all__ = ["Baselines", "Boosting", "FittedBaselines", "fit_boosting", "local_features", "segment_split"]
-
 logger = logging.getLogger(__name__)
 
 VOXELS, FOLDS, SEED = 5000, 3, 0  # voxels that are drawn from each brain; of a cross-validation; of draws and models

@@ -18,11 +18,6 @@ from ..runtime.conditions import differences
 from ..runtime.errors import UserError
 from .measure import Measure, register
 
-__all__ = [
-    "BINS", "THRESHOLDS", "Calibration", "CaseProbabilities", "best_threshold", "calibration_file", "dice_curve",
-    "read_threshold", "reliability", "write_thresholds",
-]  # fmt: skip
-
 BINS = 15  # of equal width, of the reliability curve and the calibration error (Guo et al. 2017)
 FINE = 40 * BINS  # from which a calibration is fitted
 THRESHOLDS = np.arange(1, 100) / 100

@@ -20,11 +20,6 @@ from scipy import ndimage
 
 from ..geometry.components import components
 
-__all__ = [
-    "COMPONENT_COLUMNS", "IOU_THRESHOLDS", "LESION_COLUMNS", "VOLUME_BINS_ML", "case_lesions", "detection",
-    "lesions_of", "match", "recall_by_volume",
-]  # fmt: skip
-
 IOU_THRESHOLDS = np.arange(1, 20) / 20
 VOLUME_BINS_ML = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, np.inf)
 COMPONENT_COLUMNS = (

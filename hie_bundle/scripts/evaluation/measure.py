@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["DIRECTIONS", "FAMILIES", "MEASURES", "Family", "Measure", "measured_by", "printed", "register"]
-
 DIRECTIONS = ("higher", "lower", "zero", "")
 # origin of the definition; `shared`: common to all, `case`: describes the case, not a prediction
 GROUPS = ("shared", "challenge", "paper", "further", "readers", "baseline", "case")

@@ -12,8 +12,6 @@ from dataclasses import replace
 from . import calibration, metrics  # noqa: F401
 from .measure import MEASURES, Measure
 
-__all__ = ["MEASURES", "Measure", "column"]
-
 _NUMBERED = re.compile(r"(member|reader)_(\d+)_dice")
 
 

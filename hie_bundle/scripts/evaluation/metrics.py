@@ -28,11 +28,6 @@ from ..geometry.components import components
 from ..geometry.surfaces import Mask, border_distances, cropped, share_within, surfel_distances
 from .measure import FAMILIES, Measure, measured_by, register
 
-__all__ = [
-    "case_metrics", "cc_dice", "challenge_metrics", "dice", "lesion_metrics", "overlap_metrics",
-    "paper_metrics", "paper_voxel_metrics", "reader_metrics", "staple",
-]  # fmt: skip
-
 Spacing = tuple[float, ...]  # in mm, along each axis
 _CHALLENGE = "challenge's definition (surface elements weighted by area)"
 _PAPER = "paper's definition (MONAI, border voxels)"

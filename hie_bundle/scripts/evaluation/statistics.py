@@ -12,9 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-__all__ = ["auc", "auc_difference", "describe", "holm", "paired_tests", "penalised", "ranking", "smallest_p"]
-
-
 # with fewer values no interval has its stated coverage; see docs/statistics.md
 LEAST_FOR_INTERVAL = 4
 CONFIDENCE = 0.95

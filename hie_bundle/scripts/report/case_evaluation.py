@@ -37,8 +37,6 @@ from .pictures import CaseSlices, SliceView
 from .plots import read_curves
 from .tables import comparison_table, lead_grid, verdict, write_results
 
-__all__ = ["CaseEvaluation", "CaseResults"]
-
 logger = logging.getLogger(__name__)
 PATHS = ("dataset_dir", "datalist", "predictions_dir")  # names in the results, without their folders
 Rows = list[dict[str, Any]]

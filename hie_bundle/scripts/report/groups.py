@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from ..evaluation.measures import Measure, column
 
-__all__ = ["GROUPS", "PAPER", "Group", "case_columns", "grouped"]
-
 
 @dataclass(frozen=True)
 class Group:

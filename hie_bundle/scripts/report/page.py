@@ -20,8 +20,6 @@ from . import plots, tables
 from .groups import GROUPS, case_columns, grouped
 from .pictures import PRED_COLOUR, TRUTH_COLOUR, WINDOWS, CaseSlices, SliceView
 
-__all__ = ["provenance", "render_page", "write_case_page", "write_report"]
-
 HERE = Path(__file__).parent
 HEADLINE = ("dice", "masd_mm", "nsd")
 MOST_LESIONS = 500  # rows of the page's table; lesions.csv has all

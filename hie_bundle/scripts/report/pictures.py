@@ -18,8 +18,6 @@ from ..geometry.brain import brain_of
 from ..geometry.slices import axial, shown_box, upright
 from ..io.panels import BLUE, ORANGE, Panel, grey_slice, panels_png
 
-__all__ = ["PRED_COLOUR", "TRUTH_COLOUR", "WINDOWS", "CaseSlices", "SliceView", "region_slices"]
-
 TRUTH_COLOUR, PRED_COLOUR = BLUE, ORANGE
 WINDOWS: Mapping[str, Sequence[float]] = {"ADC": (0, 2500), "ZADC": (-6, 6)}  # as in evaluate.yaml
 MOST_SLICES = 8

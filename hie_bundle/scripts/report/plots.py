@@ -26,11 +26,6 @@ from ..evaluation.statistics import describe
 from ..io.curves import curves_in
 from .tables import Rows, by_size_class, lead_grid, volume_agreement
 
-__all__ = [
-    "Plot", "bland_altman", "curves", "dice_by_threshold", "dice_by_volume", "ensemble_gain", "intervals", "lesion_f1",
-    "lesion_recall", "metric_by_size", "plot", "read_curves", "reliability", "training_curves",
-]  # fmt: skip
-
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#767676"  # Okabe and Ito, on white
 COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#000000", GREY)
 LINES = ("-", "--", ":", "-.")

@@ -18,8 +18,6 @@ from ..io.volumes import Volume, read_checked
 from ..report.case_evaluation import CaseEvaluation
 from ..runtime.errors import UserError
 
-__all__ = ["score", "segment_and_score"]
-
 
 def score(
     items: Sequence[Mapping[str, Any]],

@@ -16,11 +16,6 @@ from ..evaluation.statistics import describe
 from ..io.files import write_atomically
 from ..runtime.text import csv_table, csv_value
 
-__all__ = [
-    "BASELINES", "NO_NUMBERS", "best_baseline", "by_size_class", "comparison_table", "gain_over", "lead_grid",
-    "read_rows", "readers_sentence", "summarise", "verdict", "volume_agreement", "worst_first", "write_results",
-]  # fmt: skip
-
 NO_NUMBERS = ("case", "site", "size_class")
 # methods without a deep network, by the column of their Dice
 BASELINES = {one.name: one.label.removeprefix("Dice of ") for one in MEASURES.values() if one.group == "baseline"}

@@ -28,8 +28,6 @@ from .runs import Run, conditions_of, find_cases, read_seeds
 from .study_page import write_study
 from .variants import Variant, listed_names, read_variants, rehearse, select, variant_configs
 
-__all__ = ["loss_study"]
-
 logger = logging.getLogger(__name__)
 # of --parallel auto
 MEMORY_SHARE = 0.9

@@ -19,8 +19,6 @@ from ..io.files import release_lock, take_lock
 from ..runtime.errors import UserError, choose
 from ..runtime.interruption import interruption, stop_if_asked
 
-__all__ = ["Cluster", "Job", "Processes", "exclusive", "run_jobs"]
-
 logger = logging.getLogger(__name__)
 LOG_LINES = 12  # of a failed job's log that its message shows
 POLL_S = 0.2

@@ -19,8 +19,6 @@ from ..report.tables import BASELINES, NO_NUMBERS, Rows, best_baseline, by_size_
 from .runs import Run
 from .variants import Variant
 
-__all__ = ["Results", "collect"]
-
 
 @dataclass(frozen=True)
 class Results:

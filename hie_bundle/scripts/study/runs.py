@@ -24,8 +24,6 @@ from ..runtime.errors import UserError
 from ..runtime.literals import literal
 from .variants import Variant, listed_names
 
-__all__ = ["Cohort", "Run", "conditions_of", "find_cases", "read_seeds"]
-
 RUN_IDS = {"train.yaml": "$@training", "evaluate.yaml": "$@evaluating"}  # configs in a run's folder
 INNER_FOLDS, ENOUGH_CASES = 5, 40  # so 8 cases or more choose the weights
 # paths and speed; all other settings change results

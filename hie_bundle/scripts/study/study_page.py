@@ -26,8 +26,6 @@ from ..runtime.text import csv_table
 from .results import Results
 from .variants import PUBLISHED
 
-__all__ = ["cases_csv", "markdown", "study_csv", "tests_csv", "write_study"]
-
 PANELS_A_ROW = 7
 MANY = 8  # with more variants only the tests against the first one are shown
 

@@ -15,8 +15,6 @@ from pydantic.dataclasses import dataclass
 
 from ..runtime.errors import UserError, choose, first_cause, user_error
 
-__all__ = ["PUBLISHED", "Variant", "listed_names", "read_variants", "rehearse", "select", "variant_configs"]
-
 # published figures of a variant, each with what the paper does not state
 PUBLISHED = {"dice": "", "msd": "unit not stated, probably voxels", "nsd": "tolerance not stated", "epochs": ""}
 # keys that a variant must not set: the study sets them, or they choose the data
