@@ -220,7 +220,7 @@ def test_bad_input_is_named_and_not_segmented(segmenter: Segmenter, files: dict[
         segmenter(adc, zadc, affine=np.eye(4))
     with pytest.raises(UserError, match="list is not an image"):
         segmenter([1], [2])
-    with pytest.raises(UserError, match="`output` is for maps that are files"):
+    with pytest.raises(UserError, match="`output` needs maps given as files"):
         segmenter(adc, zadc, output="x.nii.gz")
     with pytest.raises(UserError, match="written as one of"):
         segmenter(files["adc"], files["zadc"], output="x.png")

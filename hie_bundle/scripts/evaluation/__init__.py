@@ -1,4 +1,4 @@
-"""What a prediction is worth: metrics, their registration, calibration, statistics, baselines and peers."""
+"""Evaluation of predictions: metrics, their registration, calibration, statistics and baselines."""
 
 from functools import partial
 

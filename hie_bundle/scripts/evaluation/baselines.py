@@ -1,6 +1,6 @@
-"""Methods without a deep network that a prediction has to beat: thresholds on Z, logistic regression, boosting.
+"""Baselines without a deep network: thresholds on Z, logistic regression, boosting.
 
-A network that does not beat the best of them is not worth its training. In the 2023 challenge a voxelwise regression on
+A network is useful only if it beats the best of them. In the 2023 challenge a voxelwise regression on
 ZADC alone reached Dice 0.56, above most networks; the challenge's own baseline, ``ZADC < -2``, is easy to beat.
 """
 
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VOXELS, FOLDS, SEED = 5000, 3, 0  # voxels that are drawn from each brain; of a cross-validation; of draws and models
+VOXELS, FOLDS, SEED = 5000, 3, 0  # sampled voxels per brain; cross-validation folds; random seed
 PROBABILITIES = np.arange(1, 20) / 20
 Z_THRESHOLDS = np.arange(-60, 1) / 10
 SMOOTHING_MM = 2.0
-UNTUNED_SMOOTHED = -2.0  # threshold of the smoothed map where no training split chooses it
+UNTUNED_SMOOTHED = -2.0  # threshold of the smoothed map without a training split
 ALL_VOXELS = 1 << 62
 Floats = NDArray[np.float64]
 
 
 def local_features(adc: NDArray[Any], zadc: NDArray[Any], spacing_mm: Sequence[float]) -> Floats:
-    """ADC (1e-3 mm²/s) and ZADC of each voxel of the brain, their Gaussian means within it (2 mm): (voxels, 4).
+    """ADC (1e-3 mm²/s) and ZADC of each brain voxel, raw and smoothed within the brain by 2 mm: (voxels, 4).
 
     ``adc`` is in 1e-6 mm²/s, 0 outside the brain; both maps have shape (X, Y, Z).
     """
@@ -58,13 +58,13 @@ def local_features(adc: NDArray[Any], zadc: NDArray[Any], spacing_mm: Sequence[f
 
 @dataclass(frozen=True)
 class FittedBaselines:
-    """Baselines that were fitted on the training cases, or the untuned ones without a usable training split."""
+    """Baselines fitted on the training cases, or untuned without a usable training split."""
 
     cases: list[str]  # ids of the training cases
     problem: str = ""  # why the training split cannot be used; empty if it can
-    threshold: float | None = None  # of ZADC, with the best mean Dice of the training cases
-    smoothed: float = UNTUNED_SMOOTHED  # likewise of ZADC smoothed by 2 mm within the brain
-    weights: list[float] | None = None  # of the four `local_features` in the logistic regression
+    threshold: float | None = None  # ZADC threshold with the best mean Dice on the training cases
+    smoothed: float = UNTUNED_SMOOTHED  # the same for ZADC smoothed by 2 mm within the brain
+    weights: list[float] | None = None  # logistic regression coefficients of the four `local_features`
     intercept: float = 0.0  # of the regression
     probability: float = 0.5  # operating point of the regression
     challenge: float = -2.0  # threshold of the challenge's baseline
@@ -95,7 +95,7 @@ class FittedBaselines:
         }
 
     def describe(self) -> str:
-        """What was fitted on what, in a sentence."""
+        """One sentence on the fit."""
         if not self.cases:
             return f"not fitted ({self.problem}); Z smoothed by 2 mm is thresholded at {self.smoothed:g}"
         return (
@@ -106,15 +106,15 @@ class FittedBaselines:
 
 @dataclass
 class Baselines:
-    """Fit the baselines once for a training split; of prepared cases the files that they were made from are read."""
+    """Fit the baselines once for a training split; prepared cases are read from their original files."""
 
     items: Sequence[Mapping[str, Any]] = ()  # labelled training cases
-    file: str | Path | None = None  # JSON file that keeps the fit, reused while files and options are the same
-    limits: Limits | None = None  # of the sizes of files
+    file: str | Path | None = None  # JSON cache of the fit, reused while files and options are the same
+    limits: Limits | None = None  # on file sizes
     challenge: float = -2.0  # threshold of the challenge's baseline on ZADC
 
     def fitted(self) -> FittedBaselines:
-        """The fitted baselines; without a usable training split those that need none."""
+        """The fitted baselines; untuned ones without a usable training split."""
         if not self.items:
             return FittedBaselines([], "there is no training split", challenge=self.challenge)
         try:
@@ -142,7 +142,7 @@ class Baselines:
             return local_features(adc, zadc, tuple(grid.spacing_mm))
 
         drawn, curves = [], []
-        # thresholds see all voxels, in random order, so that the first ones are a draw
+        # thresholds use all voxels; their order is random, so the first VOXELS are a random sample
         for case, truth in draw_training_voxels(self.items, self.limits or Limits(), described, ALL_VOXELS, SEED):
             curves.append([dice_curve(-case[:, column], truth, -Z_THRESHOLDS) for column in (1, 3)])
             drawn.append((case[:VOXELS].copy(), truth[:VOXELS].copy()))
@@ -168,7 +168,7 @@ class Baselines:
 
 @dataclass(frozen=True)
 class Boosting:
-    """Gradient boosting on :func:`.features` of single voxels; lesion is where it is above ``threshold``."""
+    """Gradient boosting on voxelwise :func:`.features`; lesion is a probability above ``threshold``."""
 
     model: HistGradientBoostingClassifier
     threshold: float
@@ -184,7 +184,7 @@ def fit_boosting(items: Sequence[Mapping[str, Any]], limits: Limits | None = Non
     """Fit gradient boosting on labelled cases, with the operating point chosen by cross-validation over the cases.
 
     Raises:
-        UserError: when there are fewer than three cases, an unusable case, or no lesion in any.
+        UserError: with fewer than three cases, an unusable case, or no lesion in any case.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -229,7 +229,7 @@ def segment_split(
 
 
 def _together(drawn: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Features and truth of all cases; ValueError without both lesion and healthy brain."""
+    """Concatenate features and truth of all cases; ValueError without both lesion and healthy brain."""
     truth = np.concatenate([lesion for _, lesion in drawn])
     if truth.all() or not truth.any():
         raise ValueError("the training split has no lesion and healthy brain to tell apart")
@@ -237,6 +237,6 @@ def _together(drawn: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]]) -> tuple[
 
 
 def _operating_point(cases: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]) -> float:
-    """The probability with the best mean Dice over the cases, each its probabilities and its truth."""
+    """The threshold with the best mean Dice over ``cases`` (probabilities and truth of each)."""
     curves = [dice_curve(given, lesion, PROBABILITIES) for given, lesion in cases]
     return float(PROBABILITIES[np.mean(curves, axis=0).argmax()])

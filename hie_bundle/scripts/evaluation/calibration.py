@@ -18,8 +18,8 @@ from ..runtime.conditions import differences
 from ..runtime.errors import UserError
 from .measure import Measure, register
 
-BINS = 15  # of equal width, of the reliability curve and the calibration error (Guo et al. 2017)
-FINE = 40 * BINS  # from which a calibration is fitted
+BINS = 15  # equal-width bins of the reliability curve and the calibration error (Guo et al. 2017)
+FINE = 40 * BINS  # bins for fitting a calibration
 THRESHOLDS = np.arange(1, 100) / 100
 
 register(
@@ -31,21 +31,21 @@ register(
     Measure(
         "ece", "Calibration error",
         "Expected calibration error over the brain's voxels: the difference of mean probability and share of lesion in "
-        f"{BINS} bins of probability, averaged by their voxels (Guo et al. 2017). Most voxels are surely healthy, so "
-        "it is small; the reliability curve shows more.",
+        f"{BINS} probability bins, weighted by voxel count (Guo et al. 2017). It is small because most voxels are "
+        "clearly healthy; the reliability curve shows more.",
         better="lower", digits=4, compared=False,
     ),
     Measure(
-        "brier_calibrated", "Brier score, calibrated", "That of the calibrated probabilities (--calibration apply).",
+        "brier_calibrated", "Brier score, calibrated", "Brier score of calibrated probabilities (--calibration apply).",
         better="lower", digits=4, compared=False,
     ),
     Measure(
-        "ece_calibrated", "Calibration error, calibrated", "That of the calibrated probabilities.",
+        "ece_calibrated", "Calibration error, calibrated", "Calibration error of calibrated probabilities.",
         better="lower", digits=4, compared=False,
     ),
     Measure(
         "dice_chosen", "Dice at the chosen threshold",
-        "Dice of the probabilities at the threshold that other cases chose (--threshold_from).",
+        "Dice of the probabilities at the threshold chosen on other cases (--threshold_from).",
         better="higher", compared=False,
     ),
 )  # fmt: skip
@@ -65,8 +65,8 @@ def dice_curve(
 class CaseProbabilities:
     """Summary of the probabilities of a case.
 
-    ``histogram`` has the brain's voxels in :data:`FINE` bins of probability, (3, FINE): all, those that are lesion, and
-    the sum of the probabilities.
+    ``histogram``, (3, FINE), has three values for each of :data:`FINE` probability bins: brain voxels, lesion voxels,
+    and sum of the probabilities.
     """
 
     brier: float  # mean squared error in the brain
@@ -79,7 +79,7 @@ class CaseProbabilities:
         p, t = probability[brain].astype(np.float64), truth[brain]
         place = np.minimum((p * FINE).astype(int), FINE - 1)
         histogram = np.stack([np.bincount(place, weights, FINE) for weights in (None, t.astype(np.float64), p)])
-        # a voxel is lesion where its probability is at least the threshold, as AsDiscrete has it
+        # lesion: probability at least the threshold, as in AsDiscrete
         dice = dice_curve(probability, truth, THRESHOLDS.astype(probability.dtype), inclusive=True)
         return cls(float(((p - t) ** 2).mean()) if len(p) else math.nan, histogram.astype(np.float64), dice)
 
@@ -100,14 +100,14 @@ class CaseProbabilities:
 
 
 def reliability(cases: Sequence[CaseProbabilities]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean probability and share of lesion among all cases' voxels, for each bin that has any."""
+    """Mean probability and share of lesion of each non-empty bin, over the voxels of all cases."""
     voxels, lesion, total = np.sum([case.bins for case in cases], axis=0)
     some = voxels > 0
     return total[some] / voxels[some], lesion[some] / voxels[some]
 
 
 def best_threshold(cases: Sequence[CaseProbabilities]) -> tuple[float, float]:
-    """The threshold with the best mean Dice over the cases (of several the middle one), and that Dice."""
+    """The threshold with the best mean Dice over the cases (ties: the middle one), and that Dice."""
     means = np.mean([case.dice for case in cases], axis=0).round(12)
     best = np.flatnonzero(means == means.max())
     return float(THRESHOLDS[best[len(best) // 2]]), float(means.max())
@@ -117,12 +117,12 @@ def best_threshold(cases: Sequence[CaseProbabilities]) -> tuple[float, float]:
 class Calibration:
     """Calibration of the probabilities of weights, fitted on validation cases.
 
-    ``lesions`` is a logistic regression of whether a drawn lesion meets a true one: weights of the logarithm of its
-    volume (ml) and of its mean probability, and the intercept; None where all were real, or none.
+    ``lesions`` is a logistic regression of whether a predicted lesion touches a true one: coefficients of log volume
+    (ml) and of mean probability, and the intercept; None if all predicted lesions were real, or none.
     """
 
     of: Mapping[str, Any]  # hash of the weights and the settings that change masks
-    cases: int  # number that it was fitted on
+    cases: int  # number of cases in the fit
     voxels: tuple[list[float], list[float]]  # isotonic regression: probabilities, and the share of lesion at each
     lesions: list[float] | None
 
@@ -130,7 +130,7 @@ class Calibration:
     def fit(
         cls, of: Mapping[str, Any], cases: Sequence[CaseProbabilities], lesions: Sequence[Mapping[str, Any]]
     ) -> Calibration:
-        """Fit it on the probabilities of validation cases and the rows of :func:`.case_lesions` of the same cases."""
+        """Fit a calibration on validation cases: their probabilities and their rows of :func:`.case_lesions`."""
         from sklearn.isotonic import IsotonicRegression
         from sklearn.linear_model import LogisticRegression
 
@@ -152,7 +152,7 @@ class Calibration:
         return np.interp(probability, *self.voxels).astype(np.float32)
 
     def real(self, lesions: Sequence[Mapping[str, Any]]) -> list[float | None]:
-        """The probability that each drawn lesion (a row of :func:`.lesions_of`) is real; None where none was fitted."""
+        """The probability that each predicted lesion (a row of :func:`.lesions_of`) is real; None without a fit."""
         if self.lesions is None or not lesions:
             return [None] * len(lesions)
         return [float(p) for p in expit(_features(lesions) @ self.lesions[:2] + self.lesions[2])]
@@ -161,7 +161,7 @@ class Calibration:
     def read(cls, file: Path, of: Mapping[str, Any]) -> Calibration:
         """
         Raises:
-            UserError: when there is none, or it is of other weights or settings.
+            UserError: when the file is not a calibration, or belongs to other weights or settings.
         """
         remedy = "Fit one on validation cases: run evaluating --split val --calibration fit."
         try:
@@ -175,7 +175,7 @@ class Calibration:
 
 
 def calibration_file(checkpoints: Sequence[str | Path]) -> Path:
-    """Where the calibration of weights is: ``model.calibration.json`` beside ``model.pt``, the first of several."""
+    """Path of the calibration of weights: ``model.calibration.json`` next to the first checkpoint, ``model.pt``."""
     return Path(checkpoints[0]).with_suffix(".calibration.json")
 
 
@@ -184,7 +184,7 @@ def _features(lesions: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
 
 
 def write_thresholds(path: Path, cases: Sequence[CaseProbabilities], info: Mapping[str, Any]) -> None:
-    """Write a JSON file that an evaluation of other cases can take its threshold from; ``info`` says what they are."""
+    """Write the best threshold as JSON for evaluations of other cases; ``info`` describes ``cases``."""
     threshold, dice = best_threshold(cases)
     means = np.mean([case.dice for case in cases], axis=0)
     curve = {f"{t:.2f}": round(float(mean), 6) for t, mean in zip(THRESHOLDS, means, strict=True)}
@@ -196,7 +196,7 @@ def read_threshold(path: str | Path) -> float:
     """The best threshold in a file of :func:`write_thresholds`.
 
     Raises:
-        UserError: when there is none to be read.
+        UserError: when the file has no threshold.
     """
     try:
         return float(json.loads(Path(path).read_text(encoding="utf-8"))["threshold"])

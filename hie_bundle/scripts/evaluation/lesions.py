@@ -1,9 +1,9 @@
-"""Lesion by lesion: a row for each connected component of truth and prediction, and how the two are matched.
+"""Lesion-wise evaluation: one row per connected component of truth and prediction, and their matching.
 
-Lesions are connected components (26 neighbours). A lesion and a predicted component that overlap are a candidate pair;
-pairs are taken in the order of their intersection over union (IoU), each component once, and a pair counts as a match
-from a given IoU on. This is panoptica's ``NaiveThresholdMatching`` with ``Metric.IOU``, which ``make test-panoptica``
-compares with. panoptica 2.1 is not a dependency, since it needs NumPy below 2.3.
+Lesions are connected components (26 neighbours). Pairs of an overlapping lesion and predicted component are matched
+greedily by decreasing intersection over union (IoU), each component at most once, down to an IoU threshold. This is
+panoptica's ``NaiveThresholdMatching`` with ``Metric.IOU``; ``make test-panoptica`` compares the two. panoptica 2.1 is
+not a dependency, since it needs NumPy below 2.3.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def match(truth: Labels, pred: Labels) -> list[tuple[int, int, float]]:
-    """Pairs of a lesion and a predicted component with their IoU, each component at most once, the best pair first.
+    """Matched lesions and predicted components with their IoU, best first, each component at most once.
 
     ``truth`` and ``pred`` have the number of each voxel's lesion or predicted component, 0 outside.
     """
@@ -60,7 +60,7 @@ def lesions_of(
         case: its id.
         numbers: number of each voxel's lesion, 0 outside; shape (X, Y, Z).
         affine: (4, 4) from voxel indices to scanner coordinates in mm, RAS+.
-        maps: ``adc``, and perhaps ``z`` and ``probability``, same shape.
+        maps: ``adc``, optionally ``z`` and ``probability``, same shape.
 
     Returns:
         For each ``lesion`` (its number): ``volume_ml``; the centre ``x_mm``, ``y_mm``, ``z_mm``; ``first_slice`` and
@@ -99,13 +99,13 @@ def case_lesions(
 ) -> list[dict[str, Any]]:
     """The rows of a case for ``lesions.csv``: the lesions of the truth, then the predicted components.
 
-    The masks have shape (X, Y, Z); ``affine`` and ``maps`` as for :func:`lesions_of`. A pair counts as a match from
-    ``min_iou`` on.
+    The masks have shape (X, Y, Z); ``affine`` and ``maps`` as for :func:`lesions_of`. A match needs an IoU of at
+    least ``min_iou``.
 
     Returns:
-        Rows of :func:`lesions_of` with ``mask`` (truth or prediction); ``touches``, whether it has a voxel in common
-        with the other mask; ``match``, the number of its partner in the other mask (0 without), with ``iou`` and
-        ``dice``; ``matched``, whether the IoU reaches ``min_iou``; and ``min_iou``.
+        Rows of :func:`lesions_of` with ``mask`` (truth or prediction); ``touches``, whether the lesion overlaps the
+        other mask; ``match``, the number of its partner there (0 if none), with ``iou`` and ``dice``; ``matched``,
+        whether the IoU reaches ``min_iou``; and ``min_iou``.
     """
     labels = components(truth)[0], components(pred)[0]
     rows, pairs = [], match(*labels)
@@ -125,7 +125,7 @@ def detection(rows: Rows, cases: int, min_iou: float) -> dict[str, float | None]
 
     Returns:
         ``lesions``, ``predicted`` and ``matched``, counts; ``recall``, ``precision``, ``f1`` and
-        ``false_positives_a_case`` (None where nothing can be counted); ``min_iou``.
+        ``false_positives_a_case`` (None if the denominator is 0); ``min_iou``.
     """
     lesions, predicted = (sum(row["mask"] == name for row in rows) for name in ("truth", "prediction"))
     matched = sum(row["mask"] == "truth" and row["match"] > 0 and row["iou"] >= min_iou for row in rows)
@@ -142,7 +142,7 @@ def detection(rows: Rows, cases: int, min_iou: float) -> dict[str, float | None]
 
 
 def recall_by_volume(rows: Rows) -> list[tuple[str, int, int]]:
-    """Label, number of lesions and number of matched lesions of each volume bin that is not empty."""
+    """Label, number of lesions and number of matched lesions of each non-empty volume bin."""
     found = []
     for low, high in pairwise(VOLUME_BINS_ML):
         inside = [row["matched"] for row in rows if row["mask"] == "truth" and low <= row["volume_ml"] < high]

@@ -1,7 +1,7 @@
-"""Registration of measures: name, unit, direction and meaning, which tables, plots, pages and the study use.
+"""Registry of measures: name, unit, direction and meaning, for tables, plots, pages and the study.
 
-A figure is registered where it is computed: :func:`measured_by` on a function of two masks (:mod:`.metrics`), or
-:func:`register` for those of a case as a whole. An unregistered column of a table is an error.
+A measure is registered where it is computed: by :func:`measured_by` for a function of two masks (:mod:`.metrics`), by
+:func:`register` for a whole case. An unregistered column of a table is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GROUPS = ("shared", "challenge", "paper", "further", "readers", "baseline", "cas
 
 
 def printed(value: float | None, digits: int, signed: bool = False) -> str:
-    """A printed figure; "–" if undefined, "∞" if infinite; ``signed``: with a plus sign above 0."""
+    """A formatted value; "–" if undefined, "∞" if infinite; ``signed``: with a plus sign above 0."""
     if value is None or math.isnan(value):
         return "–"
     text = f"{value:.{digits}f}".replace("inf", "∞").replace("-", "−")
@@ -26,20 +26,20 @@ def printed(value: float | None, digits: int, signed: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure, or (from :func:`.column`) a column of the table of cases.
+    """A measure, or a column of the table of cases (from :func:`.column`).
 
     Attributes:
-        name: as the function that measures it calls it; as a column with ``native_`` or ``resampled_`` before it.
-        label: for people, without unit and grid.
+        name: key in the result of its function; the column has the prefix ``native_`` or ``resampled_``.
+        label: display name, without unit and grid.
         meaning: its definition for the glossary, including its value for empty masks.
-        unit: of the values; empty for ratios.
+        unit: empty for ratios.
         better: ``higher``, ``lower``, ``zero`` (closer to it) or empty.
         digits: decimals to print.
         group: one of :data:`GROUPS`, which selects its tables.
         in_cases: whether the report's table of cases shows it.
         compared: whether the study compares variants by it.
-        grid: of a column, ``native`` or ``resampled``; of a measure ``resampled`` if it is measured there only.
-        published: name of the published figure in a study's variants that it compares with, on the resampled grid.
+        grid: ``native`` or ``resampled`` for a column; ``resampled`` for a measure of that grid only.
+        published: name of the corresponding published value (resampled grid) in a study's variants.
     """
 
     name: str
@@ -113,7 +113,7 @@ FAMILIES: list[Family] = []
 
 
 def register(*measures: Measure) -> None:
-    """Make measures known.
+    """Add measures to the registry.
 
     Raises:
         ValueError: when a name is taken, or a direction or a group is unknown.
@@ -127,11 +127,11 @@ def register(*measures: Measure) -> None:
 
 
 def measured_by(*measures: Measure) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the measures of a function of two masks, which is then applied to every case."""
+    """Register the measures of a function of two masks, and the function itself for every case."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         register(*measures)
-        (grid,) = {measure.grid for measure in measures}  # one for the function
+        (grid,) = {measure.grid for measure in measures}  # one per function
         FAMILIES.append(Family(function, tuple(measure.name for measure in measures), grid))
         return function
 
@@ -140,11 +140,11 @@ def measured_by(*measures: Measure) -> Callable[[Callable[..., Any]], Callable[.
 
 register(
     Measure("site", "Site", "Hospital, by the case’s name or the data list; empty if unknown.", group="case"),
-    Measure("size_class", "Size", "Class of the lesion’s share of the brain’s volume.", group="case", in_cases=True),
-    Measure("lesion_fraction", "Lesion by brain volume", "Annotated lesion by brain.", digits=4, group="case"),
-    Measure("brain_ml", "Brain volume", "Where the ADC map is above zero.", "ml", digits=1, group="case"),
-    Measure("lesion_ml", "Lesion volume", "Of the truth.", "ml", digits=2, group="case", in_cases=True),
-    Measure("predicted_ml", "Predicted volume", "Of the prediction.", "ml", digits=2, group="case", in_cases=True),
+    Measure("size_class", "Size", "Size class by lesion share of the brain volume.", group="case", in_cases=True),
+    Measure("lesion_fraction", "Lesion by brain volume", "True lesion volume by brain volume.", digits=4, group="case"),
+    Measure("brain_ml", "Brain volume", "Volume with ADC above zero.", "ml", digits=1, group="case"),
+    Measure("lesion_ml", "Lesion volume", "Volume of the truth.", "ml", digits=2, group="case", in_cases=True),
+    Measure("predicted_ml", "Predicted volume", "Prediction’s volume.", "ml", digits=2, group="case", in_cases=True),
     Measure("largest_distance_mm", "Largest distance",
             "Diagonal of the box around brain and both masks: no two surfaces can be further apart.", "mm", digits=1,
             group="case"),
@@ -156,23 +156,23 @@ register(
     ),
     Measure(
         "baseline_dice", "Dice of the challenge’s threshold",
-        "Dice of the challenge's baseline: lesion is where ZADC is below a fixed threshold (−2).",
+        "Dice of the challenge's baseline: lesion is ZADC below a fixed threshold (−2).",
         better="higher", group="baseline", compared=False,
     ),
     Measure(
         "threshold_dice", "Dice of the tuned threshold",
-        "Dice of the threshold on ZADC that has the best mean Dice on the training cases.",
+        "Dice of the ZADC threshold with the best mean Dice on the training cases.",
         better="higher", group="baseline", compared=False,
     ),
     Measure(
         "smoothed_dice", "Dice of the smoothed threshold",
-        "Dice of a threshold on ZADC smoothed within the brain (Gaussian, standard deviation 2 mm): the best one on "
-        "the training cases, −2 without any.",
+        "Dice of a threshold on ZADC smoothed within the brain (Gaussian, standard deviation 2 mm): the best on the "
+        "training cases, or −2 without training cases.",
         better="higher", group="baseline", in_cases=True, compared=False,
     ),
     Measure(
         "regression_dice", "Dice of the voxelwise regression",
-        "Dice of a logistic regression on ADC and ZADC of a voxel, raw and smoothed by 2 mm, fitted on the training "
+        "Dice of a voxelwise logistic regression on ADC and ZADC, raw and smoothed by 2 mm, fitted on the training "
         "cases.",
         better="higher", group="baseline", in_cases=True, compared=False,
     ),

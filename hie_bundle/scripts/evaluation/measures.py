@@ -1,7 +1,6 @@
-"""All measured figures: what tables, plots, pages and the study know of a column.
+"""Complete registry of measures, and the measure of each column.
 
-Importing this module imports every module that registers a measure (:mod:`.measure` has the mechanism), so that
-:data:`MEASURES` is complete after this import.
+This module imports every module that registers a measure (see :mod:`.measure`), which completes :data:`MEASURES`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ def column(name: str) -> Measure:
     """The :class:`Measure` of a column of the table of cases.
 
     Raises:
-        ValueError: the column is not registered.
+        ValueError: when the column is not registered.
     """
     known = MEASURES.get(name) or MEASURES.get(re.sub("^(native|resampled)_", "", name))
     if match := _NUMBERED.fullmatch(name):

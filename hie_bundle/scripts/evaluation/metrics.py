@@ -1,8 +1,8 @@
 """Metrics of one case from masks on one grid: the challenge's definitions, the paper's, overlap, lesions, readers.
 
-The challenge's and the paper's surface metrics are not the same numbers. The challenge weighs every piece of surface by
-its area (surfels, as in google-deepmind/surface-distance); the paper used MONAI's metrics, which count border voxels.
-Both are computed here from one pair of directed distances each, between the elements of the two surfaces only.
+The challenge's and the paper's surface metrics differ. The challenge weights each surface element by its area (surfels,
+as in google-deepmind/surface-distance); the paper used MONAI's metrics, which count border voxels. Here each computes
+its directed distances once, between surface elements only.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ def overlap_metrics(pred: Mask, truth: Mask) -> dict[str, float]:
     ),
 )  # fmt: skip
 def challenge_metrics(pred: Mask, truth: Mask, spacing_mm: Spacing, tolerance_mm: float = 2.0) -> dict[str, float]:
-    """The challenge's surface metrics and HD95 of the same surfels, equal to ``surface_distance``'s.
+    """The challenge's surface metrics and HD95, equal to those of ``surface_distance``.
 
-    That package computes them from distance maps of the volume; here the surfels alone are compared.
+    That package computes distance maps of the volume; here distances are computed between surfels only.
 
     Args:
         pred: predicted mask, bool, shape (X, Y, Z).
         truth: annotated mask, same shape.
         spacing_mm: voxel size along each axis.
-        tolerance_mm: tolerance of the normalised surface Dice; the challenge's is 2.
+        tolerance_mm: tolerance of the normalised surface Dice; 2 in the challenge.
     """
     if not pred.any() or not truth.any():
         equal = not (pred.any() or truth.any())
@@ -126,14 +126,14 @@ def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Spacing, tolerance_mm: fl
 @measured_by(
     Measure(
         "paper_msd_voxels", "MSD in voxels",
-        f"As MSD (Eq. 7), {_PAPER}, in steps of the network’s grid instead of mm; infinite when one mask is empty, "
+        f"MSD (Eq. 7), {_PAPER}, in voxels of the network’s grid instead of mm; infinite when one mask is empty, "
         "undefined when both are.",
         "voxels", "lower", 2, group="paper", compared=False, grid="resampled",
     ),
     Measure(
         "paper_nsd_voxels", "NSD in voxels",
-        f"As NSD (Eq. 8), {_PAPER}, with the tolerance’s number taken as voxels of the network’s grid; 0 when one mask "
-        "is empty, undefined when both are.",
+        f"NSD (Eq. 8), {_PAPER}, with the tolerance in voxels of the network’s grid instead of mm; 0 when one mask is "
+        "empty, undefined when both are.",
         better="higher", group="paper", compared=False, grid="resampled",
     ),
     Measure(
@@ -145,16 +145,16 @@ def paper_metrics(pred: Mask, truth: Mask, spacing_mm: Spacing, tolerance_mm: fl
     Measure(
         "paper_msd_directed_voxels", "MSD in voxels, directed",
         "Average over the border voxels of the prediction alone, in voxels of the network’s grid: MONAI’s surface "
-        "distance as it is called by default; infinite when one mask is empty, undefined when both are.",
+        "distance with default arguments; infinite when one mask is empty, undefined when both are.",
         "voxels", "lower", 2, group="paper", compared=False, grid="resampled",
     ),
 )  # fmt: skip
 def paper_voxel_metrics(pred: Mask, truth: Mask, tolerance_mm: float = 2.0) -> dict[str, float]:
-    """The paper's surface metrics without voxel sizes, as its authors probably computed them; the paper does not say.
+    """The paper's surface metrics in voxels, which is probably how its authors computed them.
 
-    Their preprocessing lost the maps' spacing, so that MONAI counted in voxels. Eq. 7 as printed is the mean of the two
-    directed averages, which no single call of MONAI gives: the default averages over one mask's border,
-    ``symmetric=True`` over both borders' voxels pooled. The tolerance's number is taken as voxels.
+    The paper does not state it, but its preprocessing lost the maps' spacing, so MONAI measured in voxels. Eq. 7 is the
+    mean of the two directed averages, which no single MONAI call gives: the default averages over one mask's border,
+    ``symmetric=True`` pools the voxels of both borders. ``tolerance_mm`` is used as a number of voxels.
     """
     (there, back), nsd = _between_borders(pred, truth, (1.0, 1.0, 1.0), tolerance_mm)
     return {
@@ -168,19 +168,19 @@ def paper_voxel_metrics(pred: Mask, truth: Mask, tolerance_mm: float = 2.0) -> d
 @measured_by(
     Measure("lesions", "Lesions, truth", "Connected components (26 neighbours) of the truth.", digits=1,
             compared=False),
-    Measure("predicted_lesions", "Lesions, predicted", "Those of the prediction.", digits=1, compared=False),
+    Measure("predicted_lesions", "Lesions, predicted", "Components of the prediction.", digits=1, compared=False),
     Measure("lesion_sensitivity", "Lesion sensitivity",
-            "Share of the lesions that are found; undefined without a lesion.", better="higher", compared=False),
-    Measure("lesion_false_positives", "False-positive lesions", "Predicted components that meet no lesion.",
+            "Share of detected lesions; undefined without a lesion.", better="higher", compared=False),
+    Measure("lesion_false_positives", "False-positive lesions", "Predicted components without a lesion.",
             better="lower", digits=1, compared=False),
-    Measure("lesion_f1", "Lesion F1", "F1 score of the lesions as objects; 1 when both masks are empty, 0 when one is.",
+    Measure("lesion_f1", "Lesion F1", "F1 score of lesion detection; 1 when both masks are empty, 0 when one is.",
             better="higher", in_cases=True, compared=False),
 )  # fmt: skip
 def lesion_metrics(pred: Mask, truth: Mask, lesion_overlap: float = 0.0) -> dict[str, float]:
-    """Detection of lesions as wholes: connected components (26-neighbourhood) of the two masks.
+    """Lesion detection: connected components (26-neighbourhood) of the two masks.
 
-    A lesion is detected when at least the share ``lesion_overlap`` (in [0, 1]) of its voxels, and at least one, is
-    predicted. A predicted component is a false positive unless at least that share of its voxels is lesion.
+    A lesion is detected if at least one of its voxels, and at least the share ``lesion_overlap`` (in [0, 1]), is
+    predicted. A predicted component is a true positive by the same rule, else a false positive.
 
     Raises:
         ValueError: when ``lesion_overlap`` is not in [0, 1].
@@ -209,16 +209,16 @@ def lesion_metrics(pred: Mask, truth: Mask, lesion_overlap: float = 0.0) -> dict
 @measured_by(
     Measure(
         "cc_dice", "CC-Dice",
-        "Mean over the lesions of the Dice among the voxels that are nearer to it than to any other lesion: each "
-        "lesion counts alike, however large (Jaus et al. 2024, MONAI); 1 when both masks are empty, 0 when one is.",
+        "Mean over the lesions of the Dice in each lesion's Voronoi cell, so that all lesions have equal weight "
+        "(Jaus et al. 2024, MONAI); 1 when both masks are empty, 0 when one is.",
         better="higher", compared=False,
     ),
 )  # fmt: skip
 def cc_dice(pred: Mask, truth: Mask) -> dict[str, float]:
     """Lesion-wise Dice, ``monai.metrics.compute_dice(per_component=True)`` (CC-Dice, arXiv:2410.18684).
 
-    Which lesion a voxel is nearest to is measured in steps of the grid, as MONAI and its authors do. A voxel
-    between two goes to either, so turning both masks can change the value by about 1e-3.
+    The Voronoi cells use distances in voxels, as in MONAI and the paper. A voxel between two lesions belongs to
+    either, so flipping both masks can change the value by about 1e-3.
     """
     y_pred, y = (torch.as_tensor(np.stack([~mask, mask]))[None].float() for mask in (pred, truth))
     with warnings.catch_warnings():
@@ -235,15 +235,15 @@ def case_metrics(
     lesion_overlap: float = 0.0,
     grid: str = "",
 ) -> dict[str, float]:
-    """What every registered function measures, on the part of the grid where there is something.
+    """All registered measures of two masks, cropped to the box around both.
 
     Args:
         pred: predicted mask, bool, shape (X, Y, Z).
         truth: annotated mask, same shape.
         spacing_mm: voxel size along each axis.
-        tolerance_mm: of both surface Dices.
+        tolerance_mm: of all surface Dice metrics.
         lesion_overlap: see :func:`lesion_metrics`.
-        grid: of the masks, ``native`` or ``resampled``; excludes what is defined on the other one alone.
+        grid: ``native`` or ``resampled``; excludes measures of the other grid only.
 
     Raises:
         ValueError: when the masks have different shapes or are not three-dimensional, a spacing is not one positive
@@ -267,7 +267,7 @@ def case_metrics(
 
 register(
     Measure(
-        "readers_dice", "Dice among the readers", "Mean Dice of each two readers of the case.",
+        "readers_dice", "Dice among the readers", "Mean Dice over all pairs of readers.",
         better="higher", group="readers", in_cases=True, compared=False,
     ),
     Measure(
@@ -276,8 +276,8 @@ register(
     ),
     Measure(
         "readers_gap", "Prediction minus readers",
-        "Dice against the readers minus Dice among them: near 0, the prediction agrees with them as they agree with "
-        "each other.",
+        "Dice against the readers minus Dice among them; near 0 if the prediction agrees with the readers as much as "
+        "they agree with each other.",
         group="readers", compared=False,
     ),
     Measure(
@@ -289,10 +289,10 @@ register(
 
 
 def reader_metrics(pred: Mask, readers: Sequence[Mask]) -> dict[str, float]:
-    """Agreement of a prediction with several readers, and of these with each other.
+    """Agreement of a prediction with at least two readers, and of the readers with each other.
 
-    Returns the measures above, and ``reader_1_dice`` … of the prediction against each of two readers or more. All masks
-    have one shape, (X, Y, Z).
+    Returns the measures above, and ``reader_1_dice`` … of the prediction against each reader. All masks have the same
+    shape, (X, Y, Z).
     """
     single = [dice(pred, mask) for mask in readers]
     among = float(np.mean([dice(a, b) for a, b in combinations(readers, 2)]))
@@ -306,7 +306,7 @@ def reader_metrics(pred: Mask, readers: Sequence[Mask]) -> dict[str, float]:
 
 
 def staple(masks: Sequence[Mask]) -> Mask:
-    """Consensus of masks of one shape (X, Y, Z), by SimpleITK's STAPLE; empty where all are."""
+    """Consensus of masks of one shape (X, Y, Z), by SimpleITK's STAPLE; empty if all are."""
     if not any(mask.any() for mask in masks):
         return np.zeros_like(masks[0])
     images = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in masks]
@@ -316,7 +316,7 @@ def staple(masks: Sequence[Mask]) -> Mask:
 def _between_borders(
     pred: Mask, truth: Mask, spacing: Spacing, tolerance: float
 ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], float]:
-    """:func:`.border_distances` and the NSD; one undefined or infinite distance each where a mask is empty."""
+    """:func:`.border_distances` and the NSD; a single NaN or infinite distance each if a mask is empty."""
     if pred.any() and truth.any():
         directed = border_distances(pred, truth, spacing)
         return directed, share_within(directed, tolerance)

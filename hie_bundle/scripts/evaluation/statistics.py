@@ -30,17 +30,17 @@ def describe(
     """Mean, spread and a studentised bootstrap interval (Efron 1981; docs/statistics.md) of one metric over the cases.
 
     Args:
-        values: one a case; NaN where the metric is undefined, infinite where a surface is missing.
-        resamples: how often the cases are drawn with replacement.
+        values: one per case; NaN if the metric is undefined, infinite if a mask is empty.
+        resamples: number of bootstrap resamples.
         seed: of the resampling.
-        bounds: least and greatest value that there can be; the interval ends there.
-        repeats: where the values are means over several trainings (seeds): how much each training is above or below,
-            over the cases. The interval then holds for other seeds, too; see :func:`_widened`.
+        bounds: smallest and largest possible value; the interval is clipped to them.
+        repeats: deviation of each training (seed) from the mean over trainings, if the values are such means. The
+            interval then covers other seeds, too; see :func:`_widened`.
 
     Returns:
-        ``mean``, ``median``, ``std`` (of a population) and the 95 % interval ``low``, ``high`` of the finite values,
-        None without any, or with fewer than four. ``mean_as_printed``: as text, "Inf" as soon as one is infinite
-        (paper, Table 1). ``defined``, ``undefined`` and ``infinite``: how many values are finite, NaN and infinite.
+        ``mean``, ``median``, ``std`` (population) of the finite values, None without any; their 95 % interval ``low``,
+        ``high``, None for fewer than four. ``mean_as_printed``: the mean as text, "Inf" if any value is infinite
+        (paper, Table 1). ``defined``, ``undefined`` and ``infinite``: number of finite, NaN and infinite values.
     """
     array = np.asarray(values, dtype=float)
     finite = array[np.isfinite(array)]
@@ -70,10 +70,10 @@ def _weights(count: int, resamples: int, seed: tuple[int, int]) -> NDArray[np.fl
 
 
 def _studentised_interval(values: NDArray[np.float64], resamples: int, seed: int) -> tuple[float, float]:
-    """Bootstrap-t: the quantiles of (resampled mean − mean) by the resample's own standard error, put around the mean.
+    """Bootstrap-t interval of the mean, from quantiles of (resampled mean − mean) / (standard error of the resample).
 
-    SciPy's bootstrap has no such interval; the percentile one covers 73 to 93 % at 4 to 16 values, this one 91 to 97 %.
-    Where so many values are equal that many resamples have no spread, Student's interval is taken.
+    SciPy lacks it. At 4 to 16 values it covers 91 to 97 %, the percentile bootstrap 73 to 93 %. If ties leave many
+    resamples without variance, Student's interval is used.
     """
     count, mean = len(values), values.mean()
     error = values.std(ddof=1) / math.sqrt(count)
@@ -85,9 +85,9 @@ def _studentised_interval(values: NDArray[np.float64], resamples: int, seed: int
         weights = _weights(count, min(_CHUNK, resamples - chunk * _CHUNK), (seed, chunk))
         means = weights @ centred / count
         errors = np.sqrt((weights @ centred**2 / count - means**2).clip(0) / (count - 1))
-        spread = errors > 1e-6 * error  # one value drawn every time, up to rounding, has no spread
+        spread = errors > 1e-6 * error  # above rounding errors of a constant resample
         ratios.append(means[spread] / errors[spread])
-    if sum(map(len, ratios)) < resamples * ENDS[1]:  # mostly ties, say one case unlike all others
+    if sum(map(len, ratios)) < resamples * ENDS[1]:  # mostly ties, such as one outlier
         low, high = stats.t.interval(CONFIDENCE, count - 1, mean, error)
         return float(low), float(high)
     low, high = np.quantile(np.concatenate(ratios), ENDS)
@@ -114,29 +114,29 @@ def _widened(values: NDArray[np.float64], ends: tuple[float, float], repeats: Se
 
 
 def smallest_p(cases: int, tests: int) -> float:
-    """The smallest p that Wilcoxon's test can give with that many cases, after Holm's correction for as many tests."""
+    """Smallest possible p of Wilcoxon's test on ``cases`` cases, after Holm's correction for ``tests`` tests."""
     return min(1.0, tests * 2.0 ** (1 - cases)) if cases else 1.0
 
 
 def penalised(values: Sequence[float], failed: Sequence[bool], largest: Sequence[float]) -> list[float]:
-    """Distances, with a case's largest possible one if exactly one of its two masks is empty (``failed``).
+    """Distances, replaced by the case's largest possible one if exactly one mask is empty (``failed``).
 
-    Otherwise a variant with many empty masks would be compared on its easiest cases alone.
+    Otherwise a variant with many empty masks would be compared on its easiest cases only.
     """
     return [most if bad and not math.isfinite(value) else value
             for value, bad, most in zip(values, failed, largest, strict=True)]  # fmt: skip
 
 
 def paired_tests(values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Wilcoxon's signed-rank test between every two variants, on the cases where both are finite.
+    """Wilcoxon's signed-rank test of each pair of variants, on the cases where both are finite.
 
     Args:
-        values: for each variant one value a case, the cases in the same order.
+        values: for each variant one value per case, in the same order of cases.
 
     Returns:
         A row for each pair: ``a``, ``b``; ``cases``; ``median_difference`` of a − b; ``statistic`` and two-sided ``p``
-        (SciPy; zero differences after Pratt), 1 without a case that differs; ``p_holm``, corrected for the number of
-        pairs; ``effect_size``, the matched-pairs rank-biserial correlation (Kerby 2014), positive where a is larger.
+        (SciPy; zero differences after Pratt), 1 if all cases are equal; ``p_holm``, corrected for the number of pairs;
+        ``effect_size``, the matched-pairs rank-biserial correlation (Kerby 2014), positive if a is larger.
 
     Raises:
         ValueError: when the variants have different numbers of cases.
@@ -162,7 +162,7 @@ def paired_tests(values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction of p-values (Holm 1979); NaN stays NaN and does not count."""
     p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN is last
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN sorts last
     corrected = np.full(len(p), np.nan)
     corrected[order] = np.maximum.accumulate(np.arange(len(order), 0, -1) * p[order]).clip(max=1)
     return corrected.tolist()
@@ -174,14 +174,14 @@ def ranking(
     """Rank the variants by their mean, with bootstrap intervals of the ranks.
 
     Args:
-        values: for each variant one value a case, the cases in the same order. A case in which any variant is not
-            finite is excluded, so that all are ranked on the same cases.
+        values: for each variant one value per case, in the same order of cases. A case is excluded if any variant is
+            not finite, so that all variants are ranked on the same cases.
         higher_is_better: whether the largest mean ranks first.
         resamples: bootstrap draws of the cases, the same for all variants and in each call.
 
     Returns:
         For each variant ``rank`` (1 is best; ties share their mean), the 95 % interval ``low``, ``high`` of its rank,
-        and ``share_of_draws_first``, which is not the probability of being the best. All NaN without a case to rank on.
+        and ``share_of_draws_first``, which is not the probability of being the best. All NaN without a common case.
 
     Raises:
         ValueError: when the variants have different numbers of cases.
@@ -193,7 +193,7 @@ def ranking(
         return {name: dict.fromkeys(keys, math.nan) for name in values}
     rng = np.random.default_rng(0)
     weights: NDArray[np.int64] = rng.multinomial(count, [1 / count] * count, size=resamples)
-    # rounding, so that equal variants tie whatever the order of summation
+    # rounded, so that equal variants tie despite the order of summation
     means = np.round(weights @ table.T / count, 12)
     ranks = stats.rankdata(means, axis=1)
     wins = means == means.min(axis=1, keepdims=True)
@@ -206,7 +206,7 @@ def ranking(
 def _table(values: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
     """Values of the variants, (variants, cases), in the cases where all are finite."""
     if len({len(of) for of in values.values()}) > 1:
-        raise ValueError("variants are compared by one value of every case from each.")
+        raise ValueError("the variants must have the same number of cases.")
     table = np.array([np.asarray(of, dtype=float) for of in values.values()])
     return table[:, np.isfinite(table).all(axis=0)]
 
@@ -216,12 +216,12 @@ def auc(values: ArrayLike, adverse: ArrayLike) -> Interval:
     2008).
 
     Args:
-        values: one a child; a higher one speaks for an adverse outcome.
-        adverse: whether the outcome is, same length.
+        values: one per child; higher values predict an adverse outcome.
+        adverse: whether the outcome is adverse, same length.
 
     Returns:
-        Area, low and high; NaN with fewer than two children on a side. Where values separate the outcomes, and DeLong's
-        variance is 0, the interval is Hanley and McNeil's (1982) one step from there.
+        Area, low and high; NaN with fewer than two children per outcome. If the values separate the outcomes, DeLong's
+        variance is 0, and the interval is Hanley and McNeil's (1982) at the area half a pair inside the bound.
     """
     above, below = _placements(values, adverse)
     if min(len(above), len(below)) < 2:
@@ -249,8 +249,8 @@ def auc_difference(values: ArrayLike, others: ArrayLike, adverse: ArrayLike) -> 
 
 
 def _placements(values: ArrayLike, adverse: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each child with an adverse outcome the share of the others that are lower; of each other the share of the
-    adverse that are higher; ties count half."""
+    """DeLong's placements: for each adverse child the share of lower non-adverse ones, for each non-adverse child the
+    share of higher adverse ones; ties count half."""
     bad = np.asarray(adverse, bool)
     ranks, (x, y) = stats.rankdata(values), (np.asarray(values, float)[side] for side in (bad, ~bad))
     return (

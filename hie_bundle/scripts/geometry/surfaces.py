@@ -1,7 +1,7 @@
 """Distances between the surfaces of two masks on one grid.
 
-Surface elements are surfels, grid corners with the surface's area there (google-deepmind/surface-distance), or border
-voxels (MONAI).
+Surface elements are border voxels (MONAI) or surfels: grid corners with a surface area
+(google-deepmind/surface-distance).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def surfel_distances(pred: Mask, truth: Mask, spacing_mm: tuple[float, ...]) -> 
     for here, there in (("gt", "pred"), ("pred", "gt")):
         (points, areas), (others, _) = surfels[here], surfels[there]
         nearest = _tree(others, spacing_mm).query(points * spacing_mm, workers=torch.get_num_threads())[1]
-        # from whole steps along the axes, as a distance transform does: a distance of exactly the tolerance counts
+        # computed from integer offsets, as in a distance transform: a distance equal to the tolerance stays exact
         distances = np.sqrt((((points - others[nearest]) * spacing_mm) ** 2).sum(axis=1))
         order = np.argsort(distances)
         surfaces[f"distances_{here}_to_{there}"] = distances[order]
@@ -78,12 +78,12 @@ def border_distances(
 
 
 def share_within(directed: Sequence[NDArray[np.float32]], tolerance: float) -> float:
-    """Share of the border voxels of both masks at most ``tolerance`` apart."""
+    """Share of border voxels within ``tolerance`` of the other mask's border."""
     return sum(int((distances <= tolerance).sum()) for distances in directed) / sum(map(len, directed))
 
 
 def _tree(points: NDArray[np.int64], spacing_mm: tuple[float, ...]) -> KDTree:
-    # without balancing, points on a grid are sorted in half the time and found as fast
+    # for grid points an unbalanced tree is built in half the time, and queries are as fast
     return KDTree(points * spacing_mm, balanced_tree=False, compact_nodes=False)
 
 

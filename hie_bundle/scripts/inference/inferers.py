@@ -30,7 +30,7 @@ Backend = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 
 class TorchBackend:
-    """Run the network by PyTorch in ``float32`` or, under autocast, ``bfloat16``; others raise a UserError.
+    """Run the network with PyTorch in ``float32`` or, under autocast, ``bfloat16``; others raise a UserError.
 
     On CPUs bfloat16 is faster only with AMX or AVX512-BF16, and needs more memory; see docs/performance.md.
     """
@@ -68,12 +68,12 @@ class EnsembleInferer(Inferer):
     output is one logit (lesion) or two (background, lesion), whose softmax is averaged.
 
     After a call ``members`` has the per-member predictions (logits without flips), shape (B, checkpoints, X, Y, Z), and
-    ``agreement`` that of the masks (probability ≥ 0.5) of all predictions: volume of the intersection by that of the
-    union, 1 if all are empty. Both are None for a single prediction.
+    ``agreement`` the intersection over union of the masks (probability ≥ 0.5) of all predictions, 1 if all are empty.
+    Both are None for a single prediction.
 
     Raises:
-        UserError: when a checkpoint does not fit; when called, if the input has NaN, the output is not finite or has
-            more than two channels to average.
+        UserError: in a call, if a checkpoint does not fit the network, the input has NaN, or the output is not finite
+            or has more than two channels.
     """
 
     checkpoints: str | Sequence[str]  # files with weights of the same network
@@ -107,7 +107,7 @@ class EnsembleInferer(Inferer):
         stacked = torch.stack([view.as_subclass(torch.Tensor) for view in views])
         union = int((stacked >= 0.5).any(dim=0).sum())
         self.agreement = int((stacked >= 0.5).all(dim=0).sum()) / union if union else 1.0
-        mean = (sum(views) / len(views)).clamp(0, 1)  # type: ignore[union-attr]  # rounding can carry a mean above one
+        mean = (sum(views) / len(views)).clamp(0, 1)  # type: ignore[union-attr]  # rounding can give a mean above 1
         if logits.shape[1] == 1:
             return torch.logit(mean)
         return torch.cat([1 - mean, mean], dim=1).log()

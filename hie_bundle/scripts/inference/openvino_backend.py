@@ -1,4 +1,4 @@
-"""OpenVINO as the network's backend; separate from the others because its import is slow."""
+"""OpenVINO backend, in its own module because its import is slow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OpenVINOBackend:
     """Run the network with OpenVINO on the CPU, in ``float32`` or ``bfloat16``; others raise a UserError.
 
     The network is converted at the first call and compiled once per input shape; its weights must be final by then.
-    Without the package PyTorch runs the network, without bfloat16 instructions float32 is taken, each with a warning.
+    Without the package it falls back to PyTorch, without bfloat16 instructions to float32, each with a warning.
     """
 
     def __init__(self, precision: str = "bfloat16") -> None:

@@ -12,8 +12,8 @@ from ..geometry.brain import are_normalised, brain_of
 from ..io.volumes import Volume
 from ..transforms.voxel_features import local_means
 
-NOT_LOW, LOW, SIGMA_MM = -1.0, -2.0, 2.0  # ZADC; the second is compared with ZADC smoothed within the brain
-# doubtful from here on; false alarms: docs/segment.md
+NOT_LOW, LOW, SIGMA_MM = -1.0, -2.0, 2.0  # ZADC thresholds (LOW for smoothed ZADC) and smoothing
+# limits of a plausible mask; false alarm rates: docs/segment.md
 MOST_NOT_LOW = 0.2  # share of the mask
 MOST_LOW_OUTSIDE_ML, MOST_LOW_OUTSIDE = 2.0, 0.1  # volume, plus a share of the mask
 LEAST_AGREEMENT = 0.5
@@ -23,11 +23,11 @@ LEAST_AGREEMENT = 0.5
 class Plausibility:
     """Plausibility of a mask, judged by its input."""
 
-    not_low_ml: float | None  # of the mask, volume with ZADC above −1; None without a Z map
-    low_outside_ml: float | None  # of the brain outside the mask, volume with smoothed ZADC below −2; likewise
-    agreement: float | None  # of the network's flipped and per-member masks, intersection by union; None: a single one
+    not_low_ml: float | None  # volume of the mask with ZADC above −1; None without a Z map
+    low_outside_ml: float | None  # brain volume outside the mask with smoothed ZADC below −2; None without a Z map
+    agreement: float | None  # intersection over union of flipped and per-member masks; None for a single mask
     lesion_ml: float
-    low_z_ml: float | None = None  # of the brain, volume with ZADC below −2; None without a Z map
+    low_z_ml: float | None = None  # brain volume with ZADC below −2; None without a Z map
 
     @property
     def doubts(self) -> list[str]:
@@ -43,12 +43,12 @@ class Plausibility:
 
     @property
     def line(self) -> str:
-        """One line for people."""
+        """One-line summary."""
         return f"look: {'; '.join(self.doubts)}" if self.doubts else "plausible"
 
     @property
     def figures(self) -> dict[str, Any]:
-        """For JSON and tables."""
+        """Values for JSON and tables."""
         values = {
             "not_low_ml": self.not_low_ml, "low_outside_ml": self.low_outside_ml, "agreement": self.agreement,
             "low_z_ml": self.low_z_ml,
@@ -61,7 +61,7 @@ def plausibility_of(
 ) -> Plausibility:
     """Compare a mask (X, Y, Z) of 0 and 1 with its ADC map and, if there is one, Z map of the same shape.
 
-    ``agreement`` is that of :class:`scripts.inference.inferers.EnsembleInferer`.
+    ``agreement`` is from :class:`scripts.inference.inferers.EnsembleInferer`.
     """
     voxel_ml = float(np.prod(adc.spacing_mm)) / 1000
     lesion, brain = mask > 0, brain_of(adc.array)

@@ -42,7 +42,7 @@ DECIDING = (
     "flips", "z_evidence_weight", "z_evidence_level", "threshold", "lesion_peak", "smallest_lesion_mm3",
     "limit_to_brain",
 )  # fmt: skip
-# values of inference.yaml and arguments of MONAI's workflow that a segmentation has no use for, or sets itself
+# values of inference.yaml and arguments of MONAI's workflow that Segmenter sets or does not use
 NOT_TAKEN = (
     "config_file", "meta_file", "logging_file", "workflow_type", "run_id", "properties_path", "tracking", "bundle_root",
     "ckpt_path", "dataset_dir", "datalist", "dataset", "output_dir", "output_ext", "run_folder", "run", "evaluator",
@@ -59,15 +59,15 @@ class Segmentation:
     probability: NDArray[np.float32]  # of lesion, in [0, 1], same shape
     affine: NDArray[np.float64]  # (4, 4) from voxel indices to millimetres, RAS+
     lesion_ml: float
-    brain_ml: float  # of the voxels with ADC above 0
+    brain_ml: float  # volume with ADC above 0
     lesions: int  # connected components of the mask (26-neighbourhood)
     plausibility: Plausibility
-    maps: Mapping[str, NDArray[Any]]  # what was segmented, ADC and ZADC, as in the files
+    maps: Mapping[str, NDArray[Any]]  # the input, ADC and ZADC, as in the files
     notes: tuple[str, ...] = ()  # remarks on the input
 
     @property
     def lesion_fraction(self) -> float:
-        """Share of the brain that is marked."""
+        """Lesion volume by brain volume."""
         return self.lesion_ml / self.brain_ml
 
     @property
@@ -96,10 +96,10 @@ class Segmenter:
     Args:
         weights: ``simulated`` (the bundle's, trained on simulated newborns only), or one or several checkpoints, whose
             probabilities are averaged.
-        recipe: of the weights: ``paper``, ``strong``, ``strong_cpu``, or config files over ``inference.yaml``. None:
-            as recorded in the weights.
-        openvino: run the network by OpenVINO on the CPU, if installed.
-        options: values at the top of ``inference.yaml`` and the recipe: ``device``, ``flips``, ``threshold`` …
+        recipe: ``paper``, ``strong``, ``strong_cpu``, or config files on top of ``inference.yaml``. None: the recipe
+            recorded in the weights.
+        openvino: run the network with OpenVINO on the CPU, if installed.
+        options: top-level values of ``inference.yaml`` and the recipe: ``device``, ``flips``, ``threshold`` …
 
     Raises:
         UserError: when weights are missing or of another recipe, or an option is unknown.
@@ -132,7 +132,7 @@ class Segmenter:
         self.threshold = get("threshold")
         self.smallest_lesion_mm3 = get("smallest_lesion_mm3")
         self.limit_to_brain = get("limit_to_brain")
-        # hash of the weights, and the settings that change masks
+        # what determines the masks: hash of the weights, and settings
         self.making = {"weights_sha256": sha256_of(*self.checkpoints), **{name: get(name) for name in DECIDING}}
         self._preprocessing = get("preprocessing")
         network = get("network")
@@ -155,7 +155,7 @@ class Segmenter:
             adc: skull-stripped ADC map, 1e-6 mm²/s; or both maps in one 4D file. A path (.nii, .nii.gz, .mha), an image
                 of nibabel, SimpleITK or ITK, a MetaTensor, or a tensor or array with ``affine``; shape (X, Y, Z).
             zadc: Z-score map of the ADC, on the same grid; None: ADC alone, if the recipe allows it.
-            affine: (4, 4) from voxel indices to millimetres, RAS+, of arrays and tensors without one.
+            affine: (4, 4) from voxel indices to millimetres, RAS+, for arrays and tensors without an affine.
             output: file for the mask; needs a path in ``adc``.
 
         Returns:
@@ -163,20 +163,20 @@ class Segmenter:
             nibabel image, or ``output``.
 
         Raises:
-            UserError: when the maps are not a usable case; names each problem.
+            UserError: when the case is unusable; names each problem.
         """
         found = self.result(adc, zadc, affine=affine)
         if output is None:
             return same_type_as(adc, found.mask, found.affine)
         if not isinstance(adc, str | Path):
             raise UserError(
-                "`output` is for maps that are files; for images in memory, write the returned mask yourself."
+                "`output` needs maps given as files; for images in memory, write the returned mask yourself."
             )
         write(output, found.mask, found.affine)
         return Path(output)
 
     def probability(self, adc: Any, zadc: Any = None, *, affine: ArrayLike | None = None) -> Any:
-        """The lesion's probability, float32 in [0, 1]; arguments, result and errors as in a call."""
+        """The lesion probability, float32 in [0, 1]; arguments, result type and errors as in a call."""
         found = self.result(adc, zadc, affine=affine)
         return same_type_as(adc, found.probability, found.affine)
 
@@ -221,7 +221,7 @@ class Segmenter:
 def segment(
     adc: Any, zadc: Any = None, *, affine: ArrayLike | None = None, output: str | Path | None = None, **settings: Any
 ) -> Any:
-    """Segment one case with a new :class:`Segmenter`, which takes ``settings``; otherwise see its call.
+    """Segment one case with a new :class:`Segmenter` with ``settings``; the other arguments are those of its call.
 
     Example::
 
@@ -234,7 +234,7 @@ def segment(
 
 
 def trained_with(checkpoint: Path) -> list[Path]:
-    """The mixins of the recipe that weights were trained with; those of the shipped weights where none fits."""
+    """The mixins of the recipe of trained weights; if no recipe matches, those of the shipped weights."""
     trained = read_record(checkpoint).get("recipe") or {}
     for name in sorted(RECIPES, key=lambda name: name != SHIPPED):
         parser = ConfigParser()
@@ -245,7 +245,7 @@ def trained_with(checkpoint: Path) -> list[Path]:
 
 
 def _parse(files: Sequence[Path], options: Mapping[str, Any]) -> ConfigParser:
-    """The workflow's parser; excepthook and import path of this process stay as they are."""
+    """The workflow's parser, without the workflow's changes of the excepthook and the import path."""
     hook, path = sys.excepthook, list(sys.path)
     try:
         with _quiet("monai.bundle.workflows"):

@@ -1,4 +1,4 @@
-"""Evidence of the Z map beside the network: two soft thresholds on ZADC, averaged with the network's probability."""
+"""Evidence of the Z map: two soft thresholds on ZADC, averaged with the network's probability."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..geometry.brain import are_normalised, brain_of
 from ..transforms.pipeline import Keyed
 from ..transforms.voxel_features import local_means
 
-LEVEL, WIDTH = -3.0, 0.7  # of the sigmoid on ZADC
-SMOOTHED_LEVEL, SMOOTHED_WIDTH, SIGMA_MM = -2.2, 0.6, 1.5  # of the sigmoid on ZADC smoothed within the brain
+LEVEL, WIDTH = -3.0, 0.7  # sigmoid on ZADC
+SMOOTHED_LEVEL, SMOOTHED_WIDTH, SIGMA_MM = -2.2, 0.6, 1.5  # sigmoid on ZADC smoothed within the brain
 
 
 def z_evidence(zadc: NDArray[Any], brain: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float32]:
@@ -37,11 +37,11 @@ class AddZEvidenced(Keyed):
     """Average the network's probability with :func:`z_evidence` and map the operating point to 0.5.
 
     ``keys`` are lesion probabilities on the native grid, shape (C, X, Y, Z); ``native_image`` holds ADC and ZADC there,
-    shape (2, X, Y, Z). Unchanged: cases without a Z map, and cases without native maps or with normalised ones.
+    shape (2, X, Y, Z). Cases without native maps, without a Z map, or with normalised maps are not changed.
     """
 
     weight: float = 0.5  # of the evidence in the mean, from 0 to 1; 0 disables the transform
-    level: float = 0.33  # operating point, above 0 and below 1: a mean of this becomes 0.5, by its odds
+    level: float = 0.33  # operating point, above 0 and below 1: its odds are scaled to 1
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)

@@ -51,7 +51,7 @@ def write_cohort(
 
     Cases are numbered from ``first_case`` through train, val and test; cohorts that are used together need different
     numbers. A case depends on ``seed``, its number and the ``settings`` of :class:`scripts.phantom.settings.Settings`
-    alone. ``num_workers`` is the number of processes; None: one a core; 0 or 1: the calling one.
+    alone. ``num_workers`` is the number of processes (None: one per core; 0 or 1: no subprocess).
 
     Raises:
         UserError: if ``output_dir`` holds another cohort, or a count or setting is invalid.
@@ -93,7 +93,7 @@ def claim(root: Path, manifest: dict[str, Any]) -> None:
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         options = before.get("options", {})
-        # up to 0.10 a cohort had further settings; the plain one, without kinds of injury of its own, is today's
+        # manifests up to 0.10 have more settings; without `kinds` of injury their volumes equal today's
         same = {name: options.get(name) for name in manifest["options"]}
         if options.get("kinds") or before | {"options": same} != manifest:
             raise UserError(

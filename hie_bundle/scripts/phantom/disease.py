@@ -1,4 +1,4 @@
-"""Hypoxic-ischaemic lesions: place, fall of ADC, and the annotator's outline."""
+"""Hypoxic-ischaemic lesions: location, ADC reduction, and the annotator's outline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Disease:
 
     kind: str  # none, or the kind of injury
     fraction: float  # of the brain's volume, 0..1
-    reduction: float  # relative fall of ADC in the core, 0..1
+    reduction: float  # relative ADC reduction in the core, 0..1
 
 
 def draw_disease(rng: np.random.Generator, rank: float) -> Disease:
@@ -49,7 +49,7 @@ def draw_disease(rng: np.random.Generator, rank: float) -> Disease:
 
 
 def susceptibility(kind: str, rng: np.random.Generator, points_mm: FloatArray, tissue: Tissue) -> FloatArray:
-    """Score of every point (3, N): injury of this kind begins at the highest; -inf is never injured."""
+    """Susceptibility of each point (3, N): the highest scores are injured first, -inf never."""
     x, _, z = points_mm
     side = np.abs(x)
     mirrored = np.stack([side, points_mm[1], z])
@@ -101,7 +101,7 @@ def susceptibility(kind: str, rng: np.random.Generator, points_mm: FloatArray, t
         # Perinatal total asphyxia: the cerebrum first; cerebellum and brainstem are spared.
         score = 0.5 * RandomField(rng, 14.0)(points_mm)[0] + 0.25 * noise + 0.015 * z
         score = score + 0.25 * (np.sign(x) * rng.normal())
-    elif kind == "patches":  # of a random field, around a focus
+    elif kind == "patches":  # a random field around a focus
         score = RandomField(rng, float(rng.uniform(5, 12)))(points_mm)[0] + np.float32(0.2) * noise
         score = score - np.float32(rng.uniform(0.01, 0.05)) * distance_from(places(1)[0])
     else:  # cortical: some gyri
@@ -124,7 +124,7 @@ def outline(
 ) -> NDArray[np.bool_]:
     """Annotation (X, Y, Z): slice by slice, slightly too smooth and shifted.
 
-    ``extent`` is the share of injured tissue in each voxel, 0..1; ``least_voxels`` the smallest component in a slice.
+    ``extent`` is the share of injured tissue in each voxel, 0..1; smaller components than ``least_voxels`` are removed.
     """
     drawn = np.zeros(extent.shape, dtype=bool)
     for k in np.flatnonzero((extent > 0.2).any((0, 1))):

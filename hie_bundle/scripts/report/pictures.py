@@ -1,4 +1,4 @@
-"""Axial slices of a case with outlines of masks: for pages as SVG, and as PNG pictures."""
+"""Axial slices of a case with outlines of masks, as SVG for pages and as PNG."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..io.panels import BLUE, ORANGE, Panel, grey_slice, panels_png
 TRUTH_COLOUR, PRED_COLOUR = BLUE, ORANGE
 WINDOWS: Mapping[str, Sequence[float]] = {"ADC": (0, 2500), "ZADC": (-6, 6)}  # as in evaluate.yaml
 MOST_SLICES = 8
-# colours of a region without injury and of one that is all injured; width of a diagram's pixels; room for a number
+# colours at an injured share of 0 and 1; pixel size of a diagram; smallest depth of a region with a number
 NO_INJURY, ALL_INJURED, PIXEL_MM, MARK_MM = np.array([0.94, 0.95, 0.96]), np.array([0.84, 0.37, 0.0]), 0.4, 4.0
 
 
@@ -35,7 +35,7 @@ class SliceView:
     size_mm: tuple[float, float]  # width and height
     pictures: Mapping[str, str]  # PNG as base64, by map
     outlines: Mapping[str, str]  # data of an SVG path in mm, by mask; empty without lesion
-    area_mm2: Mapping[str, float]  # by mask; of truth and prediction also `missed` and `added`
+    area_mm2: Mapping[str, float]  # by mask; also `missed` and `added` voxels
 
 
 class CaseSlices:
@@ -106,12 +106,12 @@ class CaseSlices:
         return panels_png([row], f"{title}, slice {z + 1} of {self.brain.shape[2]}", key, 3.9)
 
     def spread_picture(self, title: str) -> bytes:
-        """The slices of :meth:`spread`, a row a map, as PNG."""
+        """The slices of :meth:`spread`, one row per map, as PNG."""
         rows = [[self.panel(name, z, f"{name}, slice {z + 1}") for z in self.spread()] for name in self.maps]
         return panels_png(rows, title)
 
     def fullest(self) -> tuple[int, str]:
-        """The slice with most lesion, else most prediction, else most brain; and which it was."""
+        """The slice with most lesion, else most prediction, else most brain; and the one used."""
         volumes = {"lesion": self.masks.get("truth"), "prediction": self.masks.get("pred"), "brain": self.brain}
         counts = {name: volume.sum((0, 1)) for name, volume in volumes.items() if volume is not None}
         what = next((name for name, count in counts.items() if count.any()), "brain")
@@ -120,8 +120,8 @@ class CaseSlices:
     def spread(self) -> list[int]:
         """Slices that show the prediction.
 
-        Those with lesion, evenly spaced where there are more than eight, and among them the one with most; without
-        lesion three through the brain.
+        Slices with lesion, evenly spaced if there are more than eight, including the largest area; three slices
+        through the brain if there is no lesion.
         """
         areas = self.masks["pred"].sum((0, 1))
         found = np.flatnonzero(areas)
@@ -149,19 +149,19 @@ def region_slices(
         affine: (4, 4) from voxel indices to millimetres, RAS+.
 
     Returns:
-        Of each slice ``number``, ``picture`` (PNG in base64), ``size_mm`` and ``marks``: number and place in mm of each
-        region with room for it.
+        For each slice ``number``, ``picture`` (PNG in base64), ``size_mm`` and ``marks``: number and position in mm
+        of each region that has room for its number.
     """
     shown, spacing_mm = upright(labels, affine)
     box, inside = shown_box(shown > 0), np.flatnonzero(shown.any((0, 1)))
     colours = np.ones((256, 3))
     for row in regions:
-        colours[row["number"]] = NO_INJURY + np.sqrt(row["share"]) * (ALL_INJURED - NO_INJURY)  # small shares are seen
+        colours[row["number"]] = NO_INJURY + np.sqrt(row["share"]) * (ALL_INJURED - NO_INJURY)  # root: small shares
     slices = []
     for z in (int(inside[round(part * (len(inside) - 1))]) for part in (0.2, 0.4, 0.55, 0.75)):
         area = axial(shown, box, z)
         pixel_mm = np.array([spacing_mm[0], spacing_mm[1]])
-        factor = np.maximum(np.round(pixel_mm / PIXEL_MM).astype(int), 1)  # lines between regions are thin
+        factor = np.maximum(np.round(pixel_mm / PIXEL_MM).astype(int), 1)  # for thin lines between regions
         fine = np.kron(area, np.ones((factor[1], factor[0]), np.uint8))
         edge = (fine != np.roll(fine, 1, 0)) | (fine != np.roll(fine, 1, 1))
         marks = []
@@ -188,6 +188,6 @@ def _outline(mask: NDArray[np.bool_], pixel_mm: tuple[float, float]) -> str:
     if not mask.any():
         return ""
     lines = contour_generator(z=np.pad(mask, 1).astype(float)).lines(0.5)
-    # one pixel of padding, but a pixel's centre is at its half
+    # minus one pixel of padding, plus half a pixel to its centre
     polygons = [(np.asarray(line) - 0.5) * pixel_mm for line in lines]
     return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points[:-1]) + "Z" for points in polygons)

@@ -44,8 +44,8 @@ STYLE: Any = {
     "svg.hashsalt": "report",  # the same data give the same file
 }
 P = ParamSpec("P")
-SMALLEST_ML = 0.1  # below it, volume axes are linear, so that 0 has a place
-SHARES = (-0.04, 1.04)  # limits of an axis
+SMALLEST_ML = 0.1  # volume axes are linear below it, to show 0
+SHARES = (-0.04, 1.04)  # axis limits
 DOTS: dict[str, Any] = {"s": 22, "color": BLUE, "alpha": 0.8}
 
 
@@ -82,9 +82,9 @@ def plot(draw: Callable[Concatenate[Axes, P], tuple[str, str]]) -> Callable[P, P
 
 @plot
 def metric_by_size(axes: Axes, rows: Rows, name: str) -> tuple[str, str]:
-    """Values of one column, a point a case, with a box for each class of lesion size of five cases or more."""
+    """One column's values: a point per case, and a box plot per lesion size class of at least five cases."""
     known, grey = column(name), {"color": GREY}
-    rng = np.random.default_rng(0)  # of the jitter
+    rng = np.random.default_rng(0)  # for jitter
     labels = []
     for place, (label, members) in enumerate({**by_size_class(rows), "all": rows}.items()):
         values = np.array([row[name] for row in members], dtype=float)
@@ -144,7 +144,7 @@ def bland_altman(axes: Axes, rows: Rows) -> tuple[str, str]:
 
 
 def reliability(cases: Sequence[CaseProbabilities], after: Sequence[CaseProbabilities] = ()) -> Plot:
-    """Share of lesion against predicted probability, over all cases' brains, before and after calibration."""
+    """Reliability diagram over the brain voxels of all cases, before and after calibration."""
     lines = {"before calibration": cases, "after": after} if after else {"observed": cases}
     found = {label: [dict(zip(*calibration.reliability(of), strict=True))] for label, of in lines.items()}
     voxels = np.sum([case.bins[0] for case in cases], axis=0)
@@ -162,7 +162,7 @@ def dice_by_threshold(cases: Sequence[CaseProbabilities]) -> Plot:
     means = np.mean([case.dice for case in cases], axis=0)
     threshold, best = calibration.best_threshold(cases)
     caption = (
-        f"Best {best:.3f} at {threshold:.2f}, {means[49]:.3f} at 0.50. Chosen on these cases, the best is optimistic: "
+        f"Best {best:.3f} at {threshold:.2f}, {means[49]:.3f} at 0.50. The best is optimistic on these cases: "
         "apply it to other cases with --threshold_from."
     )
     lines = {"mean over the cases": [dict(zip(calibration.THRESHOLDS, means, strict=True))]}
@@ -171,13 +171,13 @@ def dice_by_threshold(cases: Sequence[CaseProbabilities]) -> Plot:
 
 
 def lesion_recall(rows: Rows) -> Plot:
-    """Share of lesions that are matched, by their volume."""
+    """Lesion recall by lesion volume."""
     found = {f"{label}\nn = {count}": matched / count for label, count, matched in lesions.recall_by_volume(rows)}
     return curves("Lesions found, by volume", "Lesion volume (ml)", "Recall", {"recall": [found]}, limits=SHARES)
 
 
 def lesion_f1(rows: Rows, cases: int) -> Plot:
-    """F1, recall and precision of lesions against the IoU from which on a pair counts as a match."""
+    """Lesion F1, recall and precision against the IoU threshold of a match."""
     found = {iou: lesions.detection(rows, cases, iou) for iou in lesions.IOU_THRESHOLDS}
     lines = {
         name: [{iou: math.nan if (value := one[name]) is None else value for iou, one in found.items()}]
@@ -192,10 +192,10 @@ def intervals(
 ) -> tuple[str, str]:
     """Means with their intervals, one below the other.
 
-    ``figures`` has by label ``mean`` (None shows nothing), ``low`` and ``high``, as :func:`.describe`, and perhaps
-    single ``values``; the label ``better`` is orange.
+    ``figures`` maps each label to ``mean`` (not drawn if None), ``low`` and ``high``, as :func:`.describe`, and
+    optionally single ``values``; the label ``better`` is orange.
     """
-    rng = np.random.default_rng(0)  # of the jitter
+    rng = np.random.default_rng(0)  # for jitter
     for place, (label, one) in enumerate(figures.items()):
         values = np.asarray(one.get("values", ()), dtype=float)
         values = values[np.isfinite(values)]
@@ -235,8 +235,8 @@ def ensemble_gain(rows: Rows) -> Plot | None:
 
 
 def read_curves(folder: Path) -> dict[str, dict[int, float]]:
-    """The scalars of a run's TensorBoard event files: for each tag the value at each step, sorted by step; of a step
-    that was logged twice, the later value. The folder need not exist."""
+    """The scalars of a run's TensorBoard event files: for each tag, the last value logged at each step, sorted by
+    step. The folder need not exist."""
     events = sorted((event for of in curves_in(folder).values() for event in of), key=lambda event: event.wall_time)
     found: dict[str, dict[int, float]] = {}
     for event in events:
@@ -273,7 +273,7 @@ def curves(
     caption: str = "",
     limits: tuple[float, float] | None = None,
 ) -> tuple[str, str]:
-    """Values by step: for each label the mean of its runs, and each of several runs thin."""
+    """Values by step: one line per label, the mean of its runs; several runs are also drawn as thin lines."""
     for place, (label, runs) in enumerate(lines.items()):
         colour, line = COLOURS[place % len(COLOURS)], LINES[(place // len(COLOURS) + place) % len(LINES)]
         steps = sorted(set().union(*runs)) if len(runs) > 1 else list(runs[0])
@@ -289,7 +289,7 @@ def curves(
 
 
 def _volume_axis(axes: Axes, values: Any) -> None:
-    """Along x: logarithmic, with a place for 0; ticks at powers of ten."""
+    """Make the x axis symlog, with ticks at 0 and powers of ten."""
     largest = max(float(np.max(values)), SMALLEST_ML)
     axes.set_xscale("symlog", linthresh=SMALLEST_ML, linscale=0.5)
     ticks = [0.0, *(tick for power in range(-1, 6) if (tick := 10.0**power) <= largest * 1.6)]

@@ -21,7 +21,7 @@ from .pipeline import EachImaged
 
 MAD_OF_NORMAL = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 SAMPLING_MM = 4.0  # voxel size of the coarse map
-START_DEGREES = 15.0  # tilts of 0 and ± this about either axis are the starting points
+START_DEGREES = 15.0  # starting tilts about each axis are 0 and ± this
 LARGEST_ADC = 3000.0  # larger values are clipped
 # a plane in the volume's own millimetres (voxel index times spacing): a point on it, and its unit normal
 Plane = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -53,7 +53,7 @@ class ScanScored(EachImaged):
         deviation = values - values.median()
         scale = MAD_OF_NORMAL * deviation.abs().median()
         score = torch.zeros_like(adc, dtype=torch.float32)
-        score[brain] = deviation / scale.clamp_min(1.0)  # a map of one value has no spread
+        score[brain] = deviation / scale.clamp_min(1.0)  # a constant map has no spread
         return torch.cat([image, score.to(image.dtype)])
 
 
@@ -78,7 +78,7 @@ def mid_sagittal_plane(adc: NDArray[Any], affine: NDArray[np.float64]) -> Plane:
 
     Args:
         adc: shape (X, Y, Z), 1e-6 mm²/s, 0 outside of the brain.
-        affine: from voxel indices to world millimetres, with x along left and right.
+        affine: from voxel indices to world millimetres, with x as the left-right axis.
 
     Returns:
         A point on the plane and its unit normal, in the volume's own millimetres (index times spacing).
@@ -91,7 +91,7 @@ def mid_sagittal_plane(adc: NDArray[Any], affine: NDArray[np.float64]) -> Plane:
     spacing = voxel_sizes(affine)
     smoothed = ndimage.gaussian_filter(np.clip(adc, 0, LARGEST_ADC).astype(np.float32), SAMPLING_MM / 2 / spacing)
     coarse = ndimage.zoom(smoothed, spacing / SAMPLING_MM, order=1, grid_mode=True, mode="nearest") / LARGEST_ADC
-    actual = np.array(adc.shape) * spacing / coarse.shape  # a voxel of the coarse grid, mm
+    actual = np.array(adc.shape) * spacing / coarse.shape  # coarse voxel size, mm
     centres = (np.indices(coarse.shape).reshape(3, -1).T + 0.5) * actual
     values = coarse.ravel()
     seen = values > 0.05
@@ -148,11 +148,11 @@ def mirrored(image: torch.Tensor, spacing_mm: NDArray[np.float64], plane: Plane)
 class MirrorDifferenced(EachImaged):
     """Append the differences between channels and their mirror images in the brain's mid-sagittal plane.
 
-    Injury is often stronger on one side, while Z-scores of healthy tissue err alike on both. The difference is 0 where
-    either side is outside of the brain. ``keys`` are images with their affine.
+    Injury is often stronger on one side; Z-scores of healthy tissue have similar errors on both. The difference is 0
+    where either side is outside of the brain. ``keys`` are images with their affine.
     """
 
-    channels: Sequence[int] = (1,)  # compared channels, each gives one more; 0 is ADC, 1 is ZADC
+    channels: Sequence[int] = (1,)  # channels to compare, each appends one; 0 is ADC, 1 is ZADC
     sigma_mm: float = 3.0  # standard deviation of the Gaussian that smooths the mirror image
 
     def change(self, image: MetaTensor) -> torch.Tensor:

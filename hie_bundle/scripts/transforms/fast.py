@@ -71,8 +71,8 @@ def _sampling_grid(
     offset = mm_to_lattice @ (np.array(origin) - lattice.GetOrigin())
     lattice_axes = np.abs(scale).argmax(axis=0)  # of each voxel axis
 
-    # Displacements in mm to voxels. Cubic B-splines reproduce linear functions, so each voxel's own index is put
-    # on the control points as well and the products give positions, not displacements.
+    # Displacements in mm to voxels. Cubic B-splines reproduce linear functions, so the control points' own voxel
+    # indices are added and the products give positions, not displacements.
     displacement_mm = np.stack([sitk.GetArrayViewFromImage(image).transpose() for image in coefficients])
     position = np.tensordot(np.linalg.inv(index_to_mm), displacement_mm, axes=1)
     bases = []
@@ -153,7 +153,7 @@ def lattice_bases(shape: tuple[int, int, int], control_points: tuple[int, int, i
 
 
 def sample(data: torch.Tensor, grid: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
-    """``grid_sample`` with ``align_corners=False``; outside the volume the channel's minimum, as in TorchIO."""
+    """``grid_sample`` with ``align_corners=False``; the channel's minimum outside the volume, as in TorchIO."""
     sampled = functional.grid_sample(data, grid, mode, padding_mode="border", align_corners=False)
     outside = (grid.abs() > 1).any(dim=-1)[:, None]
     return torch.where(outside, data.amin(dim=(2, 3, 4), keepdim=True), sampled)

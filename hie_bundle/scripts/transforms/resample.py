@@ -1,4 +1,4 @@
-"""Resampling to voxels of one size, or to the grid of another image."""
+"""Resampling to a voxel size or to the grid of another image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .pipeline import EachImaged
 
 
 def on_grid_of(target: MetaTensor, image: MetaTensor, mode: str, padding_mode: str) -> MetaTensor:
-    """An image, (C, X, Y, Z), resampled to the grid of another one, unless it is on it."""
+    """Resample an image, (C, X, Y, Z), to the grid of another, unless the grids are equal."""
     same = torch.allclose(image.affine, target.affine.to(image.affine), atol=1e-3)
     if image.shape[1:] == target.shape[1:] and same:
         return image
@@ -26,11 +26,11 @@ def on_grid_of(target: MetaTensor, image: MetaTensor, mode: str, padding_mode: s
 
 @dataclass(eq=False)
 class ResizeToSpacingd(EachImaged, InvertibleTransform):
-    """``monai.transforms.Resized`` to the number of voxels that gives a voxel size; ``Invertd`` inverts it.
+    """``monai.transforms.Resized`` by voxel size instead of shape; ``Invertd`` inverts it.
 
-    The extent of the volume stays, so the voxel size is met up to rounding. Before downsampling the volume is smoothed
-    (``anti_aliasing``), so that a lesion of a few voxels is kept. ``monai.transforms.Spacingd`` does not smooth, and
-    fails in MONAI Label, whose items hold strings under keys that it takes for metadata.
+    The extent of the volume is kept, so the voxel size is approximate. The volume is smoothed before downsampling
+    (``anti_aliasing``), to keep lesions of a few voxels. ``monai.transforms.Spacingd`` does not smooth, and fails in
+    MONAI Label, where strings are stored under its metadata keys.
 
     ``keys`` are images (C, X, Y, Z) with their affine.
 
@@ -53,7 +53,7 @@ class ResizeToSpacingd(EachImaged, InvertibleTransform):
         return self._resize(np.maximum(1, np.rint(extent / self.spacing_mm)).astype(int).tolist())(image)
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return to the original voxels."""
+        """Resize to the original shape."""
         result, resize = dict(data), self._resize(-1)
         for key in self.key_iterator(result):
             result[key] = resize.inverse_transform(result[key], resize.pop_transform(result[key], check=False))
