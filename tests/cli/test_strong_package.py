@@ -51,7 +51,7 @@ def test_flat_configs_of_one_key(tmp_path: Path) -> None:
         (tmp_path / "mixin.yaml").write_text(text)
         assert yaml.safe_load(flatten(tmp_path / "base.yaml", [tmp_path / "mixin.yaml"])) == expected
     (tmp_path / "mixin.yaml").write_text("+e: [3]\n")
-    with pytest.raises(ValueError, match="cannot be written into one file"):
+    with pytest.raises(ValueError, match="cannot be merged into one file"):
         flatten(tmp_path / "base.yaml", [tmp_path / "mixin.yaml"])
 
 

@@ -76,5 +76,5 @@ def test_a_missing_slice_ends_it_and_nothing_is_written(tmp_path: Path) -> None:
     study.series(5, np.full((20, 20, 8), 10.0), np.diag([5.0, 5, 8, 1]), SeriesDescription="Zmap")
     next(one for one in (tmp_path / "dicom").glob("004_*") if pydicom.dcmread(one).InstanceNumber == 4).unlink()
     result = _run(tmp_path / "dicom", tmp_path / "out")
-    assert "slices are missing or double" in result.stdout + result.stderr
+    assert "slices are missing or duplicate" in result.stdout + result.stderr
     assert not list((tmp_path / "out").glob("*.dcm"))

@@ -293,7 +293,7 @@ def test_two_files_of_one_case_are_not_guessed_between(
     masks = cohort[1]
     (masks / "CASE_2_lesion.mha").rename(masks / "CASE_2_a.mha")
     shutil.copy(masks / "CASE_2_a.mha", masks / "CASE_2_b.mha")
-    with pytest.raises(UserError, match=r"CASE_2: several files could be meant: .*CASE_2_a\.mha, .*CASE_2_b\.mha"):
+    with pytest.raises(UserError, match=r"CASE_2: several files match: .*CASE_2_a\.mha, .*CASE_2_b\.mha"):
         scoring.score(cohort[2], masks, CaseEvaluation(str(tmp_path / "out")))
 
 

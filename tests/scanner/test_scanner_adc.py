@@ -205,14 +205,14 @@ def test_scanners_own_map(unit: str, tmp_path: Path) -> None:
 
 BAD = {
     "gap": "has a gap: slices 3 and 4 of 5 are 8.00 mm apart",
-    "double": "slices are missing or double",
+    "double": "slices are missing or duplicate",
     "frames": "its pixels are missing",
     "patients": "images of 2 patients",
     "studies": "images of 2 studies",
     "mixed": "mixes images of 2 orientations",
     "no b": "No b-value is stated by series 3",
     "no b0": "b = 0",
-    "nothing": "holds no DICOM image",
+    "nothing": "contains no MR image in DICOM format",
     "maps": "several ADC maps",
     "damaged": "is damaged: its pixels are missing",
 }
@@ -294,7 +294,7 @@ def test_values_that_would_not_be_read_are_refused(tmp_path: Path) -> None:
         (one, {"b_values": [1000]}, "b = 0"),
         (one, {"series": [3]}, "for folders of DICOM"),
         ([b0, one], {"b_values": [0, 1000], "adc_scale": 10}, "for a scanner.s ADC map only"),
-        (tmp_path / "in", {"b_values": [0]}, "those of their headers"),
+        (tmp_path / "in", {"b_values": [0]}, "DICOM headers contain the b-values"),
         (tmp_path / "in", {"adc_source": "both"}, "choose one of: map, fit"),
         (tmp_path / "in", {"series": [8]}, "There is no series 8; there are 3"),
         (tmp_path / "none", {}, "is missing"),

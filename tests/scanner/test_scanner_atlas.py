@@ -132,13 +132,13 @@ BAD = {
     "few": "7 ADC maps are too few .* at least 8",
     "age": "age at the scan in days",
     "backwards": "age at the scan in days",
-    "adult": r"newborn2.nii.gz holds no newborn's brain.* has 1\d\d\d ml",
+    "adult": r"newborn2.nii.gz is not a skull-stripped newborn's brain: .* has 1\d\d\d ml",
     "unit": "newborn2.nii.gz: The median of the ADC map is",
     "not stripped": "newborn2.nii.gz is not skull-stripped",
     "empty": "newborn2.nii.gz",
     "unreadable": "newborn2.nii.gz",
     "four dimensions": "newborn2.nii.gz has shape",
-    "twice": "newborn2.nii.gz holds the same map as another",
+    "twice": "newborn2.nii.gz is a duplicate of another map",
 }
 
 
@@ -175,7 +175,9 @@ def test_all_bad_maps_are_named_at_once(tmp_path: Path) -> None:
         build(store(tmp_path / "in", volumes), tmp_path / "out")
 
 
-@pytest.mark.parametrize(("fault", "message"), [("level", r"below Z = -"), ("half", "overlap by")])
+@pytest.mark.parametrize(
+    ("fault", "message"), [("level", r"median Z of the brain is -"), ("half", "Dice of the two brains")]
+)
 def test_what_does_not_fit_the_others_is_named_with_its_picture(fault: str, message: str, tmp_path: Path) -> None:
     volumes = cohort()
     one = volumes[3]

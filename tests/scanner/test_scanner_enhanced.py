@@ -81,7 +81,7 @@ def test_frames_that_make_up_no_volume_are_refused(tmp_path: Path) -> None:
     at = [(v, k) for v in range(2) for k in range(ADC.shape[2])]
     study.enhanced(5, volumes(0, 1000), GRIDS["oblique"], (0, 1000), frames=[*at, at[3]])
     with pytest.raises(
-        UserError, match=r"Series 5 has 3 images at slice 4 of 6, and 2 at .* slices are missing or double"
+        UserError, match=r"Series 5 has 3 images at slice 4 of 6, and 2 at .* slices are missing or duplicate"
     ):
         read_folder(tmp_path / "in")
 

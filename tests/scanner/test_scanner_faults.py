@@ -110,7 +110,7 @@ def test_mixed_echo_times_are_refused(tmp_path: Path) -> None:
 def test_a_distorted_second_b0_is_refused(tmp_path: Path) -> None:
     study = pair(tmp_path / "in")
     study.series(5, np.roll(signal(ADC, S0, 0) * 8, 4, 1), AFFINE, b_value=0)
-    with pytest.raises(UserError, match=r"Series 3 .* and series 5 .* correlate by"):
+    with pytest.raises(UserError, match=r"correlation of series 3 .* and series 5 .* is"):
         fitted(tmp_path / "in")
     assert fitted(tmp_path / "in", series=[3, 4]) < 5
 
@@ -242,8 +242,8 @@ def test_a_grid_without_its_private_elements_is_refused(tmp_path: Path) -> None:
         read_folder(tmp_path / "in")
 
 
-def test_exchanged_b_values_are_refused() -> None:
-    with pytest.raises(UserError, match="b-values are exchanged"):
+def test_swapped_b_values_are_refused() -> None:
+    with pytest.raises(UserError, match="b-values are swapped"):
         fit_adc([signal(ADC, S0, 1000), S0], (0, 1000))
 
 

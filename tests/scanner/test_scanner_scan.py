@@ -147,7 +147,9 @@ def test_a_bad_fit_is_refused_with_a_picture_that_is_there(head: Head, folder: P
     write(tmp_path / "mean.nii.gz", (head.adc * 0.55).astype(np.float32), head.affine)
     write(tmp_path / "std.nii.gz", np.where(head.brain, 60, 0).astype(np.float32), head.affine)
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"does not fit the ADC map of series 3.* is above Z = \d") as caught:
+    with pytest.raises(
+        UserError, match=r"does not fit the ADC map of series 3.* median Z of the brain is \d"
+    ) as caught:
         write_scan(
             folder, out, NEWBORN, FitLimits(), tmp_path / "mean.nii.gz", tmp_path / "std.nii.gz",
             zscore={"deformable": False},

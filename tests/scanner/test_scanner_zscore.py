@@ -186,7 +186,11 @@ def test_limits_are_named() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("two halves far apart", r"overlap by 0\.00"), ("far brighter", "counts as damage"), ("no affine", "overlap by")],
+    [
+        ("two halves far apart", r"Dice of the two brains is 0\.00"),
+        ("far brighter", "counts as damage"),
+        ("no affine", "Dice of the two brains"),
+    ],
 )
 def test_an_atlas_that_does_not_come_to_lie_on_the_case_is_refused_with_a_picture(
     fault: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

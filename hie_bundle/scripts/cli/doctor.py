@@ -16,7 +16,7 @@ from ..runtime.mixins import CONFIGS, bundle_version
 
 
 def doctor() -> None:
-    """Print what is installed, what the machine has, and whether the shipped weights are there.
+    """Print installed packages, hardware and shipped weights.
 
     Raises:
         UserError: a required package is missing or has an unsupported version.

@@ -1,4 +1,4 @@
-"""Write a bundle whose own configs are a recipe: mixins are merged into the base configs, with comments."""
+"""Write a bundle for one recipe: its mixins are merged into the base configs, comments included."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from ..runtime.recipe import recipe_of
 def write_recipe(bundle: str | Path, weights: str | Path | Sequence[str | Path] = "simulated") -> None:
     """Turn a copy of the bundle into the bundle of given weights, for MONAI Label and the Model Zoo.
 
-    ``train.yaml`` and ``inference.yaml`` become the weights' recipe, readable alone. The weights become bare state
-    dicts in ``models`` (``model.pt``, of an ensemble also ``model_1.pt`` …) with their records.
-    ``metadata.json`` describes the network's input. Training starts from these weights with the settings of
-    ``fine_tune.yaml``. The recipe's mixins, the mixins over them and ``models/simulated`` are removed.
+    ``train.yaml`` and ``inference.yaml`` contain the weights' whole recipe. The weights become bare state dicts in
+    ``models`` (``model.pt``; an ensemble adds ``model_1.pt`` …) with their records. ``metadata.json`` describes the
+    network's input. Training starts from these weights with the settings of ``fine_tune.yaml``. The recipe's mixins,
+    ``fine_tune.yaml``, ``pretrain.yaml`` and ``models/simulated`` are removed.
 
     Args:
         bundle: folder of the copy; changed.
         weights: see :func:`scripts.io.weights.weights_files`.
 
     Raises:
-        UserError: when there are no weights, or their recipe is not one of the bundle's.
+        UserError: there are no weights, or the bundle lacks their recipe.
     """
     bundle = Path(bundle)
     configs, models = bundle / "configs", bundle / "models"
     files = weights_files(weights)
     mixins = trained_with(files[0])
-    over = [CONFIGS / "fine_tune.yaml", CONFIGS / "pretrain.yaml"] if mixins else []  # they go over the recipe
+    over = [CONFIGS / "fine_tune.yaml", CONFIGS / "pretrain.yaml"] if mixins else []  # override the recipe
     start = {"init_weights": "$@bundle_root + '/models/model.pt'"} if mixins else {}
-    names = ["model.pt", *(f"model_{number}.pt" for number in range(1, len(files)))]  # MONAI Label takes the shortest
+    names = ["model.pt", *(f"model_{number}.pt" for number in range(1, len(files)))]  # MONAI Label loads the shortest
     ensemble = {"ckpt_path": f"$[@bundle_root + '/models/' + name for name in {names}]"} if len(files) > 1 else {}
     write_atomically(configs / "train.yaml", flatten(configs / "train.yaml", [*mixins, *over[:1]], start))
     write_atomically(configs / "inference.yaml", flatten(configs / "inference.yaml", mixins, ensemble))
@@ -62,16 +62,15 @@ def write_recipe(bundle: str | Path, weights: str | Path | Sequence[str | Path] 
 
 
 def flatten(base: Path, mixins: Sequence[Path], values: Mapping[str, Any] | None = None) -> str:
-    """Merge mixins into a config: values are replaced in place, new keys follow the mixin's key before them.
+    """Merge mixins into a config: values are replaced in place; a new key follows its predecessor in the mixin.
 
     Args:
         base: the config.
-        mixins: over it, in this order.
-        values: of keys at the top of the result.
+        mixins: overrides, in this order.
+        values: further overrides of top-level keys.
 
     Raises:
-        ValueError: when the result differs from the files together; a mixin that extends a list (``+name``) cannot be
-            merged.
+        ValueError: the result differs from what MONAI merges; mixins that extend a list (``+name``) are not supported.
     """
     reader = YAML()
     reader.preserve_quotes, reader.width = True, 120  # type: ignore[assignment]
@@ -96,12 +95,12 @@ def flatten(base: Path, mixins: Sequence[Path], values: Mapping[str, Any] | None
     names = ", ".join(path.name for path in (base, *mixins))
     together = ConfigParser.load_config_files([base, *mixins])
     if together | dict(values or {}) != yaml.safe_load(text.getvalue()):
-        raise ValueError(f"{names} cannot be written into one file.")
+        raise ValueError(f"{names} cannot be merged into one file.")
     return f"# Written by `make package` from {names}.\n#\n{text.getvalue()}"
 
 
 def _take_comment(source: CommentedMap, key: str, target: CommentedMap, name: str) -> None:
-    """Replace the comment at the end of a key's line; comments on the lines below stay."""
+    """Replace the comment at the end of a key's line; keep comments on the lines below."""
     new, old = (items.ca.items.get(one, [None] * 4)[2] for items, one in ((source, key), (target, name)))
     if new is not None:
         below = old.value.partition("\n")[2] if old is not None else ""
@@ -110,7 +109,7 @@ def _take_comment(source: CommentedMap, key: str, target: CommentedMap, name: st
 
 
 def _describe(file: Path, parser: ConfigParser) -> None:
-    """Describe the network's input; remove figures of other weights."""
+    """Describe the network's input; remove metrics of other weights."""
     metadata = json.loads(file.read_text(encoding="utf-8"))
     image = metadata["network_data_format"]["inputs"]["image"]
     pred = metadata["network_data_format"]["outputs"]["pred"]
@@ -122,6 +121,6 @@ def _describe(file: Path, parser: ConfigParser) -> None:
     metadata["eval_metrics"] = {}
     metadata["description"] = (
         "A network that outlines hypoxic-ischaemic (HIE) lesions in the ADC and Z-score ADC maps of a newborn's brain; "
-        "models/README.md says what it was trained on and what was measured."
+        "models/README.md states its training data and its measured performance."
     )
     write_json(file, metadata, indent=2)

@@ -1,4 +1,4 @@
-"""Criteria of folds: lesion size, and patients by the usual names of visits, a pattern or a data list."""
+"""Criteria of folds: lesion size, and patient ids from case ids, a pattern or a data list."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def patients_of(cases: Iterable[str], pattern: str | None = None) -> dict[str, s
     """Patient by case id.
 
     ``pattern`` is a regular expression; the patient's id is its group ``patient``, else its first group, else the
-    whole match. None: :func:`patient_of`.
+    whole match. None selects :func:`patient_of`.
 
     Raises:
-        DatasetError: the pattern is no regular expression, or a case id does not match.
+        DatasetError: the pattern is not a valid regular expression, or a case id does not match.
     """
     cases = list(cases)
     if pattern is None:

@@ -1,4 +1,4 @@
-"""Masks by other tools or readers in a folder: found by name, and checked before measurements."""
+"""A folder of masks by other tools or readers: found by name and checked before the evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .privacy import original_id
 
 
 class Readers:
-    """Masks of further readers, in one folder each (see :func:`find_masks`), for MONAI data items."""
+    """Masks of further readers, one folder per reader (see :func:`find_masks`), for MONAI data items."""
 
     def __init__(
         self, folders: Sequence[str] = (), items: Sequence[Mapping[str, Any]] = (), limits: Limits | None = None
@@ -38,11 +38,10 @@ class Readers:
 
 
 def usable_masks(folder: str | Path, items: Sequence[Mapping[str, Any]], limits: Limits) -> dict[str, Path]:
-    """Mask file by case (see :func:`find_masks`), for MONAI data items with labels (native ones of prepared cases).
+    """Mask file by case (see :func:`find_masks`), for MONAI data items with labels (native labels of prepared cases).
 
     Raises:
-        UserError: no such folder, or masks that are missing, unreadable, not binary, or not on the label's grid; lists
-            all of them.
+        UserError: the folder does not exist, or a mask is missing, unreadable, not binary, or not on the label's grid.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -62,8 +61,8 @@ def usable_masks(folder: str | Path, items: Sequence[Mapping[str, Any]], limits:
 def find_masks(folder: Path, cases: Sequence[str]) -> dict[str, list[Path]]:
     """Possible mask files of each case id, anywhere below a folder.
 
-    These are the files ``<case>_lesion`` with ``.nii.gz``, ``.nii`` or ``.mha``; without any, those whose name contains
-    the id, not as part of a longer number or word, nor of another case's longer id.
+    ``<case>_lesion`` with ``.nii.gz``, ``.nii`` or ``.mha`` takes precedence. Otherwise the name must contain the id as
+    a whole word; the longest matching id counts.
     """
     files = sorted(path for path in folder.rglob("*") if extension_of(path) and path.is_file())
     exact: dict[str, list[Path]] = {case: [] for case in cases}
@@ -81,9 +80,9 @@ def find_masks(folder: Path, cases: Sequence[str]) -> dict[str, list[Path]]:
 def _problem(case: str, paths: Sequence[Path], label_file: str, limits: Limits) -> str:
     """Problem of a case's mask; empty if there is none."""
     if not paths:
-        return f"there is no {case}_lesion.nii.gz (.nii, .mha), and no other such file with the case id in its name"
+        return f"there is no {case}_lesion.nii.gz (.nii, .mha), and no other mask has the case id in its name"
     if len(paths) > 1:
-        return f"several files could be meant: {', '.join(str(path) for path in paths)}"
+        return f"several files match: {', '.join(str(path) for path in paths)}"
     (path,) = paths
     try:
         mask = read_volume(path, limits.max_bytes)
@@ -108,5 +107,5 @@ def read_mask(path: Path, limits: Limits) -> NDArray[np.bool_]:
 
 
 def _single(array: NDArray[Any]) -> NDArray[Any]:
-    """Without a fourth axis of length one, which some tools write."""
+    """Remove a fourth axis of length one, which some tools write."""
     return array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array

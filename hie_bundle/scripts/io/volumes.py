@@ -1,7 +1,7 @@
 """Volumes: reading untrusted files, checks, and writing.
 
 MONAI loads files through ITK and nibabel, which may return wrong values from a truncated, overlong or contradictory
-file, or allocate terabytes. Here a file is checked before memory is allocated for it.
+file, or allocate terabytes. This module checks a file before it allocates memory.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .files import refuse_changed
 EXTENSIONS = (".nii.gz", ".nii", ".mha")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_HEADER_BYTES = 1 << 24  # header extensions of dcmstack hold the whole DICOM header
-DEFLATE_RATIO = 1032  # deflate cannot compress better, so a larger declared size is a lie
-MAX_BYTES = 1 << 31  # of the voxels of one volume
+DEFLATE_RATIO = 1032  # deflate cannot compress better, so a larger declared size is false
+MAX_BYTES = 1 << 31  # for the voxels of one volume
 
 # element types of MetaImage that ITK's Python package can read
 META_TYPES = {
@@ -58,25 +58,25 @@ _META_OPTIONAL = {
     "DistanceUnits": "mm",
     "ElementToIntensityFunctionSlope": r"1(?:\.0*)?",
     "ElementToIntensityFunctionOffset": r"[-+]?0(?:\.0*)?",
-    **dict.fromkeys(("Position", "Origin", "Rotation", "Orientation"), "(?!)"),  # other names of the geometry
+    **dict.fromkeys(("Position", "Origin", "Rotation", "Orientation"), "(?!)"),  # synonyms of the geometry
 }
 
 
 class VolumeError(ValueError):
-    """A volume cannot be used as it is. The message says why; it does not name the file."""
+    """An unusable volume. The message gives the reason without the file's name."""
 
 
 @dataclass(frozen=True)
 class Volume:
     """A volume and its position."""
 
-    array: NDArray[Any]  # (X, Y, Z), or (X, Y, Z, C) of a stacked file; rescaled by the file's slope and intercept
-    affine: NDArray[np.float64]  # (4, 4) from voxel indices to millimetres, in nibabel's RAS+ convention
-    header_spacing_mm: tuple[float, ...] | None = None  # along each axis, as the file states it; None in memory
+    array: NDArray[Any]  # (X, Y, Z), or (X, Y, Z, C) for a stacked file; rescaled by the file's slope and intercept
+    affine: NDArray[np.float64]  # (4, 4) from voxel indices to RAS+ millimetres, as in nibabel
+    header_spacing_mm: tuple[float, ...] | None = None  # along each axis, from the header; None without a file
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
-        """Voxel size along each axis: the affine's; the file's own, which is free of rounding, where they agree."""
+        """Voxel size along each axis: the header's, which has no rounding error, if it matches the affine's."""
         sizes = np.linalg.norm(self.affine[:3, :3], axis=0)
         if self.header_spacing_mm is None:
             return sizes
@@ -84,10 +84,10 @@ class Volume:
 
 
 def checked_volume(array: Any, affine: ArrayLike, header_spacing_mm: tuple[float, ...] | None = None) -> Volume:
-    """Check an array (3D or 4D, real numbers or booleans) and its affine, of a file or in memory.
+    """Check an array (3D or 4D, real numbers or booleans) and its affine.
 
     Raises:
-        VolumeError: the values are masked or no numbers, or the affine is not that of a rectangular grid.
+        VolumeError: the array is masked or not numeric, or the affine is sheared or invalid.
     """
     if np.ma.isMaskedArray(array):
         raise VolumeError("is a masked array; replace the masked voxels with array.filled(0)")
@@ -96,7 +96,7 @@ def checked_volume(array: Any, affine: ArrayLike, header_spacing_mm: tuple[float
         raise VolumeError(f"has voxels of type {array.dtype}, not real numbers")
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise VolumeError(f"has shape {array.shape}; three or four dimensions are needed")
-    if min(array.strides) < 0:  # PyTorch does not take such a view
+    if min(array.strides) < 0:  # PyTorch rejects negative strides
         array = array.copy()
     try:
         affine = np.array(affine, dtype=np.float64)
@@ -116,7 +116,7 @@ def checked_volume(array: Any, affine: ArrayLike, header_spacing_mm: tuple[float
 
 
 def _require_size(declared: int, possible: int, max_bytes: int) -> None:
-    """Refuse a declared size in bytes above ``max_bytes``, or above what the stored data can hold (``possible``)."""
+    """Reject a declared size in bytes above ``max_bytes``, or above the maximum for the stored data (``possible``)."""
     if declared > possible:
         raise VolumeError(
             f"is truncated: its header declares {declared} bytes of voxels, the file has at most {possible}"
@@ -135,8 +135,8 @@ def read_volume(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
     path = Path(path)
     try:
         str(path).encode()
-    except UnicodeEncodeError as error:  # ITK, which later reads masks of the same name, would end the program
-        remedy = "rename it" if sys.getfilesystemencoding() == "utf-8" else "or set PYTHONUTF8=1"
+    except UnicodeEncodeError as error:  # ITK would end the program when it reads the mask of this name
+        remedy = "rename it" if sys.getfilesystemencoding() == "utf-8" else "rename it or set PYTHONUTF8=1"
         raise VolumeError(f"has a name that is not UTF-8; {remedy}") from error
     try:
         path.stat()
@@ -158,7 +158,7 @@ def read_checked(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
     """:func:`read_volume`; a UserError if the file changed after the check before the run."""
     refuse_changed(path)
     volume = read_volume(path, max_bytes)
-    refuse_changed(path)  # while it was read
+    refuse_changed(path)  # during the read
     return volume
 
 
@@ -172,7 +172,7 @@ def _read_meta_image(path: Path, max_bytes: int) -> Volume:
         declared = math.prod(shape) * dtype.itemsize
         stored = path.stat().st_size - file.tell()
         packed = header.get("CompressedData") == "True"
-        if packed and int(header.get("CompressedDataSize", -1)) != stored:  # without it ITK returns a wrong array
+        if packed and int(header.get("CompressedDataSize", -1)) != stored:  # ITK returns a wrong array if it is absent
             size = header.get("CompressedDataSize", "an unknown number of")
             raise VolumeError(f"is truncated or overlong: it holds {stored} of {size} compressed bytes")
         _require_size(declared, stored * (DEFLATE_RATIO if packed else 1), max_bytes)
@@ -251,7 +251,7 @@ def _read_nifti(path: Path, max_bytes: int) -> Volume:
             raise VolumeError(f"has an impossible voxel offset in its header (vox_offset {offset})")
         declared = int(offset) + math.prod(int(n) for n in shape) * dtype.itemsize
         _require_size(declared, size * (DEFLATE_RATIO if packed else 1), max_bytes)
-        data = start + file.read(max(0, declared + 1 - len(start)))  # one byte more: reads on to gzip's checksum
+        data = start + file.read(max(0, declared + 1 - len(start)))  # + 1, so that gzip verifies its checksum
     if len(data) != declared:
         wrong = "is truncated" if len(data) < declared else "is longer than its header declares"
         raise VolumeError(f"{wrong}: {len(data)} of {declared} bytes")
@@ -263,8 +263,8 @@ def nifti_grid(image: Any) -> tuple[NDArray[np.float64], tuple[float, ...]]:
     """Affine and voxel size of a nibabel image.
 
     Raises:
-        VolumeError: the header states no position, two positions, lengths that are not in mm, or another voxel size
-            than the affine.
+        VolumeError: the header has no position, two positions, a unit other than mm, or another voxel size than the
+            affine.
     """
     header, affine = image.header, image.affine
     nifti = "qform_code" in getattr(header, "keys", dict)()
@@ -279,7 +279,7 @@ def nifti_grid(image: Any) -> tuple[NDArray[np.float64], tuple[float, ...]]:
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if np.isfinite(sizes).all() and not np.allclose(sizes, spacing, rtol=1e-3, atol=0):
         raise VolumeError(f"contradicts itself: voxels of {_mm(spacing)} by pixdim, {_mm(sizes)} by its sform or qform")
-    if nifti and header["qform_code"] == header["sform_code"]:  # two positions in one space: readers take either
+    if nifti and header["qform_code"] == header["sform_code"]:  # two positions in one space: readers differ
         shift = corner_shift_mm(header.get_qform(), affine, image.shape[:3])
         if shift > 0.1:
             raise VolumeError(f"contradicts itself: qform and sform of one code differ by up to {shift:.3g} mm")
@@ -293,13 +293,13 @@ def corner_shift_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape:
 
 
 def extension_of(path: str | Path) -> str:
-    """The file's extension among :data:`EXTENSIONS`, in its own capitals; empty for others."""
+    """The file's extension if it is one of :data:`EXTENSIONS`, with its case preserved; else empty."""
     name = Path(path).name
     return next((name[-len(known) :] for known in EXTENSIONS if name.lower().endswith(known)), "")
 
 
 def write_volume(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    """Write an array (X, Y, Z), or (X, Y, Z, C) as NIfTI, with a geometry that all readers understand alike."""
+    """Write an array (X, Y, Z), or (X, Y, Z, C) as NIfTI, with an unambiguous geometry."""
     if extension_of(path).lower() == ".mha":
         write_itk(to_itk(array, affine), path)
         return
@@ -314,12 +314,12 @@ def write_itk(image: Any, path: str | Path, **options: Any) -> None:
 
     try:
         sitk.WriteImage(image, str(path), useCompression=True, **options)
-    except RuntimeError as error:  # ITK's words end with the system's
+    except RuntimeError as error:  # ITK's message ends with the system's reason
         raise OSError(errno.EIO, str(error).rpartition("Reason: ")[2].strip(), str(path)) from error
 
 
 def to_itk(array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
-    """An array (X, Y, Z) with its affine, (4, 4) to RAS+ mm, as a SimpleITK image; of a bool array, uint8."""
+    """An array (X, Y, Z) with its affine, (4, 4) to RAS+ mm, as a SimpleITK image; bool becomes uint8."""
     import SimpleITK as sitk
 
     if array.dtype == np.bool_:

@@ -1,4 +1,4 @@
-"""Checkpoints with a record of their recipe and training, which is checked when they are loaded.
+"""Checkpoints with a record of recipe and training; loading checks the recipe.
 
 A training writes ``{"model": state_dict, "recipe": JSON, "training": JSON}``, which ``torch.load(weights_only=True)``,
 MONAI's ``CheckpointLoader`` and MONAI Label read. :func:`write_bare` writes a bare state dict for other tools (the
@@ -32,7 +32,7 @@ DAMAGED = "It is truncated, damaged, or holds more than weights; get it again fr
 
 
 def as_paths(load_path: str | Path | Sequence[str | Path]) -> list[Path]:
-    """One path or several as a list; an empty one raises a UserError."""
+    """One path or several as a list; an empty list raises a UserError."""
     paths = [Path(load_path)] if isinstance(load_path, str | Path) else [Path(path) for path in load_path]
     if not paths:
         raise UserError("ckpt_path is an empty list; name at least one checkpoint.")
@@ -51,16 +51,16 @@ def weights_files(weights: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def require_there(path: Path) -> None:
-    """Raise a UserError where there is no such file."""
+    """Raise a UserError if the checkpoint does not exist."""
     if not path.is_file():
         raise UserError(
             f"There is no checkpoint at {path.absolute()}. Train first (`run training`), "
-            "or point --ckpt_dir (evaluation) or --ckpt_path (inference) to where the weights are."
+            "or point --ckpt_dir (evaluation) or --ckpt_path (inference) to the weights."
         )
 
 
 def load_weights(network: nn.Module, paths: Sequence[Path], recipe: Recipe | None, other_recipe: bool = False) -> None:
-    """Load the first checkpoint; a UserError unless all fit the network and the recipe."""
+    """Load the first checkpoint; raise a UserError unless all match the network and the recipe."""
     for path in reversed(paths):
         if not other_recipe:
             check_recipe(path, recipe)
@@ -73,9 +73,10 @@ def check_recipe(
     recipe: Recipe | None,
     remedy: str = "Give the training's configs and options here, too; --other_recipe True loads them anyway.",
 ) -> None:
-    """Raise a UserError that lists the differences and the remedy if a checkpoint has another recipe.
+    """Raise a UserError with the differences and the remedy if a checkpoint has another recipe.
 
-    Without a record a warning is logged; ``recipe`` (:func:`scripts.runtime.recipe.describe`) None: no comparison.
+    A checkpoint without a record logs a warning. ``recipe`` (:func:`scripts.runtime.recipe.describe`) None skips the
+    check.
     """
     if recipe is None:
         return
@@ -86,7 +87,7 @@ def check_recipe(
 
 
 def read_weights(path: Path, network: nn.Module) -> Mapping[str, Any]:
-    """Read the state dict of a checkpoint; a UserError unless it is finite and fits the network."""
+    """Read the state dict of a checkpoint; raise a UserError unless it is finite and matches the network."""
     weights = _state_dict(path)
     if "voxelwise" in _read(path):
         logger.warning(
@@ -106,7 +107,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """``recipe`` and ``training`` of a checkpoint; empty without a record.
 
     Raises:
-        UserError: checkpoint or record cannot be read, or the JSON file belongs to other weights.
+        UserError: the checkpoint or the record cannot be read, or the JSON file belongs to other weights.
     """
     content, beside = _read(path), path.with_suffix(".json")
     try:
@@ -116,7 +117,7 @@ def read_record(path: Path) -> dict[str, Any]:
             record = json.loads(beside.read_text(encoding="utf-8"))
             if record["sha256"] != sha256_of(path):
                 raise UserError(
-                    f"{beside} describes other weights than {path.name}; remove it, or replace it by the right one."
+                    f"{beside} describes other weights than {path.name}; remove it or replace it with the right one."
                 )
         else:
             return {}
@@ -130,7 +131,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def read_state(path: Path) -> Mapping[str, Any]:
     """The state of a training, as :class:`scripts.training.handlers.Resume` writes it."""
-    remedy = "The training cannot resume from it. Saved weights are complete; --overwrite True starts again."
+    remedy = "The training cannot resume. The saved weights are intact; --overwrite True starts from scratch."
     state = _load(path, remedy)
     if missing := {"objects", "epoch", "iteration", "scaler", "best_metric", "best_metric_epoch"} - state.keys():
         raise UserError(f"{path} is not the state of a training: it has no {', '.join(sorted(missing))}. {remedy}")
@@ -138,7 +139,7 @@ def read_state(path: Path) -> Mapping[str, Any]:
 
 
 def save_weights(network: nn.Module, path: Path, recipe: Any = None, training: Mapping[str, Any] | None = None) -> None:
-    """Write a network's weights atomically; a UserError, and ``path`` unchanged, if they are not finite.
+    """Write a network's weights atomically; raise a UserError without writing if they are not finite.
 
     The record holds ``recipe`` (:func:`scripts.runtime.recipe.describe`; None: no record) and ``training`` (loss,
     epoch, seed …; plain values).
@@ -160,10 +161,10 @@ def write_bare(path: str | Path, target: str | Path) -> None:
 
 def save_atomically(content: Mapping[str, Any], path: Path) -> None:
     """``torch.save`` to a temporary name, then rename. The same content gives the same bytes."""
-    try:  # given a path, PyTorch writes its name, here a random one, into the file
+    try:  # a file object, since PyTorch writes the name of a path, here a random one, into the file
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError for a full disk, without the reason
+    except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError without a reason if the disk is full
         why = getattr(error, "strerror", None) or "is the disk full?"
         raise UserError(f"{path} cannot be written ({why}); an earlier file is unchanged.") from error
 
@@ -183,7 +184,7 @@ def _load(path: Path, remedy: str) -> Mapping[str, Any]:
     require_there(path)
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as file:  # PyTorch does not compress, but unpacks what is
+            with zipfile.ZipFile(path) as file:  # PyTorch writes no compressed entries, but would inflate a zip bomb
                 if any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist()):
                     raise ValueError("it is compressed")
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -191,21 +192,21 @@ def _load(path: Path, remedy: str) -> Mapping[str, Any]:
         reason = re.split(r"(?<=\w)[.:]\s", " ".join(str(error).split()), maxsplit=1)[0][:120]
         raise UserError(f"{path} is not a checkpoint that PyTorch can read safely ({reason}). {remedy}") from error
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not the weights of a network by layer.")
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict.")
     return content
 
 
 def _state_dict(path: Path) -> Mapping[str, Any]:
-    """The entry ``model`` of a checkpoint, or the whole."""
+    """State dict of a checkpoint: its entry ``model``, or all of it."""
     content = _read(path)
     weights = content.get("model", content)
     if not isinstance(weights, Mapping):
-        raise UserError(f"{path} holds a {type(weights).__name__} as 'model', not the weights of a network by layer.")
+        raise UserError(f"{path} holds a {type(weights).__name__} as 'model', not a state dict.")
     return weights
 
 
 def _misfits(weights: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> list[str]:
-    """One line for each layer that is missing, superfluous, of another shape or complex."""
+    """One line per parameter that is missing, unexpected, or of another shape or type."""
     lines = [f"  missing: {name}" for name in expected if name not in weights]
     lines += [f"  not in the network: {name}" for name in weights if name not in expected]
     for name in filter(weights.__contains__, expected):

@@ -1,4 +1,4 @@
-"""End a process after a signal: at its next step, within ten seconds, with advice on how to continue."""
+"""End a process after a signal: at its next step, after ten seconds at the latest, with advice on how to continue."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 
 STEPPING = (signal.SIGINT, signal.SIGTERM)
-GRACE_S = 5.0  # for the next step: a backward pass on a CPU may take half a minute, a scheduler waits for less
-LAST_S = 2.0  # for what is done before the end, should it need a lock that nobody releases any more
+GRACE_S = 5.0  # to reach the next step; a CPU's backward pass may take 30 s, but schedulers kill earlier
+LAST_S = 2.0  # for the clean-up before a forced exit, which may block on a lock
 
-_received: int | None = None  # the signal that asks this process to end
+_received: int | None = None  # the signal to end this process
 _children_s = 0.0  # time for children to end
 
 
@@ -37,7 +37,7 @@ def stop_if_asked() -> None:
 
 
 def end_process(status: int) -> None:
-    """End this process and its children at once, whatever its threads do."""
+    """End this process and its children at once, without waiting for threads."""
     _end_children()
     os._exit(status)
 
@@ -50,18 +50,18 @@ def interruption(
     grace_s: float = GRACE_S,
     children_s: float = 0.0,
 ) -> Iterator[None]:
-    """Within the block signals print a message and end the process, with exit status 128 and their number.
+    """Make signals within the block print a message and end the process with exit status 128 + signal number.
 
     The process ends at its next step (:func:`stop_if_asked`). A second signal, or no step in time, ends it and its
-    children at once. A thread watches: Python's handlers wait for the main thread's C code, and an exception of theirs
-    would land in whatever Python is doing. Nothing happens without signals, or in another thread or system (Windows).
+    children at once. A thread receives the signals: Python's own handlers wait for C code in the main thread, and
+    could raise at any line. The block does nothing without signals, outside the main thread, and on Windows.
 
     Args:
         message: text after the signal's name; nothing is printed if it is empty.
-        last: called before the process is ended at once.
-        signals: which.
+        last: called before a forced exit.
+        signals: signals to handle.
         grace_s: seconds for the next step.
-        children_s: seconds for the children, after SIGTERM, before they are killed.
+        children_s: seconds between SIGTERM and SIGKILL for the children.
     """
     global _children_s
     if not signals or threading.current_thread() is not threading.main_thread() or os.name != "posix":
@@ -81,7 +81,7 @@ def interruption(
             for number, handler in before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(wakeup)
-            os.close(writing)  # the thread reads the end and closes the other
+            os.close(writing)  # the thread reads end of file, closes its end and returns
 
 
 def _watch(
@@ -106,7 +106,7 @@ def _watch(
 
 
 def _read(pipe: int) -> int:
-    """The next signal's number; 0 at the end."""
+    """The next signal's number; 0 at end of file."""
     return next(iter(os.read(pipe, 1)), 0)
 
 

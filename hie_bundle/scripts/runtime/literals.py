@@ -1,8 +1,8 @@
-"""Values from a command line, from Python or from file names as data in a MONAI config, where they could be code.
+"""Escape user values in a MONAI config, so that no text among them runs as code.
 
 MONAI's ConfigParser evaluates every text that begins with ``$``, replaces ``@name`` and ``%file``, and turns ``#`` into
-``::``. A config file may do that; a user's value may not. :func:`literal` writes such a text as a Python string literal
-in which these characters are escaped, so that every parser, also that of another process, gives back the text itself.
+``::``. A config file may use this; a user's value may not. :func:`literal` writes such a text as a Python string
+literal with these characters escaped. Every parser, also in another process, resolves it to the original text.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _LITERAL = re.compile(r"\$'(?:[\w ./,-]|\\U[0-9a-f]{8})*'")
 
 
 def literal(value: Any, name: str = "") -> Any:
-    """A value that MONAI's parser resolves to ``value``, whatever characters its texts have.
+    """Escape a value so that MONAI's parser resolves it to ``value``.
 
     Args:
         value: a text, number, path, list or mapping; tuples become lists.
-        name: of the option, for the message.
+        name: name of the option, for the message.
 
     Raises:
-        UserError: when it describes an object (``_target_``), which only config files may do.
+        UserError: the value describes an object (``_target_``), which only config files may do.
     """
     if re.search(r"(#|::|^)_\w+_$", name):
         raise UserError(f"--{name}: an object (_target_) must be in a config file: --config_file FILE.")
@@ -43,7 +43,7 @@ def literal(value: Any, name: str = "") -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The inverse of :func:`literal`; expressions of config files stay as they are."""
+    """Invert :func:`literal`; expressions of config files remain unchanged."""
     if isinstance(value, str) and _LITERAL.fullmatch(value):
         return ast.literal_eval(value[1:])
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""``run adc``: an ADC map from diffusion-weighted images by the mono-exponential fit, or from a scanner's own map."""
+"""``run adc``: an ADC map from diffusion-weighted images by a mono-exponential fit, or from the scanner's map."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.floating]
 Paths = str | Path | Sequence[str | Path]
 
-ECHO_MS = 1.0  # images whose echo times differ by more have another T2 weighting
-AGREEMENT = 0.93  # least correlation of two images with b = 0; reversed phase encoding distorts them apart
-RAYLEIGH_MEDIAN = np.sqrt(2 * np.log(2))  # of the noise's standard deviation
+ECHO_MS = 1.0  # tolerance of the echo time, for equal T2 weighting
+AGREEMENT = 0.93  # minimum correlation of two images with b = 0; lower with reversed phase encoding
+RAYLEIGH_MEDIAN = np.sqrt(2 * np.log(2))  # in standard deviations of the noise
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class AdcFit:
     """A fitted map.
 
     Attributes:
-        adc: 1e-6 mm²/s, 0 where there is no signal at b = 0.
-        noise: standard deviation of the noise in the images' own unit; 0 if it is not known.
-        floored: voxels with signal whose weighted signal is under the floor: their ADC is a lower bound.
+        adc: 1e-6 mm²/s, 0 without signal at b = 0.
+        noise: standard deviation of the noise in the images' unit; 0 if unknown.
+        floored: voxels with signal at b = 0 and weighted signal below the floor: their ADC is a lower bound.
     """
 
     adc: NDArray[np.float32]
@@ -43,15 +43,15 @@ class AdcFit:
 
 
 def noise_of(image: Floats) -> float:
-    """Standard deviation of the noise of each of a magnitude image's two channels, from the corners of its slices.
+    """Standard deviation of the noise in the real and imaginary channels, from the corners of a magnitude image.
 
-    In air a magnitude is Rayleigh distributed, with a median of 1.177 standard deviations.
+    In air the magnitude has a Rayleigh distribution, with a median of 1.177 standard deviations.
 
     Args:
         image: (X, Y, Z); Z runs through the slices.
 
     Returns:
-        0 where most of the corners is exactly 0: the scanner has masked the air.
+        Standard deviation; 0 if most corner voxels are exactly 0, because the scanner masked the air.
     """
     nx, ny = (max(1, n // 10) for n in image.shape[:2])
     corners = [image[x, y] for x in (slice(nx), slice(-nx, None)) for y in (slice(ny), slice(-ny, None))]
@@ -62,21 +62,21 @@ def noise_of(image: Floats) -> float:
 def fit_adc(
     signals: Sequence[Floats], b_values: Sequence[float], noise: float | None = None, noise_floor: float = 2.0
 ) -> AdcFit:
-    """ADC by the mono-exponential model S(b) = S(0) exp(-b ADC), fitted to the logarithms.
+    """Fit the mono-exponential model S(b) = S(0) exp(-b ADC) to the logarithms.
 
-    Images of one b-value are averaged geometrically first, so that those of several directions give the mean
-    diffusivity. Of the logarithm of a signal S with noise σ the variance is (σ/S)², so that with three b-values or more
-    each counts with its squared signal (Salvador et al., Human Brain Mapping 24, 2005). Signals under the floor carry
-    the noise's own magnitude: they are excluded from the fit where two b-values remain, else the floor replaces them.
+    Images of one b-value are first averaged geometrically, so that several directions give the mean diffusivity. The
+    logarithm of a signal S with noise σ has the variance (σ/S)², so that three b-values or more are weighted by their
+    squared signal (Salvador et al., Human Brain Mapping 24, 2005). Signals below the floor are noise: they are excluded
+    from the fit if two b-values remain; else the floor replaces them.
 
     Args:
         signals: images of one shape (X, Y, Z), not negative.
-        b_values: s/mm², one for each.
+        b_values: s/mm², one per image.
         noise: standard deviation of the noise; None to estimate it from the air, 0 for no floor.
         noise_floor: in standard deviations of the noise.
 
     Raises:
-        UserError: without one image of b ≤ 50 s/mm² and one with at least 100 s/mm² more; or without any signal.
+        UserError: no image with b ≤ 50 s/mm², none with at least 100 s/mm² more, or no signal.
     """
     values = np.asarray(b_values, dtype=float)
     if len(values) != len(signals):
@@ -92,7 +92,7 @@ def fit_adc(
     signals = [np.where(finite, image, 0) for image in signals]
     if noise is None:
         noise = noise_of(signals[int(values.argmax())])
-    # Single voxels of any value must not raise the floor.
+    # The 99th percentile, so that outlier voxels do not raise the floor.
     least = max(noise_floor * noise, 1e-6 * max(float(np.percentile(image, 99)) for image in signals))
     if least <= 0:
         raise UserError("The images have no finite signal above the noise.")
@@ -101,7 +101,7 @@ def fit_adc(
         images = np.stack([np.asarray(signals[i], dtype=np.float32) for i in members])
         mean = np.exp(np.log(np.maximum(images, least)).mean(0))
         logs.append(np.log(mean))
-        # A direction under the floor taints its average.
+        # One direction below the floor biases the average.
         weights.append(np.where((images <= least).any(0), 0, mean.astype(np.float64) ** 2))
         bs.append(values[members].mean())
     head = (weights[0] > 0) & finite
@@ -110,13 +110,13 @@ def fit_adc(
     bright = head & (logs[0] > np.percentile(logs[0][head], 50))
     if (share := float((logs[-1] > logs[0])[bright].mean())) > 0.5:
         raise UserError(
-            f"The image with b = {bs[-1]:g} is brighter than that with b = {bs[0]:g} in {share:.0%} of the head: the "
-            "b-values are exchanged, or the images are not on one scale."
+            f"The image with b = {bs[-1]:g} is brighter than the image with b = {bs[0]:g} in {share:.0%} of the head: "
+            "the b-values are swapped, or the images have different scales."
         )
     log, weight, b = np.stack(logs).astype(np.float64), np.stack(weights), np.array(bs)[:, None, None, None]
     enough = (weight > 0).sum(0) >= 2
     line = np.zeros_like(weight)
-    line[:2] = 1  # through the two least b-values; the floor replaces signals under it
+    line[:2] = 1  # through the two smallest b-values; signals are raised to the floor
     weight = np.where(enough & (len(bs) > 2), weight, line)
     total = weight.sum(0)
     b_mean, log_mean = (weight * b).sum(0) / total, (weight * log).sum(0) / total
@@ -124,20 +124,20 @@ def fit_adc(
     adc = np.where(head, np.clip(-1e6 * slope, 0, None), 0).astype(np.float32)
     floored = head & ~enough
     logger.info(
-        "ADC from b = %s s/mm²; noise %.3g, floor %.3g (%s); the weighted signal is under it in %.1f %% of the voxels "
-        "with signal, where ADC is a lower bound.",
+        "ADC from b = %s s/mm²; noise %.3g, floor %.3g (%s). In %.1f %% of the voxels with signal, the weighted signal "
+        "is below the floor, and ADC is a lower bound.",
         _listed([float(value) for value in bs]),
         noise,
         least if noise else 0,
-        "of the air" if noise else "unknown: the air is masked, or no floor was asked for",
+        "from the air" if noise else "none: the air is masked, or the noise is given as 0",
         100 * floored.sum() / head.sum(),
     )
     return AdcFit(adc, noise, floored)
 
 
 def _shells(b_values: NDArray[np.float64]) -> list[list[int]]:
-    """Images by b-value, least first; those within 5 % or 50 s/mm² of a shell's least are one (what scanners state
-    for the directions of one b-value differs a little)."""
+    """Group images by ascending b-value; b-values within 5 % or 50 s/mm² of a shell's minimum join it, since scanners
+    state slightly different values for the directions."""
     shells: list[list[int]] = []
     for i in np.argsort(b_values, kind="stable"):
         first = b_values[shells[-1][0]] if shells else -np.inf
@@ -161,12 +161,12 @@ def write_adc(
     series: Sequence[int] = (),
     adc_source: str | None = None,
 ) -> None:
-    """Write an ADC map in 1e-6 mm²/s, float32; what was assumed goes to the log.
+    """Write an ADC map in 1e-6 mm²/s, float32, and log the assumptions.
 
     The arguments are keys of ``configs/scanner.yaml``, which explains them; for the noise see :func:`fit_adc`.
 
     Raises:
-        UserError: for bad or missing images or b-values.
+        UserError: images or b-values are invalid or missing.
     """
     if not images or not output_file:
         raise UserError("Name the images and the output file: --images FILES --output_file FILE.")
@@ -178,7 +178,7 @@ def write_adc(
         paths = [path for path in paths if "derivatives" not in path.relative_to(root).parts]
         if not paths:
             if b_values is not None:
-                raise UserError(f"{root}: the b-values of DICOM images are those of their headers; drop --b_values.")
+                raise UserError(f"{root}: DICOM headers contain the b-values; remove --b_values.")
             adc, _ = adc_from_dicom(read_folder(root, series), noise, noise_floor, adc_scale, adc_source)
             write(output_file, adc.array, adc.affine)
             return
@@ -212,12 +212,12 @@ def adc_from_dicom(
     adc_scale: float | None = None,
     adc_source: str | None = None,
 ) -> tuple[Volume, Series]:
-    """The ADC map among DICOM series, 1e-6 mm²/s, and the series on whose grid it is.
+    """ADC map from DICOM series, 1e-6 mm²/s, and the series that defines its grid.
 
-    The arguments are those of :func:`write_adc`, and the series of :func:`.read_folder`.
+    ``series`` are from :func:`.read_folder`; for the other arguments see :func:`write_adc`.
 
     Raises:
-        UserError: if there is not exactly one map, and no images to fit one from.
+        UserError: there are several maps, or neither a map nor images to fit.
     """
     if adc_source not in (None, "map", "fit"):
         raise UserError(f"adc_source '{adc_source}' is unknown; choose one of: map, fit.")
@@ -238,10 +238,10 @@ def adc_from_dicom(
 
 
 def b0_of(series: Sequence[Series]) -> Series:
-    """The images with b = 0 (at most 50 s/mm²): those of the fit if there are weighted ones.
+    """Images with b = 0 (at most 50 s/mm²); the ones for the fit if there are weighted images.
 
     Raises:
-        UserError: if there is none.
+        UserError: there is no image with b = 0.
     """
     if _parts(series, ("dwi", "trace"), b0=False):
         return _fitted_from(series)[0]
@@ -251,20 +251,20 @@ def b0_of(series: Sequence[Series]) -> Series:
 
 
 def _parts(series: Sequence[Series], kinds: Sequence[str], b0: bool) -> list[Series]:
-    """Of series of these kinds the volumes with b = 0, or the weighted ones."""
+    """Series of these kinds, reduced to volumes with b = 0 or to weighted volumes."""
     parts = [one.part(b0) for one in series if one.kind in kinds]
     return [one for one in parts if one.b_values]
 
 
 def _fitted_from(series: Sequence[Series]) -> list[Series]:
-    """Series that belong to one fit, each cut to the volumes that count, those with b = 0 first.
+    """Series for one fit, reduced to the volumes used, b = 0 first.
 
-    A scanner's average over directions counts only where the directions are not there. Images with b = 0 of the
-    weighted images' own series are preferred to those of others.
+    A scanner's average over directions is used only if the directions are missing. Images with b = 0 from the series
+    of the weighted images take precedence.
 
     Raises:
-        UserError: without such; for weighted images of different grids or echo times; for images with b = 0 that do
-            not agree.
+        UserError: images are missing, the weighted images differ in grid or echo time, or the images with b = 0 do not
+            correlate.
     """
     directions, traces = (_parts(series, (kind,), b0=False) for kind in ("dwi", "trace"))
     chosen = directions or traces
@@ -274,11 +274,11 @@ def _fitted_from(series: Sequence[Series]) -> list[Series]:
     for other in chosen[1:]:
         if difference := _difference(first, other):
             raise UserError(
-                f"{first.name.capitalize()} and {other.name} do not belong to one fit: {difference}. Name the series "
-                "that belong together with --series."
+                f"{first.name.capitalize()} and {other.name} do not match: {difference}. Name matching series with "
+                "--series."
             )
     if directions and traces:
-        logger.info("Excluded, as averages of directions that are also present: %s.", ", ".join(o.name for o in traces))
+        logger.info("Excluded averages of directions that are present: %s.", ", ".join(o.name for o in traces))
     plain = _parts(series, ("dwi", "trace"), b0=True)
     own = [one for one in plain if one.number in {other.number for other in chosen}]
     plain = [one for one in own if one.kind == first.kind] or own or plain
@@ -293,14 +293,14 @@ def _fitted_from(series: Sequence[Series]) -> list[Series]:
     for other in b0[1:]:
         if (agreement := _agreement(b0[0].array.mean(-1), other.array.mean(-1))) < AGREEMENT:
             raise UserError(
-                f"{b0[0].name.capitalize()} and {other.name} correlate by {agreement:.2f} only (at least {AGREEMENT}): "
-                "another phase encoding, motion or another sequence. Name those that belong together with --series."
+                f"The correlation of {b0[0].name} and {other.name} is {agreement:.2f} (at least {AGREEMENT}): "
+                "different phase encoding, motion or a different sequence. Name matching series with --series."
             )
     return [*b0, *chosen]
 
 
 def _difference(first: Series, second: Series) -> str:
-    """Why two series cannot be of one fit; empty if they can."""
+    """Why two series do not match; empty if they do."""
     if difference := grid_difference(first.volume(), second.volume(), GRID_TOLERANCE_MM):
         return difference
     if first.echo_ms and second.echo_ms and abs(first.echo_ms - second.echo_ms) > ECHO_MS:
@@ -311,7 +311,7 @@ def _difference(first: Series, second: Series) -> str:
 
 
 def _agreement(first: Floats, second: Floats) -> float:
-    """Correlation of two images where either has signal."""
+    """Correlation of two images in the voxels where either has signal."""
     head = (first > 0.2 * np.percentile(first, 99)) | (second > 0.2 * np.percentile(second, 99))
     values = np.corrcoef(first[head], second[head])[0, 1] if head.sum() > 1 else 0.0
     return float(np.nan_to_num(values))
@@ -326,7 +326,7 @@ def _why(series: Sequence[Series]) -> str:
 
 
 def _bvals(path: Path, count: int) -> list[float]:
-    """b-values of FSL's text file beside an image."""
+    """b-values of an image from FSL's ``.bval`` file."""
     file = path.with_name(path.name.removesuffix(extension_of(path)) + ".bval")
     if not file.exists():
         raise UserError(

@@ -1,4 +1,4 @@
-"""``run atlas``: a site's own normative ADC atlas, by groupwise registration of its healthy newborns' maps."""
+"""``run atlas``: a site's normative ADC atlas, by groupwise registration of healthy newborns' maps."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 Stack = NDArray[np.float32]
 
-OUTLYING = 3.5  # robust standard deviations from the median, Hampel's rule
-MAD_TO_STD = 1.4826  # of a normal distribution
-LEAST_MAD = 10.0  # 1e-6 mm²/s; of a few cases the MAD may be 0 by chance
-NO_DAMAGE = 1e6  # 1e-6 mm²/s; a standard deviation with which nothing counts as damage, to be passed over
+OUTLYING = 3.5  # outlier limit in robust standard deviations from the median (Hampel)
+MAD_TO_STD = 1.4826  # for a normal distribution
+LEAST_MAD = 10.0  # 1e-6 mm²/s; floor, since the MAD of few cases may be 0 by chance
+NO_DAMAGE = 1e6  # 1e-6 mm²/s; a standard deviation so large that no voxel counts as damage
 MARGIN_MM = 15.0  # around the first template, whose brain may be smaller than others
-SHAPE_STEP_MM = 4.0  # of the mean displacement, which is smooth
+SHAPE_STEP_MM = 4.0  # voxel size of the mean displacement field, which is smooth
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Atlas:
         mean: (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
         std: same shape and unit.
         affine: (4, 4) from voxel indices to millimetres, RAS+.
-        fits: of each case on the mean; ``median_z`` is that of the case against mean and standard deviation.
-        transforms: from the atlas' points to those of each case (LPS mm).
+        fits: registration quality of each case; ``median_z`` is relative to mean and standard deviation.
+        transforms: from atlas to case points (LPS mm), one per case.
     """
 
     mean: NDArray[np.float32]
@@ -56,18 +56,18 @@ class Atlas:
 
 
 def build_atlas(cases: Sequence[Volume], step_mm: float = 1.5, rounds: int = 2, least_std: float = 20.0) -> Atlas:
-    """Bring cases to their common shape, and take mean and standard deviation there.
+    """Register cases to their mean shape, and compute mean and standard deviation there.
 
-    The first template is the case whose brain has the median volume. In each round every case is registered to the
-    template, affine in the first, deformable from then on; their mean, moved by the mean of all displacements to the
-    mean shape, is the next template (Guimond et al., CVIU 77, 2000; Avants et al., NeuroImage 49, 2010). After the last
-    round mean and standard deviation are taken where more than half of the cases have brain, without outliers.
+    The first template is the case with the median brain volume. Each round registers every case to the template, first
+    affine, then deformable. The mean of the cases, warped to the mean shape by the mean displacement, is the next
+    template (Guimond et al., CVIU 77, 2000; Avants et al., NeuroImage 49, 2010). Mean and standard deviation of the
+    last round exclude outliers, and cover voxels that are brain in more than half of the cases.
 
     Args:
         cases: skull-stripped ADC maps, 1e-6 mm²/s, 0 outside the brain.
-        step_mm: of the atlas' grid, which lies along the axes of the world (RAS).
-        rounds: of deformable registration; 0 for the affine one alone.
-        least_std: floor of the standard deviation where Z is taken, 1e-6 mm²/s.
+        step_mm: voxel size of the atlas; its axes are the world axes.
+        rounds: rounds of deformable registration; 0 for affine registration only.
+        least_std: floor of the standard deviation for Z, 1e-6 mm²/s.
     """
     images = [to_itk(case.array.astype(np.float32), case.affine) for case in cases]
     full = [repeat_border(image) for image in images]
@@ -89,8 +89,8 @@ def build_atlas(cases: Sequence[Volume], step_mm: float = 1.5, rounds: int = 2, 
         template = on_grid(mean, grid)
         correlations = [one.fit.correlation for one in found]
         logger.info(
-            "Round %d of %d: the maps correlate with the template by %.3f, the least by %.3f.", number + 1, rounds + 1,
-            np.mean(correlations), min(correlations),
+            "Round %d of %d: correlation of the maps with the template: mean %.3f, minimum %.3f.", number + 1,
+            rounds + 1, np.mean(correlations), min(correlations),
         )  # fmt: skip
     fits = []
     for one, value, there in zip(found, values, inside > 0, strict=True):
@@ -102,15 +102,14 @@ def build_atlas(cases: Sequence[Volume], step_mm: float = 1.5, rounds: int = 2, 
 
 
 def hampel_mean_and_std(values: Stack, inside: NDArray[np.bool_]) -> tuple[Stack, Stack]:
-    """Mean and standard deviation over cases without what is far from the median: a lesion that was not seen, or an
-    artefact, in one of them.
+    """Mean and standard deviation over cases, without values far from the median: missed lesions or artefacts.
 
     Args:
         values: (N, …).
-        inside: same shape; what counts.
+        inside: same shape; mask of valid values.
 
     Returns:
-        Both of shape (…); 0 where not more than half of the cases count. The standard deviation is that of a sample.
+        Mean and sample standard deviation, shape (…); 0 where at most half of the cases are valid.
     """
     known = np.where(inside, values, np.nan)
     enough = inside.sum(0) > len(values) // 2
@@ -124,7 +123,7 @@ def hampel_mean_and_std(values: Stack, inside: NDArray[np.bool_]) -> tuple[Stack
 
 
 def _grid(case: Volume, step_mm: float) -> sitk.Image:
-    """Cubic voxels along the world's axes around a case's brain."""
+    """Grid with cubic voxels along the world axes around a case's brain."""
     index = np.argwhere(brain_of(case.array))
     points = (LPS_TO_RAS @ case.affine @ np.c_[index, np.ones(len(index))].T)[:3]
     low, high = points.min(1) - MARGIN_MM, points.max(1) + MARGIN_MM
@@ -135,9 +134,9 @@ def _grid(case: Volume, step_mm: float) -> sitk.Image:
 
 
 def _from_mean_shape(transforms: Sequence[sitk.Transform], brain: sitk.Image) -> sitk.Transform:
-    """Points of the mean shape to those of the template, given where the cases have the template's points.
+    """Transform from the mean shape to the template, given the transforms from the template to the cases.
 
-    The mean position of the cases is removed: head positions are arbitrary.
+    The mean translation is removed, since head positions are arbitrary.
     """
     coarse = sitk.Shrink(brain, [max(1, round(SHAPE_STEP_MM / size)) for size in brain.GetSpacing()])
     shift = np.mean(
@@ -173,14 +172,14 @@ def write_atlas(
     least_std: float = 20.0,
     adc_scale: float | None = None,
 ) -> None:
-    """Build an atlas: ``mean.nii.gz`` and ``std.nii.gz``, as `run zscore` takes them, ``atlas.json`` and ``atlas.png``.
+    """Build an atlas for `run zscore`: ``mean.nii.gz``, ``std.nii.gz``, ``atlas.json`` and ``atlas.png``.
 
-    All files appear at the end, or none; of maps that do not fit the others, a picture of each. The JSON has the number
-    of newborns and their range of age, but no file names. The arguments are keys of ``configs/scanner.yaml``, which
-    explains them; ``images`` is a folder with one skull-stripped ADC map a newborn, or the files.
+    All files appear at the end, or none; only pictures of poorly fitting maps remain on failure. The JSON has the
+    number of newborns and their age range, but no file names. The arguments are keys of ``configs/scanner.yaml``, which
+    explains them; ``images`` is a folder with one skull-stripped ADC map per newborn, or the files.
 
     Raises:
-        UserError: naming every map that cannot be used, and why; for too few maps; when no age is given.
+        UserError: maps are unusable (lists all with reasons) or too few, or no age is given.
     """
     if not images or not output_dir:
         raise UserError("Name the ADC maps and the output folder: --images FOLDER --output_dir DIR.")
@@ -195,7 +194,7 @@ def write_atlas(
     if len(paths) < max(2, least_cases):
         raise UserError(
             f"{len(paths)} ADC maps are too few for an atlas, which needs at least {max(2, least_cases)} "
-            "(--least_cases): the standard deviation would be chance."
+            "(--least_cases) for a reliable standard deviation."
         )
     with whole_folder(output_dir, left=".png") as work:
         cases = _usable(paths, limits, adc_scale)
@@ -204,14 +203,14 @@ def write_atlas(
         for path, case, fit in zip(paths, cases, atlas.fits, strict=True):
             found = fit_limits.problems(fit)
             if fit.median_z < -fit_limits.median_z:
-                found.append(f"half of its brain is below Z = {fit.median_z:.1f} (at least {-fit_limits.median_z:g})")
+                found.append(f"median Z of the brain is {fit.median_z:.1f} (at least {-fit_limits.median_z:g})")
             if found:
                 problems.append(f"{path.name}: {'; '.join(found)}")
                 picture = work / f"{path.name.removesuffix(extension_of(path))}.png"
                 outlines(picture, case, {"brain": brain_of(case.array)}, path.name)
         if problems:
             first = f"{len(problems)} of {len(paths)} maps do not fit the others; see {work}:"
-            last = "No atlas is written. Leave them out, or widen --fit_limits."
+            last = "No atlas is written. Remove these maps, or widen --fit_limits."
             raise UserError("\n".join([first, *problems, last]))
         inside = atlas.mean > 0
         write(work / "mean.nii.gz", atlas.mean, atlas.affine)
@@ -237,10 +236,10 @@ def write_atlas(
 
 
 def _usable(paths: Sequence[Path], limits: Limits, adc_scale: float | None) -> list[Volume]:
-    """The maps in 1e-6 mm²/s.
+    """Read the maps in 1e-6 mm²/s.
 
     Raises:
-        UserError: naming every map that is not of a newborn's brain.
+        UserError: lists every map that does not show a newborn's brain.
     """
     cases: list[Volume] = []
     problems = []
@@ -250,13 +249,13 @@ def _usable(paths: Sequence[Path], limits: Limits, adc_scale: float | None) -> l
             brain = brain_of(case.array)
             median, (low, high) = float(np.median(case.array[brain])), limits.adc_range
             if problem := brain_problem(brain, case.spacing_mm, limits, whole=False):
-                raise UserError(f"{path} holds no newborn's brain, or is not skull-stripped: {problem}.")
+                raise UserError(f"{path} is not a skull-stripped newborn's brain: {problem}.")
             if not low <= median <= high:
                 raise UserError(
-                    f"{path} has a median of {median:.0f} · 1e-6 mm²/s in the brain, not {low:g} to {high:g}."
+                    f"{path} has a median ADC of {median:.0f} · 1e-6 mm²/s in the brain, not {low:g} to {high:g}."
                 )
             if any(np.array_equal(other.array, case.array) for other in cases):
-                raise UserError(f"{path} holds the same map as another file; each newborn counts once.")
+                raise UserError(f"{path} is a duplicate of another map; each newborn counts once.")
             cases.append(case)
         except UserError as error:
             problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")

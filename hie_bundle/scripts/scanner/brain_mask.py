@@ -1,4 +1,4 @@
-"""``run brain``: a brain mask from the image with b = 0, by thresholds and morphology in millimetres; no weights."""
+"""``run brain``: a brain mask from the image with b = 0, by thresholds and morphology, without a network."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ logger = logging.getLogger(__name__)
 
 Mask = NDArray[np.bool_]
 
-# Over which the brain's level is averaged (mm), and the share of it that is brain. Skull is under 0.1, muscle 0.5.
+# Smoothing sigma of the brain's local level (mm), and threshold relative to it. Skull is below 0.1, muscle 0.5.
 STRICT = ((40.0, 0.65), (40.0, 0.65), (15.0, 0.65))
-LOOSE = ((40.0, 0.5), (25.0, 0.55), (15.0, 0.6))  # keeps a middle that coils see three times as dark; takes in muscle
-FIRST = 0.7  # of the median, at most, where strict begins: of a brain alone Otsu's threshold may be its own level
-WITHIN_MM = 20.0  # closing of the strict mask, in which the loose one counts
-OPENING_MM = 6.0  # bridges thinner than twice this are cut: optic nerves, scalp that partial volume ties to the brain
+LOOSE = ((40.0, 0.5), (25.0, 0.55), (15.0, 0.6))  # keeps a centre three times as dark (receive field), adds muscle
+FIRST = 0.7  # maximum initial threshold, relative to the median; Otsu's is too high for an image of brain alone
+WITHIN_MM = 20.0  # radius of the strict mask's closing, which limits the loose mask
+OPENING_MM = 6.0  # cuts bridges thinner than 12 mm: optic nerves, scalp joined to the brain by partial volume
 CLOSING_MM = 5.0
-FIELD_GRID_MM = 6.0  # on which coils' receive field is estimated
-# Of N4, at half maximum: at ITK's 0.15 a strong field stays; at 0.5 muscle becomes as bright as brain.
+FIELD_GRID_MM = 6.0  # voxel size for the coils' receive field
+# N4's full width at half maximum: ITK's 0.15 leaves a strong field; 0.5 makes muscle as bright as brain.
 FIELD_WIDTH = 0.3
 STRIPPED = 0.9  # brain's share of the voxels above 0; 0.6 to 0.7 in a head with skull and scalp
-CUT = 0.5  # of the largest section, at an end of the image
-MEDIAN_MM = 8.0  # radius of the reference method's median, DIPY's four voxels of 2 mm
-AGREEMENT = 0.8  # least Dice of the two methods
-SHARE = 0.4  # least share of the image's tissue; a bright lesion alone has a tenth
-SOLID = 0.75  # least volume, by that of the ellipsoid with the same moments; without its middle a brain has less
+CUT = 0.5  # maximum area of the first and last sections, relative to the largest
+MEDIAN_MM = 8.0  # median radius of the reference method, DIPY's four voxels of 2 mm
+AGREEMENT = 0.8  # minimum Dice of the two methods
+SHARE = 0.4  # minimum share of the tissue in the image; a bright lesion alone has 0.1
+SOLID = 0.75  # minimum volume relative to the ellipsoid with the same moments; a hollow brain has less
 
 
 def brain_mask(image: Volume) -> Mask:
-    """The brain with the fluid around it.
+    """Segment the brain with the fluid around it.
 
-    N4 takes the coils' receive field out: a middle may be a third as bright as the rest. Otsu's threshold of the
-    logarithms gives tissue, however bright a lesion is. Its largest part after an opening gives the brain's level from
-    place to place; what is above a fraction of that, or of the brain's median, gives the level anew, coarse to fine.
-    A lower fraction counts within what a wide closing adds. A closing and filled holes give the mask. An image that is
-    0 outside the brain is not changed: what is above 0 is the mask.
+    N4 removes the coils' receive field, which may darken the centre to a third. Otsu's threshold of the logarithms
+    gives tissue, even with a bright lesion. The largest component after an opening gives the brain's local level. A
+    threshold relative to this level, or to the median, refines mask and level from coarse to fine. A lower threshold
+    applies inside a wide closing of the mask. A final closing and hole filling give the result. If the image is already
+    0 outside the brain, the mask is all voxels above 0.
 
     Args:
         image: b = 0, (X, Y, Z), at least 0.
 
     Raises:
-        UserError: when nothing in it is as thick as a brain.
+        UserError: no component is as thick as a brain.
     """
     values, spacing = _finite(image), image.spacing_mm
-    across = int(np.argmax(spacing))  # slices are thick, and may be stored along any axis
+    across = int(np.argmax(spacing))  # the slice axis: the largest spacing
     widths = [1 if axis == across else 1 + 2 * max(1, int(2 / size)) for axis, size in enumerate(spacing)]  # about 5 mm
     smooth = ndimage.median_filter(values, widths)
     logs = _logs(smooth)
@@ -70,7 +70,7 @@ def brain_mask(image: Volume) -> Mask:
     tissue = logs > _otsu(logs)
     core, _ = _opened(tissue, spacing)
     middle = float(np.median(logs[core]))
-    known = np.minimum(logs[core], middle)  # what is brighter must not draw the threshold up
+    known = np.minimum(logs[core], middle)  # clipped, so that bright voxels do not raise the threshold
     strict = _refined(logs > min(_otsu(known[None]), middle + np.log(FIRST)), logs, spacing, STRICT)
     loose = _refined(tissue, logs, spacing, LOOSE)
     mask = _filled(_closed(strict | loose & _filled(_closed(strict, spacing, WITHIN_MM)), spacing, CLOSING_MM))
@@ -78,7 +78,7 @@ def brain_mask(image: Volume) -> Mask:
 
 
 def median_otsu(image: Volume) -> Mask:
-    """Tissue by a median and Otsu's threshold, as DIPY's ``median_otsu`` with one pass, on a grid of about 4 mm."""
+    """Tissue by median filter and Otsu's threshold, as in DIPY's ``median_otsu`` with one pass, on a 4 mm grid."""
     values, spacing = _finite(image), image.spacing_mm
     full = _in_itk(values, spacing)
     small = sitk.Shrink(full, [max(1, round(4 / size)) for size in spacing])
@@ -88,13 +88,13 @@ def median_otsu(image: Volume) -> Mask:
 
 
 def brain_problem(mask: Mask, spacing_mm: NDArray[np.floating], limits: Limits, whole: bool = True) -> str:
-    """Why a mask can be no newborn's brain; empty if it can.
+    """Why a mask cannot be a newborn's brain; empty if it can.
 
     Args:
         mask: (X, Y, Z).
         spacing_mm: voxel size (3,).
-        limits: ``brain_ml_range`` counts.
-        whole: also look whether the image's end cuts the brain off.
+        limits: provides ``brain_ml_range``.
+        whole: also check that the image's border does not cut the brain.
     """
     volume = _ml(mask, spacing_mm)
     if limits.brain_ml_range and not limits.brain_ml_range[0] <= volume <= limits.brain_ml_range[1]:
@@ -108,12 +108,12 @@ def brain_problem(mask: Mask, spacing_mm: NDArray[np.floating], limits: Limits, 
 
 
 def mask_doubt(mask: Mask, image: Volume, reference: Mask) -> str:
-    """Why a computed mask may be no brain; empty if nothing speaks against it.
+    """Why a computed mask is doubtful; empty if it passes all checks.
 
     Args:
-        mask: of :func:`brain_mask`, (X, Y, Z).
+        mask: from :func:`brain_mask`, (X, Y, Z).
         image: b = 0.
-        reference: of :func:`median_otsu`.
+        reference: from :func:`median_otsu`.
     """
     values = _finite(image)
     if _is_stripped(values, mask):
@@ -126,24 +126,24 @@ def mask_doubt(mask: Mask, image: Volume, reference: Mask) -> str:
     ellipsoid = 4 / 3 * np.pi * np.sqrt(5.0**3 * np.linalg.det(np.cov(points.T)))
     solid = mask.sum() * np.prod(image.spacing_mm) / ellipsoid
     if agreement < AGREEMENT:
-        return f"median and Otsu's threshold give another one (Dice {agreement:.2f}, at least {AGREEMENT:g})"
+        return f"median and Otsu's threshold give another mask (Dice {agreement:.2f}, at least {AGREEMENT:g})"
     if share < SHARE:
-        return f"it has {share:.0%} of the tissue in the image only (at least {SHARE:.0%})"
+        return f"it contains {share:.0%} of the tissue in the image (at least {SHARE:.0%})"
     if solid < SOLID:
-        return f"it is hollow or ragged: {solid:.0%} of an ellipsoid (at least {SOLID:.0%})"
+        return f"it is hollow or irregular: {solid:.0%} of an ellipsoid (at least {SOLID:.0%})"
     return ""
 
 
 def given_mask(path: str | Path, grid: Volume, name: str) -> Mask:
-    """A mask given by the user: voxels above 0.
+    """Read the user's mask: voxels above 0.
 
     Args:
-        path: of a mask, or of a map that is 0 outside the brain.
-        grid: that it must lie on.
-        name: of ``grid``, for messages.
+        path: file of a mask, or of a map that is 0 outside the brain.
+        grid: volume with the required grid.
+        name: name of ``grid``, for messages.
 
     Raises:
-        UserError: for a bad file, one on another grid, or one that is nowhere or everywhere above 0.
+        UserError: the file is invalid, on another grid, or above 0 in all voxels or in none.
     """
     mask = np.asarray(read(path, 3, grid, name).array > 0)
     if not mask.any() or mask.all():
@@ -152,27 +152,27 @@ def given_mask(path: str | Path, grid: Volume, name: str) -> Mask:
 
 
 def strip(adc: Volume, mask: Mask) -> Volume:
-    """An ADC map in 1e-6 mm²/s, 0 outside the brain and at least 1 in it; later steps take ADC > 0 as brain."""
+    """Skull-strip an ADC map in 1e-6 mm²/s: 0 outside the brain, at least 1 inside, since later steps use ADC > 0."""
     values = np.where(mask, np.maximum(adc.array, 1), 0).astype(np.float32)
     return Volume(values, adc.affine, adc.header_spacing_mm)
 
 
 def show_and_judge(mask: Mask, image: Volume, picture: Path, limits: Limits, name: str, whole: bool = True) -> float:
-    """Write the picture to check a mask by, then refuse a mask that can be no newborn's brain.
+    """Write a picture of the mask, then check that it can be a newborn's brain.
 
     Args:
         mask: (X, Y, Z).
-        image: that is shown.
+        image: background of the picture.
         picture: ``.png``.
         limits: see :func:`brain_problem`.
-        name: of the image, for messages.
+        name: name of the image, for messages.
         whole: see :func:`brain_problem`.
 
     Returns:
         The mask's volume, ml.
 
     Raises:
-        UserError: naming the problem and the picture.
+        UserError: the mask fails a check; names the picture.
     """
     volume = _ml(mask, image.spacing_mm)
     reference = {"median and Otsu's threshold": median_otsu(image)} if whole else {}
@@ -205,7 +205,7 @@ def write_brain(
     The arguments are keys of ``configs/scanner.yaml``, which explains them; ``images`` has the image with b = 0.
 
     Raises:
-        UserError: for bad files; and when the mask can be no newborn's brain, of which the picture alone is written.
+        UserError: a file is invalid, or the mask cannot be a newborn's brain; then only the picture is written.
     """
     files = paths_of(images)
     if len(files) != 1 or not output_file:
@@ -240,18 +240,18 @@ def _finite(image: Volume) -> NDArray[np.float32]:
 
 
 def _is_stripped(values: NDArray[np.float32], mask: Mask) -> bool:
-    """Whether the image is 0 outside, and the brain nearly all that is left."""
+    """Whether the image is already skull-stripped: nearly all voxels above 0 are brain."""
     shown = values > 0
     stripped = bool((mask & shown).sum() >= STRIPPED * shown.sum())
     if stripped:
-        logger.info("The image is 0 outside the brain already: what is above 0 is taken for the brain.")
+        logger.info("The image is already skull-stripped: the mask is all voxels above 0.")
     return stripped
 
 
 def _logs(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logarithms, clipped to the 1st and 99th percentile of the values above 0."""
     known = values[values > 0]
-    if not known.size:  # after a median: single voxels
+    if not known.size:  # the median filter removed single voxels
         raise UserError(f"Nothing in the image is thicker than {2 * OPENING_MM:g} mm; there is no brain in it.")
     return np.asarray(np.log(np.clip(values, *np.percentile(known, [1, 99]))), dtype=np.float32)
 
@@ -261,7 +261,7 @@ def _receive_field(logs: NDArray[np.float32], core: Mask, spacing: NDArray[np.fl
     full, inside = _in_itk(np.exp(logs), spacing), _in_itk(core.astype(np.uint8), spacing)
     factors = [max(1, round(FIELD_GRID_MM / size)) for size in spacing]
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
-    n4.SetNumberOfThreads(1)  # sums do not depend on the computer then
+    n4.SetNumberOfThreads(1)  # reproducible sums
     n4.SetMaximumNumberOfIterations([50, 50])
     n4.SetConvergenceThreshold(1e-7)
     n4.SetNumberOfControlPoints([4, 4, 4])
@@ -278,13 +278,13 @@ def _otsu(values: NDArray[np.float32]) -> float:
 
 
 def _opened(tissue: Mask, spacing: NDArray[np.floating]) -> tuple[Mask, Mask]:
-    """The largest part that is left ``OPENING_MM`` below the surface, and what of the tissue is that near to it."""
+    """The largest component after erosion by ``OPENING_MM``, and its dilation within the tissue."""
     core = _distance(tissue, spacing) > OPENING_MM
     if not core.any():
         raise UserError(f"Nothing in the image is thicker than {2 * OPENING_MM:g} mm; there is no brain in it.")
     labels, _ = components(core, connectivity=6)
     core = labels == np.bincount(labels[core]).argmax()
-    # Along each axis the core may begin a voxel deeper than that: of thick slices the brain's last would be lost.
+    # Dilation by up to one voxel more, since with thick slices the brain's last slice would be lost.
     reach = OPENING_MM + np.maximum(1.0, spacing)
     return core, tissue & (_distance(~core, spacing / reach) <= 1)
 
@@ -292,7 +292,7 @@ def _opened(tissue: Mask, spacing: NDArray[np.floating]) -> tuple[Mask, Mask]:
 def _refined(
     mask: Mask, logs: NDArray[np.float32], spacing: NDArray[np.floating], levels: Sequence[tuple[float, float]]
 ) -> Mask:
-    """Thresholds of the brain's own level, coarse to fine, from a first mask."""
+    """Refine a mask by thresholds relative to the brain's local level, coarse to fine."""
     core, mask = _opened(mask, spacing)
     for over_mm, fraction in levels:
         weight, middle = _blurred(core, spacing, over_mm), np.median(logs[core])
@@ -302,7 +302,7 @@ def _refined(
 
 
 def _closed(mask: Mask, spacing: NDArray[np.floating], radius_mm: float) -> Mask:
-    margin = [int(n) for n in np.ceil(radius_mm / spacing) + 1]  # else what is near the image's end closes with it
+    margin = [int(n) for n in np.ceil(radius_mm / spacing) + 1]  # else the mask closes with the image's border
     padded = np.pad(mask, [(n, n) for n in margin])
     grown = _distance(~padded, spacing) <= radius_mm
     closed = padded | (_distance(grown, spacing) > radius_mm)
@@ -310,7 +310,7 @@ def _closed(mask: Mask, spacing: NDArray[np.floating], radius_mm: float) -> Mask
 
 
 def _filled(mask: Mask) -> Mask:
-    """Without the holes of its sections along each axis."""
+    """Fill holes in the sections along each axis, in place."""
     for axis in range(3):
         for section in np.moveaxis(mask, axis, 0):
             section[:] = ndimage.binary_fill_holes(section)
@@ -318,7 +318,7 @@ def _filled(mask: Mask) -> Mask:
 
 
 def _distance(mask: Mask, spacing: NDArray[np.floating]) -> NDArray[np.float32]:
-    """To the nearest voxel that is not in the mask, mm; the image's border is none."""
+    """Distance to the nearest voxel outside the mask, mm; the image's border does not count as outside."""
     return np.asarray(edt.edt(np.asfortranarray(mask), anisotropy=tuple(map(float, spacing)), black_border=False))
 
 

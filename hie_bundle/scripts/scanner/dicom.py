@@ -1,8 +1,8 @@
 """Folders of DICOM images as volumes.
 
-pydicom makes one table of frames: a frame is a classic image, one of an enhanced image, or an image of many slices (a
-mosaic or a vendor's grid). Position and b-value say which frames are one volume. dcm2niix reads the pixels of each
-volume. Log and messages contain nothing that identifies the patient. They name a series by its number, not by its
+pydicom reads all headers into one table of frames: a frame is a classic image, a frame of an enhanced image, or an
+image of many slices (a mosaic or a vendor's grid). Position and b-value assign frames to volumes. dcm2niix reads the
+pixels of each volume. Log and messages do not identify the patient: they name a series by its number, not by its
 description.
 """
 
@@ -37,11 +37,11 @@ logger = logging.getLogger(__name__)
 
 Header = Any  # pydicom.Dataset; the package is an extra
 
-POSITION_MM = 0.05  # slices whose distances differ by more than this, or 2 %, are not one volume
-SHEAR_MM = 0.5  # least shift of slices against each other that is not rounding
-MAX_BYTES = 1 << 31  # of the pixels of one series
+POSITION_MM = 0.05  # tolerance of the slice distance, or 2 %
+SHEAR_MM = 0.5  # tolerance of in-plane shifts between slices
+MAX_BYTES = 1 << 31  # for the voxels of one series
 TIMEOUT_S = 600
-DEFER_BYTES = 1 << 14  # longer elements are read when they are used
+DEFER_BYTES = 1 << 14  # longer elements are read on first use
 MR_IMAGES = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")
 DEFLATED = "1.2.840.10008.1.2.1.99"
 NUMBERS = (
@@ -50,11 +50,11 @@ NUMBERS = (
     "RealWorldValueIntercept", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient",
 )  # fmt: skip
 COUNTS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3}
-GROUPS = (  # functional groups of enhanced images; classic images may have some of them, too
+GROUPS = (  # functional groups of enhanced images; classic images may have some of them
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
     "RealWorldValueMappingSequence", "MREchoSequence", "MRDiffusionSequence", "MRImageFrameTypeSequence",
 )  # fmt: skip
-PRIVATE = {  # vendors' own elements: a word of the manufacturer, tag, and type if it is not text
+PRIVATE = {  # private elements: word in the manufacturer's name, tag, and binary type (empty: text)
     "SiemensBValue": ("SIEMENS", 0x0019100C, ""),
     "GEBValue": ("GE", 0x00431039, ""),
     "PhilipsBValue": ("PHILIPS", 0x20011003, "<f4"),
@@ -66,80 +66,79 @@ PRIVATE = {  # vendors' own elements: a word of the manufacturer, tag, and type 
 }
 UNITS = {"um2/s": 1.0, "10-6.mm2/s": 1.0, "10*-6.mm2/s": 1.0, "10-3.mm2/s": 1e3, "10*-3.mm2/s": 1e3, "mm2/s": 1e6}
 
-# Values of ImageType (0008,0008) and of frame types, which the standard and the vendors define.
+# Values of ImageType (0008,0008) and FrameType, as the standard and the vendors define them.
 ADC_WORDS = {"ADC", "ADC_UNSPECIFIED", "DIFFUSIVITY", "AVDC", "DADC"}
 TRACE_WORDS = {"TRACE", "TRACEW", "ISOTROPIC", "ISO"}
 OTHER_WORDS = {
     "EADC", "EXP", "EXPONENTIAL", "FA", "COLFA", "TENSOR", "TENSOR_B0", "LOCALIZER", "PHASE", "PHASE MAP", "P",
     "CALC_BVALUE", "RA", "VR", "ATTENUATED", "PERFUSION", "MTT", "TTP", "CBF", "CBV", "FIELD_MAP", "FIELDMAP",
 }  # fmt: skip
-# Description of a derived ADC map without specific tags; its values must be plausible as ADC, too.
+# Description of a derived ADC map without specific tags; its values must also be plausible as ADC.
 ADC_DESCRIPTION = re.compile(r"\bD?ADC\b|apparent diff|average dc|\bMD\b|mean diffusivity|diffusion coeff", re.I)
 NOT_ADC_DESCRIPTION = re.compile(r"\beADC\b|expon", re.I)
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A row of the table: one image as its file describes it."""
+    """Row of the table: one image as described in its file."""
 
     path: str
     index: int | None  # in an enhanced file; None for the whole file
-    uid: str  # of the image; the path if it has none
+    uid: str  # of the image; without one, the path
     patient: tuple[str, str]
     study: str
     series: str
     number: int  # of the series
     order: tuple[int, int, int]  # InstanceNumber, AcquisitionNumber, index
-    position: tuple[float, ...]  # (3,), mm; empty if unknown, as the next two
+    position: tuple[float, ...]  # (3,), mm; position, orientation and spacing are empty if unknown
     orientation: tuple[float, ...]  # (6,)
     spacing: tuple[float, ...]  # (2,), mm
     shape: tuple[int, int, int]  # rows, columns, frames
     b_value: float | None  # s/mm²
     words: frozenset[str]  # ImageType and FrameType
     trace: bool  # averaged over the directions by the scanner
-    echo_planar: bool  # may belong to a diffusion sequence without being weighted
+    echo_planar: bool  # may be the b = 0 of a diffusion sequence
     echo_ms: float
     description: str
     protocol: str
     rescale: tuple[float, float]  # slope and intercept
-    mapping: tuple[float, float, float] | None  # slope and intercept to a unit of ADC, factor of that to 1e-6 mm²/s
-    stated: tuple[float, int]  # number of slices (Philips) and of images, 0 if unknown
+    mapping: tuple[float, float, float] | None  # real world slope and intercept, factor from their unit to 1e-6 mm²/s
+    stated: tuple[float, int]  # number of slices (Philips) and number of images in the header; 0 if unknown
     manufacturer: str
 
     @property
     def packed(self) -> bool:
-        """Whether it holds several slices: a mosaic, a vendor's grid, frames without functional groups."""
+        """Whether the frame contains several slices: a mosaic, a vendor's grid, frames without functional groups."""
         return bool(self.words & {"MOSAIC", "VFRAME"}) or self.shape[2] > 1
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """Key of the frames of one :class:`Series`: dcm2niix would mix traces with directions."""
+        """Key that groups frames into a :class:`Series`: dcm2niix would mix traces with directions."""
         known = sorted(self.words & (ADC_WORDS | TRACE_WORDS | OTHER_WORDS))
         return self.series, *known, self.trace, self.echo_ms
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What copies of an image have in common."""
+        """Key by which two files are copies of one image."""
         return self.series, self.position, self.order, self.echo_ms, self.b_value
 
 
 @dataclass(frozen=True)
 class Series:
-    """One kind of image of a DICOM series.
+    """The images of one kind in a DICOM series.
 
     Attributes:
         kind: ``adc`` (a scanner's map), ``dwi`` (directions and b = 0), ``trace`` (averaged over the directions by the
             scanner), or ``other``.
-        number: of the series.
-        b_values: s/mm², one a volume; None where neither the header nor dcm2niix knows it.
+        number: series number.
+        b_values: s/mm², one per volume; None if unknown.
         array: (X, Y, Z, N), float32, X along the rows, Y along the columns, Z along their cross product.
         affine: (4, 4) from voxel indices to millimetres, RAS+.
-        sources: frames of one volume with the least b-value in the order of Z; one image of many slices instead, if the
-            scanner writes those.
+        sources: frames of the volume with the smallest b-value, in the order of Z; or its one mosaic or enhanced image.
         echo_ms: echo time; None if unknown.
-        polarity: direction of phase encoding as dcm2niix states it (``j``, ``j-``); empty if unknown.
+        polarity: phase encoding direction from dcm2niix (``j``, ``j-``); empty if unknown.
         unit: factor of an ADC map to 1e-6 mm²/s if the header states the unit.
-        reason: why the series is not used; empty if it is.
+        reason: reason for an excluded series; else empty.
     """
 
     kind: str
@@ -173,7 +172,7 @@ def require_pydicom(*more: str) -> None:
     """Check that pydicom, dcm2niix and other packages are installed.
 
     Raises:
-        UserError: naming the missing one.
+        UserError: a package is missing.
     """
     for name in ("pydicom", "dcm2niix", *more):
         try:
@@ -186,7 +185,7 @@ def require_highdicom() -> Any:
     """Import highdicom, and stop it from logging UIDs.
 
     Raises:
-        UserError: where it, pydicom or dcm2niix is not installed.
+        UserError: highdicom, pydicom or dcm2niix is not installed.
     """
     require_pydicom("highdicom")
     logging.getLogger("highdicom").setLevel(logging.WARNING)
@@ -196,17 +195,17 @@ def require_highdicom() -> Any:
 def read_folder(
     folder: str | Path, numbers: Sequence[int] = (), strict: bool = True, work: Path | None = None
 ) -> list[Series]:
-    """Read all MR series below a folder. Series that are not used have kind ``other`` and a reason.
+    """Read all MR series below a folder. Excluded series have kind ``other`` and a reason.
 
     Args:
-        folder: with DICOM files of any name.
-        numbers: of the series to read; all if empty.
+        folder: folder of DICOM files with any names.
+        numbers: numbers of the series to read; all if empty.
         strict: raise an error for a damaged series; else exclude it with the reason.
         work: folder for dcm2niix's files; None for the system's temporary folder.
 
     Raises:
-        UserError: without an MR image; for images of more than one patient or study; naming a series that is damaged,
-            has gaps, missing or double slices, or more than one geometry.
+        UserError: there is no MR image, or more than one patient or study; or a series is damaged, has gaps, missing
+            or duplicate slices, or more than one geometry.
     """
     frames, found = _table(Path(folder))
     groups: dict[tuple[Any, ...], list[Frame]] = defaultdict(list)
@@ -229,7 +228,7 @@ def read_folder(
 
 
 def listed(series: Sequence[Series]) -> str:
-    """A table for people: number, kind, b-values, size, voxels, unit, and the reason for an unused series."""
+    """Format series as a text table: number, kind, b-values, size, voxel size, unit, and reason for exclusion."""
     rows = [("series", "kind", "b-values (s/mm²)", "size", "voxel (mm)", "unit", "excluded because")]
     for one in series:
         counts = Counter("unknown" if b is None else f"{b:g}" for b in one.b_values if one.kind != "adc")
@@ -248,12 +247,12 @@ def listed(series: Sequence[Series]) -> str:
 
 
 def _table(root: Path) -> tuple[list[Frame], list[Series]]:
-    """The frames of all MR images below a folder; and the MR objects that are no images, as unused series."""
+    """Frames of all MR images below a folder, and an excluded series for each other MR object."""
     require_pydicom()
     if not root.is_dir():
         raise UserError(f"{root} is not a folder.")
     frames: dict[tuple[str, int], Frame] = {}
-    excluded: Counter[tuple[int, str]] = Counter()  # by the number of the series, 0 without one, and the reason
+    excluded: Counter[tuple[int, str]] = Counter()  # by series number (0 if unknown) and reason
     for path in _files(root):
         header = _header(path)
         if reason := _no_image(header):
@@ -271,7 +270,7 @@ def _table(root: Path) -> tuple[list[Frame], list[Series]]:
                 excluded[0, "copies of an image"] += 1
     if not frames:
         reasons = "".join(f" Excluded: {n} {reason}." for (_, reason), n in excluded.items())
-        raise UserError(f"{root} holds no DICOM image of MR.{reasons}")
+        raise UserError(f"{root} contains no MR image in DICOM format.{reasons}")
     for (_, reason), n in excluded.items():
         logger.info("%d excluded: %s.", n, reason)
     for what, values in (
@@ -279,23 +278,23 @@ def _table(root: Path) -> tuple[list[Frame], list[Series]]:
         ("studies", {frame.study for frame in frames.values()}),
     ):
         if len(values) > 1:
-            raise UserError(f"{root} holds images of {len(values)} {what}; each needs a folder of its own.")
+            raise UserError(f"{root} holds images of {len(values)} {what}; each needs its own folder.")
     return list(frames.values()), [Series("other", number, reason=reason) for number, reason in excluded if number]
 
 
 def _files(root: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*")):
         if path.is_symlink() and not path.exists():
-            raise UserError(f"{path} is a broken link; the image that it stands for is missing.")
+            raise UserError(f"{path} is a broken link; its image is missing.")
         if path.is_file() and not path.name.startswith(".") and path.name.upper() != "DICOMDIR":
             yield path
 
 
 def _header(path: Path) -> Header | None:
-    """Header of a DICOM file, with its pixels unread; None for another file.
+    """Header of a DICOM file without pixels; None for a file that is not DICOM.
 
     Raises:
-        UserError: for a damaged file.
+        UserError: the file is damaged.
     """
     import pydicom
 
@@ -307,7 +306,7 @@ def _header(path: Path) -> Header | None:
     except Exception as error:  # pydicom raises many types of error for damaged files
         raise UserError(f"{path} is damaged: it cannot be read as DICOM.") from error
     if header is None:
-        raise UserError(f"{path} is deflated DICOM, which is not read; export it without compression.")
+        raise UserError(f"{path} is deflated DICOM, which is not supported; export it without compression.")
     if header.get("SOPClassUID") in MR_IMAGES:
         rows, columns, frames, bits = (
             _int(header, keyword, default)
@@ -319,26 +318,26 @@ def _header(path: Path) -> Header | None:
         stored = min(pixels.length, path.stat().st_size - pixels.value_tell) if pixels and not packed else 0
         if not pixels or not needed or (not packed and 8 * stored < needed):
             raise UserError(f"{path} is damaged: its pixels are missing.")
-        if 8 * (stored - 1) > needed:  # to an odd number one byte is added
+        if 8 * (stored - 1) > needed:  # an odd length is padded by one byte
             raise UserError(f"{path} is damaged: it holds {stored} bytes of pixels, not {needed // 8}.")
     return header
 
 
 def _no_image(header: Header | None) -> str:
-    """Why a file is no MR image; empty if it is one."""
+    """Why a file is not an MR image; empty if it is."""
     if header is None:
         return "files that are not DICOM"
     if header.get("Modality") != "MR":
         return "objects of another modality"
     if header.get("SOPClassUID") not in MR_IMAGES:
-        return "an object that is no MR image (a screenshot, a report, a spectrum)"
+        return "an object that is not an MR image (a screenshot, a report, a spectrum)"
     if _int(header, "SamplesPerPixel", 1) != 1:
-        return "a colour picture, whose values are not a measurement"
+        return "a colour image, whose values are not measurements"
     return ""
 
 
 def _frames(header: Header) -> list[Frame]:
-    """The rows of a file: one for each frame of an enhanced image, else one."""
+    """Rows of a file: one per frame of an enhanced image, else one."""
     groups = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
     if groups and len(groups) != (number := _int(header, "NumberOfFrames", 1)):
@@ -351,11 +350,11 @@ def _frames(header: Header) -> list[Frame]:
 
 
 def _frame(places: Sequence[Header], index: int | None) -> Frame:
-    """A row of the table.
+    """Row of the table.
 
     Args:
         places: functional groups of the frame, then the file's header.
-        index: of the frame; None for the whole file.
+        index: frame index; None for the whole file.
     """
     header = places[-1]
     numbers = {keyword: _numbers(header.filename, places, keyword) for keyword in NUMBERS}
@@ -393,7 +392,7 @@ def _frame(places: Sequence[Header], index: int | None) -> Frame:
         b_value=b_value,
         words=frozenset(words),
         trace=bool(words & TRACE_WORDS) or (isotropic and (b_value or 0) > B0_MAX),
-        # Philips and GE write b = 0 into every image.
+        # Philips and GE write b = 0 to every image.
         echo_planar="EP" in _words(places, "ScanningSequence")
         or "ep" in _text(places, "SequenceName").lower()
         or _text(places, "EchoPlanarPulseSequence") == "YES"
@@ -410,7 +409,7 @@ def _frame(places: Sequence[Header], index: int | None) -> Frame:
 
 
 def _value(places: Sequence[Header], keyword: str) -> Any:
-    """An element of a frame: of its functional groups, else of the file; None without a value."""
+    """Value of an element, from the frame's functional groups or else from the file; None without a value."""
     return next((value for place in places if (value := place.get(keyword)) not in (None, "")), None)
 
 
@@ -424,15 +423,15 @@ def _words(places: Sequence[Header], keyword: str) -> list[str]:
 
 
 def _numbers(path: str, places: Sequence[Header], keyword: str) -> tuple[float, ...]:
-    """The numbers of an element; empty if there are none.
+    """The numbers of an element; empty without a value.
 
     Raises:
-        UserError: for a text, NaN, Inf or another count than that of ``COUNTS``.
+        UserError: a value is not numeric, NaN or Inf, or the count differs from ``COUNTS``.
     """
     try:
         value = _value(places, keyword)
         numbers = tuple(float(one) for one in ((value,) if isinstance(value, str | float | int) else value or ()))
-    except Exception as error:  # pydicom converts a value at its first access
+    except Exception as error:  # pydicom converts a value on first access
         raise UserError(f"{path} is damaged: its {keyword} is not a number.") from error
     if not np.isfinite(numbers).all():
         raise UserError(f"{path} is damaged: its {keyword} holds NaN or Inf.")
@@ -456,7 +455,7 @@ def _first_number(value: Any) -> float | None:
 
 
 def _private_b_value(header: Header) -> float | None:
-    """The b-value of the vendors' own elements, to which GE may add 1e9; or else of Siemens' sequence name."""
+    """b-value of the private elements (GE may add 1e9), or else of Siemens' sequence name."""
     for keyword in ("SiemensBValue", "GEBValue", "PhilipsBValue", "UIHBValue"):
         if (number := _first_number(_private(header, keyword))) is not None:
             return number % 1e9 if keyword == "GEBValue" else number
@@ -465,7 +464,7 @@ def _private_b_value(header: Header) -> float | None:
 
 
 def _private(header: Header, keyword: str) -> Any:
-    """The value of an element of ``PRIVATE``; None if the image names another vendor."""
+    """Value of an element of ``PRIVATE``; None for other vendors."""
     vendor, tag, binary = PRIVATE[keyword]
     maker = str(header.get("Manufacturer") or vendor).upper()
     if vendor not in maker or tag not in header:
@@ -473,19 +472,19 @@ def _private(header: Header, keyword: str) -> Any:
     value = header[tag].value
     if not isinstance(value, bytes):
         return value
-    # An element of unknown type, in implicit VR or after anonymisation.
+    # The type is unknown in implicit VR or after anonymisation.
     if binary and len(value) == np.dtype(binary).itemsize:
         return np.frombuffer(value, binary)[0].item()
     return value.decode("ascii", "replace").strip(" \0")
 
 
 def _kind(frames: Sequence[Frame]) -> tuple[str, str]:
-    """Kind of a group, and the reason if that is ``other``; ``derived`` is to be judged by its values."""
+    """Kind of a group, and the reason for ``other``; the values decide about ``derived``."""
     first = frames[0]
     words = first.words
     says_adc = bool(ADC_DESCRIPTION.search(first.description))
     if not words:
-        return "other", "it has no ImageType, which states whether an image is measured or calculated"
+        return "other", "no ImageType, so it is unknown whether it was measured or derived"
     if found := words & OTHER_WORDS:
         return "other", f"a derived image of another kind ({min(found)})"
     if words & ADC_WORDS:
@@ -501,7 +500,7 @@ def _kind(frames: Sequence[Frame]) -> tuple[str, str]:
 
 
 def _read(frames: Sequence[Frame], work: Path) -> Series:
-    """The volumes of the frames of one group; dcm2niix writes in ``work``."""
+    """Read the volumes of one group of frames; dcm2niix writes to ``work``."""
     first = frames[0]
     number = first.number
     name = f"Series {number}"
@@ -511,7 +510,7 @@ def _read(frames: Sequence[Frame], work: Path) -> Series:
     size = 4 * sum(int(np.prod(frame.shape)) for frame in frames)
     if size > MAX_BYTES:
         raise UserError(f"{name} declares {size / 1e9:.0f} GB of voxels, more than the limit.")
-    if "MOSAIC" in first.words and not first.manufacturer:  # dcm2niix would leave the mosaic's own corner
+    if "MOSAIC" in first.words and not first.manufacturer:  # dcm2niix would use the mosaic's corner
         raise UserError(f"{name}: its mosaics name no Manufacturer, so their position is unknown. Export it again.")
     if not first.packed and len({frame.position for frame in frames}) < 2:
         return Series("other", number, reason="one slice only")
@@ -526,7 +525,7 @@ def _read(frames: Sequence[Frame], work: Path) -> Series:
     weighted = any((b or 0) > B0_MAX for *_, known in found for b in known)
     b_values: list[float | None] = []
     for volume, (*_, known) in zip(volumes, found, strict=True):
-        # For GE's b = 0 the header may state the b-value of the directions: dcm2niix looks at the gradient.
+        # GE's header may state the b-value of the directions for b = 0; dcm2niix checks the gradient.
         b_values += [b or 0.0 for b in known] if weighted else [volume[0].b_value] * len(known)
     one = Series(
         kind, number, tuple(b_values), np.concatenate([part[0] for part in found], axis=-1), affine,
@@ -539,7 +538,7 @@ def _read(frames: Sequence[Frame], work: Path) -> Series:
         words = f"{first.description} {first.protocol}"
         if ADC_DESCRIPTION.search(words) and not NOT_ADC_DESCRIPTION.search(words) and unit_of(one.array):
             return replace(one, kind="adc", b_values=(None,) * len(b_values))
-        return replace(one, kind="other", reason="derived from other images, and its tags do not say how")
+        return replace(one, kind="other", reason="derived from other images; its tags do not state the method")
     if not one.part(b0=False).b_values:
         stated = any(b is not None for b in b_values)
         if not first.words & {"DIFFUSION", "DWI", "TRACEW"} and not (stated and first.echo_planar):
@@ -548,17 +547,17 @@ def _read(frames: Sequence[Frame], work: Path) -> Series:
 
 
 def _volumes(frames: Sequence[Frame], name: str) -> list[list[Frame]]:
-    """Frames as volumes of one b-value, each in the order of Z.
+    """Group frames into volumes of one b-value, each in the order of Z.
 
-    dcm2niix would go by the instance numbers, which may be missing, double, or in another order at each slice.
+    dcm2niix would use the instance numbers, which may be missing, duplicate, or in another order at each slice.
 
     Raises:
-        UserError: where frames do not make up volumes.
+        UserError: the frames do not form complete volumes.
     """
     if frames[0].packed:
         return [[frame] for frame in sorted(frames, key=lambda frame: frame.order)]
     if not all(frame.position and frame.orientation and frame.spacing for frame in frames):
-        raise UserError(f"{name}: an image states no position, orientation or pixel spacing.")
+        raise UserError(f"{name}: an image has no position, orientation or pixel spacing.")
     geometry = np.array([(*frame.orientation, *frame.spacing, *frame.shape) for frame in frames])
     if (kinds := len(np.unique(np.round(geometry / 2e-3), axis=0))) > 1 and (np.ptp(geometry, axis=0) > 1e-3).any():
         raise UserError(f"{name} mixes images of {kinds} orientations, sizes or spacings; they are not one volume.")
@@ -571,7 +570,7 @@ def _volumes(frames: Sequence[Frame], name: str) -> list[list[Frame]]:
         raise UserError(f"{name} {problem}")
     double = any(len({frame.order for frame in row}) < len(row) for row in rows)
     if double or not _of_one_b_value(rows):
-        # A volume may mix directions: the images of one b-value are averaged.
+        # A volume may mix directions, since the images of one b-value are averaged.
         rows = [sorted(row, key=lambda frame: (frame.b_value or 0, frame.order)) for row in rows]
         known = {frame.b_value for frame in frames}
         if not _of_one_b_value(rows) or (double and (None in known or len(known) < 2)):
@@ -583,14 +582,14 @@ def _volumes(frames: Sequence[Frame], name: str) -> list[list[Frame]]:
 
 
 def _problem(slices: Sequence[Sequence[Frame]], normal: NDArray[np.float64]) -> str:
-    """Why frames, slice by slice in the order of Z, do not make up volumes; empty if they do."""
+    """Why the frames of each slice, in the order of Z, do not form complete volumes; empty if they do."""
     number = len(slices)
     counts = [len(frames) for frames in slices]
     usual = Counter(counts).most_common(1)[0][0]
     if odd := [i for i, count in enumerate(counts) if count != usual]:
         return (
             f"has {counts[odd[0]]} images at slice {odd[0] + 1} of {number}, and {usual} at others: slices are missing "
-            "or double."
+            "or duplicate."
         )
     shifts = np.array([frames[0].position for frames in slices]) - slices[0][0].position
     steps = np.diff(shifts @ normal)
@@ -601,9 +600,7 @@ def _problem(slices: Sequence[Sequence[Frame]], normal: NDArray[np.float64]) -> 
             f"{step:.2f} mm. An image is missing."
         )
     if np.linalg.norm(shifts - np.outer(shifts @ normal, normal), axis=1).max() > SHEAR_MM:
-        return (
-            "is sheared (a gantry tilt): its slices are shifted against each other. Export or resample it without tilt."
-        )
+        return "is sheared (gantry tilt): its slices are shifted in plane. Export or resample it without tilt."
     if "ORIGINAL" not in slices[0][0].words:
         return ""
     stated_slices, stated_images = slices[0][0].stated
@@ -612,11 +609,11 @@ def _problem(slices: Sequence[Sequence[Frame]], normal: NDArray[np.float64]) -> 
         stated = f"{number} slices, and its header states {stated_slices:g}"
     elif stated_images > sum(counts) and stated_images % number:
         stated = f"{sum(counts)} images of {number} slices, and its header states {stated_images} images"
-    return f"has {stated}. Slices are missing at an end; export the series again." if stated else ""
+    return f"has {stated}. The first or last slices are missing; export the series again." if stated else ""
 
 
 def _of_one_b_value(rows: Sequence[Sequence[Frame]]) -> bool:
-    """Whether the images of each column have one b-value, as far as scanners state it."""
+    """Whether the images of each column have one b-value, within the scanners' variation."""
     stated = np.array([[-1e3 if frame.b_value is None else frame.b_value for frame in row] for row in rows])
     return bool((np.ptp(stated, axis=0) <= np.maximum(B0_MAX, 0.05 * stated.max(0))).all())
 
@@ -624,7 +621,7 @@ def _of_one_b_value(rows: Sequence[Sequence[Frame]]) -> bool:
 def _converted(
     frames: Sequence[Frame], name: str, work: Path
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], dict[str, Any], Sequence[float | None]]:
-    """Result of dcm2niix for a volume or a file: values (X, Y, Z, N), affine, sidecar, b-values (None if unknown)."""
+    """Convert a volume with dcm2niix: values (X, Y, Z, N), affine, sidecar, b-values (None if unknown)."""
     import dcm2niix
 
     if len(offsets := {frame.rescale[1] for frame in frames}) > 1:
@@ -644,9 +641,9 @@ def _converted(
         images = [image for image in loaded if image.ndim in (3, 4) and image.shape[2] > 1]
         if len(images) != 1:
             raise UserError(
-                f"{name}: dcm2niix makes {len(images)} volumes of one (exit code {done.returncode}). The files are "
-                "damaged, of different kinds, or compressed in a way that it does not know; a mosaic or a grid of "
-                "slices needs the vendor's private elements. Export them again, or convert them to NIfTI."
+                f"{name}: dcm2niix converts one volume to {len(images)} (exit code {done.returncode}). The files are "
+                "damaged, of different types, or in an unsupported compression; a mosaic or a grid of slices "
+                "needs the vendor's private elements. Export them again, or convert them to NIfTI."
             )
         file = Path(images[0].get_filename())
         values = np.asarray(images[0].dataobj, dtype=np.float32)
@@ -654,11 +651,11 @@ def _converted(
         try:
             side = json.loads(file.with_suffix(".json").read_text(encoding="utf-8", errors="replace"))
         except ValueError as error:
-            raise UserError(f"{name}: dcm2niix's description cannot be read; the headers are damaged.") from error
+            raise UserError(f"{name}: dcm2niix's sidecar cannot be read; the headers are damaged.") from error
         stated = file.with_suffix(".bval")
         b_values = [float(word) for word in stated.read_text(encoding="utf-8").split()] if stated.exists() else []
     if not np.isfinite(affine).all():
-        raise UserError(f"{name}: dcm2niix finds no geometry in its images.")
+        raise UserError(f"{name}: dcm2niix finds no geometry in the images.")
     values = values.reshape(*values.shape[:3], -1)
     # dcm2niix reverses the rows, and may reverse the slices.
     flips = np.array([[0, 1], [1, -1], [2, -1 if np.linalg.det(affine[:3, :3]) > 0 else 1]])
@@ -667,15 +664,15 @@ def _converted(
     if b_values and len(b_values) != values.shape[-1]:
         raise UserError(f"{name}: dcm2niix finds {len(b_values)} b-values for {values.shape[-1]} volumes.")
     if not frames[0].packed and values.shape[2:] != (len(frames), 1):
-        raise UserError(f"{name}: dcm2niix does not take all of its slices for one volume. Convert them to NIfTI.")
+        raise UserError(f"{name}: dcm2niix does not combine all slices into one volume. Convert them to NIfTI.")
     return values, affine, side, b_values or [None] * values.shape[-1]
 
 
 def _write_images(frames: Sequence[Frame], folder: Path) -> None:
-    """Write the images of a volume as files that dcm2niix takes for one volume.
+    """Write the images of a volume as files that dcm2niix combines into one volume.
 
-    They are numbered in the order of Z, or its reverse: dcm2niix splits or drops Siemens' slices by the number. Frames
-    of other volumes are excluded.
+    Instance numbers ascend or descend with Z: dcm2niix splits or drops Siemens' slices by number. Frames of other
+    volumes are excluded.
     """
     import pydicom
 
@@ -707,9 +704,9 @@ def _write_images(frames: Sequence[Frame], folder: Path) -> None:
 
 
 def _mapped(one: Series, side: dict[str, Any]) -> Series:
-    """An ADC map in the displayed values, or in those of a real world value mapping that states its unit (UCUM).
+    """Rescale an ADC map to displayed values, or to a real world value mapping with a stated unit (UCUM).
 
-    dcm2niix scales Philips' values to a scale common to all images, which is not that of an ADC map.
+    dcm2niix scales all Philips images alike, which is wrong for an ADC map.
     """
     array = one.array
     if side.get("UsePhilipsFloatNotDisplayScaling") and side.get("PhilipsScaleSlope"):

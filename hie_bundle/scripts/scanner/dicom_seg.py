@@ -26,13 +26,13 @@ from .regions import RegionAtlas
 
 logger = logging.getLogger(__name__)
 
-# SNOMED CT's structures of a region, by pydicom's keywords, by a word of its name; other regions: brain
+# SNOMED CT structures (pydicom's keywords) by a word in the region's name; the default is the brain
 ANATOMY = {
     "frontal": ["FrontalLobe"], "parietal": ["ParietalLobe"], "temporal": ["TemporalLobe"],
     "occipital": ["OccipitalLobe"], "cerebell": ["Cerebellum"], "brainstem": ["BrainStem"], "thalam": ["Thalamus"],
     "deep grey": ["CorpusStriatum", "Thalamus", "InternalCapsule"],
 }  # fmt: skip
-SCHEME = "99HIE"  # of codes that no public scheme has
+SCHEME = "99HIE"  # for codes that no public scheme defines
 ALGORITHM = "hie_bundle"
 RESEARCH = "Research use only; not for diagnosis"
 BURNT_IN = "RESEARCH USE ONLY - not a medical device, not for diagnosis or treatment"
@@ -56,24 +56,24 @@ def write_dicom_seg(
     adc_file: str | Path | None = None,
     report_file: str | Path | None = None,
 ) -> None:
-    """Write a mask as DICOM SEG that refers to the images of its series, which is logged.
+    """Write a mask as DICOM SEG that refers to the images of a series; log the series.
 
-    The arguments are keys of ``configs/scanner.yaml``, which explains them. Of several series on the mask's grid the
-    ADC map is used, else the image with the least b-value.
+    The arguments are keys of ``configs/scanner.yaml``, which explains them. If several series have the mask's grid, the
+    ADC map takes precedence, then the smallest b-value.
 
     Raises:
-        UserError: for bad files, when no series has the mask's grid, or the atlas does not fit.
+        UserError: a file is invalid, no series has the mask's grid, or the atlas does not fit.
     """
     if not mask_file or not images or not output_file:
         raise UserError(
             "Name the mask, the folder of its series and the output file: --mask_file --images --output_file."
         )
     if bool(regions) != bool(adc_file) or (report_file and not regions):
-        raise UserError("Regions need an atlas and the ADC map that was segmented: --regions ATLAS --adc_file FILE.")
+        raise UserError("Regions need an atlas and the segmented ADC map: --regions ATLAS --adc_file FILE.")
     paths = [Path(file).resolve() for file in (output_file, capture_file, rtstruct_file, report_file) if file]
     for path in paths:
         if path.suffix.lower() != ".dcm":
-            raise UserError(f"{path}: a DICOM object is written as .dcm.")
+            raise UserError(f"{path}: the extension of a DICOM object must be .dcm.")
         if path.exists() and path.is_relative_to(Path(images).resolve()):
             raise UserError(f"{path} is inside the folder of images; choose another output file.")
     if len(set(paths)) < len(paths):
@@ -89,7 +89,7 @@ def write_dicom_seg(
     if "" not in differences:
         reasons = "; ".join(f"{one.name}: {why}" for one, why in zip(found, differences, strict=True))
         raise UserError(
-            f"{mask_file} is not on the grid of any series in {images} ({reasons or 'none is of diffusion'})."
+            f"{mask_file} is not on the grid of any series in {images} ({reasons or 'no diffusion series'})."
         )
     source = found[differences.index("")]
     parts: dict[str, NDArray[Any]] = {}
@@ -120,20 +120,20 @@ def write_dicom_seg(
 def segmentation_of(mask: NDArray[Any], source: Series, parts: Mapping[str, NDArray[Any]] | None = None) -> Any:
     """A binary DICOM segmentation that refers to the source images, slice by slice if each slice is a file.
 
-    Category, type and region are SNOMED CT's: morphologically abnormal structure (49755003), lesion (52988006), brain
-    (12738006). An empty mask keeps all its frames: it says "nothing found", not "not looked at".
-    ``ContentQualification`` is RESEARCH. Patient and study are those of the source.
+    Category, type and region are SNOMED CT codes: morphologically abnormal structure (49755003), lesion (52988006),
+    brain (12738006). An empty mask keeps all its frames: "nothing found" differs from "not examined".
+    ``ContentQualification`` is RESEARCH. Patient and study are copied from the source.
 
     Args:
         mask: (X, Y, Z), 0 and 1, on the series' grid.
-        source: the series that is referred to.
-        parts: of the mask by region, same shape; each is a further segment with the region's code.
+        source: the referenced series.
+        parts: the mask within each region, by name, same shape; each becomes a segment with the region's code.
 
     Returns:
         ``highdicom.seg.Segmentation``.
 
     Raises:
-        UserError: if DICOM's packages are not installed, or the images lack what a DICOM object must state.
+        UserError: a DICOM package is not installed, or the images lack a required attribute.
     """
     highdicom = require_highdicom()
     from pydicom.sr.coding import Code
@@ -162,7 +162,7 @@ def segmentation_of(mask: NDArray[Any], source: Series, parts: Mapping[str, NDAr
         descriptions.append(description)
     # frames, rows, columns, segments
     pixels: Any = np.stack([np.ascontiguousarray(part.astype(np.uint8).T) for part in named.values()], axis=-1)
-    if len(images) != len(pixels):  # a mosaic or an enhanced image, whose frames are not the mask's
+    if len(images) != len(pixels):  # a mosaic or an enhanced image; its frames do not match the mask's slices
         lps = (LPS_TO_RAS @ source.affine)[:, [2, 1, 0, 3]]
         frame = images[0].FrameOfReferenceUID
         channels = {"SegmentNumber": list(range(1, len(named) + 1))}
@@ -183,7 +183,7 @@ def segmentation_of(mask: NDArray[Any], source: Series, parts: Mapping[str, NDAr
 
 
 def _anatomy_of(name: str) -> tuple[list[Any], Any]:
-    """Codes of a region's structures and of its side (None without one) by its name."""
+    """Codes of a region's structures and of its side (None if the name has none)."""
     from pydicom.sr.codedict import codes
 
     keywords = next((found for word, found in ANATOMY.items() if word in name.lower()), ["Brain"])
@@ -192,12 +192,12 @@ def _anatomy_of(name: str) -> tuple[list[Any], Any]:
 
 
 def report_of(regions: Sequence[Mapping[str, Any]], segmentation: Any, images: Sequence[Any]) -> Any:
-    """A measurement report with a group a region: volume of the lesion in it, of the region, and the injured share.
+    """A measurement report with one group per region: lesion volume, region volume, and injured share.
 
     Args:
         regions: rows of :meth:`.RegionAtlas.injured`.
-        segmentation: of :func:`segmentation_of`, with a segment of each region after that of the whole lesion.
-        images: of the series that the segmentation refers to.
+        segmentation: from :func:`segmentation_of`, with a segment per region after the whole lesion.
+        images: source images of the segmentation.
 
     Returns:
         ``highdicom.sr.Comprehensive3DSR``.
@@ -237,14 +237,14 @@ def report_of(regions: Sequence[Mapping[str, Any]], segmentation: Any, images: S
 
 
 def contours_of(mask: NDArray[Any], source: Series) -> Any:
-    """A mask as DICOM RT Structure Set: closed contours midway between voxels in and out, in the slices of the source.
+    """A mask as DICOM RT Structure Set: closed contours along voxel borders, in the slices of the source.
 
-    A hole is a contour within another one; readers take what is within an odd number of them (XOR). rt-utils would draw
-    through the voxels' centres, so that a lesion of one voxel has no area, and takes no enhanced images.
+    A hole is a contour inside another; readers combine contours by XOR. rt-utils draws through voxel centres, so that a
+    lesion of one voxel has no area, and does not support enhanced images.
 
     Args:
         mask: (X, Y, Z), 0 and 1, on the series' grid.
-        source: the series that is referred to.
+        source: the referenced series.
 
     Returns:
         ``pydicom.Dataset``; without contours if the mask is empty.
@@ -308,12 +308,12 @@ def contours_of(mask: NDArray[Any], source: Series) -> Any:
 
 
 def source_images(source: Series) -> list[Any]:
-    """Whole headers of a series' source images, in the order of Z, as highdicom accepts them.
+    """Full headers of a series' source images, in the order of Z, cleaned for highdicom.
 
-    Optional elements that break the standard are emptied (sex, dates, times), text is decoded.
+    Invalid optional elements (sex, dates, times) are emptied; text is decoded.
 
     Raises:
-        UserError: an element that a DICOM object must refer to is missing, or there are two frames of reference.
+        UserError: a required element is missing, or there are two frames of reference.
     """
     import pydicom
 
@@ -322,11 +322,11 @@ def source_images(source: Series) -> list[Any]:
         try:
             image = pydicom.dcmread(path, stop_before_pixels=True)
             image.decode()
-        except Exception as error:  # the file has been read before
-            raise UserError(f"{source.name.capitalize()}: an image cannot be read any more.") from error
+        except Exception as error:  # the file was readable before
+            raise UserError(f"{source.name.capitalize()}: an image is no longer readable.") from error
         if missing := [keyword for keyword in REQUIRED if not image.get(keyword)]:
             raise UserError(
-                f"{source.name.capitalize()}: an image has no {missing[0]}, by which a DICOM object refers to it."
+                f"{source.name.capitalize()}: an image has no {missing[0]}, which a DICOM object must refer to."
             )
         for keyword in EMPTY:
             image.setdefault(keyword, "")
@@ -348,7 +348,7 @@ def source_images(source: Series) -> list[Any]:
 
 
 def _origin(series_number: int, what: str) -> dict[str, Any]:
-    """Arguments of highdicom's objects: a new series of one object, and its maker."""
+    """Arguments of highdicom's objects: a new series with one object, and its manufacturer."""
     from pydicom.uid import generate_uid
 
     return {
@@ -361,28 +361,30 @@ def _origin(series_number: int, what: str) -> dict[str, Any]:
 
 @contextmanager
 def _named_faults(source: Series, what: str) -> Iterator[None]:
-    """Raise highdicom's error about a source image without its values, which may identify the patient."""
+    """Turn highdicom's errors into UserErrors without values, which may identify the patient."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         named = f": {error}" if isinstance(error, AttributeError) else ""
         raise UserError(
-            f"{source.name.capitalize()}: an image lacks what a {what} must carry, or breaks the standard{named}."
+            f"{source.name.capitalize()}: an image lacks an attribute required for a {what}, or breaks the standard"
+            f"{named}."
         ) from error
 
 
 def capture_of(picture: str | Path, source: Series) -> Any:
-    """A picture as DICOM Secondary Capture in the study of its source, ``BURNT_IN`` in a band below it.
+    """A picture as DICOM Secondary Capture in the study of its source, with ``BURNT_IN`` in a band below.
 
     Args:
-        picture: PNG of axial slices, the patient's right on the left, the face above. It must not name the patient.
-        source: whose patient and study it belongs to.
+        picture: PNG of axial slices, the patient's right on the left, anterior at the top. It must not name the
+            patient.
+        source: series that provides patient and study.
 
     Returns:
         ``highdicom.sc.SCImage``, RGB.
 
     Raises:
-        UserError: if DICOM's packages are not installed, or the images lack what a DICOM object must state.
+        UserError: a DICOM package is not installed, or the images lack a required attribute.
     """
     highdicom = require_highdicom()
     with _named_faults(source, "picture"):

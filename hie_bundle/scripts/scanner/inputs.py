@@ -1,4 +1,4 @@
-"""Volumes between files, SimpleITK and arrays, units of ADC, and Z maps; error messages name the user's input."""
+"""Reading and resampling of volumes, units of ADC, and Z maps; error messages name the user's input."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.floating]
 
-B0_MAX = 50.0  # s/mm²; what scanners store as b = 0 is often b = 5 or 20
-HEAD_MEDIAN = (400.0, 2600.0)  # 1e-6 mm²/s; of a newborn's head, with and without skull
-# What an ADC of 1e-6 mm²/s is in files: scanners and converters differ by powers of ten.
+B0_MAX = 50.0  # s/mm²; the image called b = 0 often has b = 5 or 20
+HEAD_MEDIAN = (400.0, 2600.0)  # 1e-6 mm²/s; median ADC of a newborn's head, with and without skull
+# Factors to 1e-6 mm²/s by unit: scanners and converters differ by powers of ten.
 SCALES = {1.0: "1e-6 mm²/s", 10.0: "1e-5 mm²/s", 1e3: "1e-3 mm²/s", 1e6: "mm²/s", 1e12: "m²/s"}
 GRID_TOLERANCE_MM = 0.1  # largest distance between the corners of equal grids
-WHOLE = 0.98  # share of an image; a brain alone has less
+WHOLE = 0.98  # share of voxels above 0; a skull-stripped map has less
 
 
 def on_grid(values: NDArray[np.float32], grid: sitk.Image) -> sitk.Image:
-    """Values, shape (Z, Y, X), as an image that lies where another one does."""
+    """Values, shape (Z, Y, X), as an image on a given grid."""
     image = sitk.GetImageFromArray(values)
     image.CopyInformation(grid)
     return image
 
 
 def paths_of(given: str | Path | Sequence[str | Path] | None) -> list[Path]:
-    """What an option names, which may be one path, several or none."""
+    """The paths of an option with one path, several or none."""
     return [Path(given)] if isinstance(given, str | Path) else [Path(path) for path in given or ()]
 
 
@@ -46,12 +46,12 @@ def read(path: str | Path, dimensions: int | None = None, grid: Volume | None = 
 
     Args:
         path: the file.
-        dimensions: that it must have, 3 or 4; None for either.
-        grid: a volume on whose grid it must be; None for any grid.
-        name: of that volume, for messages.
+        dimensions: required number of dimensions, 3 or 4; None for either.
+        grid: volume with the required grid; None for any grid.
+        name: name of ``grid``, for messages.
 
     Raises:
-        UserError: naming the file and what is wrong with it.
+        UserError: the file is missing or invalid, or differs in dimensions or grid.
     """
     try:
         volume = read_volume(path)
@@ -68,7 +68,7 @@ def read(path: str | Path, dimensions: int | None = None, grid: Volume | None = 
 
 
 def refuse_other_grid(one: Volume, other: Volume, names: Sequence[str | Path]) -> None:
-    """Raise a UserError that names two volumes and the difference of their grids, if there is one."""
+    """Raise a UserError with the difference if two volumes are on different grids."""
     if difference := grid_difference(one, other, GRID_TOLERANCE_MM):
         raise UserError(f"{names[0]} and {names[1]} are not on one grid: {difference}.")
 
@@ -78,11 +78,11 @@ def read_stripped(path: str | Path, scale: float | None, name: str = "") -> Volu
 
     Args:
         path: the file.
-        scale: factor to 1e-6 mm²/s; None to judge it by :func:`scale_of`.
-        name: of the map, for messages; its path if empty.
+        scale: factor to 1e-6 mm²/s; None to infer it (:func:`scale_of`).
+        name: name of the map, for messages; its path if empty.
 
     Raises:
-        UserError: for a bad file; for a map without brain, with skull, or of an unknown unit.
+        UserError: the file is invalid, or the map is empty, has a skull, or has an unknown unit.
     """
     name = name or str(path)
     volume = read(path, 3)
@@ -97,13 +97,13 @@ def read_stripped(path: str | Path, scale: float | None, name: str = "") -> Volu
 def resample(
     image: sitk.Image, grid: sitk.Image, transform: sitk.Transform | None = None, nearest: bool = False
 ) -> sitk.Image:
-    """Resample to ``grid`` by ``transform``, which takes points of ``grid`` to points of ``image``; 0 outside."""
+    """Resample to ``grid``; ``transform`` maps points of ``grid`` to points of ``image``. 0 outside the image."""
     how = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
     return sitk.Resample(image, grid, transform or sitk.Transform(), how, 0.0, image.GetPixelID())
 
 
 def beside(path: str | Path, ending: str) -> Path:
-    """A volume's path with another ending than its extension; a UserError if it has another than volumes have."""
+    """Replace the extension of a volume's path; raise a UserError if it is not a volume's extension."""
     path = Path(path)
     if not (extension := extension_of(path)):
         raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
@@ -111,16 +111,16 @@ def beside(path: str | Path, ending: str) -> Path:
 
 
 def scale_of(adc: Floats, brain: NDArray[np.bool_] | None = None) -> tuple[float, str]:
-    """The factor from an ADC map's unknown unit to 1e-6 mm²/s, judged by its median; and the unit's name.
+    """Infer an ADC map's unit from its median: factor to 1e-6 mm²/s and name of the unit.
 
-    The units that occur are powers of ten apart by more than the medians of heads are.
+    The ratio between two units is larger than the range of medians of heads.
 
     Args:
-        adc: of any shape; 0 and below count as background.
-        brain: voxels to look at; everything above 0 if None.
+        adc: array of any shape; 0 and below count as background.
+        brain: voxels for the median; all voxels above 0 if None.
 
     Raises:
-        UserError: when no unit gives a plausible newborn's head.
+        UserError: no unit gives a plausible newborn's head.
     """
     values = adc[(adc > 0) & np.isfinite(adc) if brain is None else brain & (adc > 0)]
     median = float(np.median(values)) if values.size else 0.0
@@ -134,7 +134,7 @@ def scale_of(adc: Floats, brain: NDArray[np.bool_] | None = None) -> tuple[float
 
 
 def unit_of(adc: Floats) -> str:
-    """Name of the unit in which the values can be an ADC; empty if there is none."""
+    """Name of the unit in which the values are plausible as ADC; empty if there is none."""
     try:
         return scale_of(adc)[1]
     except UserError:
@@ -142,18 +142,18 @@ def unit_of(adc: Floats) -> str:
 
 
 def to_micro(adc: Floats, scale: float | None = None, brain: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-    """An ADC map in 1e-6 mm²/s; what was assumed goes to the log.
+    """Convert an ADC map to 1e-6 mm²/s, and log the factor.
 
     Args:
-        adc: in any unit; values that are not finite, or below 0, become 0.
-        scale: factor to 1e-6 mm²/s; None to judge it by :func:`scale_of`.
-        brain: see there.
+        adc: in any unit; negative values, NaN and Inf become 0.
+        scale: factor to 1e-6 mm²/s; None to infer it (:func:`scale_of`).
+        brain: see :func:`scale_of`.
     """
     if scale is None:
         scale, unit = scale_of(adc, brain)
-        logger.info("The ADC map's values are taken to be in %s: factor %g to 1e-6 mm²/s.", unit, scale)
+        logger.info("Unit of the ADC map, inferred from its median: %s (factor %g to 1e-6 mm²/s).", unit, scale)
     else:
-        logger.info("The ADC map's values are multiplied by %g, as --adc_scale says, to 1e-6 mm²/s.", scale)
+        logger.info("Factor of the ADC map to 1e-6 mm²/s, from --adc_scale: %g.", scale)
     return (np.where(np.isfinite(adc) & (adc > 0), adc, 0) * scale).astype(np.float32)
 
 
@@ -171,13 +171,13 @@ def z_map(
 
     Args:
         adc: ADC map (X, Y, Z), 1e-6 mm²/s.
-        brain: skull-strip mask; the result is 0 outside, and smoothing does not reach across its border.
+        brain: skull-strip mask; the result is 0 outside, and smoothing does not cross its border.
         mean: normative mean on the same grid.
-        std: normative standard deviation on the same grid, raised to ``least_std`` where smaller.
+        std: normative standard deviation on the same grid.
         spacing_mm: voxel size (3,).
         smoothing_mm: full width at half maximum.
-        clip: bound.
-        least_std: 1e-6 mm²/s.
+        clip: bound of |Z|.
+        least_std: floor of ``std``, 1e-6 mm²/s.
     """
     z = np.where(brain, (adc - mean) / np.maximum(std, np.float32(least_std)), 0).astype(np.float32)
     sigma = smoothing_mm / np.sqrt(8 * np.log(2)) / np.asarray(spacing_mm)

@@ -1,4 +1,4 @@
-"""Pictures to check a step by: slices of an ADC map or another image with the outline of a mask."""
+"""Pictures for quality control: slices of an ADC map or another image with outlines of masks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def outlines(path: str | Path, image: Volume, masks: Mapping[str, NDArray[Any]],
     """Write a PNG of eight axial slices with masks' outlines; the patient's right is on the left.
 
     Args:
-        path: of the picture.
-        image: shown in grey, from 0 to its 99th percentile where it is above 0.
-        masks: one or two of the same shape, by what they are; the first is orange, the second blue.
-        title: printed above.
+        path: output file.
+        image: shown in grey, from 0 to the 99th percentile of its values above 0.
+        masks: one or two masks of the same shape by name; the first is orange, the second blue.
+        title: title above the slices.
     """
     values, spacing = upright(np.asarray(image.array, dtype=np.float32), image.affine)
     drawn = {

@@ -1,4 +1,4 @@
-"""Regions of an atlas on a case, and the share of each that is injured."""
+"""Atlas regions of a case, and the injured share of each region."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .inputs import read, resample
 from .registration import register
 from .zscore import FitLimits, read_atlas
 
-LIMITS = FitLimits(correlation=FitLimits.doubtful)  # a doubtful fit gives no regions
+LIMITS = FitLimits(correlation=FitLimits.doubtful)  # regions need a better fit than the Z map
 
 
 class RegionAtlas:
-    """A normative atlas with regions, brought to cases by the registration of ``run zscore``.
+    """A normative atlas with regions, registered to cases as in ``run zscore``.
 
     Args:
-        folder: with ``mean.nii.gz`` and ``std.nii.gz`` of healthy newborns' ADC, ``regions.nii.gz`` (a number a region,
-            on the same grid) and ``regions.json`` (``{"1": "left cerebellum", …}``).
+        folder: contains ``mean.nii.gz`` and ``std.nii.gz`` of healthy newborns' ADC, ``regions.nii.gz`` (integer
+            labels, on the same grid) and ``regions.json`` (``{"1": "left cerebellum", …}``).
 
     Raises:
-        UserError: when a file is missing or does not fit the others.
+        UserError: a file is missing or does not match the others.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -48,14 +48,14 @@ class RegionAtlas:
             raise UserError(f"{folder / 'regions.json'} does not name the regions {sorted(unnamed)}; add their names.")
 
     def on(self, adc: Volume) -> tuple[NDArray[np.uint8] | None, str]:
-        """The regions on a case.
+        """Map the regions to a case.
 
         Args:
             adc: skull-stripped ADC map, 1e-6 mm²/s.
 
         Returns:
-            The number of each brain voxel's region, 0 outside the brain, shape (X, Y, Z); and a remark. Where the atlas
-            does not fit None, and why.
+            Region label of each voxel, 0 outside the brain, shape (X, Y, Z), and a remark; None and the reason if the
+            atlas does not fit.
         """
         brain = brain_of(adc.array)
         image = to_itk(np.asarray(adc.array, np.float32), adc.affine)
@@ -63,7 +63,7 @@ class RegionAtlas:
         if problems := LIMITS.problems(found.fit):
             return None, f"no regions: the atlas does not fit ({'; '.join(problems)})"
         labels = sitk.GetArrayFromImage(resample(self.regions, image, found.transform, nearest=True)).T
-        # a brain voxel beyond the atlas' brain is of the nearest region
+        # a brain voxel outside the atlas gets the nearest region
         nearest = ndimage.distance_transform_edt(
             labels == 0, adc.spacing_mm, return_distances=False, return_indices=True
         )
@@ -72,10 +72,11 @@ class RegionAtlas:
         )
 
     def injured(self, adc: Volume, mask: NDArray[Any]) -> tuple[NDArray[np.uint8] | None, list[dict[str, Any]], str]:
-        """Regions of a case, a row for each with the share that a mask of lesion covers, and a remark.
+        """Map the regions to a case, and measure the share of each that a lesion mask covers.
 
         Returns:
-            See :meth:`on`; rows with ``region``, ``number``, ``volume_ml``, ``injured_ml`` and ``share`` (in [0, 1]).
+            Labels and remark of :meth:`on`; in between, a row per region with ``region``, ``number``, ``volume_ml``,
+            ``injured_ml`` and ``share`` (in [0, 1]).
         """
         labels, note = self.on(adc)
         return labels, [] if labels is None else self.rows(labels, mask, list(adc.spacing_mm)), note
@@ -86,7 +87,7 @@ class RegionAtlas:
 
     @staticmethod
     def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Rows as a record: ``region_left_cerebellum_ml`` and ``region_left_cerebellum_share`` of each."""
+        """Rows as a flat record: ``region_left_cerebellum_ml``, ``region_left_cerebellum_share`` etc."""
         return {
             f"region_{row['region'].replace(' ', '_')}_{unit}": round(row[key], 4)
             for row in rows
@@ -97,7 +98,7 @@ class RegionAtlas:
 def shares(
     labels: NDArray[np.uint8], names: Mapping[int, str], mask: NDArray[Any], voxel_ml: float
 ) -> list[dict[str, Any]]:
-    """The rows of :meth:`RegionAtlas.injured`; a region that the case does not have is excluded."""
+    """The rows of :meth:`RegionAtlas.injured`, without regions of volume 0."""
     sizes, hurt = (
         np.bincount(part, minlength=max(names) + 1) * voxel_ml for part in (labels.ravel(), labels[mask > 0])
     )

@@ -1,13 +1,13 @@
-"""Registration of a normative atlas to a case: affine, then a smooth displacement field, blind to the case's damage.
+"""Registration of a normative atlas to a case: affine, then a smooth displacement field, without the case's damage.
 
-The border of a brain mask is not anatomy: masks differ, and so does the fluid around the brain. With 0 outside, that
-border has the strongest edge of the image and pulls the atlas off the gyri. So fluid surrounds both brains here, and
-their edge is that between cortex and fluid. Affine: mutual information. Field: correlation in a neighbourhood of each
-voxel (Avants et al., Med Image Anal 12, 2008), which a difference in the level of white matter does not move.
+The border of a brain mask is not anatomy: masks differ, and so does the fluid around the brain. With 0 outside, this
+border is the strongest edge of the image and pulls the atlas off the gyri. Here both brains are surrounded by fluid,
+so that the outer edge is the edge of the cortex. The affine metric is mutual information. The deformable metric is
+local correlation (Avants et al., Med Image Anal 12, 2008), which is invariant to the level of white matter.
 
-A deformable registration that saw the damage would pull the atlas' own dark structures over it, and the Z map would
-lose the lesion. So the damage, found by a first Z map, is filled with the atlas' expectation: no force acts in it, and
-the field continues smoothly from its surroundings.
+A deformable registration of damaged tissue would pull dark structures of the atlas over it, and the Z map would lose
+the lesion. Therefore a first Z map detects the damage, and the atlas' mean fills it: no force acts there, and the
+field continues smoothly from its surroundings.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from scipy import ndimage
 from ..runtime.errors import UserError
 from .inputs import on_grid, resample, z_map
 
-STEP_MM = 2.0  # of the grid that is registered on
+STEP_MM = 2.0  # voxel size of the registration grid
 MARGIN_MM = 8.0  # around the brain
-BEYOND_MM = 4.0  # of the atlas' brain; what a brain mask has farther out, muscle and cord, would pull the atlas there
-DAMAGE_Z = -2.5  # below this a smoothed Z counts as damage
+BEYOND_MM = 4.0  # margin around the atlas' brain; farther parts of a brain mask, muscle and cord, attract the atlas
+DAMAGE_Z = -2.5  # a smoothed Z below this counts as damage
 DAMAGE_SMOOTHING_MM = 5.0
-PASSES = 2  # of the deformable registration: the second continues the first and knows the damage better
-FLUID = 2000.0  # 1e-6 mm²/s, of all above and outside the brain; fluid's own contrast would rule the metrics
-SHRINK = 2  # of the grid, for the field
-BLUR_MM = 2.0  # of the images, for the field
-RADIUS = 2  # of the neighbourhoods, voxels of the shrunk grid
-FIELD_VARIANCE = 25.0  # of the smoothing of each update, squared voxels of the shrunk grid: a sigma of 20 mm
+PASSES = 2  # deformable registrations; the second continues the first with a better estimate of the damage
+FLUID = 2000.0  # 1e-6 mm²/s; upper bound, and value outside the brain; contrast in fluid would dominate the metrics
+SHRINK = 2  # shrink factor of the grid, deformable registration
+BLUR_MM = 2.0  # sigma of the images' smoothing, deformable registration
+RADIUS = 2  # of the local correlation, voxels of the shrunk grid
+FIELD_VARIANCE = 25.0  # of each update's Gaussian smoothing, squared voxels of the shrunk grid: sigma = 20 mm
 ITERATIONS = 60
-UPDATE_MM = 1.0  # largest displacement of an iteration; ITK's default of a voxel oscillates
+UPDATE_MM = 1.0  # maximum step; ITK's default of one voxel oscillates
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How well an atlas lies on a case.
+    """Quality of the registration of an atlas to a case.
 
     Attributes:
         correlation: of ADC with the atlas' mean in the brain, without damage and voxels far outside the atlas.
         overlap: Dice of the two brains.
-        scale: brain volume of the atlas by that of the case, as the affine transform has it.
-        median_z: of the brain, without damage.
-        damage: excluded share of the brain.
-        mean_shift_mm: mean displacement in the brain beyond the affine transform.
+        scale: determinant of the affine transform, the atlas' volume relative to the case's.
+        median_z: in the brain, without damage.
+        damage: fraction of the brain excluded as damage.
+        mean_shift_mm: mean length of the displacement field in the brain.
     """
 
     correlation: float
@@ -61,7 +61,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Registration:
-    """The result: ``transform`` takes points of the case to points of the atlas (LPS mm)."""
+    """Result of a registration; ``transform`` maps case points to atlas points (LPS mm)."""
 
     transform: sitk.Transform
     fit: Fit
@@ -74,24 +74,24 @@ def register(
     deformable: bool = True,
     least_std: float = 20.0,
 ) -> Registration:
-    """Lay an atlas on a case.
+    """Register an atlas to a case; the caller checks the fit.
 
     Args:
-        adc: of the case, 1e-6 mm²/s, 0 outside the brain, float32.
-        mean: of the atlas, 1e-6 mm²/s, 0 outside its brain, float32.
-        std: of the atlas.
-        deformable: also bend it.
+        adc: ADC map of the case, 1e-6 mm²/s, 0 outside the brain, float32.
+        mean: mean of the atlas, 1e-6 mm²/s, 0 outside its brain, float32.
+        std: standard deviation of the atlas.
+        deformable: add deformable registration after the affine one.
         least_std: floor of ``std``, 1e-6 mm²/s.
 
     Raises:
-        UserError: for an empty brain. How far the two are apart is for the caller to judge, by the fit.
+        UserError: the brain is empty.
     """
     brain = adc > 0
     grid = _grid(brain)
     inside = resample(brain, grid, nearest=True)
     b = sitk.GetArrayFromImage(inside) > 0
-    # Beyond its brain each repeats its border: interpolated with the zeros there, a brain's border looks like damage,
-    # and a voxel beyond the atlas is compared with what is nearest.
+    # Extrapolation beyond the brain: interpolated with zeros, a brain's border would look like damage. A voxel outside
+    # the atlas is compared with the nearest atlas voxel.
     full_adc, full_mean, full_std = (repeat_border(image) for image in (adc, mean, std))
     values = np.where(b, sitk.GetArrayFromImage(resample(full_adc, grid)), 0).astype(np.float32)
     fixed = on_grid(values, grid)
@@ -121,7 +121,7 @@ def register(
         damage = _damage(values, b, expected, spread, least_std)
     sound = b & ~damage
     if sound.sum() < 2:
-        sound = b  # nothing but damage, as ``damage`` says
+        sound = b  # all of the brain is damage; ``fit.damage`` shows it
     z = (values - expected) / np.maximum(spread, least_std)
     correlation = np.corrcoef(values[sound], expected[sound])[0, 1] if values[sound].std() > 0 else 0.0
     fit = Fit(
@@ -136,7 +136,7 @@ def register(
 
 
 def _grid(brain: sitk.Image) -> sitk.Image:
-    """Cubic voxels along the axes of a mask, around what is in it."""
+    """Grid with cubic voxels along a mask's axes, cropped to the foreground plus a margin."""
     b = sitk.GetArrayViewFromImage(brain) > 0
     if not b.any():
         raise UserError("The ADC map has no voxel above 0.")
@@ -153,7 +153,7 @@ def _grid(brain: sitk.Image) -> sitk.Image:
 
 
 def repeat_border(image: sitk.Image) -> sitk.Image:
-    """Extend a map beyond its brain, so that interpolation at the border does not mix in zeros."""
+    """Extrapolate a map beyond its brain by the nearest voxel, so that interpolation does not mix in zeros."""
     values = sitk.GetArrayFromImage(image)
     nearest = tuple(ndimage.distance_transform_edt(values <= 0, return_distances=False, return_indices=True))
     return on_grid(values[nearest], image)
@@ -173,11 +173,11 @@ def _affine(fixed: sitk.Image, inside: sitk.Image, mean: sitk.Image) -> sitk.Aff
     method.SetMetricFixedMask(sitk.BinaryDilate(inside, [2] * 3))
     method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 120, relaxationFactor=0.6)
     try:
-        method.SetMetricAsCorrelation()  # the brains as a whole, from far
+        method.SetMetricAsCorrelation()  # coarse alignment of the whole brains
         method.Execute(fixed, mean)
         method.SetMetricAsMattesMutualInformation()
         method.Execute(_in_fluid(fixed), _in_fluid(mean))
-    except RuntimeError:  # ITK: nothing overlaps any more; the centres on each other are judged as any fit is
+    except RuntimeError:  # ITK: the images do not overlap; the caller checks the fit of the centred brains
         return first
     return affine
 
@@ -202,18 +202,18 @@ def _damage(
     least_std: float,
 ) -> NDArray[np.bool_]:
     z = z_map(adc, brain, mean, std, np.full(3, STEP_MM), DAMAGE_SMOOTHING_MM, least_std=least_std)
-    low = ndimage.binary_opening(brain & (z < DAMAGE_Z))  # single voxels are misfit more often than damage
+    low = ndimage.binary_opening(brain & (z < DAMAGE_Z))  # a single voxel is more likely misregistered than damaged
     return np.asarray(ndimage.binary_dilation(low) & brain)
 
 
 def _in_fluid(image: sitk.Image) -> sitk.Image:
-    """A map capped at ``FLUID``, which also surrounds it."""
+    """A map clipped at ``FLUID``, with ``FLUID`` as background."""
     return sitk.Clamp(image, sitk.sitkFloat32, 0, FLUID) + sitk.Cast(image <= 0, sitk.sitkFloat32) * FLUID
 
 
 def _field(fixed: sitk.Image, moving: sitk.Image, start: sitk.Image) -> sitk.Image:
-    """Displacement field on the grid of ``fixed``, from ``start`` on; a difference of level (a cooled newborn, a
-    scanner) is removed."""
+    """Displacement field on the grid of ``fixed``, initialised with ``start``; a global difference in ADC (a cooled
+    newborn, a scanner) is removed."""
     a, b = sitk.GetArrayViewFromImage(fixed), sitk.GetArrayViewFromImage(moving)
     both = (a > 0) & (b > 0)
     level = float(np.median(b[both]) / np.median(a[both])) if both.any() else 1.0

@@ -22,23 +22,23 @@ from .registration import Fit, register, repeat_border
 
 logger = logging.getLogger(__name__)
 
-SPREAD = (0.01, 0.5)  # of healthy newborns' ADC by its mean it is a twentieth; the floor of it would hide another unit
+SPREAD = (0.01, 0.5)  # plausible std/mean of an atlas, typically 0.05; else the floor of std would hide a wrong unit
 
 
 @dataclass(frozen=True)
 class FitLimits:
-    """What a usable fit of the atlas looks like; see :class:`.Fit`.
+    """Acceptance limits for the fit of the atlas; see :class:`.Fit`.
 
     Attributes:
-        correlation: least.
-        doubtful: correlation below which a fit that is taken is warned of.
-        overlap: least.
-        scale: least and greatest.
-        median_z: greatest; an atlas of adults, whose ADC is lower, lies far below a newborn.
-        damage: greatest; what is left is too little to judge the rest by.
+        correlation: minimum.
+        doubtful: correlation below which an accepted fit logs a warning.
+        overlap: minimum.
+        scale: minimum and maximum.
+        median_z: maximum; exceeded with an atlas of adults, whose ADC is lower than a newborn's.
+        damage: maximum; above it too little brain remains to assess the fit.
 
     Raises:
-        DatasetError: when one is not a number, or ``scale`` not a pair of numbers.
+        DatasetError: a limit is not a number, or ``scale`` is not a pair of numbers.
     """
 
     correlation: float = 0.4
@@ -52,15 +52,15 @@ class FitLimits:
         require_numbers(self, "fit_limits")
 
     def problems(self, fit: Fit) -> list[str]:
-        """What is wrong with a fit; nothing if it is usable."""
+        """Violated limits of a fit; empty if it is usable."""
         low, high = self.scale
         judged = {
-            f"ADC and atlas correlate by {fit.correlation:.2f} only (at least {self.correlation:g})":
+            f"correlation of ADC and atlas is {fit.correlation:.2f} (at least {self.correlation:g})":
                 fit.correlation < self.correlation,
-            f"the brains overlap by {fit.overlap:.2f} only (at least {self.overlap:g})": fit.overlap < self.overlap,
+            f"Dice of the two brains is {fit.overlap:.2f} (at least {self.overlap:g})": fit.overlap < self.overlap,
             f"the atlas' brain is {fit.scale:.2f} times as large as the case's ({low:g} to {high:g})":
                 not low <= fit.scale <= high,
-            f"half of the brain is above Z = {fit.median_z:.1f} (at most {self.median_z:g})":
+            f"median Z of the brain is {fit.median_z:.1f} (at most {self.median_z:g})":
                 fit.median_z > self.median_z,
             f"{fit.damage:.0%} of the brain counts as damage (at most {self.damage:.0%})": fit.damage > self.damage,
         }  # fmt: skip
@@ -70,23 +70,23 @@ class FitLimits:
 def read_atlas(mean_file: str | Path, std_file: str | Path) -> tuple[sitk.Image, sitk.Image]:
     """Mean and standard deviation of an atlas in 1e-6 mm²/s, 0 outside its brain.
 
-    Both are in one unit, which follows from the mean (:func:`.scale_of`).
+    The mean determines the unit of both (:func:`.scale_of`).
 
     Raises:
-        UserError: naming the file and what is wrong with it.
+        UserError: a file is invalid, or the pair is not plausible.
     """
     mean = read(mean_file, 3)
     std = read(std_file, 3, mean, mean_file)
     inside = np.isfinite(mean.array) & (mean.array > 0) & np.isfinite(std.array) & (std.array > 0)
     if not inside.any():
         raise UserError(
-            f"{std_file} has no voxel above 0 where {mean_file} has one; give mean and standard deviation of one atlas."
+            f"{std_file} and {mean_file} have no common voxel above 0; give mean and standard deviation of one atlas."
         )
     ratio = float(np.median(std.array[inside] / mean.array[inside]))
     if not SPREAD[0] <= ratio <= SPREAD[1]:
         raise UserError(
             f"{std_file} is not the standard deviation of {mean_file}: its median is {ratio:.2g} times the mean, not "
-            f"{SPREAD[0]:g} to {SPREAD[1]:g} times. Check their units, and whether they are exchanged."
+            f"{SPREAD[0]:g} to {SPREAD[1]:g} times. Check their units, and whether they are swapped."
         )
     values = to_micro(mean.array)
     scale = float(np.median(values[inside] / mean.array[inside]))
@@ -104,29 +104,29 @@ def zscore(
     smoothing_mm: float = 2.0,
     clip: float = 10.0,
 ) -> tuple[NDArray[np.float32], sitk.Transform, Fit, NDArray[np.bool_]]:
-    """The Z map of one skull-stripped ADC map.
+    """Z map of one skull-stripped ADC map.
 
     Args:
         adc: (X, Y, Z), 1e-6 mm²/s, 0 outside the brain.
-        atlas: of :func:`read_atlas`.
-        deformable: also bend the atlas after the affine registration.
+        atlas: from :func:`read_atlas`.
+        deformable: add deformable registration after the affine one.
         least_std: floor of the atlas' standard deviation, 1e-6 mm²/s.
         smoothing_mm: full width at half maximum of the Gaussian that smooths Z inside the brain.
         clip: bound of |Z|.
 
     Returns:
-        Z (X, Y, Z), 0 outside the brain; the transform from the case's points to the atlas' (LPS mm); the fit; the
-        atlas' brain on the case's grid.
+        Z (X, Y, Z), 0 outside the brain; the transform from case to atlas points (LPS mm); the fit; the atlas' brain
+        on the case's grid.
 
     Raises:
-        UserError: if there is no brain, or atlas and case do not meet.
+        UserError: the brain is empty.
     """
     image = to_itk(adc.array.astype(np.float32), adc.affine)
     found = register(image, *atlas, deformable=deformable, least_std=least_std)
-    # Beyond its brain the atlas repeats its border.
+    # The atlas is extrapolated beyond its brain.
     mean, std = (sitk.GetArrayFromImage(resample(repeat_border(part), image, found.transform)).T for part in atlas)
     covered = sitk.GetArrayFromImage(resample(atlas[0], image, found.transform, nearest=True)).T > 0
-    known = brain_of(adc.array) & (std > 0)  # the atlas' box is left: there is no Z, which counts as 0
+    known = brain_of(adc.array) & (std > 0)  # std is 0 outside the atlas' image: Z is set to 0 there
     z = z_map(adc.array, known, mean, std, adc.spacing_mm, smoothing_mm, clip, least_std)
     return z.astype(np.float32), found.transform, found.fit, covered
 
@@ -144,13 +144,13 @@ def write_zscore(
     adc_scale: float | None = None,
     name: str | None = None,
 ) -> Fit:
-    """Write a Z map, the transform (``.tfm.h5``), a picture (``.png``) and the fit's figures (``.json``).
+    """Write a Z map, the transform (``.tfm.h5``), a picture (``.png``) and the quality of the fit (``.json``).
 
     The arguments are keys of ``configs/scanner.yaml``, which explains them. ``limits`` are ``fit_limits`` there;
-    ``name`` stands for the path of the ADC map in messages.
+    ``name`` replaces the path of the ADC map in messages.
 
     Raises:
-        UserError: for bad files, and for a bad fit, of which the picture alone is written.
+        UserError: a file is invalid, or the fit is poor; for a poor fit, only the picture is written.
     """
     if not (adc_file and atlas_mean and atlas_std and output_file):
         raise UserError("Name the maps and the output file: --adc_file --atlas_mean --atlas_std --output_file.")
@@ -178,5 +178,5 @@ def write_zscore(
         fit.correlation, fit.overlap, 100 * fit.damage,
     )  # fmt: skip
     if fit.correlation < limits.doubtful:
-        logger.warning("That is a poor fit: look at %s before the Z map is used.", picture.name)
+        logger.warning("The fit of the atlas is poor: check %s before you use the Z map.", picture.name)
     return fit
