@@ -13,6 +13,7 @@ class FieldComments(Extension):
 
     def on_attribute_instance(self, *, attr: Attribute, **kwargs: Any) -> None:
         """Called by griffe for each attribute that it has read."""
-        if attr.docstring is None and attr.parent and attr.parent.is_class and attr.lines:
-            if found := re.search(r"\S\s+# (?!noqa|fmt|type)(.+)$", attr.lines[-1]):
-                attr.docstring = Docstring(found[1], parent=attr)
+        if attr.docstring is not None or not (attr.parent and attr.parent.is_class and attr.lines):
+            return
+        if found := re.search(r"\S\s+# (?!noqa|fmt|type)(.+)$", attr.lines[-1]):
+            attr.docstring = Docstring(found[1], parent=attr)
