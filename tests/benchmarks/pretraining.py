@@ -4,9 +4,8 @@
 
 Each variant trains for 800 steps on pretrain.yaml's cohort, or on its own where it changes the simulator, and is
 measured on the test cases of DIR with the network alone and with the soft thresholds on ZADC. Prints the mean Dice on
-the native grid by lesion size, the difference to a reference with its 95 % interval over cases, and the mean Dice at
-the best threshold for these cases, without lesion_peak: it tells what a variant separates from where it cuts. Results
-that exist are not made again.
+the native grid by lesion size, the difference to a reference with its 95 % interval over cases and, for the network
+alone, the mean Dice at the threshold that is best for these cases. Results that exist are not made again.
 """
 
 from __future__ import annotations
@@ -179,28 +178,33 @@ def dice_by_size(file: Path) -> dict[str, dict[str, float]]:
 def write_table(out: Path) -> None:
     """Write the results that exist: a row for each variant, mode and lesion size."""
     version = json.loads((CONFIGS / "metadata.json").read_text(encoding="utf-8"))["version"]
-    columns = "cohort cases method lesion_size mean_dice reference difference low high best at version command"
+    columns = "cohort cases method lesion_size mean_dice reference difference low high threshold version command"
     with (out / "pretraining.csv").open("w", encoding="utf-8", newline="") as text:
         table = csv.DictWriter(text, columns.split())
         table.writeheader()
         for name, mode in itertools.product(VARIANTS, MODES):
             reference = VARIANTS[name].reference
+            needed = [one for one in VARIANTS[name].weights if isinstance(one, str)]
+            only = ";".join(dict.fromkeys([reference, *needed, name]))
             if not all(results(out, one, mode).is_file() for one in (name, reference)):
                 continue
             ours, others = (dice_by_size(results(out, one, mode)) for one in (name, reference))
             for size in SIZES:
                 row = {"cohort": "transfer", "cases": len(ours[size]), "method": name + mode, "lesion_size": size}
                 row |= {"mean_dice": f"{np.mean(list(ours[size].values())):.3f}", "version": version}
-                row["command"] = f"python tests/benchmarks/pretraining.py --dataset_dir DIR --only {json.dumps(name)}"
+                row["command"] = f'python tests/benchmarks/pretraining.py --dataset_dir DIR --only "{only}"'
                 if name != reference:
                     found = describe([value - others[size][key] for key, value in ours[size].items()])
                     found = {"difference": found["mean"], "low": found["low"], "high": found["high"]}
                     row |= {"reference": reference + mode}
                     row |= {key: f"{value:.3f}" for key, value in found.items() if value is not None}
-                if size == "all":
-                    best = json.loads(results(out, name, mode).with_name("thresholds.json").read_text(encoding="utf-8"))
-                    row |= {"best": f"{best['mean_dice']:.3f}", "at": best["threshold"]}
                 table.writerow(row)
+            if mode:
+                file = results(out, name, mode).with_name("thresholds.json")
+                best = json.loads(file.read_text(encoding="utf-8"))
+                row |= {"cases": best["cases"], "method": f"{name}{mode}, best threshold", "lesion_size": "all"}
+                row |= {"mean_dice": f"{best['mean_dice']:.3f}", "threshold": best["threshold"]}
+                table.writerow({key: row[key] for key in row if key not in ("reference", "difference", "low", "high")})
 
 
 if __name__ == "__main__":
