@@ -302,7 +302,7 @@ def test_an_inner_split_leaves_the_fold_alone(source: str, cohort: Path, tmp_pat
     assert abs(len(patients[1]) - len(patients[0] | patients[1]) / 4) <= 1
     assert cases("test", inner_folds=4) == cases("test")
     for wrong in (1, "auto", 2.5):
-        with pytest.raises(DatasetError, match="--inner_folds takes a whole number from 2 on"):
+        with pytest.raises(DatasetError, match="--inner_folds must be an integer of at least 2"):
             cases("val", inner_folds=wrong)
 
 

@@ -222,7 +222,7 @@ def test_unusable(tmp_path: Path, fault: str) -> None:
 def test_stacked_files_with_another_number_of_channels(tmp_path: Path, channels: int) -> None:
     files = write_stacked(tmp_path, "a", channels=channels)
     message = f"has {channels} channel{'s' if channels > 1 else ''}; a stacked file has two, ADC and ZADC"
-    message += ", and this recipe does not take an ADC map alone (limits#zadc)" * (channels == 1)
+    message += ", and this recipe does not accept an ADC map alone (limits#zadc)" * (channels == 1)
     assert [problem.message for problem in report_of(files).problems] == [message]
 
 
@@ -295,7 +295,7 @@ def test_nothing_found(tmp_path: Path) -> None:
         error.value
     )
     write_case(tmp_path, split="Test")
-    with pytest.raises(DatasetError, match=r"no case for training, only others \(1 of test\)"):
+    with pytest.raises(DatasetError, match=r"no case for training; it has 1 of test"):
         require_usable([], tmp_path, "training")
 
 

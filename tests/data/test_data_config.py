@@ -165,7 +165,7 @@ def test_download_command(tmp_path: Path, serve: Any, capsys: pytest.CaptureFixt
     assert "https://doi.org/10.5281/zenodo.10602767" in output
     assert "2 cases, verified" in output
     run("download", splits=("val",), **options)
-    assert "already there and verified" in capsys.readouterr().out
+    assert "already downloaded and verified" in capsys.readouterr().out
 
 
 def test_preprocessing_command(tiny_cohort: Path, tmp_path: Path) -> None:

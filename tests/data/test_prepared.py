@@ -105,7 +105,7 @@ def test_what_cannot_be_measured_is_left_out_and_named(
     options = {"split": "test", "ckpt_dir": str(cohorts["models"])}
     rows = _evaluate(tmp_path / "out", dataset_dir=str(alone), **options)
     assert "original files of the cases" in caplog.text
-    assert "there will be no figures on the native grid" in caplog.text
+    assert "there will be no results on the native grid" in caplog.text
     for row, known in zip(rows, raw, strict=True):
         assert not any(name.startswith("native_") for name in row)
         assert not {"brain_ml", "lesion_fraction", "baseline_dice", "largest_distance_mm"} & row.keys()

@@ -192,7 +192,7 @@ def test_adc_alone_is_said(segmenter: Segmenter, weights: Path, files: dict[str,
     assert alone.notes[0].startswith("no ZADC map: segmented by ADC alone")
     np.testing.assert_array_equal(alone.mask, segmenter.result(nibabel.load(files["adc"])).mask)
     strict = Segmenter(write_weights(tmp_path / "paper.pt", []), recipe="paper", **TINY)
-    with pytest.raises(UserError, match=r"1 channel.*does not take an ADC map alone"):
+    with pytest.raises(UserError, match=r"1 channel.*does not accept an ADC map alone"):
         strict(files["adc"])
 
 

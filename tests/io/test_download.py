@@ -137,7 +137,7 @@ def test_fetches_splits_then_does_nothing(
     server.requests.clear()
     download(target, server.url, known, ["train", "val"])
     assert server.requests == []
-    assert capsys.readouterr().out.count("already there and verified") == 2
+    assert capsys.readouterr().out.count("already downloaded and verified") == 2
 
 
 def test_resumes_a_cut_connection(tmp_path: Path, serve: Any) -> None:
@@ -284,7 +284,7 @@ def test_changed_folder_is_reported_and_left_alone(tmp_path: Path, serve: Any) -
 def test_folder_of_unknown_origin_is_left_alone(tmp_path: Path, serve: Any) -> None:
     data, target = cohort_zip(tmp_path), tmp_path / "data"
     write_case(target)
-    with pytest.raises(DatasetError, match="was not made by this command"):
+    with pytest.raises(DatasetError, match="was not created by this command"):
         download(target, serve({}).url, archives(train=data), "train")
     assert len(find_cases(target)) == 1
 
@@ -296,10 +296,10 @@ def member(name: str, mode: int = 0o100644) -> zipfile.ZipInfo:
 
 
 EVIL = {
-    "parent": ([(member("BONBID2023_Train/../../evil.txt"), b"x")], "would lie outside"),
-    "absolute": ([(member("/tmp/evil.txt"), b"x")], "would lie outside"),
-    "backslash": ([(member("..\\evil.txt"), b"x")], "would lie outside"),
-    "drive": ([(member("C:/evil.txt"), b"x")], "would lie outside"),
+    "parent": ([(member("BONBID2023_Train/../../evil.txt"), b"x")], "would be outside"),
+    "absolute": ([(member("/tmp/evil.txt"), b"x")], "would be outside"),
+    "backslash": ([(member("..\\evil.txt"), b"x")], "would be outside"),
+    "drive": ([(member("C:/evil.txt"), b"x")], "would be outside"),
     "link": ([(member("BONBID2023_Train/link", 0o120777), b"/etc/passwd")], "is a link or a device"),
     "device": ([(member("BONBID2023_Train/null", 0o020666), b"")], "is a link or a device"),
     "empty": ([], "it is empty"),

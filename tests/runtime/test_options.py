@@ -169,9 +169,9 @@ def test_what_a_user_may_write(files: list[str], content: str, tmp_path: Path) -
             "torchio.RandomNoise does not take the values",
         ),
         (["train"], {"transforms#grid#size#mode": 5}, "Resized does not take the values that it has in the config: "),
-        (["train"], {"limits#brain_ml_range": 5}, "limits#brain_ml_range is two numbers, the least and the greatest"),
-        (["train"], {"limits#adc_limit": "x"}, "limits#adc_limit is a number, not 'x'"),
-        (["train"], {"limits#adc_range": [4000, 200]}, "limits#adc_range is two numbers, the least and the greatest"),
+        (["train"], {"limits#brain_ml_range": 5}, "limits#brain_ml_range must be two numbers, minimum and maximum"),
+        (["train"], {"limits#adc_limit": "x"}, "limits#adc_limit must be a number, not 'x'"),
+        (["train"], {"limits#adc_range": [4000, 200]}, "limits#adc_range must be two numbers, minimum and maximum"),
     ],
 )
 def test_what_only_a_component_can_judge(

@@ -548,7 +548,7 @@ def test_an_inner_split_where_there_are_cases_enough(tiny_cohort: Path, monkeypa
             sides = {name: {item["case"] for item in items} for name, items in cohort.items.items()}
             assert all(sides.values())
             assert len(sides["train"] | sides["val"] | sides["evaluated"]) == sum(map(len, sides.values()))
-    with pytest.raises(UserError, match="--inner_folds takes a whole number from 2 on"):
+    with pytest.raises(UserError, match="--inner_folds must be an integer of at least 2"):
         found("val", "some")
 
 

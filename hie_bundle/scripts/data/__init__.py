@@ -1,4 +1,4 @@
-"""BONBID-HIE's layout: finding cases, splits and folds, checks, download. Knows files, not tensors."""
+"""Datasets as files: layout of BONBID-HIE, splits and folds, checks, download, preprocessing."""
 
 from .checks import CaseReport, Limits, Problem, grid_difference, read_case
 from .datalists import datalist, fold_of_case, held_out, write_datalist

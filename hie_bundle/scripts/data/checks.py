@@ -1,8 +1,8 @@
 """Check of one case: read its files, measure them and list all problems.
 
-ZADC is (ADC - mean) / SD of healthy newborns. So ZADC rises with ADC within some millimetres, it is exactly 0 nowhere
-in the brain, ADC is that of a healthy newborn where ZADC is about 0, and lesions have low ZADC.
-``tests/benchmarks/map_relations.py`` measures false alarms and misses of checks of these relations.
+ZADC is (ADC - mean) / SD of healthy newborns. Four relations follow: ZADC correlates locally with ADC; it is nowhere
+exactly 0 in the brain; where ZADC is about 0, ADC is a healthy newborn's; lesions have low ZADC.
+``tests/benchmarks/map_relations.py`` measures false alarms and misses of these checks.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from ..runtime.errors import DatasetError, UserError
 from .adc_level import adc_level
 from .layout import case_of, item_files
 
-# what stands for the file's name of a volume in memory
+# replaces the file name of a volume in memory
 IN_MEMORY = {"adc": "the ADC map", "zadc": "the ZADC map", "stacked": "the image", "label": "the label"}
 ENOUGH_VOXELS = 1000
-SMOOTH_MM = 15.0  # width of the local mean that is removed before maps are compared
+SMOOTH_MM = 15.0  # width of the local mean, subtracted before maps are compared
 SAMPLED_VOXELS = 20_000
 DOUBTFUL_AGREEMENT = 0.4
 DOUBTFUL_ZERO_SHARE = 0.02
 NEAR_ZERO = 0.5  # |ZADC| that counts as about 0
-LOW_P99 = 1600.0  # of ADC in the brain: cerebrospinal fluid has 3000
+LOW_P99 = 1600.0  # 99th percentile of ADC in the brain; cerebrospinal fluid has 3000
 RIM_VOXELS = 2
 
 Array = NDArray[Any]
@@ -42,7 +42,7 @@ Mask = NDArray[np.bool_]
 class Limits:
     """Limits of a usable case; values of another type raise a DatasetError."""
 
-    grid_tolerance_mm: float = 0.1  # between corners of two grids: under a voxel, above a rounded quaternion's effect
+    grid_tolerance_mm: float = 0.1  # between corners of two grids; allows for a rounded quaternion
     adc_range: tuple[float, float] = (200.0, 4000.0)  # of the median of ADC in the brain, 1e-6 mm²/s
     adc_limit: float = 30000.0  # largest absolute value of ADC, 1e-6 mm²/s; free water has 3000
     zadc_limit: float = 100.0  # largest absolute value of ZADC; BONBID-HIE's are clipped at 10
@@ -50,19 +50,19 @@ class Limits:
     outside_fraction: float = 0.5  # largest share of a lesion's voxels outside the brain
     max_bytes: int = 1 << 31  # of one volume in memory
     brain_ml_range: tuple[float, float] | None = None  # of the brain's volume; None: any
-    map_agreement: float = 0.1  # least local correlation of ZADC and ADC in the brain
+    map_agreement: float = 0.1  # minimum local correlation of ZADC and ADC in the brain
     zadc_zero_fraction: float = 0.1  # largest share of the brain with a ZADC of exactly 0
     healthy_adc_range: tuple[float, float] = (800.0, 2200.0)  # of the median of ADC where ZADC is about 0, 1e-6 mm²/s
     zadc: Literal["required", "optional"] = "required"  # optional: an ADC map alone is enough, see LoadMapsd
 
     def __post_init__(self) -> None:
         if self.zadc not in ("required", "optional"):
-            raise DatasetError(f"limits#zadc is 'required' or 'optional', not {self.zadc!r}.")
+            raise DatasetError(f"limits#zadc must be 'required' or 'optional', not {self.zadc!r}.")
         require_numbers(self, "limits")
 
 
 def require_numbers(limits: Any, id: str) -> None:
-    """Raise a DatasetError unless each limit is a number, or a pair (least, greatest) by its type."""
+    """Raise a DatasetError unless each limit is a number, or an ordered pair if its type is a tuple."""
     for one in fields(limits):
         value = getattr(limits, one.name)
         if "Literal" in str(one.type) or (value is None and one.default is None):
@@ -71,8 +71,8 @@ def require_numbers(limits: Any, id: str) -> None:
         numbers = list(value) if pair and isinstance(value, list | tuple) else [value]
         right = all(isinstance(n, int | float) and not isinstance(n, bool) and n == n for n in numbers)
         if not right or len(numbers) != 1 + pair or numbers != sorted(numbers):
-            what = "two numbers, the least and the greatest" if pair else "a number"
-            raise DatasetError(f"{id}#{one.name} is {what}, not {value!r}.")
+            what = "two numbers, minimum and maximum" if pair else "a number"
+            raise DatasetError(f"{id}#{one.name} must be {what}, not {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -85,31 +85,31 @@ class Problem:
 
 @dataclass
 class CaseReport:
-    """Problems and figures of a case; a figure that could not be measured is None."""
+    """Problems and measurements of a case; a missing measurement is None."""
 
     case: str
     files: dict[str, str]  # by part: adc and zadc, or stacked; label
-    problems: list[Problem] = field(default_factory=list)  # none: the case is usable
+    problems: list[Problem] = field(default_factory=list)  # empty for a usable case
     notes: list[str] = field(default_factory=list)  # unusual, but allowed
     shape: list[int] | None = None
     spacing_mm: list[float] | None = None
-    orientation: str | None = None  # of the voxel axes, e.g. LPS; "oblique" is appended when it is off by over 0.1°
-    adc_range: list[float] | None = None  # least and greatest, 1e-6 mm²/s
+    orientation: str | None = None  # of the voxel axes, e.g. LPS; "oblique" is appended above 0.1°
+    adc_range: list[float] | None = None  # minimum and maximum, 1e-6 mm²/s
     zadc_range: list[float] | None = None
     adc_mean: float | None = None  # in the brain (where ADC > 0)
     adc_std: float | None = None
     brain_ml: float | None = None
     lesion_voxels: int | None = None
     lesion_ml: float | None = None
-    lesion_fraction: float | None = None  # lesion by brain volume, 0..1
-    normalised: bool = False  # the maps have been normalised already, so that their value ranges say nothing
+    lesion_fraction: float | None = None  # lesion volume / brain volume, 0..1
+    normalised: bool = False  # the maps are already normalised, so value ranges are not checked
 
     @property
     def usable(self) -> bool:
         return not self.problems
 
     def file(self, part: str) -> str:
-        """The file of a part; the first file for ``maps`` and for the parts of a stacked file."""
+        """File of a part; the first file for ``maps`` and for parts of a stacked file."""
         return self.files.get(part) or next(iter(self.files.values()))
 
     def add(self, part: str, message: str) -> None:
@@ -124,12 +124,12 @@ class CaseReport:
 def read_case(
     case: str, files: Mapping[str, str | Volume], limits: Limits | None = None
 ) -> tuple[CaseReport, dict[str, Volume]]:
-    """Read and check one case; bad data never raises.
+    """Read and check one case; invalid data does not raise an error.
 
     Args:
-        case: its id.
+        case: case id.
         files: paths or volumes in memory by part: ``adc`` and ``zadc``, or ``stacked``; optional ``label``.
-        limits: of a usable case; the defaults if None.
+        limits: limits of a usable case; None for the defaults.
 
     Returns:
         The report, and the volumes by part: ``adc``, ``zadc``, ``label``.
@@ -165,7 +165,7 @@ def read_case(
 
 
 def require_checked(item: Mapping[str, Any], limits: Limits) -> None:
-    """Check a MONAI data item that :func:`.require_usable` has not: some tools call transforms without a workflow."""
+    """Check a data item unless :func:`.require_usable` did: some tools call transforms without a workflow."""
     files = item_files(item)
     if not all(map(is_expected, files.values())):
         require_no_problems(read_case(case_of(item), files, limits)[0], "used")
@@ -186,7 +186,7 @@ def _unstack(report: CaseReport, stacked: Volume, volumes: dict[str, Volume], li
     elif len(maps) != 2:
         message = f"has {len(maps)} channel{'s'[: len(maps) > 1]}; a stacked file has two, ADC and ZADC"
         if len(maps) == 1:
-            message += ", and this recipe does not take an ADC map alone (limits#zadc)"
+            message += ", and this recipe does not accept an ADC map alone (limits#zadc)"
         report.add("stacked", message)
         return
     for part, array in zip(("adc", "zadc"), maps, strict=False):
@@ -253,7 +253,7 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
     """Measure the maps and, with ``judge``, check that they are an ADC map and a ZADC map of one brain."""
     adc = np.asarray(volumes["adc"].array, np.float64)
     zadc = np.array(volumes["zadc"].array, np.float64) if "zadc" in volumes else None
-    if zadc is not None and zadc.shape != adc.shape:  # of which a problem is known
+    if zadc is not None and zadc.shape != adc.shape:  # already a problem
         zadc = None
     report.adc_range = [float(adc.min()), float(adc.max())]
     report.normalised = are_normalised(adc, zadc)
@@ -273,8 +273,8 @@ def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits
     elif zadc is not None:
         background = [float((array <= array.min() + 1e-6).mean()) for array in (adc, zadc)]
         if background[0] < 0.02 and background[1] > 0.2:
-            report.add("zadc", "and the ADC map are swapped: the background is the lowest value here, as it is in ADC")
-    if report.problems or brain.sum() < ENOUGH_VOXELS:  # of a map in another unit it is known what is wrong
+            report.add("zadc", "and the ADC map are swapped: the background has the lowest value, as in ADC")
+    if report.problems or brain.sum() < ENOUGH_VOXELS:  # a wrong unit would fail the next checks as well
         return
     if zadc is not None:
         _judge_relation(report, adc, zadc, brain, spacing_mm, limits)
@@ -329,14 +329,14 @@ def _judge_adc(report: CaseReport, adc: Array, brain: Mask) -> None:
 def _judge_relation(
     report: CaseReport, adc: Array, zadc: Array, brain: Mask, spacing_mm: Array, limits: Limits
 ) -> None:
-    """Check the relation of ZADC and ADC."""
+    """Check the relations of ZADC and ADC."""
     agreement = agreement_of_maps(adc, zadc, brain, spacing_mm)
-    if report.normalised:  # resampled to a network's grid as a rule, which may be coarser than what agrees
+    if report.normalised:  # usually resampled, perhaps too coarsely for a local correlation
         if agreement < -DOUBTFUL_AGREEMENT:
             report.add("zadc", f"falls where ADC rises: its sign is inverted (local correlation {agreement:.2f})")
         return
     if agreement < max(limits.map_agreement, DOUBTFUL_AGREEMENT):
-        text = f"local correlation with ADC in the brain is {agreement:.2f}, as a rule above 0.8"
+        text = f"local correlation with ADC in the brain is {agreement:.2f}, usually above 0.8"
         reason = _mirroring(adc, zadc, brain, spacing_mm, agreement)
         if agreement < limits.map_agreement or reason:
             reason = reason or "another case's map, or shifted?"
@@ -376,7 +376,7 @@ def _check_label(report: CaseReport, volumes: dict[str, Volume], limits: Limits)
     brain = brain_of(volumes["adc"].array, report.normalised)
     report.lesion_fraction = voxels / int(brain.sum())
     outside = int((lesion & ~brain).sum())
-    if outside and not report.usable:  # the brain is found in maps that are wrong
+    if outside and not report.usable:  # the brain mask of faulty maps is unreliable
         return
     message = f"{outside} of {voxels} lesion voxels outside the brain"
     if outside > limits.outside_fraction * voxels:
@@ -406,7 +406,7 @@ def _judge_label(report: CaseReport, lesion: Mask, zadc: Array, brain: Mask, aff
     mirrored = np.roll(np.flip(lesion, axis), int(ends.sum()) - (lesion.shape[axis] - 1), axis) & brain
     if mirrored.sum() >= 20 and level > -1 and (other := float(np.median(zadc[mirrored]))) < level - 2:
         message = (
-            f"is flipped from left to right: the median ZADC is {level:.1f} in it, {other:.1f} in its mirror image"
+            f"is flipped from left to right: the median ZADC is {level:.1f} inside, {other:.1f} in its mirror image"
         )
         report.add("label", message)
     elif level > -0.5:
@@ -436,7 +436,7 @@ def _mirroring(adc: Array, zadc: Array, brain: Mask, spacing_mm: Array, agreemen
 
 
 def _without_trend(values: Array, brain: Mask, spacing_mm: Array) -> Array:
-    """Values in the brain minus the mean of their neighbours in the brain."""
+    """Values in the brain minus their local mean in the brain."""
     size = [2 * round(SMOOTH_MM / 2 / step) + 1 for step in spacing_mm]
     weight = ndimage.uniform_filter(brain.astype(np.float32), size)
     mean = ndimage.uniform_filter(np.where(brain, values, 0).astype(np.float32), size)

@@ -23,7 +23,7 @@ from .privacy import pseudonymised
 
 logger = logging.getLogger(__name__)
 
-KEYS = dict(zip(SPLITS, ("training", "validation", "test"), strict=True))  # of the decathlon form
+KEYS = dict(zip(SPLITS, ("training", "validation", "test"), strict=True))  # of the decathlon format
 FILES, NATIVE_FILES = ("image", "label"), ("native_image", "native_label")
 Items = list[dict[str, Any]]
 
@@ -46,28 +46,28 @@ def datalist(
     """List the cases of one split as MONAI data items.
 
     Args:
-        dataset_dir: folder with the cases; a missing or empty one gives an empty list.
+        dataset_dir: folder with the cases; the list is empty if the folder is missing or empty.
         split: ``train``, ``val``, ``test``, or None for every case.
-        labels: with the key ``label``; otherwise cases without any map are omitted.
-        fold: the fold that is ``val``, from 0; the others are ``train``.
+        labels: add the key ``label``; otherwise omit cases without any map.
+        fold: index of the fold used as ``val``, from 0; the others are ``train``.
         num_folds: number of folds over the cases of train, val and no split.
-        seed: of the folds.
-        file: data list in the decathlon form instead of a search in ``dataset_dir``, its paths relative to itself:
-            lists ``training`` (with ``fold`` keys for a ``fold``), ``validation`` and ``test``; entries may name their
-            ``patient``.
-        limits: of a usable case, see :func:`.check_items`.
-        patient_pattern: finds the patient's id in a case's id, see :func:`.patients_of`.
-        native: add ``native_image`` and ``native_label``, the files before preprocessing by its data list; if none of
-            them exists, a warning is logged instead.
+        seed: seed of the folds.
+        file: data list in the decathlon format instead of a search in ``dataset_dir``: lists ``training`` (with
+            ``fold`` keys for a ``fold``), ``validation`` and ``test``. Paths are relative to the file; entries may have
+            a ``patient``.
+        limits: limits of a usable case, see :func:`.check_items`.
+        patient_pattern: regular expression for the patient in a case id, see :func:`.patients_of`.
+        native: add ``native_image`` and ``native_label``, the files before preprocessing; if none of them exists, log
+            a warning.
         inner_folds: take ``val`` from the training cases: one of this many parts of similar lesion sizes. The fold, or
             the official ``val``, then has no part in training.
-        anonymise_ids: key file for other ids, see :func:`.pseudonymised`.
+        anonymise_ids: key file for pseudonyms, see :func:`.pseudonymised`.
         test_site: hospital (``MGH``, ``BCH``) whose cases are ``test``; others are ``val`` by the official split, else
             ``train``.
 
     Returns:
         ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}``, and ``site`` if known, with absolute
-        paths, sorted by case. Missing files are listed, too, except for a ZADC map that ``limits`` do not require.
+        paths, sorted by case. Missing files are included, except for a ZADC map that ``limits`` do not require.
 
     Raises:
         DatasetError: an unknown split or fold, an unreadable data list, or a patient in two splits (unless ``split`` is
@@ -81,7 +81,7 @@ def datalist(
         if not 0 <= fold < num_folds:
             raise DatasetError(f"There is no fold {fold} of {num_folds}; folds count from 0.")
     if inner_folds is not None and (not isinstance(inner_folds, int) or inner_folds < 2):
-        raise DatasetError(f"--inner_folds takes a whole number from 2 on, not {inner_folds!r}.")
+        raise DatasetError(f"--inner_folds must be an integer of at least 2, not {inner_folds!r}.")
     inner = inner_folds is not None and split in ("train", "val")
     outer = "train" if inner else split
     if file is not None:
@@ -127,7 +127,7 @@ def _sides_of_folder(
     dataset_dir: str | Path, split: str | None, labels: bool, num_folds: int | None, seed: int,
     limits: Limits | None, patient_pattern: str | None, test_site: str | None,
 ) -> tuple[dict[str, Items], dict[str, str]]:  # fmt: skip
-    """The items by split, those of ``train`` with their ``fold`` if there are folds; and the patient of each case."""
+    """Items by split (with ``fold`` in ``train`` if there are folds), and patient by case id."""
     cases = find_cases(dataset_dir)
     if test_site is not None and cases:
         sites = sorted({str(case.site) for case in cases})
@@ -152,13 +152,13 @@ def _sides_of_folder(
 
 
 def _tell_patients(items: Sequence[Mapping[str, Any]], patients: Mapping[str, str], which: str) -> None:
-    """Log the number of patients, which reveals misread names."""
+    """Log the number of patients, which reveals misinterpreted names."""
     if items:
         logger.info("%s: %s", which, count_of_patients(len(items), len({patients[item["case"]] for item in items})))
 
 
 def _refuse_leaks(sides: Mapping[str, Items], patients: Mapping[str, str], where: str) -> None:
-    """Raise a DatasetError for a patient or a map on two sides, or for the same map twice on one side."""
+    """Raise a DatasetError for a patient in two splits, or for duplicate maps."""
     first: dict[str, str] = {}
     shared = {
         f"  {patient} is in both {first[patient]} and {name}"
@@ -168,8 +168,8 @@ def _refuse_leaks(sides: Mapping[str, Items], patients: Mapping[str, str], where
     }
     if shared:
         raise DatasetError(
-            f"{where} has these patients in several splits; move all of a patient's cases into one, or give "
-            "--patient_pattern, a regular expression that finds the patient in a case id:\n" + "\n".join(sorted(shared))
+            f"{where} has these patients in several splits; move all cases of a patient into one split, or give "
+            "--patient_pattern, a regular expression for the patient in a case id:\n" + "\n".join(sorted(shared))
         )
     side_of = {id(item): name for name, items in sides.items() for item in items}
     lines = []
@@ -190,9 +190,9 @@ def fold_of_case(
 ) -> dict[str, int]:
     """Fold by case id, from 0, with similar lesion sizes in all folds; reads the labels.
 
-    Patients are shuffled within each size class (that of their largest lesion) and dealt out to the folds in turn: two
-    folds differ by at most one patient in total and in each class. (scikit-learn's ``StratifiedGroupKFold`` guarantees
-    neither.)
+    A patient's size class is that of the largest lesion. Patients are shuffled within each class and assigned to the
+    folds in turn: two folds differ by at most one patient in total and in each class. (scikit-learn's
+    ``StratifiedGroupKFold`` guarantees neither.)
     """
     largest: dict[str, float] = {}  # -1: no label
     for report in check_items(items, limits):
@@ -216,14 +216,14 @@ def held_out(
     num_folds: int | None,
     test_site: str | None = None,
 ) -> str | None:
-    """Describe whether evaluated cases had no part in training; None where that is unknown.
+    """Describe whether evaluated cases had no part in training; None if unknown.
 
     Args:
-        training: the weights' record, with ``fold``, ``num_folds``, ``inner_folds`` and ``test_site``.
-        split: evaluated split; this and the others as for :func:`datalist`.
+        training: record of the weights, with ``fold``, ``num_folds``, ``inner_folds`` and ``test_site``.
+        split: evaluated split, see :func:`datalist`.
         fold: evaluated fold.
-        num_folds: its number of folds.
-        test_site: its hospital.
+        num_folds: number of folds in the evaluation.
+        test_site: evaluated hospital.
     """
     if training is None or "inner_folds" not in training or training.get("test_site") != test_site:
         return None
@@ -234,7 +234,7 @@ def held_out(
     if split != "val":
         return "no: the network was trained on them"
     if training["inner_folds"] is None:
-        return "no: they chose the weights (the epoch that was kept, and when training stopped)"
+        return "no: they chose the weights (best epoch and early stopping)"
     return f"yes: the weights were chosen on 1/{training['inner_folds']} of the training cases"
 
 
@@ -250,19 +250,19 @@ def write_datalist(
     anonymise_ids: str | Path | None = None,
     test_site: str | None = None,
 ) -> None:
-    """Write the cases as a data list in the decathlon form, for ``--datalist``, MONAI and Auto3DSeg.
+    """Write the cases as a data list in the decathlon format, for ``--datalist``, MONAI and Auto3DSeg.
 
-    Paths are relative to the written file where it lies above the data (give Auto3DSeg its folder as ``dataroot``),
-    absolute otherwise.
+    Paths are relative if the file is in a folder above the data (``dataroot`` for Auto3DSeg), else absolute. Options
+    that are not listed are those of :func:`datalist`.
 
     Args:
-        dataset_dir: folder with the cases; this and the options without a line here as for :func:`datalist`.
+        dataset_dir: folder with the cases.
         output_file: the JSON file.
         num_folds: ``training`` has the cases of train, val and no split, each with its ``fold``; None writes the
             official split as ``training``, ``validation`` and ``test``.
-        labels: list the labels, which every case must have.
-        natives: data items before preprocessing, by case id, where it changed the grid.
-        anonymise_ids: refused unless None.
+        labels: include the labels, which every case must have.
+        natives: data items before preprocessing by case id, if preprocessing changed the grid.
+        anonymise_ids: must be None.
 
     Raises:
         DatasetError: no case was found, or some are unusable.
@@ -274,7 +274,7 @@ def write_datalist(
         )
     output_file = Path(output_file).absolute()
     everything = datalist(dataset_dir, None, labels, limits=limits)
-    if everything:  # a folder that is not there is not made for a list of nothing
+    if everything:  # an empty list does not create the folder
         try_writing(output_file.parent)
     require_usable(everything, dataset_dir, "a data list", limits)
     sides, patients = _sides_of_folder(dataset_dir, None, labels, num_folds, seed, limits, patient_pattern, test_site)
@@ -309,7 +309,7 @@ def write_datalist(
 
 
 def _entries_of(file: Path, key: str) -> Items:
-    """One list of a file in the decathlon form with absolute paths; empty if there is none."""
+    """One list of a file in the decathlon format with absolute paths; empty if missing."""
     from monai.data import load_decathlon_datalist
 
     def absolute(paths: Any) -> Any:
@@ -319,7 +319,7 @@ def _entries_of(file: Path, key: str) -> Items:
     try:
         if not json.loads(file.read_text(encoding="utf-8")).get(key):
             return []
-        entries = load_decathlon_datalist(file, True, key, file.absolute().parent)  # of image and label alone
+        entries = load_decathlon_datalist(file, True, key, file.absolute().parent)  # image and label only
         natives = [{key: absolute(entry[key]) for key in NATIVE_FILES if entry.get(key)} for entry in entries]
         found = [{**entry, **more, "case": case_of(entry)} for entry, more in zip(entries, natives, strict=True)]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -333,7 +333,7 @@ def _entries_of(file: Path, key: str) -> Items:
 
 
 def _portable(paths: str | Sequence[str], folder: Path) -> str | list[str]:
-    """Paths as a file in ``folder`` names them: relative below the folder or its parent, else absolute."""
+    """Paths relative to ``folder`` if they are below it or its parent, else absolute."""
     if not isinstance(paths, str):
         return [str(_portable(path, folder)) for path in paths]
     return seen_from(paths, folder) if Path(paths).is_relative_to(folder.parent) else paths

@@ -23,7 +23,7 @@ _BAR = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": None}
 
 
 class _Broken(Exception):
-    """The connection failed or ended early; another try may resume."""
+    """The connection failed or ended early; a retry may resume."""
 
 
 def download(
@@ -39,8 +39,8 @@ def download(
 ) -> None:
     """Download, verify and unpack the archives of some splits; ``configs/data.yaml`` describes the options.
 
-    A broken download stays in ``dataset_dir`` as a hidden ``.part`` file, which the next call resumes. A split's folder
-    appears when all its files are verified.
+    An incomplete download remains in ``dataset_dir`` as a hidden ``.part`` file, which the next call resumes. The
+    folder of a split appears after all its files are verified.
 
     Raises:
         DatasetError: no connection, wrong checksum, unsafe archive, full disk, or a folder that cannot be verified.
@@ -61,11 +61,11 @@ def download(
         folder, part, url = root / Path(name).stem, root / f".{name}.part", f"{base_url.rstrip('/')}/{name}"
         if folder.exists():
             _require_unchanged(folder)
-            print(f"{folder}: already there and verified")
+            print(f"{folder}: already downloaded and verified")
             continue
         try:
             root.mkdir(parents=True, exist_ok=True)
-            # an existing part may be complete (the disk was full when it was unpacked), or of another archive
+            # an existing part may be complete (the disk was full on unpacking), or from another archive
             for attempt in range(2):
                 resumed = _size(part) > 0
                 if attempt or not resumed or sha256_of(part) != sha256:
@@ -75,7 +75,7 @@ def download(
                 part.unlink()
                 if not resumed:
                     raise DatasetError(
-                        f"{url} is damaged or another file: its sha256 is {found}, not {sha256}. It was deleted. "
+                        f"{url} is damaged or another file: its SHA-256 is {found}, not {sha256}. It was deleted. "
                         "Try again later, or set another base_url."
                     )
             _unpack(part, folder)
@@ -123,7 +123,7 @@ def _transfer(url: str, part: Path, timeout_s: float, max_bytes: int) -> None:
             status, range_of = response.status_code, response.headers.get("Content-Range", "")
             if have and status in (206, 416) and not range_of.startswith(f"bytes {have}-"):
                 part.unlink()
-                raise _Broken("the server's file is another one than what was there")
+                raise _Broken("the file on the server has changed")
             if status in (408, 429) or status >= 500:
                 raise _Broken(f"the server answers {status} {response.reason}")
             if status not in (200, 206):
@@ -135,7 +135,7 @@ def _transfer(url: str, part: Path, timeout_s: float, max_bytes: int) -> None:
                 raise DatasetError(f"{url} has {total} bytes, more than the limit of {max_bytes}.")
             if total is not None and total - have > shutil.disk_usage(part.parent).free:
                 raise OSError(errno.ENOSPC, "not enough room", str(part))
-            response.raw.enforce_content_length = False  # a short answer is kept, and counted below
+            response.raw.enforce_content_length = False  # keep a short response; its length is checked below
             bar = tqdm(total=total, initial=have, desc=part.name.strip("."), **_BAR)
             with bar, part.open("ab" if have else "wb", buffering=0) as sink:
                 for chunk in response.iter_content(1 << 18):
@@ -175,13 +175,13 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _members(file: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """The files to unpack by path, without those of macOS; refuse names that zipfile would change."""
+    """The files to unpack by path, without macOS metadata; refuse names that zipfile would change."""
     members: dict[PurePosixPath, zipfile.ZipInfo] = {}
     for info in file.infolist():
         name = info.orig_filename
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or any(c in name for c in "\\:\0") or not path.parts:
-            raise ValueError(f"its member {name!r} would lie outside the folder")
+            raise ValueError(f"its member {name!r} would be outside the folder")
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise ValueError(f"its member {name!r} is a link or a device")
         if not (info.is_dir() or "__MACOSX" in path.parts or path.name == ".DS_Store"):
@@ -194,7 +194,7 @@ def _members(file: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
 def _require_unchanged(folder: Path) -> None:
     """Raise a DatasetError if files of an unpacked folder are missing or changed."""
     manifest = read_json(folder / MANIFEST)
-    lines = [] if manifest else [f"it was not made by this command (no {MANIFEST} in it that can be read)"]
+    lines = [] if manifest else [f"it was not created by this command (no readable {MANIFEST} in it)"]
     with tqdm(total=sum(size for size, _ in manifest.values()), desc=f"verifying {folder.name}", **_BAR) as bar:
         for name, (size, crc) in manifest.items():
             path = folder / name

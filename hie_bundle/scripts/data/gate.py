@@ -29,10 +29,10 @@ from .privacy import pseudonyms
 logger = logging.getLogger(__name__)
 
 _NATIVES = (
-    "Prepare the cases again with `run preprocessing`, whose datalist.json says where they came from, or name the "
-    "folder of the acquired maps with --dataset_dir (preprocessing.json beside the prepared cases says which it was)."
+    "Prepare the cases again with `run preprocessing`, whose datalist.json states the native files, or give the folder "
+    "of the acquired maps as --dataset_dir (see preprocessing.json in the folder of the prepared cases)."
 )
-CHECKS_VERSION = 6  # raised whenever the checks change, so that cached results are not used
+CHECKS_VERSION = 6  # increase it when the checks change, so that cached results are not used
 
 
 def check_items(
@@ -41,12 +41,12 @@ def check_items(
     num_workers: int | None = None,
     expect: bool = False,
 ) -> list[CaseReport]:
-    """Check every item; one report each, in order. Reports of unchanged files come from the user's cache folder.
+    """Check every item, and return one report per item, in order. The user's cache has reports of unchanged files.
 
     Args:
         items: as for :func:`require_usable`.
-        limits: of a usable case; the defaults if None.
-        num_workers: threads; one a core if None.
+        limits: limits of a usable case; None for the defaults.
+        num_workers: number of threads; None for one per core.
         expect: refuse to load files that change after the check (:func:`.refuse_changed`).
     """
     limits = limits or Limits()
@@ -74,13 +74,13 @@ def check_items(
     if fresh:  # a race with another process costs a second check
         known = {key: entry for key, entry in read_json(path).items() if Path(key.split("|")[0]).exists()} | fresh
         with suppress(OSError), atomic_path(path) as temporary:
-            temporary.touch(0o600)  # it names files and says how large lesions are: its owner's alone
+            temporary.touch(0o600)  # private: it has file names and lesion sizes
             temporary.write_text(json.dumps(known) + "\n", encoding="utf-8")
     return reports
 
 
 def thread_count(num_workers: int | None) -> int:
-    """Number of threads: at least one; one for each available core if None."""
+    """Number of threads, at least one; None for one per available core."""
     return max(1, available_cores() if num_workers is None else num_workers)
 
 
@@ -97,17 +97,17 @@ def require_usable(
 
     Args:
         items: MONAI data items, ``{"image": [adc, zadc], [adc] or stacked, "label": path, "case": id}``; label and
-            case id may be absent.
+            case id are optional.
         dataset_dir: their folder, for the message.
         purpose: e.g. ``training``, for the message.
-        limits: of a usable case; the defaults if None.
-        num_workers: threads; one a core if None.
+        limits: limits of a usable case; None for the defaults.
+        num_workers: number of threads; None for one per core.
         native: the maps as acquired (``native_image`` of prepared cases) are ``needed`` for measurements, or
             ``wanted``: if no case has them, a warning lists the missing figures.
-        validation: those of the items that choose the best epoch of a training.
+        validation: the items that select the best epoch of a training.
 
     Raises:
-        DatasetError: no cases, only empty training labels, or unusable cases with their files and what to do.
+        DatasetError: there are no cases, only empty training labels, or unusable cases.
     """
     if not items:
         raise DatasetError(_nothing_found(Path(dataset_dir), purpose))
@@ -127,13 +127,13 @@ def require_usable(
             f"{len(unusable)} of {len(items)} cases in {dataset_dir} cannot be used for {purpose}; "
             "nothing was started.\n"
             f"{_list_problems(bad)}\n"
-            "Restore these files from where they came, or move every file of these cases out of the folder; then "
-            f"start again. All figures:\n  {_command('check', dataset_dir=dataset_dir)}"
+            "Restore these files from their source, or move every file of these cases out of the folder; then "
+            f"start again. For details of all cases:\n  {_command('check', dataset_dir=dataset_dir)}"
         )
 
 
 def _require_lesions(reports: Sequence[CaseReport], validation: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse empty training labels only; warn of empty validation labels only."""
+    """Raise a DatasetError if all training labels are empty; warn if all validation labels are."""
     chosen_by = {case_of(item) for item in validation}
     training = [report.lesion_voxels for report in reports if report.case not in chosen_by]
     choosing = [report.lesion_voxels for report in reports if report.case in chosen_by]
@@ -148,14 +148,14 @@ def _require_lesions(reports: Sequence[CaseReport], validation: Sequence[Mapping
 
 
 def _note_repeated(reports: Sequence[CaseReport]) -> None:
-    """Add a problem for a case in two items, and for two cases whose masks would have one name on some disk."""
+    """Add a problem for a case in two items, and for two cases with equal :func:`.filesystem_key`."""
     first: dict[str, CaseReport] = {}
     for report in reports:
         other = first.setdefault(filesystem_key(report.case), report)
         if other.case != report.case:
             report.add(
                 "maps",
-                f"and {other.file('maps')} have the same name on file systems that ignore case or Unicode form, and so "
+                f"and {other.file('maps')} have the same name on file systems that ignore case or Unicode form, as "
                 "would their masks; rename one of the two cases",
             )
         elif other is not report:
@@ -191,15 +191,15 @@ def _check_natives(
     without += [report for report in natives if report.normalised]
     if len(without) == len(items) and not needed:
         logger.warning(
-            "The maps of all %d cases have been normalised, and their native files are not known: there will be no "
-            "figures on the native grid, no sizes by the brain's volume, no volume of the brain and no baseline. %s",
+            "The maps of all %d cases are normalised, and their native files are unknown: there will be no results "
+            "on the native grid, no relative lesion sizes, no brain volume and no baseline. %s",
             len(items),
             _NATIVES,
         )
         return natives
     for report in without:
-        message = "has been resampled or normalised: volumes, size classes, the baseline and all figures on the native "
-        report.add("maps", f"{message}grid need the maps as they were acquired. {_NATIVES}")
+        message = "has been resampled or normalised: volumes, size classes, the baseline and all results on the native "
+        report.add("maps", f"{message}grid need the maps as acquired. {_NATIVES}")
     return natives
 
 
@@ -228,12 +228,12 @@ def _list_problems(reports: Iterable[CaseReport]) -> str:
 
 
 def _nothing_found(dataset_dir: Path, purpose: str) -> str:
-    """The message for a folder without cases for a purpose, with the commands that fill it."""
+    """Message for a folder without cases for a purpose, with commands to create or fetch cases."""
     if cases := find_cases(dataset_dir):
         counts = Counter(case.split or "no split" for case in cases)
         there = ", ".join(f"{count} of {split}" for split, count in counts.items())
         return (
-            f"{dataset_dir} holds no case for {purpose}, only others ({there}). Splits are folders named "
+            f"{dataset_dir} holds no case for {purpose}; it has {there}. Splits are folders named "
             "BONBID2023_Train, BONBID2023_Val and BONBID2023_Test, or train, val and test; without them, use "
             "--num_folds K --fold I, or a data list written by\n  "
             f"{_command('folds', dataset_dir=dataset_dir)}"
@@ -244,8 +244,8 @@ def _nothing_found(dataset_dir: Path, purpose: str) -> str:
         f"  {_command('phantom', output_dir=dataset_dir)}\n"
         "or fetch the real one, BONBID-HIE:\n"
         f"  {_command('download', dataset_dir=dataset_dir)}\n"
-        "Own cases need three files each, in any folder below it: X-ADC_ss.mha, "
-        "Zmap_X-ADC_smooth2mm_clipped10.mha and, with a label, X_lesion.mha (or .nii.gz), where X is the case's name."
+        "Your own cases need three files each, in any folder below it: X-ADC_ss.mha, "
+        "Zmap_X-ADC_smooth2mm_clipped10.mha and, with a label, X_lesion.mha (or .nii.gz), where X is the case id."
     )
 
 
@@ -261,7 +261,7 @@ def copies(items: Sequence[Any]) -> list[tuple[Any, Any]]:
 
 
 def _command(run_id: str, **options: Any) -> str:
-    """A command of ``data.yaml`` as it can be typed in the current folder."""
+    """Command line for a workflow of ``data.yaml``, relative to the current folder."""
     config = Path(__file__).resolve().parents[2] / "configs" / "data.yaml"
     if config.is_relative_to(Path.cwd()):
         config = config.relative_to(Path.cwd())
@@ -270,7 +270,7 @@ def _command(run_id: str, **options: Any) -> str:
     return " ".join([program, "-m monai.bundle run", run_id, f"--config_file {config}", *words])
 
 
-_COLUMNS = {  # of the table of cases: form and figures
+_COLUMNS = {  # of the table of cases: format and fields of the report
     "case": ("{}", "case"),
     "split": ("{}", "split"),
     "site": ("{}", "site"),
@@ -297,8 +297,8 @@ def check(
 ) -> None:
     """Check every case below a folder; print a table and write a JSON report.
 
-    ``configs/data.yaml`` describes the options. With pseudonyms (``anonymise_ids``) table and report name no files;
-    messages about unusable cases still do.
+    ``configs/data.yaml`` describes the options. With pseudonyms (``anonymise_ids``) table and report contain no file
+    names; error messages still do.
 
     Raises:
         DatasetError: no case was found, or some are unusable (after the report was written).
@@ -348,7 +348,7 @@ def check(
 
 
 def _anonymous(entry: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A case's entry in the report without its id and file names."""
+    """Entry of a case in the report, with its pseudonym and without file names."""
     parts = {file: part for part, file in entry["files"].items()}
     problems = [
         {"file": parts.get(problem["file"], "another file"), "message": redacted(problem["message"])}
@@ -358,7 +358,7 @@ def _anonymous(entry: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any
 
 
 def _row(entry: Mapping[str, Any]) -> list[str]:
-    """A case's line of the table, from its entry in the report."""
+    """Table row of a case, from its entry in the report."""
     row = []
     for form, *names in _COLUMNS.values():
         values = list(np.hstack([entry[name] for name in names]))

@@ -1,4 +1,4 @@
-"""Layout of a dataset: BONBID-HIE's folders and file names, stacked files, own cohorts."""
+"""Layout of a dataset: folders and file names of BONBID-HIE, stacked files, and other cohorts."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ _SPLIT_FOLDER = re.compile(r"(?:BONBID\d*[-_])?(train|val|test)(?:ing|idation)?"
 _SITES = ("MGH", "BCH")  # folders of part II, below 1ADC_ss and 2Z_ADC
 _BONBID_CASE = re.compile(r"(?P<patient>(?P<site>[A-Z]+)NICU_\d+)(?!\d)", re.IGNORECASE)  # BCHNICU_010-VISIT_01
 _BONBID_FOLDER = re.compile(r"BONBID\d*[-_](train|val|test)", re.IGNORECASE)
-_NAMED_AS_IMAGES = ("labels", "final", "labelsTr")  # labels of their images' names; MONAI Label writes labels/final
+_NAMED_AS_IMAGES = ("labels", "final", "labelsTr")  # labels named like their images; MONAI Label writes labels/final
 LABEL_FOLDERS = (_NAMES["label"][0], *_NAMED_AS_IMAGES)
-_IGNORED_FOLDERS = ("__MACOSX", "original")  # archives made on a Mac; what MONAI Label predicted and nobody approved
+_IGNORED_FOLDERS = ("__MACOSX", "original")  # macOS archives; MONAI Label's unreviewed predictions
 
 
 @dataclass(frozen=True)
 class Case:
     """One scan: its files, None where not found."""
 
-    case: str  # the id, e.g. MGHNICU_010-VISIT_01
-    split: str | None = None  # train, val or test by a folder's name; None in a folder without splits
+    case: str  # case id, e.g. MGHNICU_010-VISIT_01
+    split: str | None = None  # train, val or test by folder name; None without splits
     adc: Path | None = None
     zadc: Path | None = None
     stacked: Path | None = None  # both maps in one 4D file, instead of adc and zadc
     label: Path | None = None
-    duplicates: tuple[Path, ...] = ()  # further files that claim to be one of the above
+    duplicates: tuple[Path, ...] = ()  # further files of the same part
 
     @property
     def has_maps(self) -> bool:
-        """Whether there is any map."""
+        """Whether at least one map was found."""
         return bool(self.adc or self.zadc or self.stacked)
 
     @property
@@ -61,9 +61,9 @@ class Case:
         return site_of(self.case)
 
     def item(self, labels: bool = True, zadc: bool = True) -> dict[str, Any]:
-        """The case as MONAI's data item, missing files at their expected paths for the message of the check.
+        """MONAI data item of the case, with the expected paths of missing files for error messages.
 
-        Without ``zadc`` a missing ZADC map is omitted instead.
+        If ``zadc`` is false, a missing ZADC map is omitted.
         """
         parts = [part for part in ("adc", "zadc") if part == "adc" or zadc or self.zadc]
         image = str(self.stacked) if self.stacked else [str(self._expected(part)) for part in parts]
@@ -89,8 +89,8 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
     of BONBID-HIE has no splits: a patient of both parts keeps the split of part I, and a scan in both counts once.
 
     Raises:
-        DatasetError: a file's name has control characters, which split messages and tables, or is not UTF-8, which
-            ends ITK, and with it the program.
+        DatasetError: a file name has control characters, which break messages and tables, or is not UTF-8, which
+            crashes ITK.
     """
     root = Path(dataset_dir).absolute()
     found: dict[tuple[str | None, str], dict[str, list[Path]]] = {}
@@ -117,7 +117,7 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
             stray = found.pop((None, case))
             known = found.setdefault((there, case), stray)
             part_2 = all(path.parent.name in _SITES for paths in stray.values() for path in paths)
-            if known is not stray and not (part_2 and {"adc", "zadc"} <= stray.keys()):  # not part II's copy of a scan
+            if known is not stray and not (part_2 and {"adc", "zadc"} <= stray.keys()):  # else part II's copy
                 for part, paths in stray.items():
                     known.setdefault(part, []).extend(paths)
     cases = []
@@ -132,7 +132,7 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
 
 
 def site_of(case: str) -> str | None:
-    """Hospital of a case by BONBID-HIE's names (``MGH``, ``BCH``); None for other names."""
+    """Hospital (``MGH``, ``BCH``) in a BONBID-HIE case id; None for other ids."""
     match = _BONBID_CASE.match(case)
     return match["site"].upper() if match else None
 
@@ -143,7 +143,7 @@ def _bonbid_patient(case: str) -> str:
 
 
 def part_of(path: Path) -> tuple[str | None, str]:
-    """Part (``adc``, ``zadc``, ``label``, ``stacked``) and case id by a file's name; (None, "") for other names."""
+    """Part (``adc``, ``zadc``, ``label``, ``stacked``) and case id from a file name; (None, "") for other names."""
     if path.name.startswith("."):
         return None, ""
     for part, pattern in _PATTERNS.items():
@@ -163,10 +163,10 @@ def _split_of(folder: Path, root: Path) -> str | None:
 
 
 def file_name(case: str) -> str:
-    """A case's id as the beginning of a file's name; different ids give different names.
+    """Encode a case id as the beginning of a file name; different ids give different names.
 
-    Letters of all scripts, digits and ``_-+=,@~ ()[]`` stay, as do dots except a leading one; other characters, and
-    ``%``, are written as in URLs (``a/b`` gives ``a%2Fb``, ``.hidden`` gives ``%2Ehidden``).
+    Letters of all scripts, digits, ``_-+=,@~ ()[]`` and dots (except a leading one) are kept. Other characters are
+    percent-encoded as in URLs (``a/b`` gives ``a%2Fb``, ``.hidden`` gives ``%2Ehidden``).
     """
     quoted = "".join(
         c if c.isalnum() or c in "_-.+=,@~ ()[]" else urllib.parse.quote(c, safe="", errors="surrogateescape")
@@ -181,26 +181,26 @@ def case_of_file_name(name: str) -> str:
 
 
 def filesystem_key(name: str) -> str:
-    """Key by which file systems that ignore case or Unicode form compare names (Unicode 3.13, canonical caseless)."""
+    """Key for names on file systems that ignore case or Unicode form (Unicode 3.13, canonical caseless match)."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def output_name(metadata: Mapping[str, Any], saver: Any = None) -> dict[str, str]:
-    """``{"subject": case id}`` by file name: the ``output_name_formatter`` of MONAI's ``SaveImage``."""
+    """``{"subject": case id}`` from the file name, as ``output_name_formatter`` of MONAI's ``SaveImage``."""
     path = Path(str(metadata.get("filename_or_obj", "case")))
     case = part_of(path)[1] or path.name.split(".")[0]
     return {"subject": case}
 
 
 def item_files(item: Mapping[str, Any]) -> dict[str, str]:
-    """The files of a MONAI data item by part: ``adc`` and ``zadc``, or ``stacked``; ``label`` if it has one.
+    """The files of a MONAI data item by part: ``adc`` and ``zadc``, or ``stacked``; ``label`` if present.
 
-    A single image file is ``stacked``: only its content tells whether it is an ADC map alone.
+    A single image file counts as ``stacked``, since only its content shows whether it is an ADC map.
     """
     image = item["image"]
     paths = [str(image)] if isinstance(image, (str, Path)) else list(map(str, image))
     if len(paths) not in (1, 2):
-        raise DatasetError(f"{', '.join(paths)}: {len(paths)} channels, not the two maps ADC and ZADC.")
+        raise DatasetError(f"{', '.join(paths)}: {len(paths)} channels, expected two: ADC and ZADC.")
     files = dict(zip(("adc", "zadc") if len(paths) == 2 else ("stacked",), paths, strict=True))
     if item.get("label"):
         files["label"] = str(item["label"])
@@ -218,7 +218,7 @@ def case_of(item: Mapping[str, Any]) -> str:
 
 
 def as_native(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The item with its native files, which preprocessing read, where it names them."""
+    """The item with its native files, the sources of preprocessing, if it has them."""
     if "native_image" not in item:
         return dict(item)
     return {key.removeprefix("native_"): value for key, value in item.items() if key not in ("image", "label")}
