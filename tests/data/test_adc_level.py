@@ -55,7 +55,7 @@ def test_maps_without_fluid_or_brain_are_left_as_they_are(adc: np.ndarray) -> No
 def test_an_adults_tissue_is_told_by_size_and_fluid() -> None:
     adult = np.where(brain() > 2000, FLUID, brain() * 0.6)
     small, large = adc_level(adult, SPACING), adc_level(adult, 2 * SPACING)
-    assert "an adult's brain, or most of it is injured" in small.note
+    assert "an adult's brain, or extensive injury" in small.note
     assert small.factor == 1  # a newborn's may be injured
     assert large.factor == pytest.approx(1 / 0.6, rel=0.03)
 

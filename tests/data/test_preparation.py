@@ -246,7 +246,7 @@ def test_refusals(cohort: Path, tmp_path: Path) -> None:
             preprocess(cohort, inside, "native_stack")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
-    with pytest.raises(DatasetError, match="has other files in it"):
+    with pytest.raises(DatasetError, match="contains other files"):
         preprocess(cohort, tmp_path / "mine", "native_stack")
     resample(cohort, tmp_path / "out")
     before = times(tmp_path / "out")

@@ -63,7 +63,7 @@ def _run(folder: RunFolder, **data: Any) -> None:
 def test_a_finished_run_is_neither_overwritten_nor_mixed(tmp_path: Path) -> None:
     _run(_folder(tmp_path))
     (tmp_path / "models" / "model.pt").write_bytes(b"weights")
-    with pytest.raises(UserError, match=r"models holds a finished training, of .*--overwrite True; nothing was start"):
+    with pytest.raises(UserError, match=r"models holds a training, finished .*--overwrite True; nothing was start"):
         _folder(tmp_path).claim()
     with pytest.raises(UserError, match="finished training"):
         _folder(tmp_path, resume=True).claim()  # its state is gone
@@ -82,7 +82,7 @@ def test_a_run_is_a_record_or_a_state_but_not_weights_alone(tmp_path: Path) -> N
     (tmp_path / "models" / "model.pt").write_bytes(b"weights")
     _folder(tmp_path).claim()
     _state(tmp_path)
-    with pytest.raises(UserError, match="has not finished; --resume True continues it"):
+    with pytest.raises(UserError, match="an unfinished training; --resume True continues it"):
         _folder(tmp_path).claim()
     _folder(tmp_path, resume=True).claim()
 
@@ -133,7 +133,7 @@ def test_what_is_quick_may_be_repeated_and_says_what_it_left(
         assert record["left_over"] == ["masks/a_lesion.nii.gz", "overlays/a.png"]
         (message,) = caplog.messages
         assert message == (
-            f"2 files in {tmp_path / 'out'} are of an earlier run, not of this {purpose}: "
+            f"2 files in {tmp_path / 'out'} are from an earlier run, not from this {purpose}: "
             "masks/a_lesion.nii.gz, overlays/a.png"
         )
 
@@ -166,7 +166,7 @@ def test_a_living_run_keeps_others_out_and_a_dead_one_does_not(tmp_path: Path) -
         assert process.stdout.readline() == b"lives\n"
         leftover.write_bytes(b"half a file")
         for options in ({}, {"overwrite": True}, {"resume": True}):
-            with pytest.raises(UserError, match="Another run works in"):
+            with pytest.raises(UserError, match="Another run uses"):
                 _folder(tmp_path, **options).claim()
         assert _record(tmp_path)["status"] == "running"
         assert leftover.exists()

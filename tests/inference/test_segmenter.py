@@ -216,7 +216,7 @@ def test_bad_input_is_named_and_not_segmented(segmenter: Segmenter, files: dict[
             segmenter(*maps)
     with pytest.raises(UserError, match="does not state the position of its voxels"):
         segmenter(arrays[0], arrays[1])
-    with pytest.raises(UserError, match="carries its position; omit `affine`"):
+    with pytest.raises(UserError, match="has its own position; omit `affine`"):
         segmenter(adc, zadc, affine=np.eye(4))
     with pytest.raises(UserError, match="list is not an image"):
         segmenter([1], [2])

@@ -11,10 +11,10 @@ from scipy import ndimage
 
 from ..geometry.brain import brain_of
 
-FLUID, TISSUE = 2800.0, 1290.0  # 1e-6 mm²/s, of newborns on right scales: tests/benchmarks/adc_level.py
-TISSUE_RANGE = (0.35, 0.75)  # of the fluid: a newborn's tissue that is not injured
-PLAUSIBLE = (0.15, 0.6)  # tissue by fluid; outside this range the map lacks fluid or brain
-OLD_OR_INJURED = 0.34  # tissue by fluid; a newborn's is 0.46, an adult's 0.25
+FLUID, TISSUE = 2800.0, 1290.0  # 1e-6 mm²/s, newborns at correct scale: tests/benchmarks/adc_level.py
+TISSUE_RANGE = (0.35, 0.75)  # uninjured tissue of newborns, relative to fluid
+PLAUSIBLE = (0.15, 0.6)  # tissue / fluid; outside this range the map lacks fluid or brain
+OLD_OR_INJURED = 0.34  # tissue / fluid; newborns have 0.46, adults 0.25
 NEWBORN_ML = 800.0
 UNCHANGED = 0.05  # smaller corrections are within the spread of healthy newborns
 
@@ -25,16 +25,16 @@ class AdcLevel:
 
     fluid: float  # 99.9th percentile in the brain, 1e-6 mm²/s
     tissue: float  # median of uninjured tissue, 1e-6 mm²/s
-    factor: float  # multiplies the map to a newborn's level; 1 where it has that level
-    note: str  # a description for users
+    factor: float  # correction factor to a newborn's level; 1 if not needed
+    note: str  # description for users
 
 
 def adc_level(adc: NDArray[Any], spacing_mm: ArrayLike) -> AdcLevel:
-    """Levels of cerebrospinal fluid and tissue, and their common factor, of a skull-stripped ADC map (X, Y, Z).
+    """Estimate levels of cerebrospinal fluid and tissue, and a common factor, in a skull-stripped ADC map (X, Y, Z).
 
-    Injury changes the tissue, wide or narrow spaces change the fluid; a wrong scale changes both. So the scale is the
-    median of 1 and both ratios to a newborn's level: it is 1 unless both deviate in the same direction. A brain above
-    800 ml is not a newborn's; its tissue alone decides.
+    Injury changes the tissue, wide or narrow spaces change the fluid; a wrong scale changes both. Therefore the scale
+    is the median of 1 and both ratios to a newborn's level: it is 1 unless both deviate in the same direction. A brain
+    above 800 ml is not a newborn's; for it only the tissue counts.
     """
     spacing, brain = np.asarray(spacing_mm, dtype=float), brain_of(adc)
     if not brain.any():
@@ -57,6 +57,6 @@ def adc_level(adc: NDArray[Any], spacing_mm: ArrayLike) -> AdcLevel:
     if every < OLD_OR_INJURED * fluid:
         notes.append(
             f"tissue has {every / fluid:.0%} of the fluid's ADC (newborns: {TISSUE / FLUID:.0%}): an adult's brain, or "
-            "most of it is injured"
+            "extensive injury"
         )
     return AdcLevel(fluid, tissue, factor, ". ".join(notes))

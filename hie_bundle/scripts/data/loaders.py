@@ -1,4 +1,4 @@
-"""Data loaders with a time limit, whose errors name the case that was read."""
+"""Data loaders with a time limit and with case ids in error messages."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ..runtime.interruption import stop_if_asked
 from .layout import case_of
 
 IDLE = -1
-POLL_S = 0.2  # between two looks whether a signal asks for the end
-SOON_S = 1.0  # for a killed process to end
+POLL_S = 0.2  # between two checks for a signal
+SOON_S = 1.0  # for a killed process to exit
 _END = object()
 DIED = "The system may have run out of memory; --num_workers 0 reads in the main process."
 _SHM = "has no shared memory left: enlarge /dev/shm (docker run --shm-size)"
 _FILES = "has too many open files: raise the limit (ulimit -n)"
-SHORTAGES = {  # by what PyTorch says
+SHORTAGES = {  # advice by PyTorch's message
     "shared memory(shm)": _SHM, "unable to write to file </torch_": _SHM, "out of shared memory": _SHM,
     "Too many open files": _FILES, "ancdata": _FILES,
 }  # fmt: skip
 _loaders: weakref.WeakSet[CaseLoader] = weakref.WeakSet()
-# PyTorch's text of a worker's UserError
+# PyTorch's message for a UserError in a worker
 _REPEATED = re.compile(
     r"Caught \w+ in DataLoader worker process \d+\.\n.*?^[\w.]*UserError: (.*)", re.DOTALL | re.MULTILINE
 )
@@ -46,8 +46,8 @@ class LoadingError(UserError):
 class CaseLoader(StockDataLoader):
     """``monai.data.DataLoader`` with a time limit ``timeout_s`` for each batch (0: none).
 
-    A thread takes one batch per request, so random numbers keep their order. The main thread waits with the limit,
-    also for ``num_workers=0``, and ends at a signal. :func:`in_words` names the case of an error.
+    A thread loads one batch per request, so random numbers keep their order. The main thread waits up to the limit,
+    also for ``num_workers=0``, and reacts to signals. :func:`in_words` adds the case to an error.
     """
 
     def __init__(self, dataset: Any, num_workers: int = 0, timeout_s: float = 0.0, **options: Any) -> None:
@@ -97,11 +97,11 @@ class CaseLoader(StockDataLoader):
             except Empty:
                 if time.monotonic() >= deadline:
                     late = f"did not give a batch within {self.timeout_s:g} s"
-                    raise _lost(late, "--loading_timeout_s is the time that they have.") from None
+                    raise _lost(late, "--loading_timeout_s sets this limit.") from None
 
 
 class _Noted(Dataset[Any]):
-    """A dataset that records in shared memory which item a process reads, and raises UserErrors without wrappers."""
+    """A dataset that records each process's current item in shared memory, and raises UserErrors unwrapped."""
 
     def __init__(self, dataset: Any, reading: torch.Tensor) -> None:
         self.dataset = dataset
@@ -139,22 +139,22 @@ def in_words(error: BaseException) -> UserError | None:
 
 
 def _lost(what: str, advice: str) -> LoadingError:
-    cases = ", ".join(sorted({case for loader in _loaders for case in _being_read(loader)})) or "no case that is known"
+    cases = ", ".join(sorted({case for loader in _loaders for case in _being_read(loader)})) or "no known case"
     return LoadingError(
-        f"A process that loads cases {what}. It was reading: {cases}. Look at these files and the disk. {advice}"
+        f"A process that loads cases {what}. It was reading: {cases}. Check these files and the disk. {advice}"
     )
 
 
 def end_processes() -> None:
     """Kill loading processes, since Python would wait for those that hang."""
     is_main = threading.current_thread() is threading.main_thread()
-    # PyTorch's handler raises when they end; a later run in this program needs it again
+    # PyTorch's handler raises when they end; it is restored for later runs
     before = signal.signal(signal.SIGCHLD, lambda *_: None) if is_main else None
-    loading = [process for process in multiprocessing.active_children() if process.daemon]  # also one not yet reading
+    loading = [process for process in multiprocessing.active_children() if process.daemon]  # also idle ones
     for process in loading:
         process.kill()
     for process in loading:
-        process.join(SOON_S)  # one that waits for a lost disk ends later
+        process.join(SOON_S)  # a process that waits for a lost disk ends later
     if before is not None and not any(process.is_alive() for process in loading):
         signal.signal(signal.SIGCHLD, before)
     for loader in _loaders:
@@ -162,7 +162,7 @@ def end_processes() -> None:
 
 
 def _being_read(loader: CaseLoader) -> list[str]:
-    """The cases of dead processes, or of all if none is dead."""
+    """The cases of dead processes, or of all processes if all are alive."""
     noted: Any = loader.dataset
     items = getattr(getattr(noted, "dataset", None), "data", [])
     reading = [(process, index) for process, index in loader.reading.tolist() if index != IDLE]

@@ -25,7 +25,7 @@ from .privacy import pseudonyms
 
 FORMATS = ("resampled", "native_stack", "nnunet")
 
-# writes one case's files, given the case and the paths of its image files and of its label
+# writes a case to the paths of its image files and its label
 Writer = Callable[[Case, Sequence[Path], Path], None]
 
 
@@ -43,16 +43,16 @@ def preprocess(
     patient_pattern: str | None = None,
     anonymise_ids: str | Path | None = None,
 ) -> None:
-    """Write every case in another form, unless its files exist and are newer than their sources.
+    """Write every case in another format, unless its files exist and are newer than their sources.
 
-    ``resampled`` and ``native_stack`` write ``<split>/<case>.nii.gz``, 4D with the channels ADC and ZADC last,
+    ``resampled`` and ``native_stack`` write ``<split>/<case>.nii.gz`` (4D, channels ADC and ZADC last),
     ``<split>/labels/final/<case>.nii.gz`` (so that MONAI Label opens a split's folder) and ``datalist.json`` with the
     official split (for ``resampled`` with the native files, which evaluation needs). ``nnunet`` writes a raw dataset of
-    nnU-Net v2: test cases and those without a label in ``imagesTs`` and ``labelsTs``, all others in ``imagesTr`` and
+    nnU-Net v2: test cases and unlabelled cases in ``imagesTs`` and ``labelsTs``, all others in ``imagesTr`` and
     ``labelsTr``.
 
     ``configs/data.yaml`` describes the other options. ``overrides`` are values for keys of the recipe's configs, e.g.
-    ``{"spatial_size": [96, 96, 32]}``. With pseudonyms (``anonymise_ids``) ``datalist.json`` names no native files.
+    ``{"spatial_size": [96, 96, 32]}``. With pseudonyms (``anonymise_ids``) ``datalist.json`` has no native files.
 
     Raises:
         DatasetError: no usable case, an unknown format, or an ``output_dir`` with other files.
@@ -71,7 +71,7 @@ def preprocess(
         new = not root.exists()
         try_writing(root)
         if new:
-            root.rmdir()  # what is refused below leaves nothing
+            root.rmdir()  # an error below leaves no folder
     require_usable(items, source, "preprocessing", limits, num_workers=num_workers)
     settings: dict[str, Any] = {"format": format, "dataset_dir": str(source)}
     writer: Writer = partial(_write_maps, stack=format == "native_stack")
@@ -83,18 +83,18 @@ def preprocess(
         settings["extension"] = extension
     if anonymise_ids is not None:
         if patient_pattern is not None:
-            raise DatasetError("--patient_pattern finds no patient in the ids of --anonymise_ids; use one of the two.")
+            raise DatasetError("--patient_pattern and --anonymise_ids cannot be combined; remove one of them.")
         names = pseudonyms([case.case for case in cases], anonymise_ids, output_dir=root)
         cases = sorted((replace(case, case=names[case.case]) for case in cases), key=lambda case: case.case)
         settings["dataset_dir"] = source.name
     _claim(root / MANIFEST, settings)
     jobs = [(case, *_paths(root, format, extension, case)) for case in cases]
-    clean_beside(path for _, images, label in jobs for path in (*images, label))  # of a run that was killed
+    clean_beside(path for _, images, label in jobs for path in (*images, label))  # from a killed run
     jobs = [job for job in jobs if not _is_done(*job)]
     with ThreadPoolExecutor(thread_count(num_workers)) as pool:
         done = pool.map(lambda job: writer(*job), jobs)
         list(tqdm(done, total=len(jobs), desc="preprocessing", unit="case", disable=None))
-    if format == "nnunet":  # by these channel names nnU-Net v2 normalises each map by mean and SD
+    if format == "nnunet":  # for these channel names nnU-Net v2 uses Z-score normalisation
         description = {
             "channel_names": {"0": "ADC", "1": "ZADC"},
             "labels": {"background": 0, "lesion": 1},
@@ -110,14 +110,14 @@ def preprocess(
 
 
 def _claim(manifest: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings to a new folder; a DatasetError if it has other settings or other files."""
+    """Write the settings to a new folder; raise a DatasetError if it has other settings or other files."""
     if not manifest.exists():
         if manifest.parent.is_dir() and any(manifest.parent.iterdir()):
-            raise DatasetError(f"{manifest.parent} has other files in it. Choose another output_dir.")
+            raise DatasetError(f"{manifest.parent} contains other files. Choose another output_dir.")
         write_json(manifest, settings, indent=1)
     if read_json(manifest) != json.loads(json.dumps(settings)):
         raise DatasetError(
-            f"{manifest.parent} was made from another dataset or with other settings (see {manifest.name} in it). "
+            f"{manifest.parent} was created from another dataset or with other settings (see its {manifest.name}). "
             "Choose another output_dir, or delete it first."
         )
 
@@ -143,7 +143,7 @@ def _is_done(case: Case, images: Sequence[Path], label: Path) -> bool:
 
 
 def _write_maps(case: Case, images: Sequence[Path], label: Path, stack: bool) -> None:
-    """Write the maps, in one file or in one each, and the label without changes."""
+    """Write the maps, stacked or one per file, and the unchanged label."""
     volumes = [read_volume(path) for path in ([case.stacked] if case.stacked else [case.adc, case.zadc]) if path]
     maps, affine = [array for volume in volumes for array in channels_of(volume)], volumes[0].affine
     arrays = [np.stack([array.astype(np.float32) for array in maps], axis=-1)] if stack else maps

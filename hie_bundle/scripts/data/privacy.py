@@ -1,4 +1,4 @@
-"""Pseudonyms of cases in all results: keyed hashes, which cannot be reversed without the key."""
+"""Pseudonyms of cases in all results: keyed hashes, irreversible without the key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..runtime.redaction import replace_in_kept_messages
 from .folds import patient_of
 from .layout import item_files
 
-LEAST_KEY = 16  # bytes; case ids can be guessed, so the key must not be
+LEAST_KEY = 16  # bytes; case ids can be guessed, so the key must be long
 
 
 def pseudonyms(
@@ -25,14 +25,15 @@ def pseudonyms(
 ) -> dict[str, str]:
     """Pseudonym by case id: ``case-`` and the first 12 hexadecimal digits of HMAC-SHA256 (RFC 2104) of the id.
 
-    If the id contains patient and visit (:func:`.patient_of`), the hash is that of the patient, followed by ``_ses-``
-    and 8 digits of the case's hash, so that scans of one patient stay in one fold.
+    If the id contains patient and visit (:func:`.patient_of`), the pseudonym is the patient's hash, ``_ses-`` and 8
+    digits of the case's hash, so that scans of one patient stay in one fold.
 
     Args:
-        cases: ids.
-        key_file: the secret, at least 16 bytes without surrounding white space; created for its owner only if missing.
-        files: of the cases; their folders are removed from stored messages.
-        output_dir: folder of the results, which may be shared; the key must not be in it.
+        cases: case ids.
+        key_file: the secret, at least 16 bytes without surrounding white space; created, readable by the owner only,
+            if missing.
+        files: files of the cases; their folders are removed from stored messages.
+        output_dir: folder of the results, which may be shared; it must not contain the key.
 
     Raises:
         DatasetError: the key cannot be read or created, is too short, readable by others, or inside ``output_dir``.
@@ -52,7 +53,7 @@ def pseudonyms(
 
 
 def pseudonymised(items: Sequence[Mapping[str, Any]], key_file: str | Path) -> list[dict[str, Any]]:
-    """The items with pseudonyms as ids, sorted by them, since the original order could identify cases."""
+    """The items with pseudonyms as ids, sorted by pseudonym, since the original order could identify cases."""
     files = [file for item in items for file in item_files(item).values()]
     names = pseudonyms([str(item["case"]) for item in items], key_file, files)
     renamed = [{**item, "case": names[str(item["case"])], "original_id": str(item["case"])} for item in items]
@@ -65,7 +66,7 @@ def original_id(item: Mapping[str, Any]) -> str:
 
 
 def refuse_key_in(folder: str | Path, key_file: Any) -> None:
-    """Refuse a key file (None: no key) inside a folder of results, which users share."""
+    """Raise a DatasetError for a key file (None: no key) in a folder of results, which users share."""
     if key_file is not None and Path(folder).resolve() in Path(str(key_file)).resolve().parents:
         raise DatasetError(f"The key file {key_file} of --anonymise_ids is inside the results in {folder}; move it.")
 
@@ -81,7 +82,7 @@ def _key(key_file: Any, output_dir: str | Path | None) -> bytes:
     try:
         if not path.exists():
             _make(path)
-        if not path.is_file():  # a device has no end
+        if not path.is_file():  # reading a device may not end
             raise DatasetError(f"{the_file} is not a regular file.")
         key, mode = path.read_bytes().strip(), path.stat().st_mode
     except OSError as error:
@@ -94,7 +95,7 @@ def _key(key_file: Any, output_dir: str | Path | None) -> bytes:
 
 
 def _make(path: Path) -> None:
-    """Create the key atomically for its owner only; of several processes one succeeds."""
+    """Create the key atomically, readable by the owner only; one of several processes succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
         file.write(secrets.token_hex(32).encode() + b"\n")

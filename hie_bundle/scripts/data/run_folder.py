@@ -1,4 +1,4 @@
-"""The folder of a run, locked while it runs, with its record ``run.json``."""
+"""Folder of a run: locked during the run, with the record ``run.json``."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ logger = logging.getLogger(__name__)
 
 TRAINING = "training"
 RECORD, STATE, LOCK = "run.json", "resume_state.pt", ".lock"
-FIT = "baselines.json"  # evaluations use each other's, as long as it is of the same cases
-# keys that may change when a training resumes: places, speed, length
+FIT = "baselines.json"  # reused by evaluations of the same cases
+# keys that may change when a training resumes: paths, speed, length
 MAY_DIFFER = re.compile(
     r"^(\w+_(dir|path|root)|anonymise_ids|device|progress|verbose|resume|overwrite|cache_rate|num_workers|cudnn_benchmark|epochs|steps"
     r"|patience|timeout_minutes|loading_timeout_s|rank|world_size|workflow|imports|initialize|finalize|run)(#.*)?$"
@@ -57,24 +57,24 @@ MAY_DIFFER = re.compile(
 
 
 class RunFolder:
-    """The folder that a workflow writes to: checked before the start, locked, and described in ``run.json``.
+    """Output folder of a workflow: checked before the start, locked, and described in ``run.json``.
 
     ``run.json`` holds the last run of each purpose: ``status`` (``running``, ``finished``, or ``failed`` and
     ``interrupted`` with ``error``; a killed run stays ``running``), ``started``, ``ended``, ``command``,
     ``working_dir``, ``bundle``, ``versions``, ``hardware``, ``config`` (merged, with the values of the options),
     ``weights`` (path and SHA-256), and ``data``: the cases of each list with their files (relative to the dataset, with
-    SHA-256) and the written mask. A training has its earlier parts in ``earlier``; the others list the files they wrote
-    (``files``) and those of earlier runs (``left_over``).
+    SHA-256) and the written mask. A resumed training lists its previous runs in ``earlier``. Other runs list the files
+    that they wrote (``files``) and those of earlier runs (``left_over``).
 
     Args:
         folder: created if needed.
-        purpose: training, evaluation (also scoring) or inference. Only a training may not be repeated in its folder.
-        overwrite: accept a folder with another training. So do workflows whose training cases were replaced by a list,
-            as in MONAI Label, which trains repeatedly in one folder.
+        purpose: training, evaluation (also scoring) or inference. Only training refuses a folder with an earlier run.
+        overwrite: accept a folder with another training. Implied if the training cases are given as a list, as by
+            MONAI Label, which trains repeatedly in one folder.
         resume: continue the training in the folder; ``force``: also with other settings or cases.
-        curves: folder of the training's TensorBoard files, if it has any.
+        curves: folder of the training's TensorBoard files, if any.
         dataset_dir: folder of the cases.
-        workflow: the running one by default; without one the record has no config.
+        workflow: None for the running workflow; without one the record has no config.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class RunFolder:
         """Lock the folder for this run (rank 0 only).
 
         Raises:
-            UserError: the folder is not writable or in use; it holds another training; or a training would resume with
-                other settings, or from a state that cannot be read.
+            UserError: the folder is not writable, is in use, or holds another training; or a training would resume
+                with other settings or from an unreadable state.
         """
         if not is_first():
             return
@@ -113,7 +113,7 @@ class RunFolder:
         for folder in (self.folder, *([self.curves.parent] if self.curves else [])):
             refuse_key_in(folder, key)
             try_writing(folder)
-        busy = f"Another run works in {self.folder}. Wait for its end, or choose another folder."
+        busy = f"Another run uses {self.folder}. Wait for its end, or choose another folder."
         take_lock(self.folder / LOCK, busy, again=True)
         atexit.register(self._release)
         for folder in self._folders():
@@ -131,13 +131,13 @@ class RunFolder:
             self._refuse_earlier_training(state)
 
     def _refuse_earlier_training(self, state: Path) -> None:
-        """Raise a UserError where a training or its curves would be lost."""
+        """Raise a UserError if a training or its curves would be lost."""
         if self.before.get("status") == "finished":
-            what = f"holds a finished training, of {self.before.get('ended')}"
+            what = f"holds a training, finished {self.before.get('ended')}"
         elif state.is_file():
-            what = "holds a training that has not finished; --resume True continues it"
+            what = "holds an unfinished training; --resume True continues it"
         elif self.curves and not self.before and curves_in(self.curves):
-            what = f"would take what is in {self.curves}: the curves of another training"
+            what = f"would overwrite the curves of another training in {self.curves}"
         else:
             return
         raise UserError(
@@ -152,11 +152,11 @@ class RunFolder:
         masks: str | Path | None = None,
         **data: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Call ``run`` with a record from start to end; SIGINT and SIGTERM end it in order.
+        """Call ``run``, and record start and end; SIGINT and SIGTERM stop it cleanly.
 
         Args:
-            run: the work.
-            weights: checkpoints that predict.
+            run: function to call.
+            weights: checkpoints used for prediction.
             masks: folder of the cases' masks.
             data: lists of MONAI data items by name, on this rank.
 
@@ -197,7 +197,7 @@ class RunFolder:
             record["earlier"] = [*self.before.get("earlier", []), part]
         if self.curves:
             state = read_state(self.folder / STATE) if self._goes_on else {"epoch": -1, "iteration": -1}
-            keep_curves_until(self.curves, state["epoch"], state["iteration"])  # what follows is written again
+            keep_curves_until(self.curves, state["epoch"], state["iteration"])  # later steps are logged again
         if self.purpose == TRAINING and not self._goes_on:
             (self.folder / STATE).unlink(missing_ok=True)
         self._record = record
@@ -211,12 +211,12 @@ class RunFolder:
         write_json(self.folder / RECORD, self._records() | {self.purpose: self._record}, indent=1)
 
     def _note_end(self, status: str, why: str | None = None, masks: str | Path | None = None) -> None:
-        if self._record.get("status") != "running":  # another process's, or nothing has begun
+        if self._record.get("status") != "running":  # not rank 0, or not started
             return
         if not (self.folder / RECORD).is_file():
             if status != "finished":
                 return
-            raise UserError(f"{self.folder} was removed or emptied during the run: its results are gone. Run it again.")
+            raise UserError(f"{self.folder} was removed or emptied during the run: the results are lost. Run it again.")
         if self.purpose != TRAINING:
             self._note_files(say=status == "finished")
         if masks is not None:
@@ -242,7 +242,7 @@ class RunFolder:
         self._record |= {"files": written, "left_over": left}
         if left and say:
             logger.warning(
-                "%d files in %s are of an earlier run, not of this %s: %s%s",
+                "%d files in %s are from an earlier run, not from this %s: %s%s",
                 len(left), self.folder, self.purpose, ", ".join(left[:3]), " …" if len(left) > 3 else "",
             )  # fmt: skip
 
@@ -258,7 +258,7 @@ class RunFolder:
         if not is_first():
             return ""
         if self.purpose != TRAINING:
-            return "Files that were written are whole; the same command starts again."
+            return "Written files are complete; the same command starts again."
         if (self.folder / STATE).is_file():
             return (
                 f"The files in {self.folder} are complete: "
@@ -280,7 +280,7 @@ def _config_of(workflow: ConfigWorkflow | None) -> dict[str, Any]:
 
 
 def _has_all_of(parser: ConfigParser, name: str) -> bool:
-    """Whether a config has all keys that a value refers to: mixins may have options for training alone."""
+    """Whether a config has all keys that a value refers to; mixins may have options for training only."""
     return name in parser and all(_has_all_of(parser, other) for other in references(parser[name]))
 
 
@@ -316,7 +316,7 @@ def _hashed(items: Sequence[Mapping[str, Any]], dataset_dir: Path) -> list[dict[
 
 
 def _named_files(item: Mapping[str, Any], dataset_dir: Path) -> dict[str, str]:
-    """An item's files by their names in the dataset; by part if the case has a pseudonym."""
+    """An item's files by name in the dataset, or by part if the case has a pseudonym."""
     parts = item_files(item)
     if "native_image" in item:
         parts |= {f"native_{part}": path for part, path in item_files(as_native(item)).items()}
@@ -327,7 +327,7 @@ def _named_files(item: Mapping[str, Any], dataset_dir: Path) -> dict[str, str]:
 
 
 def _note_masks(entries: Sequence[dict[str, Any]], written: Sequence[str], masks: Path, folder: Path) -> None:
-    """Add the masks that the run wrote to the cases of a record."""
+    """Add the run's masks to the cases of a record."""
     for entry in entries:
         for path in map(folder.joinpath, written):
             if path.parent == masks and path.name.startswith(f"{file_name(entry['case'])}_lesion."):
@@ -354,6 +354,6 @@ def _refuse_other_cases(folder: Path, before: Mapping[str, Any], data: Mapping[s
 def _refuse(folder: Path, what: str, changed: Sequence[str]) -> None:
     if changed:
         raise UserError(
-            f"The training in {folder} was started with other {what}:\n{listed(changed)}\nResume with what it was "
-            "started with, or choose another --ckpt_dir; --resume force resumes anyway."
+            f"The training in {folder} was started with other {what}:\n{listed(changed)}\nResume with the original "
+            f"{what}, or choose another --ckpt_dir; --resume force resumes anyway."
         )

@@ -1,4 +1,4 @@
-"""Maps and labels of a case's brain as arrays, without transforms."""
+"""Maps and labels of brain voxels as arrays, without transforms."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..runtime.cores import available_cores
 from .checks import Limits, channels_of
 from .layout import as_native, case_of, item_files
 
-MOST_AT_A_TIME = 4  # cases, since the features of one take some hundred megabytes
+MOST_AT_A_TIME = 4  # cases; the features of a case take several hundred megabytes
 Floating = TypeVar("Floating", np.float32, np.float64)
 
 
 def read_maps(item: Mapping[str, Any], limits: Limits) -> tuple[NDArray[Any], Volume]:
-    """ADC and ZADC (NaN if missing) of a data item, (2, X, Y, Z), and the first volume, for the grid."""
+    """ADC and ZADC (NaN if missing) of a data item, (2, X, Y, Z), and the first volume, which has the grid."""
     volumes = [read_checked(file, limits.max_bytes) for part, file in item_files(item).items() if part != "label"]
     arrays = [array for volume in volumes for array in channels_of(volume)]
     if len(arrays) == 1:
@@ -40,14 +40,14 @@ def draw_training_voxels(
     """Features and truth of random brain voxels, case by case; independent of the number of cores.
 
     Args:
-        items: labelled data items; of prepared cases the native files are read.
-        limits: of the sizes of files.
-        describe: from ADC, ZADC (X, Y, Z) and the first volume, for the grid, to features (voxels of the brain, N).
-        voxels: largest number per case.
-        seed: of the draw.
+        items: labelled data items; native files are read for prepared cases.
+        limits: provides the size limit of files.
+        describe: computes features (brain voxels, N) from ADC, ZADC (X, Y, Z) and the first volume.
+        voxels: maximum number per case.
+        seed: seed of the sampling.
 
     Raises:
-        ValueError: a case cannot be used for training, or a file cannot be read (also OSError).
+        ValueError: a case is unusable for training, or a file is unreadable (also OSError).
     """
 
     def described(item: Mapping[str, Any]) -> tuple[NDArray[Floating], NDArray[np.bool_]]:
@@ -63,7 +63,7 @@ def draw_training_voxels(
         return describe(adc, zadc, grid), truth
 
     rng = np.random.default_rng(seed)
-    threads = min(MOST_AT_A_TIME, available_cores())  # SciPy's filters let others work
+    threads = min(MOST_AT_A_TIME, available_cores())  # SciPy's filters release the GIL
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(items), threads):
             for given, truth in pool.map(described, items[start : start + threads]):

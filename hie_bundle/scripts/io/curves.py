@@ -1,4 +1,4 @@
-"""Curves for TensorBoard without gaps and duplicates where a training was killed and resumed."""
+"""TensorBoard curves without gaps or duplicates after a training was killed and resumed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from monai.handlers import TensorBoardStatsHandler as StockTensorBoardStatsHandl
 from .files import atomic_path
 
 EVENTS = "events.out.tfevents.*"
-EPOCHS = ".epochs"  # end of the names of files whose steps are epochs; the others count iterations
+EPOCHS = ".epochs"  # suffix of files whose steps are epochs; other files count iterations
 
 
 class CurvesHandler(StockTensorBoardStatsHandler):
     """``monai.handlers.TensorBoardStatsHandler`` that writes after each epoch instead of every two minutes.
 
-    A resumed run has no gap then. Without ``iteration_log`` the file holds epochs only.
+    This avoids gaps in resumed runs. Without ``iteration_log`` the file contains only epochs.
     """
 
     def __init__(self, log_dir: str, iteration_log: Any = True, **options: Any) -> None:
@@ -26,18 +26,19 @@ class CurvesHandler(StockTensorBoardStatsHandler):
 
         writer = SummaryWriter(log_dir, filename_suffix="" if iteration_log else EPOCHS)
         super().__init__(summary_writer=writer, iteration_log=iteration_log, **options)
-        self.internal_writer = True  # it is closed with the run
+        self.internal_writer = True  # the handler closes it at the end of the run
 
     def epoch_completed(self, engine: Engine) -> None:
-        """Write the epoch's figures and flush the file."""
+        """Write the epoch's values and flush the file."""
         super().epoch_completed(engine)
         self._writer.flush()
 
 
 def keep_curves_until(folder: Path, epoch: int, iteration: int) -> None:
-    """Remove events that follow a saved state (-1: all), since a resumed training writes them again.
+    """Remove events after a saved state (-1: all), since a resumed training writes them again.
 
-    The order of writing counts: clocks may be set back. TensorBoard's ``purge_step`` has one kind of step only.
+    Events are cut by order in the file, since clocks may be set back. TensorBoard's ``purge_step`` cannot distinguish
+    epochs from iterations.
     """
     for file, events in curves_in(folder).items():
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -54,7 +55,7 @@ def keep_curves_until(folder: Path, epoch: int, iteration: int) -> None:
 
 
 def curves_in(folder: Path) -> dict[Path, list[Any]]:
-    """The events of each event file that has more than its header."""
+    """Events by file, without files that contain only a header."""
     files = sorted(folder.glob(EVENTS))
     if not files:
         return {}

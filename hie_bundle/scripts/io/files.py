@@ -1,4 +1,4 @@
-"""Files: atomic writing, locks, hashes, and stamps that reveal changes."""
+"""Files: atomic writing, locks, hashes, and change detection."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ..runtime.interruption import interruption
 _LOCK = ".lock"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
 _locks: dict[Path, int] = {}
-_expected: dict[str, list[int]] = {}  # inherited by processes that load
+_expected: dict[str, list[int]] = {}  # stamp by file; loading processes inherit it
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, with its ending, that takes its name when the block ends without an error."""
+    """A temporary path in the folder of ``path``, with its extension; renamed to ``path`` if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
@@ -38,7 +38,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        if error.errno is not None:  # of a full disk the system does not say which file was written
+        if error.errno is not None:  # the system does not name the file if the disk is full
             error.filename = str(path)
         raise
     finally:
@@ -46,7 +46,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def try_writing(folder: str | Path, remedy: str = "nothing was started") -> None:
-    """Make a folder if needed; raise a UserError with the remedy where no file can be written to it."""
+    """Create a folder if needed; raise a UserError with the remedy if it is not writable."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".") as probe:
@@ -71,15 +71,15 @@ def clean_beside(files: Iterable[Path]) -> None:
 
 @contextmanager
 def hidden_folder(path: str | Path) -> Iterator[Path]:
-    """A folder for this user alone beside ``path``, removed at the end of the block, and at SIGTERM and SIGHUP.
+    """A private folder next to ``path``, removed at the end of the block, and at SIGTERM and SIGHUP.
 
-    Ignored or handled signals stay so (SIGHUP under ``nohup``). Folders of killed processes for the same ``path`` are
-    removed first; a lock protects those in use.
+    Signals that are ignored or handled are left alone (SIGHUP under ``nohup``). Folders of killed processes for the
+    same ``path`` are removed first; a lock protects folders in use.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for lock in path.parent.glob(f".????????.{glob.escape(path.name)}/{_LOCK}"):
-        with suppress(UserError, OSError):  # at work, another user's, or gone
+        with suppress(UserError, OSError):  # in use, another user's, or removed
             take_lock(lock, f"{lock.parent} is in use.")
             shutil.rmtree(lock.parent, ignore_errors=True)
             release_lock(lock)
@@ -103,23 +103,23 @@ def hidden_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path, left: str) -> Iterator[Path]:
-    """A hidden folder that becomes ``path`` when the block ends without an error.
+    """A hidden folder that is renamed to ``path`` if the block succeeds.
 
-    After a :class:`UserError` ``path`` has only the files with the extension ``left`` (pictures that show why).
+    After a :class:`UserError`, ``path`` has only the files with the extension ``left`` (pictures of the problem).
 
     Raises:
-        UserError: ``path`` exists and holds other files.
+        UserError: ``path`` exists and contains other files.
     """
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(one.suffix != left for one in folder.iterdir())):
         raise UserError(f"{folder} already exists; choose another folder for the results.")
 
     def take_place(work: Path) -> None:
-        if folder.exists():  # what an earlier refusal left
+        if folder.exists():  # pictures of an earlier error
             shutil.rmtree(folder)
         release_lock(work / _LOCK)
         (work / _LOCK).unlink(missing_ok=True)
-        folder.mkdir()  # with the rights that the user's folders have
+        folder.mkdir()  # with the user's default permissions
         work.chmod(folder.stat().st_mode)
         work.replace(folder)
 
@@ -146,13 +146,13 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 
 def seen_from(path: str | Path, folder: str | Path) -> str:
-    """Name a path for a file in ``folder``: relative if below the folder or its parent, else the file name alone."""
+    """A path relative to ``folder`` if it is below the folder or its parent; else only the file name."""
     path, folder = Path(path).absolute(), Path(folder).absolute()
     return Path(os.path.relpath(path, folder)).as_posix() if path.is_relative_to(folder.parent) else path.name
 
 
 def write_json(path: str | Path, data: Any, indent: int | None = None) -> None:
-    """Replace a file's content by ``data`` as JSON, atomically."""
+    """Replace a file's content with ``data`` as JSON, atomically."""
     write_atomically(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
 
 
@@ -168,12 +168,12 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def take_lock(path: str | Path, busy: str, again: bool = False) -> int:
     """Lock a file until :func:`release_lock` or the end of this process; return its descriptor.
 
-    Processes that inherit the descriptor keep the lock, too; forked loaders do not.
+    Processes that inherit the descriptor also hold the lock, except forked loaders.
 
     Args:
         path: created if needed.
         busy: message of the UserError if the lock is taken.
-        again: this process may hold it already.
+        again: accept a lock that this process already holds.
     """
     path = Path(path).absolute()
     if path in _locks and not again:
@@ -181,7 +181,7 @@ def take_lock(path: str | Path, busy: str, again: bool = False) -> int:
     while path not in _locks:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         taken = lock_descriptor(file, blocking=False)
-        if taken and os.fstat(file).st_nlink:  # its last owner has not removed it in between
+        if taken and os.fstat(file).st_nlink:  # not removed by its last owner meanwhile
             _locks[path] = file
             break
         os.close(file)
@@ -191,7 +191,7 @@ def take_lock(path: str | Path, busy: str, again: bool = False) -> int:
 
 
 def release_lock(path: str | Path, remove: bool = False) -> None:
-    """Release a lock, if this process holds it; on request remove its file, and the folder if empty."""
+    """Release a lock if this process holds it; with ``remove`` delete its file, and the folder if empty."""
     path = Path(path).absolute()
     if (file := _locks.pop(path, None)) is None:
         return
@@ -212,25 +212,25 @@ if hasattr(os, "register_at_fork"):
 
 
 def stamp_of(path: str | Path) -> list[int]:
-    """Size, times of the last change and inode of a file."""
+    """Size, modification and change times, and inode of a file."""
     status = Path(path).stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def expect_unchanged(stamps: Mapping[str, list[int]] | None) -> None:
-    """Let :func:`refuse_changed` know the stamps of checked files; None: the run has ended."""
+    """Register the stamps of checked files for :func:`refuse_changed`; None clears them at the end of a run."""
     _expected.update(stamps or {})
     if stamps is None:
         _expected.clear()
 
 
 def is_expected(path: str | Path) -> bool:
-    """Whether a run of this process has checked a file."""
+    """Whether the run in this process has checked a file."""
     return str(path) in _expected
 
 
 def refuse_changed(path: str | Path) -> None:
-    """Raise a UserError where a file that was checked is another one by now."""
+    """Raise a UserError if a file changed after its check."""
     expected = _expected.get(str(path))
     if expected is not None and stamp_of(path) != expected:
         raise UserError(f"{path} was changed or replaced after it was checked. Run the command again.")

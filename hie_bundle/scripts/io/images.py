@@ -1,4 +1,4 @@
-"""Images in memory: conversion to volumes, and of results to images of the same type."""
+"""Images in memory: conversion to volumes, and conversion of results back to the image's type."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def volume_of(image: Any, affine: ArrayLike | None = None) -> Volume:
     """Convert an image in memory to a volume, with the checks of files.
 
     Args:
-        image: of nibabel, SimpleITK or ITK, or a MetaTensor; or a tensor or array with ``affine``. Shape (X, Y, Z);
-            tensors and arrays also (1, X, Y, Z).
-        affine: (4, 4) from voxel indices to millimetres, RAS+; None for images that carry their own.
+        image: image of nibabel, SimpleITK or ITK, or a MetaTensor; or a tensor or array with ``affine``. Shape
+            (X, Y, Z); tensors and arrays also (1, X, Y, Z).
+        affine: (4, 4) from voxel indices to millimetres, RAS+; None for images with a position.
 
     Raises:
-        UserError: another type, shape or position, or ``affine`` is missing or redundant.
+        UserError: type, shape or position is invalid, or ``affine`` is missing or redundant.
     """
     name = type(image).__name__
     try:
         array, own, spacing_mm = _read(image)
         if own is not None and affine is not None:
-            raise UserError(f"A {name} carries its position; omit `affine`.")
+            raise UserError(f"A {name} has its own position; omit `affine`.")
         if own is None and affine is None:
             raise UserError(
                 f"A {name} does not state the position of its voxels: pass `affine`, (4, 4), from voxel indices to "
@@ -56,7 +56,7 @@ def volume_of(image: Any, affine: ArrayLike | None = None) -> Volume:
 
 
 def metatensor_of(volumes: Sequence[Volume], file: str = "") -> MetaTensor:
-    """Volumes on one grid as MONAI's loader returns them: float32; several are stacked along a new first axis."""
+    """Volumes on one grid as MONAI's loader returns them: float32; a new first axis stacks several volumes."""
     arrays = [torch.from_numpy(np.array(volume.array, np.float32, order="C")) for volume in volumes]
     image = torch.stack(arrays) if len(arrays) > 1 else arrays[0]
     channels = 0 if len(arrays) > 1 else -1 if image.ndim == 4 else float("nan")
@@ -64,7 +64,7 @@ def metatensor_of(volumes: Sequence[Volume], file: str = "") -> MetaTensor:
         MetaKeys.ORIGINAL_CHANNEL_DIM: channels,
         MetaKeys.SPATIAL_SHAPE: np.array(volumes[0].array.shape[:3]),
         MetaKeys.ORIGINAL_AFFINE: volumes[0].affine,
-        "spacing": volumes[0].spacing_mm,  # the header's own; the affine may say 1.2000000000000002
+        "spacing": volumes[0].spacing_mm,  # from the header; the affine may give 1.2000000000000002
     }
     return MetaTensor(
         image, affine=torch.as_tensor(volumes[0].affine), meta=meta | ({"filename_or_obj": file} if file else {})
@@ -72,7 +72,7 @@ def metatensor_of(volumes: Sequence[Volume], file: str = "") -> MetaTensor:
 
 
 def same_type_as(image: Any, array: NDArray[Any], affine: NDArray[np.float64]) -> Any:
-    """Convert a result (X, Y, Z) to the type of ``image`` (see :func:`volume_of`); to a nibabel image for a path."""
+    """Convert a result (X, Y, Z) to the type of ``image`` (see :func:`volume_of`), or for a path to nibabel's."""
     package = _package(image)
     if isinstance(image, torch.Tensor):
         tensor = torch.from_numpy(array)[(None,) * (image.ndim - 3)].to(image.device)
@@ -96,10 +96,10 @@ def same_type_as(image: Any, array: NDArray[Any], affine: NDArray[np.float64]) -
 
 
 def write(path: str | Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    """:func:`scripts.io.volumes.write_volume`, atomically; a UserError on failure."""
+    """Call :func:`scripts.io.volumes.write_volume` atomically; raise a UserError on failure."""
     path = Path(path)
     if extension_of(path) not in EXTENSIONS:  # ITK writes X.MHA as X.mhd and X.raw
-        raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
+        raise UserError(f"{path}: the extension of a volume must be one of {', '.join(EXTENSIONS)}.")
     try:
         with atomic_path(path) as temporary:
             write_volume(temporary, array, affine)
@@ -114,7 +114,7 @@ def _package(image: Any) -> str:
 
 
 def _read(image: Any) -> tuple[Any, Any, tuple[float, ...] | None]:
-    """Array (X, Y, Z), affine and voxel size, as far as the image states them."""
+    """Array (X, Y, Z), affine and voxel size; None if the image has none."""
     package = _package(image)
     if package == "nibabel":
         return _three(np.asanyarray(image.dataobj), image, axis=3), *nifti_grid(image)

@@ -1,4 +1,4 @@
-"""Slices with the outlines of masks, as one PNG picture."""
+"""Slices with outlines of masks, as one PNG picture."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ..geometry.slices import axial
 
-BLUE, ORANGE = "#56b4e9", "#e69f00"  # told apart by colour-blind readers (Okabe and Ito)
+BLUE, ORANGE = "#56b4e9", "#e69f00"  # colour-blind safe (Okabe and Ito)
 TITLE_INCHES = 0.45
-LETTERS_AN_INCH = 10  # of the title, at most
+LETTERS_AN_INCH = 10  # maximum, in the title
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Panel:
 
     Attributes:
         grey: 0 (black) to 1 (white), rows from anterior to posterior, columns from the patient's right to left.
-        title: printed above.
-        aspect: height of a pixel by its width.
+        title: title above the slice.
+        aspect: height / width of a pixel.
         outlines: masks of the same shape, by colour.
     """
 
@@ -41,14 +41,14 @@ class Panel:
 def grey_slice(
     volume: NDArray[Any], window: Sequence[float], box: tuple[slice, slice], z: int, inside: NDArray[np.bool_] | None
 ) -> NDArray[np.float64]:
-    """Scale an axial slice to 0..1; it is 0 outside the brain and where a map is missing.
+    """Scale an axial slice to 0..1; voxels outside the brain, and missing maps, become 0.
 
     Args:
         volume: (X, Y, Z), RAS+.
         window: values shown as black and white.
         box: see :func:`.shown_box`.
         z: index of the slice.
-        inside: brain mask of the same shape; None: everything.
+        inside: brain mask of the same shape; None for the whole slice.
     """
     grey = (axial(volume, box, z) - window[0]) / (window[1] - window[0])
     shown = grey if inside is None else np.where(axial(inside, box, z), grey, 0)

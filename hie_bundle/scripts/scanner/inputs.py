@@ -106,7 +106,7 @@ def beside(path: str | Path, ending: str) -> Path:
     """Replace the extension of a volume's path; raise a UserError if it is not a volume's extension."""
     path = Path(path)
     if not (extension := extension_of(path)):
-        raise UserError(f"{path}: a volume is written as one of {', '.join(EXTENSIONS)}.")
+        raise UserError(f"{path}: the extension of a volume must be one of {', '.join(EXTENSIONS)}.")
     return path.with_name(path.name.removesuffix(extension) + ending)
 
 
