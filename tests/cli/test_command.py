@@ -340,7 +340,7 @@ def test_masks_as_a_bids_derivative(run: Run, options: list[str], cohort: Path, 
     for words, why in (
         (["-o", tmp_path / "x.nii.gz"], "needs an output folder"),
         (["-o", out, "--shard", "1/2"], "cannot be combined with --shard"),
-        (["-o", out, "--extension", ".mha"], "BIDS has no .mha"),
+        (["-o", out, "--extension", ".mha"], "BIDS does not allow .mha"),
     ):  # fmt: skip
         status, _, err = run("segment", cohort, "--bids", *words, *options)
         assert status == 1
@@ -383,10 +383,10 @@ def test_mistakes(run: Run, options: list[str], cohort: Path, tmp_path: Path) ->
     for words, status, message in [
         ((), 2, ""),
         (("sgment",), 2, "No such command 'sgment'"),
-        (("segment", adc, zadc), 2, "say where the mask goes"),
+        (("segment", adc, zadc), 2, "the output is missing"),
         (("segment",), 2, "adc"),
         (("segment", adc, zadc, "-o", adc), 1, "is an input map"),
-        (("segment", adc, zadc, "-o", ""), 2, "say where the mask goes"),
+        (("segment", adc, zadc, "-o", ""), 2, "the output is missing"),
         (("segment", adc, zadc, "-o", tmp_path / "o", "--ckpt_path", "my.pt"), 1, "weights are named by --weights"),
         (("segment", adc, zadc, "-o", tmp_path / "o", "--workflow_type", "x"), 1, "takes no --workflow_type"),
         (("segment", adc, zadc, "-o", tmp_path / "o", "--initialize", "x"), 1, "only a config file may change"),
@@ -396,7 +396,7 @@ def test_mistakes(run: Run, options: list[str], cohort: Path, tmp_path: Path) ->
         (("segment", cohort, "-o", cohort / "3LABEL"), 1, "A mask there would replace a label"),
         (("segment", adc.parent, zadc.parent, "-o", zadc.parent), 1, "take a probability map for a case"),
         (("segment", cohort, "-o", tmp_path / "o", "--studies", cohort), 1, "Choose another -o (or --studies)"),
-        (("segment", cohort, "-o", tmp_path / "x.nii.gz"), 1, "is one file, but there are several cases"),
+        (("segment", cohort, "-o", tmp_path / "x.nii.gz"), 1, "is a file, but there are several cases"),
         (("segment", adc, zadc, "-o", tmp_path / "o", "--thresold", "0.4", *options), 1, "did you mean --threshold?"),
         (("segment", adc, zadc, "-o", tmp_path / "o", "--weights", tmp_path / "no.pt"), 1, "There is no checkpoint"),
         (("train", "--recipe", "best"), 1, "There is no recipe 'best'; choose one of paper, strong"),
@@ -406,7 +406,7 @@ def test_mistakes(run: Run, options: list[str], cohort: Path, tmp_path: Path) ->
         (("train", "--train#datasett#cache_rate", "0.5"), 1, "did you mean --train#dataset#cache_rate?"),
         (("train", "--run_id", "trainin"), 1, "did you mean training?"),
         (("train", "--recipe", "strong,strong_cpu,fine_tune", "--dataset_dir", tmp_path), 1, "holds no case"),
-        (("check", "--recipe", "strong"), 1, "`hie-bundle check` takes no --recipe"),
+        (("check", "--recipe", "strong"), 1, "`hie-bundle check` does not accept --recipe"),
         (("completion", "tcsh"), 1, "choose one of: bash, zsh, fish"),
     ]:
         found, _, err = run(*words)

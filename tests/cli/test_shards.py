@@ -35,7 +35,7 @@ def test_no_share(text: str, tmp_path: Path) -> None:
 
 def test_two_workers_on_one_share(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
-    message = "Another process works on shard 1/2"
+    message = "Another process uses shard 1/2"
     with Shard("1/2", tmp_path).working(), Shard("2/2", tmp_path).working(), pytest.raises(UserError, match=message):
         Shard("1/2", tmp_path).working().__enter__()
     with Shard("1/2", tmp_path).working():
@@ -88,7 +88,7 @@ def test_a_worker_dies_and_nothing_is_lost_or_done_twice(
     assert len(written) == 5
     status, _, err = run("segment", cohort, "-o", out, "--shard", "1/1", *options, "--threshold=0.3")
     assert status == 1
-    assert "has masks of other settings" in err
+    assert "has masks with other settings" in err
     assert "with threshold 0.5, not 0.3" in err
 
 
@@ -119,7 +119,7 @@ def test_done_is_what_the_record_says_of_these_maps_and_these_files(
     assert len(list(out.glob("*_probability.nii.gz"))) == 3
     for option, said in (("--extension=.mha", "with mask"), ("--limits#outside_fraction=0.9", "limits#outside_frac")):
         status, _, err = run(*words, option)
-        assert (status, "masks of other settings" in err, said in err) == (1, True, True), err
+        assert (status, "masks with other settings" in err, said in err) == (1, True, True), err
 
 
 def test_masks_made_at_another_level_are_refused(run: Run, options: list[str], cohort: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_foreign_records_are_not_read(tmp_path: Path) -> None:
     lines = ['{"case": ["a"]}', "[" * 100_000, "null", '{"case": 5}', '{"case": "b", "mask": 5}', "{"]
     (shard.records / "1_of_1.jsonl").write_text("\n".join(lines))
     assert set(shard.rows()) == {"['a']", "5", "b"}
-    with pytest.raises(UserError, match="masks of other settings: b with mask "):
+    with pytest.raises(UserError, match="masks with other settings: b with mask "):
         shard.is_done(shard.rows()["b"], {}, [], {"mask": tmp_path / "b_lesion.nii.gz"})
 
 

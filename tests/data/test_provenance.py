@@ -63,7 +63,9 @@ def _run(folder: RunFolder, **data: Any) -> None:
 def test_a_finished_run_is_neither_overwritten_nor_mixed(tmp_path: Path) -> None:
     _run(_folder(tmp_path))
     (tmp_path / "models" / "model.pt").write_bytes(b"weights")
-    with pytest.raises(UserError, match=r"models holds a training, finished .*--overwrite True; nothing was start"):
+    with pytest.raises(
+        UserError, match=r"models holds a finished training \(ended .*--overwrite True; nothing was start"
+    ):
         _folder(tmp_path).claim()
     with pytest.raises(UserError, match="finished training"):
         _folder(tmp_path, resume=True).claim()  # its state is gone

@@ -196,7 +196,7 @@ def test_part_file_of_another_archive_is_fetched_anew(tmp_path: Path, serve: Any
 def test_wrong_archive_leaves_nothing(tmp_path: Path, serve: Any) -> None:
     data, target = cohort_zip(tmp_path), tmp_path / "data"
     server = serve({"BONBID2023_Train.zip": data[:-1] + b"?"})
-    with pytest.raises(DatasetError, match=f"its sha256 is [0-9a-f]{{64}}, not {hashlib.sha256(data).hexdigest()}"):
+    with pytest.raises(DatasetError, match=f"its SHA-256 is [0-9a-f]{{64}}, not {hashlib.sha256(data).hexdigest()}"):
         download(target, server.url, archives(train=data), "train")
     assert leftovers(target) == []
 

@@ -78,7 +78,7 @@ def test_too_few_items_are_copied_to_all_or_refused() -> None:
 
 def test_a_batch_is_divided_evenly_or_refused() -> None:
     assert batch_share(12, 4) == 3
-    with pytest.raises(UserError, match=r"4, cannot be divided evenly among 3; set --batch_size"):
+    with pytest.raises(UserError, match=r"4, cannot be divided evenly among 3 processes; set"):
         batch_share(4, 3)
 
 
@@ -329,7 +329,7 @@ def test_a_mistake_that_all_ranks_make_is_shown_once(torchrun: Started, tiny_coh
     output = _finished(
         torchrun(*_bundle("training", _mixins("train", "multi_gpu_train"), **{**options, "batch_size": 3})), status=1
     )
-    assert output.count("error: The batch_size of all processes together") == 1
+    assert output.count("error: The total batch_size") == 1
 
 
 def test_without_torchrun_the_config_says_how_to_start(

@@ -166,9 +166,9 @@ def test_what_a_user_may_write(files: list[str], content: str, tmp_path: Path) -
         (
             ["train"],
             {"augment#paper#transform#noise#std": [1, 2, 3]},
-            "torchio.RandomNoise does not take the values",
+            "torchio.RandomNoise rejects its values",
         ),
-        (["train"], {"transforms#grid#size#mode": 5}, "Resized does not take the values that it has in the config: "),
+        (["train"], {"transforms#grid#size#mode": 5}, "Resized rejects its values in the config: "),
         (["train"], {"limits#brain_ml_range": 5}, "limits#brain_ml_range must be two numbers, minimum and maximum"),
         (["train"], {"limits#adc_limit": "x"}, "limits#adc_limit must be a number, not 'x'"),
         (["train"], {"limits#adc_range": [4000, 200]}, "limits#adc_range must be two numbers, minimum and maximum"),
@@ -194,8 +194,8 @@ def test_what_only_a_component_can_judge(
         ({"train#datasett#cache_rate": 1}, "--train#datasett#cache_rate: no config has such a value; did you mean "
                                            "--train#dataset#cache_rate?"),
         ({"trian::dataset": 1, "x#part": "y"}, "did you mean --train#dataset?\n  --x#part: no config has such"),
-        ({"validate#handlers#99": 5}, "validate#handlers is a list, whose places are 0 to 1"),
-        ({"validate#handlers#x": 5}, "validate#handlers is a list, whose places are 0 to 1"),
+        ({"validate#handlers#99": 5}, "validate#handlers is a list with indices 0 to 1"),
+        ({"validate#handlers#x": 5}, "validate#handlers is a list with indices 0 to 1"),
         ({"threshold#x": 5}, "--threshold#x: threshold has no parts"),
     ],
 )  # fmt: skip
@@ -216,7 +216,7 @@ def test_an_option_in_no_section(wrong: dict[str, Any], said: str) -> None:
         ("a.yaml", "1: 2", "a.yaml is not a config file: 1 is not a name"),
         ("a.yaml", "'': 2", "a.yaml is not a config file: '' is not a name"),
         ("a.yaml", "? [a]\n: 2", "a.yaml is not a config file: .*unhashable"),
-        ("a.yaml", "imports: 5", "imports in the config is a list of expressions"),
+        ("a.yaml", "imports: 5", "imports in the config must be a list of expressions"),
         ("a.txt", "a: 1", "a.txt is not a config file: unknown file input"),
     ],
 )
@@ -233,7 +233,7 @@ def test_what_is_to_run_has_a_name() -> None:
     workflow = Workflow(str(CONFIGS / "train.yaml"), workflow_type=None, run_id="trainin", logging_file=False)
     with pytest.raises(RuntimeError) as caught:
         workflow.initialize()
-    assert "trainin: no config has this to run; did you mean training?" in str(user_error(caught.value))
+    assert "trainin: no config has this workflow; did you mean training?" in str(user_error(caught.value))
     workflow = Workflow(str(CONFIGS / "data.yaml"), workflow_type=None, logging_file=False)
     workflow.initialize()
     with pytest.raises(ValueError, match="run") as nothing:

@@ -194,7 +194,7 @@ def test_an_output_that_is_not_finite_gives_no_mask(flips: list[int], tmp_path: 
         inferer(inputs * float("inf"), network)
     with torch.no_grad():
         network[3].bias[0] = float("nan")
-    with pytest.raises(UserError, match="output is not finite; it has no mask"):
+    with pytest.raises(UserError, match="output is not finite; no mask is written"):
         inferer(inputs, network)
 
 

@@ -1,4 +1,4 @@
-"""The command ``hie-bundle``: segmentation, and the bundle's workflows under one word each."""
+"""The command ``hie-bundle``: segmentation, and a subcommand for each workflow of the bundle."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .workflows import WORKFLOWS, add_workflow, parsed, separated
 
 NAME = "hie-bundle"
 SHELLS = {"bash": "bash", "zsh": "zsh", "fish": "fish"}
-COMPLETE = "_HIE_BUNDLE_COMPLETE"  # by Typer's rule; the shell sets it when it asks for words
+COMPLETE = "_HIE_BUNDLE_COMPLETE"  # Typer's name; the shell sets it to request completions
 IN_CONFIGS = ("device", "threshold", "flips")  # options of segmentation that are values of inference.yaml
-FILE_RULES = """A folder ADC without ZADC holds cases by the names of BONBID-HIE (X-ADC_ss,
-Zmap_X-ADC_smooth2mm_clipped10). Files of two folders are matched by their name, or by their case. Any value at the top
-of inference.yaml is an option, too. Exit status: 0; 1 if a case could not be segmented (the others are); 2 if the
+FILE_RULES = """A folder ADC without ZADC holds cases with the file names of BONBID-HIE (X-ADC_ss,
+Zmap_X-ADC_smooth2mm_clipped10). Files of two folders are matched by file name or case id. Any top-level value of
+inference.yaml is also an option. Exit status: 0; 1 if a case could not be segmented (the others are); 2 if the
 command line is wrong. Research software, not a medical device."""
 
-Weights = Annotated[str, typer.Option(help="simulated (shipped), or your checkpoints, separated by commas: averaged")]
+Weights = Annotated[str, typer.Option(help="simulated (shipped), or checkpoints, comma-separated for an ensemble")]
 Recipe = Annotated[str | None, typer.Option(help="recipe of your weights: paper, strong, strong_cpu, or config files")]
 Openvino = Annotated[bool, typer.Option("--openvino", help="run the network with OpenVINO, on the CPU")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda:N")]
-Threshold = Annotated[str | None, typer.Option(help="of the probability, from 0 to 1")]
-Flips = Annotated[str | None, typer.Option(help='axes of the flipped predictions that are averaged: "[0]"; "[]": none')]
+Threshold = Annotated[str | None, typer.Option(help="threshold of the probability, from 0 to 1")]
+Flips = Annotated[str | None, typer.Option(help='axes of test-time flips: "[0]"; "[]": none')]
 
 
 def _segment(
@@ -46,34 +46,32 @@ def _segment(
     recipe: Recipe = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="also write CASE_probability.nii.gz")] = False,
     lesions: Annotated[
-        bool, typer.Option("--lesions", help="also write CASE_lesions.csv: volume, place, ADC, Z, probability of each")
+        bool, typer.Option("--lesions", help="also write CASE_lesions.csv: volume, location, ADC, Z, probability")
     ] = False,
     calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="apply the calibration kept with the weights; masks stay as they are")
+        bool, typer.Option("--calibrated", help="apply the calibration stored with the weights; masks do not change")
     ] = False,
     regions: Annotated[
-        str | None, typer.Option(help="folder of an atlas with regions: the share of each that is injured")
+        str | None, typer.Option(help="folder of an atlas with regions, for the injured share of each region")
     ] = None,
     studies: Annotated[
-        str | None, typer.Option(help="folder of MONAI Label's studies: also write both maps there, in one file a case")
+        str | None, typer.Option(help="folder of MONAI Label's studies: also write both maps there, one file per case")
     ] = None,
     overlay: Annotated[
         str | None, typer.Option(help="picture of the slices with the outline: OUT.png or folder")
     ] = None,
-    report: Annotated[str | None, typer.Option(help="page with slices and figures: OUT.html or folder")] = None,
+    report: Annotated[str | None, typer.Option(help="page with slices and measurements: OUT.html or folder")] = None,
     extension: Annotated[str, typer.Option(help=".nii.gz, .nii or .mha, of masks in a folder")] = ".nii.gz",
     bids: Annotated[bool, typer.Option("--bids", help="write OUT as a BIDS derivative")] = False,
-    json: Annotated[bool, typer.Option("--json", help="print the figures as JSON, and nothing else")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print only the measurements, as JSON")] = False,
     anonymise_ids: Annotated[
         str | None,
-        typer.Option(
-            "--anonymise_ids", help="KEYFILE, created if missing: masks are named by keyed hashes of the case ids"
-        ),
+        typer.Option("--anonymise_ids", help="KEYFILE, created if missing: name masks by keyed hashes of the case ids"),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print errors only")] = False,
     openvino: Openvino = False,
     shard: Annotated[
-        str | None, typer.Option(help="3/10: the third of ten shares of a folder; resumes; all done: OUT/manifest.csv")
+        str | None, typer.Option(help="3/10: third of ten shards of a folder; resumes; OUT/manifest.csv after the last")
     ] = None,
     device: Device = None,
     threshold: Threshold = None,
@@ -81,7 +79,7 @@ def _segment(
 ) -> None:
     """Segment lesions: masks from files or folders."""
     if not output:
-        raise typer.BadParameter("say where the mask goes, with -o OUT.")
+        raise typer.BadParameter("the output is missing; give the mask's file or folder with -o OUT.")
     _run_segment(context)
 
 
@@ -96,7 +94,7 @@ def _challenge(
     threshold: Threshold = None,
     flips: Flips = None,
 ) -> None:
-    """Segment the case in /input, as the challenge's containers do."""
+    """Segment the case in /input, like a container of the challenge."""
     maps = (Path(input) / "images" / kind for kind in ("skull-stripped-adc-brain-mri", "z-score-adc"))
     adc, zadc = map(_only_map, maps)
     mask = Path(output) / "images" / "hie-lesion-segmentation" / "overlay.mha"
@@ -111,7 +109,7 @@ def _only_map(folder: Path) -> Path:
 
 
 def _run_segment(context: typer.Context, **fixed: str) -> None:
-    """Segment with the options of a command, the defaults of `segment` for the others, and values of configs."""
+    """Segment with the options of a command, defaults of `segment` for missing options, and values of configs."""
     defaults = {name: option.default for name, option in signature(_segment).parameters.items()}
     config = {name: context.params[name] for name in IN_CONFIGS if context.params[name] is not None}
     given = SimpleNamespace(**{**defaults, **context.params, **fixed})
@@ -119,12 +117,12 @@ def _run_segment(context: typer.Context, **fixed: str) -> None:
 
 
 def _doctor() -> None:
-    """Check whether this installation has what it needs."""
+    """Check this installation: packages, hardware, shipped weights."""
     import_module(".doctor", __name__).doctor()
 
 
 def _completion(shell: Annotated[str, typer.Argument(help=", ".join(SHELLS))] = "bash") -> None:
-    """Print the completion of commands and options for a shell."""
+    """Print the completion script for a shell."""
     print(get_completion_script(prog_name=NAME, complete_var=COMPLETE, shell=choose(SHELLS, shell, "shell")))
 
 
@@ -146,14 +144,13 @@ def _app() -> typer.Typer:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 
-    Exit status: 0 when all was done; 1 when something outside the program is wrong, which the last lines of stderr say;
-    2 for a command line that cannot be understood.
+    Exit status: 0 on success; 1 for a user error, with the message at the end of stderr; 2 for an invalid command line.
 
     Args:
-        arguments: of the command line; that of the process if None.
+        arguments: command-line arguments; None for those of the process.
     """
     show_any_text()
-    completion_init()  # a shell that asks for words is answered by Typer
+    completion_init()  # lets Typer answer completion requests
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         command = typer.main.get_command(_app())

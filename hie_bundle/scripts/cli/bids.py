@@ -15,32 +15,32 @@ _ENTITIES = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?(?:_|$)")
 
 
 def mask_place(folder: str | Path, case: str, extension: str) -> Path:
-    """Where a case's mask goes: ``sub-01/ses-1/dwi/sub-01_ses-1_desc-lesion_mask.nii.gz``.
+    """Path of a case's mask: ``sub-01/ses-1/dwi/sub-01_ses-1_desc-lesion_mask.nii.gz``.
 
-    A case without a BIDS name gets one of its letters and digits.
+    A case without a BIDS name gets one from its letters and digits.
 
     Raises:
-        UserError: for another extension than ``.nii.gz`` or ``.nii``.
+        UserError: the extension is not ``.nii.gz`` or ``.nii``.
     """
     if extension not in (".nii.gz", ".nii"):
-        raise UserError(f"BIDS has no {extension}; --extension is .nii.gz or .nii with --bids.")
+        raise UserError(f"BIDS does not allow {extension}; --extension must be .nii.gz or .nii with --bids.")
     match = _ENTITIES.match(case)
     parts = [part for part in match.groups() if part] if match else ["sub-" + re.sub(r"[^A-Za-z0-9]", "", case)]
     return Path(folder).joinpath(*parts, "dwi", "_".join([*parts, "desc-lesion_mask"]) + extension)
 
 
 def sidecar_of(mask: Path) -> Path:
-    """The JSON file beside a mask."""
+    """Path of a mask's JSON sidecar."""
     return mask.with_name(mask.name.partition(".")[0] + ".json")
 
 
 def write_sidecar(mask: Path, figures: dict[str, Any]) -> None:
-    """Write figures beside a mask, with the fields that BIDS requires."""
+    """Write a mask's sidecar: measurements, and the fields that BIDS requires."""
     write_json(sidecar_of(mask), {"Type": "Lesion", "SpatialReference": "orig", **figures}, indent=2)
 
 
 def describe(folder: str | Path) -> None:
-    """Write ``dataset_description.json``, which makes the folder a derivative."""
+    """Write ``dataset_description.json``, which marks the folder as a derivative."""
     generated = {"Name": "hie_bundle", "Version": bundle_version(), "Description": CAUTION}
     content = {"Name": "Masks of hypoxic-ischaemic lesions", "BIDSVersion": "1.10.0", "DatasetType": "derivative",
                "GeneratedBy": [generated]}  # fmt: skip

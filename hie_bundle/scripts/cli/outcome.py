@@ -22,7 +22,7 @@ from ..runtime.text import csv_table
 
 logger = logging.getLogger(__name__)
 
-REFERENCE = "low_z_ml"  # the challenge's baseline as a volume: what a mask has to beat
+REFERENCE = "low_z_ml"  # volume of the challenge's baseline, for comparison
 
 
 def write_outcome(
@@ -36,19 +36,20 @@ def write_outcome(
 ) -> None:
     """Print the AUC of lesion volumes and of low Z for an outcome, for all children and by hospital.
 
-    No value of a single child is written.
+    Results contain no values of individual children.
 
     Args:
-        segmented: JSON that `hie-bundle segment --json` printed, or the ``manifest.csv`` of its shards.
+        segmented: JSON from `hie-bundle segment --json`, or the ``manifest.csv`` of its shards.
         outcomes: table of the children, ``.csv`` or ``.xlsx``.
-        id_column: of that table: case ids or patient ids.
-        outcome_column: of that table; children without a value are excluded.
-        adverse: values of that column that mean an adverse outcome.
-        output_file: CSV file of the results; None: no file.
-        volumes: columns of ``segmented`` to try; None: whole lesion, share of the brain, and every region's volume.
+        id_column: column of ``outcomes`` with case ids or patient ids.
+        outcome_column: column of ``outcomes`` with the outcome; children without a value are excluded.
+        adverse: values of ``outcome_column`` that mean an adverse outcome.
+        output_file: CSV file of the results; None for no file.
+        volumes: columns of ``segmented`` to evaluate; None for whole lesion, share of the brain, and every region's
+            volume.
 
     Raises:
-        UserError: when a file, a column or a child with an outcome is missing.
+        UserError: a file or column is missing, or no case id matches.
     """
     if not (segmented and outcomes and id_column and outcome_column and adverse):
         raise UserError(
@@ -83,7 +84,7 @@ def write_outcome(
 
 
 def _read(file: str | Path) -> list[dict[str, Any]]:
-    """The rows of a table by column; its first line has the names."""
+    """The rows of a table by column name; the first line has the names."""
     try:
         if (ending := Path(file).suffix.lower()) == ".json":
             return list(json.loads(Path(file).read_text(encoding="utf-8"))["cases"])
@@ -105,7 +106,7 @@ def _joined(
     cases: Sequence[Mapping[str, Any]], children: Sequence[Mapping[str, Any]], id_column: str, outcome_column: str,
     adverse: Sequence[Any],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """One row for each child with a mask and an outcome: its first scan, ``adverse`` and ``site``."""
+    """One row per child with a mask and an outcome: the first scan, ``adverse`` and ``site``."""
     for name in (id_column, outcome_column):
         choose(dict.fromkeys(children[0] if children else ()), name, "column")
     bad = {_text(value) for value in adverse}
@@ -128,10 +129,10 @@ def _joined(
 
 
 def _number(value: Any) -> float:
-    """NaN for an empty cell."""
+    """Value of a cell; NaN if empty."""
     return math.nan if value in (None, "") else float(value)
 
 
 def _text(value: Any) -> str:
-    """A cell of a table as it is typed: 1, 1.0 and "1" are the same."""
+    """Text of a cell; 1, 1.0 and "1" give the same text."""
     return "" if value is None else str(value).strip().removesuffix(".0")

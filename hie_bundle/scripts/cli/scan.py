@@ -47,25 +47,26 @@ def write_scan(
 ) -> None:
     """Segment a scan. All files appear together at the end; after an error only the pictures do.
 
-    ``adc.nii.gz`` (stripped), ``brain.nii.gz``, ``zadc.nii.gz`` with the other files of `run zscore` if there is an
-    atlas, ``lesion.nii.gz``, ``lesion.dcm`` (DICOM SEG on the series that ADC is of), ``brain.png``, ``lesion.png``,
-    ``scan.json`` (figures, weights, seconds). JSON, log and pictures do not identify the patient.
+    The files are ``adc.nii.gz`` (skull-stripped), ``brain.nii.gz``, ``zadc.nii.gz`` with the other files of
+    `run zscore` if there is an atlas, ``lesion.nii.gz``, ``lesion.dcm`` (DICOM SEG on the series of the ADC map),
+    ``brain.png``, ``lesion.png`` and ``scan.json`` (measurements, weights, seconds). JSON, log and pictures do not
+    identify the patient.
 
     Args:
-        images: folder of DICOM with an image with b = 0 and weighted ones, or the scanner's ADC map.
+        images: folder of DICOM with images with b = 0 and diffusion-weighted images, or the scanner's ADC map.
         output_dir: folder of the results; must not exist, unless it has only pictures of an earlier error.
-        limits: of the brain's volume.
-        fit_limits: of the atlas' fit.
-        atlas_mean: for a Z map; None, as ``atlas_std``: ADC alone is segmented.
-        atlas_std: for a Z map.
-        brain_file: brain mask; None to make one from the image with b = 0.
-        weights: see :class:`scripts.inference.segmenter.Segmenter`; their recipe comes from the file.
+        limits: provides the range of the brain's volume.
+        fit_limits: acceptance limits of the atlas' fit.
+        atlas_mean: mean of the atlas for a Z map; without an atlas, ADC alone is segmented.
+        atlas_std: standard deviation of the atlas.
+        brain_file: brain mask; None to compute it from the image with b = 0.
+        weights: see :class:`scripts.inference.segmenter.Segmenter`; the file provides the recipe.
         adc: options of `run adc`.
         zscore: options of `run zscore`.
-        series: numbers of DICOM series to take; all if empty.
-        list: folder of DICOM, or True for ``images``: only print its series and why one is excluded.
-        secondary_capture: also write ``lesion_picture.dcm``, which is ``lesion.png`` as DICOM Secondary Capture.
-        rtstruct: also write ``lesion_contours.dcm``, which is the mask as DICOM RT Structure Set.
+        series: numbers of the DICOM series to use; all if empty.
+        list: folder of DICOM, or True for ``images``: only print its series, with reasons for exclusion.
+        secondary_capture: also write ``lesion.png`` as DICOM Secondary Capture, ``lesion_picture.dcm``.
+        rtstruct: also write the mask as DICOM RT Structure Set, ``lesion_contours.dcm``.
 
     Raises:
         UserError: a step fails, or files or options are wrong.
@@ -81,12 +82,12 @@ def write_scan(
         raise UserError("Only one of --atlas_mean and --atlas_std is given; give both, or neither.")
     if Path(output_dir).resolve().is_relative_to(folders[0].resolve()):
         raise UserError(f"{output_dir} is inside the folder of images; choose another --output_dir.")
-    require_highdicom()  # fail here, not after minutes
+    require_highdicom()  # early, before minutes of work
     with whole_folder(output_dir, left=".png") as work:
         segmenter = Segmenter(weights)
         found_series = read_folder(folders[0], series, work=work)
         found, source = adc_from_dicom(found_series, **(adc or {}))
-        source_images(source)  # fail here, not after minutes
+        source_images(source)  # early, before minutes of work
         if brain_file:
             mask, shown = given_mask(brain_file, found, source.name), found
         else:
@@ -103,7 +104,7 @@ def write_scan(
                 name=f"the ADC map of {source.name}", **(zscore or {}),
             )  # fmt: skip
         zadc = read(work / "zadc.nii.gz").array if fit else None
-        # Arrays, not files: a message must not name files in the temporary `work`.
+        # Arrays instead of files, so that messages do not name files in the temporary `work`.
         result = segmenter.result(stripped.array, zadc, affine=found.affine, case="scan")
         write(work / "lesion.nii.gz", result.mask, result.affine)
         segmentation_of(result.mask, source).save_as(work / "lesion.dcm")

@@ -1,4 +1,4 @@
-"""``hie-bundle segment``: masks, pictures and figures of files or folders."""
+"""``hie-bundle segment``: masks, pictures and measurements of files or folders."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One case and its files; outputs of a ``hidden`` case do not name the files."""
+    """One case and its input files; outputs of a ``hidden`` case do not name them."""
 
     case: str
     adc: Path
     zadc: Path | None
     hidden: bool = False
-    site: str | None = None  # by the case's own id
+    site: str | None = None  # from the original case id
 
     @property
     def maps(self) -> list[Path]:
@@ -62,14 +62,14 @@ def segment(given: SimpleNamespace, config: Mapping[str, Any]) -> None:
 
     Args:
         given: the options of `hie-bundle segment` by name.
-        config: values of ``inference.yaml`` and the recipe.
+        config: values that override ``inference.yaml`` and the recipe.
 
     Raises:
-        UserError: when no case is found, or the output cannot be written.
-        SystemExit: 1 when a case could not be segmented.
+        UserError: no case is found, or the output cannot be written.
+        SystemExit: 1 if a case could not be segmented.
     """
     if given.extension not in EXTENSIONS:
-        raise UserError(f"--extension is one of {', '.join(EXTENSIONS)}, not {given.extension}.")
+        raise UserError(f"--extension must be one of {', '.join(EXTENSIONS)}, not {given.extension}.")
     in_folder = not extension_of(given.output)
     jobs = find_jobs(Path(given.adc), Path(given.zadc) if given.zadc else None, Path(given.output))
     jobs = [replace(job, site=site_of(job.case)) for job in jobs]
@@ -93,7 +93,7 @@ def segment(given: SimpleNamespace, config: Mapping[str, Any]) -> None:
     if given.calibrated:
         calibration = Calibration.read(calibration_file(segmenter.checkpoints), segmenter.making)
     atlas = None
-    if given.regions:  # SimpleITK is imported where it is needed
+    if given.regions:  # imports SimpleITK only if needed
         from ..scanner.regions import RegionAtlas
 
         atlas = RegionAtlas(given.regions)
@@ -109,9 +109,9 @@ def segment(given: SimpleNamespace, config: Mapping[str, Any]) -> None:
             records = share.rows()
             todo = [one for one in share.of(todo)
                     if not share.is_done(records.get(one[0].case), how, one[0].maps, one[1])]  # fmt: skip
-        clean_beside(path for _, place in todo for path in place.values())  # of a run that was killed
+        clean_beside(path for _, place in todo for path in place.values())  # from a killed run
         for job, place in tqdm(todo, unit="case", disable=silent or len(jobs) == 1 or not sys.stderr.isatty()):
-            maps_sha256 = hash_of(job.maps) if share else ""  # before they are read: replaced ones are done again
+            maps_sha256 = hash_of(job.maps) if share else ""  # before reading, to detect replaced maps
             row, found = _segmented(job, place, segmenter, calibration, atlas)
             rows.append(row)
             if share:
@@ -143,7 +143,7 @@ def segment(given: SimpleNamespace, config: Mapping[str, Any]) -> None:
 def _segmented(
     job: Job, place: dict[str, Path], segmenter: Segmenter, calibration: Calibration | None, atlas: RegionAtlas | None
 ) -> tuple[dict[str, Any], Segmentation | None]:
-    """Segment a case and write its files; return its record, with ``error`` if that failed."""
+    """Segment a case and write its files; return its record, with ``error`` on failure."""
     try:
         found = segmenter.result(job.adc, job.zadc, case=job.case)
         labels, figures = None, found.figures
@@ -166,7 +166,7 @@ def find_jobs(adc: Path, zadc: Path | None, output: Path | None = None) -> list[
     """Find the cases of two files, two folders or one folder; skip earlier results in an output folder below it.
 
     Raises:
-        UserError: when there is none, or a file and a folder are given together.
+        UserError: no case was found, or a file and a folder are combined.
     """
     for path in (adc, *([zadc] if zadc else [])):
         if not path.exists():
@@ -184,7 +184,7 @@ def find_jobs(adc: Path, zadc: Path | None, output: Path | None = None) -> list[
         partners = {_case_of(path): path for path in _images(zadc)}
         jobs = [Job(_case_of(path), path, partners.get(_case_of(path))) for path in _images(adc)]
         if jobs and not any(job.zadc for job in jobs):
-            raise UserError(f"No file in {zadc} matches a file in {adc}; give both maps of a case one file name.")
+            raise UserError(f"No file in {zadc} matches a file in {adc}; use one file name for both maps of a case.")
     if not jobs:
         raise UserError(
             f"{adc} holds no ADC map. Files have names like X-ADC_ss.nii.gz and Zmap_X-ADC_smooth2mm_clipped10.nii.gz "
@@ -203,13 +203,13 @@ def _case_of(path: Path) -> str:
 
 
 def _places(job: Job, single: bool, given: SimpleNamespace) -> dict[str, Path]:
-    """The output files of a case, by kind."""
+    """The output files of a case, by type."""
 
     def place(target: str, endings: Sequence[str], name: str) -> Path:
         if not target.lower().endswith(tuple(endings)):
             return Path(target) / name
         if not single:
-            raise UserError(f"{target} is one file, but there are several cases: name a folder.")
+            raise UserError(f"{target} is a file, but there are several cases; give a folder.")
         return Path(target)
 
     if given.bids:
@@ -234,7 +234,7 @@ def _places(job: Job, single: bool, given: SimpleNamespace) -> dict[str, Path]:
 
 
 def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]], given: Sequence[Path]) -> None:
-    """Refuse files that would replace a map, a label or each other, or be taken for maps; ``given`` is resolved."""
+    """Refuse outputs that would overwrite inputs or each other, or be read as maps later; ``given`` is resolved."""
     inputs = {path.resolve() for job in jobs for path in job.maps}
     outputs = [path.resolve() for place in places for path in place.values()]
     if both := inputs & set(outputs):
@@ -243,8 +243,8 @@ def _refuse_overwriting(jobs: Sequence[Job], places: Sequence[dict[str, Path]], 
         below = any(one in folder.parents for one in given)
         if folder in given or (below and folder.name in LABEL_FOLDERS):
             raise UserError(
-                f"{folder} holds maps or labels. A mask there would replace a label, and later runs would take a "
-                "probability map for a case. Choose another -o (or --studies)."
+                f"{folder} holds maps or labels. A mask there would replace a label, and later runs would read a "
+                "probability map as a case. Choose another -o (or --studies)."
             )
     first: dict[str, Path] = {}
     for path in outputs:
@@ -269,8 +269,8 @@ def _write(
         write_sidecar(place["mask"], {**sources, **segmenter.making, **figures})
     if "probability" in place:
         write(place["probability"], (calibration or np.asarray)(found.probability), found.affine)
-    if "study" in place:  # ADC, ZADC on a fourth axis, as the bundle reads a stacked file
-        # MONAI Label's server lists a file that comes from another folder, but none that is renamed in its own
+    if "study" in place:  # a stacked file: ADC and ZADC along a fourth axis
+        # MONAI Label's server detects files moved from another folder, but not files renamed in place
         with TemporaryDirectory(dir=place["mask"].parent) as folder:
             study = Path(folder) / place["study"].name
             write(study, np.stack(list(found.maps.values()), axis=-1), found.affine)

@@ -1,4 +1,4 @@
-"""The workflows of ``monai.bundle run`` as commands of one word, with the options of their configs."""
+"""The workflows of ``monai.bundle run`` as subcommands, with the options of their configs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Workflow:
     summary: str  # one line for the help
     run_id: str  # of the config
     configs: tuple[str, ...]  # in this order
-    folders: dict[str, str]  # relative to where the user is, not to the installed bundle
-    words: str = ""  # name of the value that words without a name are; empty: there are none
+    folders: dict[str, str]  # default folders, relative to the working directory instead of the installed bundle
+    words: str = ""  # option set by positional arguments; empty if none are allowed
 
 
 WORKFLOWS = {
@@ -44,9 +44,9 @@ WORKFLOWS = {
     ),
     "phantom": Workflow("Simulate cases.", "phantom", ("data",), DATA),
     "download": Workflow("Download BONBID-HIE.", "download", ("data",), DATA),
-    "check": Workflow("Check the cases of a folder before a training.", "check", ("data",), DATA),
+    "check": Workflow("Check the cases of a folder before training.", "check", ("data",), DATA),
     "outcome": Workflow("Compare lesion volumes with the children's outcomes.", "outcome", ("data",), {}),
-    "scan": Workflow("Segment a folder of DICOM; the mask is DICOM, too.", "scan", ("scanner",), {}, words="images"),
+    "scan": Workflow("Segment a folder of DICOM; write DICOM SEG.", "scan", ("scanner",), {}, words="images"),
     "adc": Workflow("Compute an ADC map from diffusion images.", "adc", ("scanner",), {}, words="images"),
     "brain": Workflow("Make a brain mask from the image with b = 0.", "brain", ("scanner",), {}, words="images"),
     "zscore": Workflow("Make a Z map from an ADC map and an atlas.", "zscore", ("scanner",), {}),
@@ -54,15 +54,15 @@ WORKFLOWS = {
     "dicom_seg": Workflow("Write a mask as DICOM segmentation on its series.", "dicom_seg", ("scanner",), {}),
 }
 EXTRA = {
-    "recipe": f"{', '.join(RECIPES)} (paper if not given): the network, what it sees, how it is trained",
-    "config_file": "configs of your own, applied last; separated by commas",
-    "tracking": "mlflow or wandb, which must be installed, or a file of settings (train and evaluate)",
+    "recipe": f"{', '.join(RECIPES)} (default paper): network, preprocessing and training",
+    "config_file": "your own configs, comma-separated, applied last",
+    "tracking": "mlflow or wandb (must be installed), or a settings file (train and evaluate)",
 }
 
 
 @dataclass(frozen=True)
 class Value:
-    """One value at the top of a config, as in the file; an empty default: a section follows."""
+    """One top-level value of a config, as in the file; an empty default marks a section."""
 
     name: str
     default: str
@@ -77,25 +77,25 @@ def values_of(file: Path) -> list[Value]:
         if heading := re.fullmatch(r"# -{3,} (.+?) -{3,}", line):
             section = heading[1]
         elif entry := re.fullmatch(r"([^\s#:][^\s:]*):(.*)", line):
-            # a comment begins behind a blank; in "@a#b" there is none
+            # a comment begins after a space; "@a#b" has no comment
             default, _, comment = entry[2].partition(" #")
             values.append(Value(entry[1], default.strip(), comment.strip(), section))
     return values
 
 
 def used_by(run_id: str, file: Path) -> set[str]:
-    """The keys at the top of a config that one of its runs refers to, directly or through others."""
+    """The top-level keys of a config that a workflow refers to, directly or indirectly."""
     blocks = dict(re.findall(r"^(\w+):(.*?)(?=^\w|\Z)", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
     used = [run_id]
-    for name in used:  # it grows
+    for name in used:  # grows in the loop
         used += [key for key in re.findall(r"@(\w+)", blocks.get(name, "")) if key not in used]
     return set(used)
 
 
 def options_of(name: str) -> list[Value]:
-    """The options of a command: its own, and the values at the top of its configs; the last config wins.
+    """The options of a command: its own, and the top-level values of its configs; the last config wins.
 
-    ``data.yaml`` and ``scanner.yaml`` have several workflows: only values that this one refers to.
+    ``data.yaml`` and ``scanner.yaml`` have several workflows; only values used by this workflow are included.
     """
     workflow = WORKFLOWS[name]
     own = list(EXTRA) if "train" in workflow.configs else ["config_file"]
@@ -113,7 +113,7 @@ def options_of(name: str) -> list[Value]:
 
 
 class _Command(TyperCommand):
-    """A command with its options below the headings of their config in the help."""
+    """A command whose help groups the options under the headings of their config."""
 
     sections: Mapping[str, str]
 
@@ -148,7 +148,7 @@ def add_workflow(app: typer.Typer, name: str) -> None:
         cls=type("Command", (_Command,), {"sections": {value.name: value.section or "Options" for value in values}}),
         help=workflow.summary,
         epilog=f"As `python -m monai.bundle run {workflow.run_id}` with {files} in {CONFIGS}, "
-        "with folders relative to where you are. Values of the configs' sections are options, too: "
+        "with folders relative to the working directory. Values in the configs' sections are also options: "
         "--train#dataset#cache_rate 0.5",
         options_metavar=f"{f'{workflow.words.upper()} … ' if workflow.words else ''}[--NAME VALUE …]",
         context_settings={"allow_extra_args": True},
@@ -156,23 +156,23 @@ def add_workflow(app: typer.Typer, name: str) -> None:
 
 
 def run_workflow(name: str, words: Sequence[str], options: Mapping[str, Any]) -> None:
-    """Run a workflow as ``monai.bundle run`` does, with positional ``words`` and options by name.
+    """Run a workflow like ``monai.bundle run``, with positional arguments ``words`` and options by name.
 
     Raises:
-        UserError: when a file, a word or an option is wrong.
+        UserError: a file, an argument or an option is invalid.
     """
     workflow = WORKFLOWS[name]
     given = dict(options)
     if words and not workflow.words:
-        raise UserError(f"`hie-bundle {name}` takes no argument '{words[0]}'; write options as --NAME VALUE.")
+        raise UserError(f"`hie-bundle {name}` does not accept '{words[0]}'; write options as --NAME VALUE.")
     if words:
         given[workflow.words] = list(words)
     recipe = given.pop("recipe", "paper")
     if recipe != "paper" and "train" not in workflow.configs:
-        raise UserError(f"`hie-bundle {name}` takes no --recipe.")
+        raise UserError(f"`hie-bundle {name}` does not accept --recipe.")
     own = str(given.pop("config_file", "")).split(",")
     files = [*(CONFIGS / f"{stem}.yaml" for stem in workflow.configs), *mixins(recipe), *mixins([f for f in own if f])]
-    if tracking := given.get("tracking"):  # MONAI itself knows one word, for less than is tracked here
+    if tracking := given.get("tracking"):  # replaces MONAI's own "mlflow", which tracks less
         settings = CONFIGS / f"tracking_{tracking}.yaml"
         given["tracking"] = str(settings if settings.is_file() else tracking)
         if not Path(given["tracking"]).is_file():
@@ -193,9 +193,9 @@ def run_workflow(name: str, words: Sequence[str], options: Mapping[str, Any]) ->
 
 
 def separated(words: Sequence[str], command: Any) -> tuple[list[str], dict[str, str]]:
-    """Separate a command line from the options that its command does not declare: values of a config.
+    """Separate a command line from undeclared options, which are values of a config.
 
-    An option of a workflow without a value is true: ``--overwrite``. ``-`` in a name is ``_``.
+    A workflow's option without a value is true (``--overwrite``). ``-`` in a name becomes ``_``.
     """
     options = [one for one in getattr(command, "params", []) if hasattr(one, "is_flag")]
     switches = {name: bool(one.is_flag) for one in options for name in one.opts}
@@ -220,7 +220,7 @@ def separated(words: Sequence[str], command: Any) -> tuple[list[str], dict[str, 
 
 
 def parsed(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Convert options: texts and paths stay as typed; numbers, lists, true and false by Python's rules."""
+    """Convert options: texts and paths are unchanged; numbers, lists, true and false are parsed as in Python."""
     from ..runtime.options import OPTIONS
 
     def is_text(name: str, text: str) -> bool:

@@ -133,7 +133,7 @@ class RunFolder:
     def _refuse_earlier_training(self, state: Path) -> None:
         """Raise a UserError if a training or its curves would be lost."""
         if self.before.get("status") == "finished":
-            what = f"holds a training, finished {self.before.get('ended')}"
+            what = f"holds a finished training (ended {self.before.get('ended')})"
         elif state.is_file():
             what = "holds an unfinished training; --resume True continues it"
         elif self.curves and not self.before and curves_in(self.curves):

@@ -131,7 +131,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def read_state(path: Path) -> Mapping[str, Any]:
     """The state of a training, as :class:`scripts.training.handlers.Resume` writes it."""
-    remedy = "The training cannot resume. The saved weights are intact; --overwrite True starts from scratch."
+    remedy = "The training cannot resume from it. The saved weights are intact; --overwrite True starts from scratch."
     state = _load(path, remedy)
     if missing := {"objects", "epoch", "iteration", "scaler", "best_metric", "best_metric_epoch"} - state.keys():
         raise UserError(f"{path} is not the state of a training: it has no {', '.join(sorted(missing))}. {remedy}")

@@ -1,4 +1,4 @@
-"""Compare the settings of two runs: training and use of weights, a resumed training, a study, shards."""
+"""Compare the settings of two runs: training and inference, a resumed training, a study, shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN = 8  # differences in a message
 
 
 def flat(content: Any, name: str = "") -> dict[str, Any]:
-    """Nested values by id, as on a command line; lists of plain values in one piece."""
+    """Nested values by id, as on a command line; lists of scalars are not split."""
     pairs = list(content.items() if isinstance(content, Mapping) else enumerate(content)) if _nested(content) else []
     if not pairs:
         return {name: content}
@@ -36,7 +36,7 @@ def differences(
 
 
 def listed(lines: Sequence[str]) -> str:
-    """The first lines of a message, and the number of the others."""
+    """The first lines of a message, and the number of further lines."""
     return "\n".join([*lines[:SHOWN], *([f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])])
 
 

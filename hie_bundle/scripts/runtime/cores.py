@@ -6,5 +6,5 @@ import os
 
 
 def available_cores() -> int:
-    """Cores that this process may run on; at least one."""
+    """Number of cores available to this process; at least one."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

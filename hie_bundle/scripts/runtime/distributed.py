@@ -1,4 +1,4 @@
-"""Training and evaluation in several processes: start, shards, exchange between ranks, errors."""
+"""Training and evaluation in several processes: start, shards, communication between ranks, errors."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from torch import distributed, nn
 from .errors import UserError, user_error
 
 Item = TypeVar("Item")
-_status: int | None = None  # with which this rank ends; None: as any program
+_status: int | None = None  # exit status of this rank; None: set by Python
 
 
 def start(device: str | torch.device, timeout_minutes: float = 60, place: Sequence[int] | None = None) -> None:
-    """Join the process group of a ``torchrun``: NCCL where the device is CUDA, Gloo on the CPU.
+    """Join the process group of ``torchrun``, with NCCL on CUDA and Gloo on the CPU.
 
-    From then on rank 0 alone logs what is not a warning, and the first rank that fails alone shows its exception, also
+    Afterwards only rank 0 logs below the level of warnings, and only the first failing rank shows its exception, also
     in torchrun's table of failures.
 
     Args:
-        device: of this rank; the current one of CUDA from then on.
-        timeout_minutes: how long a rank waits for the others: while rank 0 checks the cases, and at the end of an
-            evaluation for the slowest.
-        place: rank and number of processes, as the config has them; None: those of ``torchrun``.
+        device: device of this rank; becomes the current CUDA device.
+        timeout_minutes: how long a rank waits for the others: while rank 0 checks the cases, and for the slowest rank
+            at the end of an evaluation.
+        place: rank and number of processes from the config; None for those of ``torchrun``.
 
     Raises:
-        UserError: when the process was not started by ``torchrun``, was given another rank, or has no CUDA device
-            of its own.
+        UserError: the process was not started by ``torchrun``, the config sets another rank, or there are too few CUDA
+            devices.
     """
     if "LOCAL_RANK" not in os.environ:
         raise UserError(
-            "multi_gpu_*.yaml are for several processes. Start them with: torchrun --standalone --nproc_per_node=N "
+            "multi_gpu_*.yaml need several processes. Start them with: torchrun --standalone --nproc_per_node=N "
             "-m monai.bundle run … (docs/scaling.md), or remove this config."
         )
     if place is not None and list(place) != [int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")]:
@@ -64,9 +64,9 @@ def start(device: str | torch.device, timeout_minutes: float = 60, place: Sequen
 
 
 def stop() -> None:
-    """Leave the group after the work. The process then ends without Python's teardown.
+    """Leave the group at the end of a run. The process then exits without Python's teardown.
 
-    A thread of Gloo may release a tensor during the teardown. Before Python 3.13 this aborts the process: "terminate
+    A Gloo thread may release a tensor during the teardown. Before Python 3.13 this aborts the process: "terminate
     called without an active exception".
     """
     global _status
@@ -75,7 +75,7 @@ def stop() -> None:
 
 
 def _leave() -> None:
-    """At exit, after the functions that were registered since :func:`start`."""
+    """Exit, after the functions registered since :func:`start`."""
     if _status is not None:
         logging.shutdown()
         sys.stdout.flush()
@@ -92,24 +92,24 @@ def batch_share(batch_size: int, world_size: int) -> int:
     """Number of items of a batch on each rank.
 
     Raises:
-        UserError: when they cannot all take the same number.
+        UserError: the batch cannot be divided evenly.
     """
     if batch_size % world_size:
         raise UserError(
-            f"The batch_size of all processes together, {batch_size}, cannot be divided evenly among "
-            f"{world_size}; set --batch_size to a multiple of it, or start another number of processes."
+            f"The total batch_size, {batch_size}, cannot be divided evenly among {world_size} processes; set "
+            f"--batch_size to a multiple of {world_size}, or start another number of processes."
         )
     return batch_size // world_size
 
 
 def shard(items: Sequence[Item], rank: int, world_size: int, copies: bool = True) -> list[Item]:
-    """Every ``world_size``-th item from ``rank`` on; no item is repeated to make the shards even.
+    """Every ``world_size``-th item, starting at ``rank``, without padding to equal sizes.
 
-    With fewer items than ranks each gets all of them, which leaves a mean over all ranks the same. (With an empty shard
-    MONAI's engine would have no epoch, and the others would wait for its metric.)
+    With fewer items than ranks, each rank gets all of them, which does not change a mean over the ranks. (With an empty
+    shard MONAI's engine would have no epoch, and the other ranks would wait for its metric.)
 
     Raises:
-        UserError: with fewer items than ranks where there may be no ``copies``.
+        UserError: there are fewer items than ranks, and ``copies`` is false.
     """
     if len(items) >= world_size:
         return list(items[rank::world_size])
@@ -144,7 +144,7 @@ def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
 
 
 def with_other_ranks(value: torch.Tensor) -> list[torch.Tensor]:
-    """Tensors of one shape of all ranks, in order; this rank's own with its gradient, the others' as constants."""
+    """Gather tensors of equal shape from all ranks, in order; only this rank's tensor keeps its gradient."""
     if not distributed.is_initialized():
         return [value]
     parts = [torch.empty_like(value) for _ in range(distributed.get_world_size())]
@@ -159,7 +159,7 @@ class SameBuffers:
     Without synchronised batch normalisation each rank has its own running statistics; rank 0's are saved.
 
     Args:
-        network: the network that is evaluated, not wrapped.
+        network: the evaluated network, unwrapped.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -175,9 +175,9 @@ class SameBuffers:
 
 
 def _show_first_failure() -> None:
-    """Show the exception of the first rank that fails, and of no other, by the present ``sys.excepthook``."""
+    """Let only the first failing rank call the current ``sys.excepthook``."""
     previous = sys.excepthook
-    store = distributed.distributed_c10d._get_default_store()  # kept by torchrun, which outlives the ranks
+    store = distributed.distributed_c10d._get_default_store()  # torchrun holds it, and outlives the ranks
     rank = distributed.get_rank()
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -185,7 +185,7 @@ def _show_first_failure() -> None:
         _status = 1
         try:
             first = store.add("failed ranks", 1) == 1
-        except RuntimeError:  # nobody is left to ask
+        except RuntimeError:  # the store is gone
             first = True
         if first:
             previous(kind, error, trace)

@@ -23,7 +23,7 @@ PACKAGES = (
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that train and measure."""
+    """Versions of Python and of the installed packages used in training and evaluation."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -33,9 +33,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-@cache  # the code that runs is what was there when it was imported
+@cache  # the running code is the state at import
 def bundle() -> dict[str, Any]:
-    """The bundle's version; in a git clone also the revision, and whether files differ from it."""
+    """Version of the bundle; in a git clone also the revision and whether there are changes."""
 
     def git(*words: str) -> str | None:
         command = ["git", "-C", str(CONFIGS.parent), *words]
@@ -45,14 +45,14 @@ def bundle() -> dict[str, Any]:
             return None
 
     found: dict[str, Any] = {"version": bundle_version()}
-    # installed inside another project's clone it would be that one's
+    # an installation inside another project's clone has no revision
     if git("ls-files", "--error-unmatch", "configs/metadata.json") is not None:
         found |= {"revision": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", "."))}
     return found
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """This machine: system, CPU, the cores and threads that a process has, memory in GB, and the device."""
+    """Hardware of this machine: system, CPU, cores and threads per process, memory in GB, and the device."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Errors that a user can repair, and how the command line shows them."""
+"""Errors that a user can fix, and their output on the command line."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .text import printable, show_any_text
 
 Option = TypeVar("Option")
 
-# errors of the operating system: no permission, a full or broken disk, a file that was removed
+# errors of the operating system: no permission, a full or faulty disk, a missing file
 REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE,
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE,
     errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.ENXIO, errno.ENODEV,
 }  # fmt: skip
-# MONAI's messages: a component rejected its arguments; a config (ours or a user's) has an error
+# MONAI's messages: a component rejected its arguments; a config has an error
 _COMPONENT = re.compile(r"(?:Failed to instantiate component '|applying transform <)([\w.]+)")
 _CONFIG = re.compile(
     r"the referring item `@.+` is not defined in the config content\."
@@ -38,11 +38,11 @@ _CONFIG = re.compile(
 
 
 class UserError(ValueError):
-    """A file, folder or value outside the code is wrong; the message says what, and what to do."""
+    """A file, folder or value from outside the code is wrong; the message names it and a remedy."""
 
 
 class DatasetError(UserError):
-    """The dataset does not allow what was requested."""
+    """The dataset does not allow the requested operation."""
 
 
 def choose(options: Mapping[str, Option], name: str, what: str) -> Option:
@@ -57,15 +57,15 @@ def choose(options: Mapping[str, Option], name: str, what: str) -> Option:
 
 
 def did_you_mean(name: str, known: Mapping[str, Any]) -> str:
-    """The end of a message on an unknown name: the nearest of the known ones, as the mapping writes it."""
+    """End of a message on an unknown name, with the closest known name as the mapping writes it."""
     near = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {known[near[0]]}?" if near else "."
 
 
 def show_plainly() -> None:
-    """End the program after an uncaught :class:`UserError` with its message instead of a traceback.
+    """Print the message of an uncaught :class:`UserError` instead of a traceback.
 
-    MONAI wraps each exception of a config in two or three others. After the traceback of any other exception, its first
+    MONAI wraps each exception of a config in two or three others. After the traceback of any other exception, the first
     cause is repeated.
     """
     show_any_text()
@@ -90,7 +90,7 @@ def show_plainly() -> None:
     unraisable = sys.unraisablehook
 
     def lost(found: Any) -> None:
-        """Send Ctrl-C again where it met a finaliser or a weak reference's callback: Python ignores it there."""
+        """Send Ctrl-C again if it arrived in a finaliser or weak reference callback: Python ignores it there."""
         if isinstance(found.exc_value, KeyboardInterrupt):
             threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,)).start()
         else:
@@ -100,17 +100,16 @@ def show_plainly() -> None:
 
 
 def _is_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is among the causes: where it meets an import, pydoc and MONAI wrap it."""
+    """Whether Ctrl-C is among the causes: during an import, pydoc and MONAI wrap it."""
     return error is not None and (
         isinstance(error, KeyboardInterrupt) or _is_interrupted(error.__cause__ or error.__context__)
     )
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """The :class:`UserError` among an exception and its causes; or None.
+    """The :class:`UserError` in an exception and its causes; None if there is none.
 
-    Errors of the operating system, unknown names in a config, and rejected arguments of library components are
-    converted here.
+    Converts errors of the operating system, unknown names in a config, and rejected arguments of library components.
     """
     chain = causes(error)
     for cause in chain:
@@ -125,32 +124,32 @@ def user_error(error: BaseException) -> UserError | None:
     if component and isinstance(chain[-1], TypeError) and "unexpected keyword argument" in str(chain[-1]):
         return UserError(f"{component[1]} has no such option: {chain[-1]}.")
     if component and isinstance(chain[-1], TypeError | ValueError) and _is_installed(component[1]):
-        return UserError(f"{component[1]} does not take the values that it has in the config: {chain[-1]}")
+        return UserError(f"{component[1]} rejects its values in the config: {chain[-1]}")
     return None
 
 
 def _full_disk() -> str:
-    """The full disk, where the system does not name it: that of the working, temporary or shared-memory folder."""
+    """Name the full disk if the system does not: working, temporary or shared-memory folder."""
     places = (str(Path.cwd()), tempfile.gettempdir(), "/dev/shm")
     full = [place for place in places if Path(place).is_dir() and shutil.disk_usage(place).free < 1 << 20]
     return f"The disk of {' and '.join(full)} is full: " if full else ""
 
 
 def _is_installed(name: str) -> bool:
-    """Whether a class belongs to an installed library; a fault in a user's own module needs its traceback."""
+    """Whether a class belongs to an installed library; an error in a user's module needs its traceback."""
     package = name.partition(".")[0]
     file = getattr(sys.modules.get(package), "__file__", None) or ""
     return package != "scripts" and not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Which options lower the memory, after an accelerator's out-of-memory error; None for other exceptions."""
-    torch = sys.modules.get("torch")  # not imported for this alone, which takes seconds
+    """Options that lower the memory use, after an accelerator's out-of-memory error; None for other exceptions."""
+    torch = sys.modules.get("torch")  # an import only for this would take seconds
     shortage = next((cause for cause in causes(error) if torch and isinstance(cause, torch.OutOfMemoryError)), None)
     return shortage and (
-        f"{str(shortage).splitlines()[0].rstrip('.')}.\nThe device has too little memory. In training lower "
-        "--batch_size, or --patch_size where the recipe takes patches; in evaluation and inference --flips []; in all "
-        "of them --spatial_size; --amp True halves it in training. Or stop other programs on the device."
+        f"{str(shortage).splitlines()[0].rstrip('.')}.\nThe device has too little memory. In training, lower "
+        "--batch_size (or --patch_size for recipes with patches) or set --amp True, which halves the memory. In "
+        "evaluation and inference, set --flips []. Always: lower --spatial_size, or stop other programs on the device."
     )
 
 

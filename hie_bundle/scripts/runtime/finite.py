@@ -17,7 +17,7 @@ def not_finite(tensors: Mapping[str, Any]) -> str:
     floats = {n: t for n, t in tensors.items() if isinstance(t, torch.Tensor) and t.is_floating_point() and t.numel()}
     if not floats:
         return ""
-    # a sum is finite only if all its terms are: one number a tensor tells which to look at
+    # a sum is finite only if all terms are: one transfer for all tensors
     sums = torch.stack([tensor.detach().sum(dtype=torch.float64) for tensor in floats.values()])
     if bool(torch.isfinite(sums).all()):
         return ""
@@ -26,10 +26,10 @@ def not_finite(tensors: Mapping[str, Any]) -> str:
 
 
 def require_finite_output(logits: torch.Tensor, inputs: torch.Tensor) -> None:
-    """Refuse logits that are not finite; the metadata of ``inputs`` name the files.
+    """Check that logits are finite; the metadata of ``inputs`` name the files.
 
     Raises:
-        UserError: when the logits are not all finite.
+        UserError: a logit is NaN or Inf.
     """
     if bool(torch.isfinite(logits).all()):
         return
@@ -37,6 +37,6 @@ def require_finite_output(logits: torch.Tensor, inputs: torch.Tensor) -> None:
     names = ", ".join(map(str, files)) if isinstance(files, list | tuple) else str(files)
     seen = "" if bool(torch.isfinite(inputs).all()) else ", nor is its input"
     raise UserError(
-        f"{names}: the network's output is not finite{seen}; it has no mask. If other cases work, check "
-        "this one (`run check`); else the weights are damaged, or --precision float32 is needed."
+        f"{names}: the network's output is not finite{seen}; no mask is written. If other cases work, check "
+        "this case (`run check`); else the weights are damaged, or --precision float32 is needed."
     )

@@ -1,4 +1,4 @@
-"""The log of a run as a file beside its results."""
+"""Log file of a run, next to its results."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .workflow import running_workflow
 
 
 def to_file(output_dir: str | Path) -> None:
-    """Write the log of the running workflow to a file as well: ``output_dir/<run id>.log``, such as ``training.log``.
+    """Also write the log of the running workflow to ``output_dir/<run id>.log``, e.g. ``training.log``.
 
-    The file and its folder are made when the first line is logged; a resumed run appends to it.
+    The first message creates the file and its folder; a resumed run appends to it.
     """
     workflow = running_workflow()
     if workflow is None:
@@ -22,7 +22,7 @@ def to_file(output_dir: str | Path) -> None:
     what = workflow.parser.get(run_id)
     name = what.removeprefix("$@") if isinstance(what, str) and what.startswith("$@") else run_id
     root = logging.getLogger()
-    for handler in [one for one in root.handlers if isinstance(one, _LogFile)]:  # of an earlier run in this process
+    for handler in [one for one in root.handlers if isinstance(one, _LogFile)]:  # from an earlier run in this process
         root.removeHandler(handler)
         handler.close()
     root.addHandler(_LogFile(Path(output_dir).absolute() / f"{name}.log"))
@@ -37,7 +37,7 @@ class _LogFile(logging.FileHandler):
         self.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s"))
 
     def format(self, record: logging.LogRecord) -> str:
-        """With --anonymise_ids a message may name a case's file on the screen, but not in what is kept."""
+        """Redact the message: with --anonymise_ids file names may appear on the screen, but not in the log file."""
         return redacted(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -48,7 +48,7 @@ class _LogFile(logging.FileHandler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Report a full disk once, not with a traceback for each line."""
+        """Report a full disk once, without a traceback per message."""
         if not self._warned:
             print(f"{self.baseFilename} cannot be written to ({sys.exc_info()[1]}).", file=sys.stderr)
         self._warned = True

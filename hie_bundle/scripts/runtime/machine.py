@@ -1,4 +1,4 @@
-"""Resources of the machine: worker processes, precision, memory; a check before the run."""
+"""Resources of the machine: worker processes, precision, and a memory check before the run."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from .errors import UserError
 logger = logging.getLogger(__name__)
 
 GB = 1e9
-MOST_WORKERS = 8  # more do not augment faster than one GPU trains on batches of four
-CPU_WORKERS = 2  # a CPU that trains has no core to spare; two hide the loading
-BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")  # what PyTorch calls the instructions for it, on x86 and on ARM
-PROCESS_BYTES = 0.5 * GB  # Python, PyTorch and MONAI without any data
+MOST_WORKERS = 8  # enough for one GPU with batches of four
+CPU_WORKERS = 2  # enough to hide loading; training on the CPU needs the other cores
+BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")  # PyTorch's names of the instructions, on x86 and ARM
+PROCESS_BYTES = 0.5 * GB  # Python, PyTorch and MONAI without data
 
 
 def workers(device: str | torch.device) -> int:
-    """Number of loading processes: on CUDA one a core, at most eight, shared with torchrun's other ranks; else two."""
+    """Number of loading processes: on CUDA one per core, divided among torchrun's ranks, at most eight; else two."""
     if torch.device(device).type != "cuda":
         return CPU_WORKERS
     return max(1, min(MOST_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def cpu_precision() -> str:
-    """``bfloat16`` where the CPU has instructions for it, which halves a step's time; or ``float32``."""
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not say
+    """``bfloat16`` if the CPU has instructions for it, which halves the time per step; else ``float32``."""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # absent in older PyTorch
     return "bfloat16" if any(map(capabilities.get, BFLOAT16)) else "float32"
 
 
@@ -47,7 +47,7 @@ def available_memory(device: str | torch.device = "cpu", cgroup: str | Path = "/
 
     Args:
         device: ``cpu`` or a CUDA device.
-        cgroup: where Linux shows a container's limits (version 2: memory.max; version 1: memory/).
+        cgroup: Linux folder with a container's limits (version 2: memory.max; version 1: memory/).
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -64,20 +64,20 @@ def available_memory(device: str | torch.device = "cpu", cgroup: str | Path = "/
 
 
 def cache_memory(cases: float, volume_size: Sequence[int], in_channels: int) -> int:
-    """Bytes of cached cases: float32, the channels of the image and one of the label."""
+    """Bytes of cached cases in float32: image channels and one label channel."""
     return int(4 * cases * (in_channels + 1) * torch.Size(volume_size).numel())
 
 
 def network_memory(network: nn.Module, shape: Sequence[int], training: bool) -> int:
-    """Peak bytes of the network's tensors in a step or a prediction in float32.
+    """Peak bytes of the network's tensors in a training step or a prediction, float32.
 
-    The network runs on PyTorch's meta device, and the bytes alive at any moment are added up; a training adds backward
-    pass, gradients and AdamW's two moments. Scratch memory of the libraries below PyTorch is not seen.
+    The network runs on PyTorch's meta device, which tracks the bytes of live tensors. Training adds backward pass,
+    gradients and AdamW's two moments. Workspace memory of libraries such as cuDNN is not included.
 
     Args:
-        network: left as it is.
-        shape: of the input, (B, C, X, Y, Z).
-        training: a training step rather than a prediction.
+        network: not changed.
+        shape: shape of the input, (B, C, X, Y, Z).
+        training: True for a training step, False for a prediction.
     """
     shadow = deepcopy(network).to("meta").train(training)
     weights = sum(p.numel() * p.element_size() for p in shadow.parameters())
@@ -85,7 +85,7 @@ def network_memory(network: nn.Module, shape: Sequence[int], training: bool) -> 
         output = shadow(torch.empty(tuple(shape), device="meta").contiguous(memory_format=torch.channels_last_3d))
         if training:
             torch.sigmoid(output).mean().backward()
-    return memory.peak + weights + 2 * weights * training  # the gradients are in the peak already
+    return memory.peak + weights + 2 * weights * training  # the peak includes the gradients
 
 
 def require_memory(
@@ -98,22 +98,22 @@ def require_memory(
     volume_size: Sequence[int] | None = None,
     cached: Mapping[str, float] | None = None,
 ) -> None:
-    """Stop before anything starts where the network or the cached cases need more memory than there is.
+    """Check before the run that the network and the cached cases fit in memory.
 
-    Processes of one machine share its memory, and wait for each other here.
+    Processes on one machine share its memory, and wait for each other here.
 
     Args:
-        network: the network, perhaps inside a ``DistributedDataParallel`` wrapper.
-        input_size: (X, Y, Z) of its input.
+        network: the network, with or without a ``DistributedDataParallel`` wrapper.
+        input_size: size of its input, (X, Y, Z).
         in_channels: channels of its input.
-        batch_size: of all processes together.
-        device: of the network.
-        training: a training rather than predictions.
-        volume_size: (X, Y, Z) of a cached case, ``input_size`` if None.
-        cached: number of cases that this process caches, by split.
+        batch_size: total over all processes.
+        device: device of the network.
+        training: True for training, False for predictions.
+        volume_size: size of a cached case, (X, Y, Z); ``input_size`` if None.
+        cached: number of cases cached by this process, by split.
 
     Raises:
-        UserError: with the estimates, what is available, and what to lower.
+        UserError: memory is insufficient; states the estimate, the available memory, and options to lower.
     """
     together, on_cpu = distributed.is_initialized(), torch.device(device).type == "cpu"
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if together else 1
@@ -124,8 +124,8 @@ def require_memory(
     cache = cache_memory(cases, volume_size or input_size, in_channels)
     try:
         step = network_memory(unwrap_ddp(network), (batch_size, in_channels, *input_size), training)
-    except (NotImplementedError, RuntimeError) as error:  # it looks at its values, or has kernels of its own
-        logger.warning("How much memory the network takes could not be estimated: %s", error)
+    except (NotImplementedError, RuntimeError) as error:  # data-dependent control flow or custom kernels
+        logger.warning("The memory of the network could not be estimated: %s", error)
         step = 0
     note = f" and {cases:g} cached cases ({cache / GB:.1f} GB)" if cases else ""
     if cases:
@@ -149,7 +149,7 @@ def require_memory(
 
 
 class _PeakMemory(TorchDispatchMode):
-    """Peak bytes of the tensors that are made inside."""
+    """Peak bytes of the tensors created in the context."""
 
     def __init__(self) -> None:
         super().__init__()

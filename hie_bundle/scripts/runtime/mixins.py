@@ -1,4 +1,4 @@
-"""The recipes that come with the bundle, by name: config files over ``train.yaml`` or ``inference.yaml``."""
+"""Recipes shipped with the bundle, by name: config files that override ``train.yaml`` or ``inference.yaml``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def bundle_version() -> str:
 
 
 def mixins(recipe: str | Sequence[str | Path]) -> list[Path]:
-    """The config files of a recipe: one of :data:`RECIPES`, or names of the bundle's configs or own files, as a list or
-    separated by commas.
+    """The config files of a recipe: one of :data:`RECIPES`, or a list (also comma-separated) of the bundle's configs
+    and of other files.
 
     Raises:
-        UserError: when there is no such file.
+        UserError: a file does not exist.
     """
     names = RECIPES.get(recipe, recipe.split(",")) if isinstance(recipe, str) else recipe
     files = []

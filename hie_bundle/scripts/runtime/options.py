@@ -1,4 +1,4 @@
-"""The options of all workflows: one schema for the checks before a run, the help and the reference."""
+"""Options of all workflows: one schema for the checks before a run, the help and the reference."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .literals import literal, plain
 from .recipe import references
 from .workflow import running_workflow
 
-# options of earlier versions, and what to write instead
+# options of earlier versions, and their replacements
 GONE = {
-    "variety": "the simulator has one cohort; what the other settings showed is in docs/phantom.md",
-    "augmentation": "the fast form is the only one; a config file may name TorchIO's classes instead",
+    "variety": "the simulator has one cohort; docs/phantom.md has the results of the former settings",
+    "augmentation": "only the fast augmentation remains; a config file may use TorchIO's classes instead",
     **dict.fromkeys(
         ("voxelwise_weight", "voxelwise_level"),
-        "the voxelwise network is gone; soft thresholds on ZADC replace it (z_evidence_weight, docs/recipes.md)",
+        "soft thresholds on ZADC replace the voxelwise network (z_evidence_weight, docs/recipes.md)",
     ),
 }
 
@@ -36,7 +36,7 @@ def _number(value: Any) -> Any:
 
 
 def _flag(value: Any) -> Any:
-    """A shell passes ``false`` as a text, and every text counts as true."""
+    """Convert ``"true"`` and ``"false"`` from a shell; any non-empty text would count as true."""
     return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
@@ -59,11 +59,11 @@ def _device(value: Any) -> Any:
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError) as error:
-        raise ValueError("no device") from error
+        raise ValueError("not a device") from error
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError("no device of this project")
+        raise ValueError("not a supported device")
     if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
-        raise ValueError("no device of this machine")
+        raise ValueError("not a device of this machine")
     return value
 
 
@@ -94,16 +94,16 @@ class Option:
         self._adapter: TypeAdapter[Any] = TypeAdapter(type)
 
     def read(self, value: Any) -> Any:
-        """The converted value: ``"false"`` becomes False, 1e2 becomes 100 where a whole number is needed.
+        """Validate and convert a value: ``"false"`` becomes False, 1e2 becomes 100 for an integer option.
 
         Raises:
-            ValueError: when it is not allowed.
+            ValueError: the value is not allowed.
         """
         return self._adapter.validate_python(value)
 
     @property
     def is_text(self) -> bool:
-        """Whether the option is a text, also where it looks like a number."""
+        """Whether the option is a text, even if its value looks like a number."""
         schema = self._adapter.json_schema()
         return any(one.get("type") == "string" for one in schema.get("anyOf", [schema]))
 
@@ -125,7 +125,7 @@ def _describe(schema: Mapping[str, Any]) -> str:
         if items["type"] == "string":
             return f"a list of {items.get('format', 'text')}s"
         text = f"a list of {schema.get('maxItems', 'any')} numbers, each {_describe(items)}"
-        return text + (", none twice" if schema.get("uniqueItems") else "")
+        return text + (", without duplicates" if schema.get("uniqueItems") else "")
     if kind not in ("integer", "number"):
         return {"boolean": "true or false", "null": "null", "string": f"a {schema.get('format', 'text')}"}[kind]
     text = "a whole number" if kind == "integer" else "a number"
@@ -145,7 +145,7 @@ _FLAG = Annotated[bool, Field(strict=True), BeforeValidator(_flag)]
 _TEXT = Annotated[str, BeforeValidator(_text)]
 _PATH = Annotated[str, BeforeValidator(_text), AfterValidator(_path), Field(json_schema_extra={"format": "path"})]
 
-# types of the values at the top of the configs; expressions ($…) and references (@…) of config files are not checked
+# types of the configs' top-level values; expressions ($…) and references (@…) of config files are not checked
 _TYPES: list[tuple[Any, str]] = [
     (_PATH, "dataset_dir ckpt_dir bundle_root"),
     (
@@ -182,7 +182,7 @@ _TYPES: list[tuple[Any, str]] = [
     (_COUNT | None, "threads"),
     (_FROM_0, "seed num_train num_val num_test num_healthy num_cases first_case rounds train_seed val_seed"),
     (_FROM_0 | None, "fold"),
-    (_whole(ge=0, le=0), "rank"),  # of several processes each computes its own
+    (_whole(ge=0, le=0), "rank"),  # computed by each process
     (_whole(ge=0, le=256) | None, "num_workers"),
     (_whole(ge=2) | None, "num_folds"),
     (_whole(ge=1) | Literal["auto"], "parallel"),
@@ -229,26 +229,26 @@ _TYPES: list[tuple[Any, str]] = [
 ]
 OPTIONS = {name: option for type, names in _TYPES for option in [Option(type)] for name in names.split()}
 
-# lists of parts that may be empty: a network that gives probabilities, no resampling, nothing to keep of the brain
+# lists of components that may be empty: a network with probabilities as output, no resampling, no brain mask
 _MAY_BE_EMPTY = {"activate", "augment", "brain", "transforms#grid", "transforms#values"}
-# options that are null in some workflows, and the part of a config that needs a value
+# options that may be null unless the config has the given part
 _NEEDED_BY = {"output_dir": "run_folder", "num_workers": "network_def", "spatial_size": "transforms#grid#size"}
 _A_FLAG, _A_NUMBER = Option(_FLAG), Option(_real())
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def refuse_unknown(workflow: ConfigWorkflow | None = None) -> None:
-    """Refuse unknown options and values that are not allowed, all at once, before the run.
+    """Check before the run that all options are known and have allowed values.
 
-    Checked are the names at the top of the config and in its sections, their values by :data:`OPTIONS` (also where a
-    component of the bundle refers to one as ``@name``), and whether sections and lists of parts still are. A config
-    file may add sections, and values that the config refers to. Values are converted: ``"false"`` to False.
+    The check covers names at the top level and in sections, values of :data:`OPTIONS` (including arguments that refer
+    to an option as ``@name``), and the type of sections and component lists. A config file may add sections, and values
+    that the config refers to. Values are converted: ``"false"`` to False.
 
     Args:
-        workflow: the running one by default; without one nothing is checked.
+        workflow: None for the running workflow; without one nothing is checked.
 
     Raises:
-        UserError: naming every such option, and the nearest name, or what is allowed.
+        UserError: lists every invalid option with the closest name or the allowed values.
     """
     workflow = workflow or running_workflow()
     if workflow is None:
@@ -256,7 +256,7 @@ def refuse_unknown(workflow: ConfigWorkflow | None = None) -> None:
     parser = workflow.parser
     config: Mapping[str, Any] = parser.get()
     _refuse("that this version no longer has", [f"{name}: {why}." for name, why in GONE.items() if name in config])
-    shipped: dict[str, list[Any]] = {}  # what the bundle's configs have under each id
+    shipped: dict[str, list[Any]] = {}  # values in the bundle's configs by id
     for file in workflow.config_root_path.glob("*.yaml"):
         for name, value in _ids(yaml.load(file.read_text(encoding="utf-8"), _YAML)):
             shipped.setdefault(name, []).append(value)
@@ -267,8 +267,8 @@ def refuse_unknown(workflow: ConfigWorkflow | None = None) -> None:
     for name in _unread(config, known, named):
         near = {one: f"--{one}" for one in sorted(known) if one.count("#") == name.count("#")}
         lines.append(f"{name}: no config has such a value" + did_you_mean(name, near))
-    if run_id not in parser and run_id != "run":  # MONAI's default, which tools leave
-        lines.append(f"run_id {run_id}: no config has this to run" + did_you_mean(run_id, {one: one for one in config}))
+    if run_id not in parser and run_id != "run":  # MONAI's default, which tools keep
+        lines.append(f"run_id {run_id}: no config has this workflow" + did_you_mean(run_id, {n: n for n in config}))
     _refuse("that no config uses", lines)
     _refuse("with values that are not allowed", list(_wrong(parser, shipped)))
 
@@ -280,7 +280,7 @@ def _refuse(which: str, lines: Sequence[str]) -> None:
 
 
 def _ids(content: Mapping[str, Any] | list[Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value of all levels with its id."""
+    """Yield the values of all levels with their ids."""
     for name, value in content.items() if isinstance(content, Mapping) else enumerate(content):
         levels = str(name).lstrip("+").split("#")  # a config's key may name a part of a section: transforms#grid
         yield from ((above + "#".join(levels[:count]), {}) for count in range(1, len(levels)))
@@ -291,9 +291,9 @@ def _ids(content: Mapping[str, Any] | list[Any], above: str = "") -> Iterator[tu
 
 
 def _unread(content: Mapping[str, Any], known: set[str], named: set[str], above: str = "") -> Iterator[str]:
-    """Ids that no config of the bundle has and nothing refers to.
+    """Yield ids that no config of the bundle has and nothing refers to.
 
-    Components and sections at the top may be a config file's own. Arguments are for components to judge.
+    Config files may add components and top-level sections. Components check their own arguments.
     """
     for name, value in content.items():
         id = f"{above}{name}"
@@ -308,7 +308,7 @@ def _unread(content: Mapping[str, Any], known: set[str], named: set[str], above:
 
 
 def _wrong(parser: ConfigParser, shipped: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Messages on wrong values; the others are converted. A config file's own components are skipped."""
+    """Yield messages on wrong values, and convert the others. Components added by config files are skipped."""
     config = parser.get()
     values = dict(_ids(config))
     foreign = {"variants"}
@@ -333,7 +333,7 @@ def _wrong(parser: ConfigParser, shipped: Mapping[str, Sequence[Any]]) -> Iterat
 
 
 def _wrong_value(parser: ConfigParser, id: str, owner: Any, given: Any, options: Sequence[Option]) -> Iterator[str]:
-    """The message on a value that none of the options allows; an allowed one is converted in ``owner``."""
+    """Yield a message if no option allows a value; else convert the value in ``owner``."""
     allowed = ", ".join(dict.fromkeys(map(str, options)))
     for option in options:
         try:
@@ -344,7 +344,7 @@ def _wrong_value(parser: ConfigParser, id: str, owner: Any, given: Any, options:
             allowed = allowed.removesuffix(", or null")
             continue
         if value != given or type(value) not in (type(given), float):
-            owner[id.rpartition("#")[2]] = literal(value)  # the parser's own way would forget what it has resolved
+            owner[id.rpartition("#")[2]] = literal(value)  # parser.update would discard resolved values
             if item := parser.ref_resolver.get_item(id):
                 item.update_config(literal(value))
         return
@@ -352,10 +352,11 @@ def _wrong_value(parser: ConfigParser, id: str, owner: Any, given: Any, options:
 
 
 def _options_of(component: Any, name: str, shipped: Sequence[Any]) -> list[Option]:
-    """The options that allow a changed argument of a component; empty where its class checks the argument.
+    """The options that validate a changed argument of a component; empty if its class checks the argument.
 
-    An argument that is ``@option`` in the bundle's configs must be allowed for that option; a number stays a number, a
-    flag a flag. A library's class may take more than the option: with other changed arguments it checks them itself.
+    An argument that is ``@option`` in the bundle's configs must be valid for that option; a number must stay a number,
+    and a flag a flag. A library class may accept more than the option: if other arguments changed too, the class checks
+    them.
     """
     if not _is_component(component) or name not in component:
         return []
@@ -376,14 +377,14 @@ def _options_of(component: Any, name: str, shipped: Sequence[Any]) -> list[Optio
 
 
 def _wrong_part(id: str, value: Any, ours: Sequence[Any]) -> Iterator[str]:
-    """The message on a value in the place of a section, a component or a list of parts."""
+    """Yield a message on a value that replaces a section, a component or a component list."""
     if value in ({}, []) and "#" not in id and ours and all(map(_is_computed, ours)):
         yield f"{id} {value}: a component, or an expression ($…)"
     shapes = {shape for shape in map(_shape, ours) if shape} | ({_SECTION} if id == "network" else set())
     if not shapes & {_SECTION, _PARTS}:
         return
     empty = id in _MAY_BE_EMPTY and value in ([], {})
-    cases = id.endswith("dataset#data") and isinstance(value, list)  # programs hand their cases in
+    cases = id.endswith("dataset#data") and isinstance(value, list)  # programs pass cases as a list
     null = value is None and None not in ours
     if null or (not empty and not cases and _shape(value) not in {None, *shapes}):
         yield f"{id} {value}: a part of the config; {' or '.join(sorted(shapes))}, or an expression ($…)"
@@ -410,7 +411,7 @@ def _same(value: Any, written: Any) -> bool:
 
 
 def _option_of(value: Any) -> Option | None:
-    """The option that a value is a reference to."""
+    """The option to which a value refers; None for other values."""
     return OPTIONS.get(value[1:]) if isinstance(value, str) and value[:1] == "@" else None
 
 

@@ -1,4 +1,4 @@
-"""Describe a network's recipe: stored with its weights and compared where they are used."""
+"""Recipe of a network: stored with the weights, and compared when the weights are used."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from .conditions import differences
 from .errors import UserError
 from .workflow import running_workflow
 
-# the parts of a recipe that weights depend on: how a case becomes the network's input, and the network
+# the parts of a recipe that weights depend on: preprocessing and network
 PARTS = ("in_channels", "input_size", "transforms", "network_def")
-# values that change nothing once a network is trained
+# values without effect after training
 _IRRELEVANT = re.compile(r"(^|#)(limits|loaded|allow_missing_keys|prior|drop\w*)(#|$)")
 _REFERENCE = re.compile(r"@([A-Za-z]\w*(?:(?:#|::)\w+)*)")
 
-# how version 0.10 wrote a transform that has a name now
+# transforms in version 0.10, and their present class
 _FORMER = {"$lambda image: torch.nan_to_num(image) * (image[:1] > 0)": "scripts.transforms.ZeroBackgroundd"}
 
 Recipe = Mapping[str, Any]
 
 
 def describe() -> Recipe | None:
-    """The recipe of the running workflow; None in a tool without one, which neither records nor compares recipes."""
+    """Recipe of the running workflow; None without a workflow, to skip recording and comparison."""
     workflow = running_workflow()
     return None if workflow is None else recipe_of(workflow.parser)
 
 
 def recipe_of(parser: ConfigParser) -> Recipe:
-    """The recipe of a config as it is written: its :data:`PARTS` and all that they refer to, by id."""
+    """Recipe of a config, unresolved: its :data:`PARTS` and everything they refer to, by id."""
     found: dict[str, Any] = {}
     names = [part for part in PARTS if part in parser]
     while names:
@@ -45,21 +45,21 @@ def recipe_of(parser: ConfigParser) -> Recipe:
 
 
 def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str, remedy: str) -> None:
-    """Refuse weights of another recipe.
+    """Check that weights and config have the same recipe.
 
     Args:
-        trained: the weights', None if they do not say.
-        here: the config's, None if nobody knows.
-        whose: what the first is of, for the message; ``remedy`` ends it.
+        trained: recipe of the weights; None if unknown.
+        here: recipe of the config; None if unknown.
+        whose: owner of ``trained``, for the message, which ends with ``remedy``.
 
     Raises:
-        UserError: naming every difference.
+        UserError: lists every difference.
     """
     if trained is None or here is None or same_recipe(trained, here):
         return
     before, now = _renewed(trained), _renewed(here)
     if not all(isinstance(stage, Mapping) for one in (before, now) for stage in one.get("transforms", {}).values()):
-        for recipe in (before, now):  # weights of before 0.10 have no names of transforms
+        for recipe in (before, now):  # weights before 0.10 have unnamed transforms
             recipe["transforms"] = {name: _listed(stage) for name, stage in recipe.get("transforms", {}).items()}
     lines = [f"  {name}: {old} in the training, {new} here"
              for name, (old, new) in differences(before, now, _IRRELEVANT).items()]  # fmt: skip
@@ -67,12 +67,12 @@ def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str,
 
 
 def same_recipe(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes are the same, however they are written."""
+    """Whether two recipes are equal after references are resolved."""
     return _resolved(_renewed(one)) == _resolved(_renewed(other))
 
 
 def references(content: Any) -> Iterator[str]:
-    """The ids that a part of a config refers to, with ``#`` between levels; irrelevant values are skipped."""
+    """Yield the ids that a part of a config refers to, with ``#`` between levels; skip irrelevant values."""
     if isinstance(content, dict):
         content = [value for name, value in content.items() if not _IRRELEVANT.search(name)]
     if isinstance(content, list):
@@ -91,13 +91,13 @@ def _renewed(content: Any) -> Any:
 
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:
-    """The parts of a recipe with references replaced by their values: equal for equal recipes."""
+    """The parts of a recipe with references replaced by their values."""
 
     def resolve(content: Any) -> Any:
         content = _listed(content)
         if isinstance(content, dict):
             parts = {name: resolve(value) for name, value in content.items() if not _IRRELEVANT.search(name)}
-            target = str(parts.get("_target_"))  # without its module: classes of the bundle may move
+            target = str(parts.get("_target_"))  # compared without module: classes of the bundle may move
             return parts | {"_target_": target.rpartition(".")[2]} if target.startswith("scripts.") else parts
         if isinstance(content, list):
             return [resolve(value) for value in content]
@@ -112,7 +112,7 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
 
 
 def _listed(content: Any) -> Any:
-    """A stage of named transforms as the list that it was before version 0.10, without the disabled ones."""
+    """Named transforms as a list, as before version 0.10, without disabled ones."""
     named = isinstance(content, dict) and "_target_" not in content and content.values()
     if named and all(isinstance(value, dict) and "_target_" in value for value in named):
         content = list(named)

@@ -1,4 +1,4 @@
-"""Replace case ids and folders in kept messages if ``--anonymise_ids`` is set."""
+"""Replace case ids and folders in stored messages if ``--anonymise_ids`` is set."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-_replaced: dict[str, str] = {}  # by this process so far
+_replaced: dict[str, str] = {}  # pseudonym by case id
 _folders: set[str] = set()
 
 
 def replace_in_kept_messages(names: Mapping[str, str], files: Iterable[str | Path] = ()) -> None:
-    """Let :func:`redacted` replace ids by pseudonyms, and remove the folders of files, which may name a patient."""
+    """Let :func:`redacted` replace ids with pseudonyms, and remove folders of files, which may name a patient."""
     _replaced.update(names)
     folders = {folder for file in files for folder in (Path(file).parent, Path(file).absolute().parent)}
     _folders.update(str(folder) for folder in folders if str(folder) != ".")
 
 
 def redacted(text: str) -> str:
-    """A message to keep: pseudonyms instead of ids, no folders of cases."""
+    """A message for storage: pseudonyms instead of ids, no folders of cases."""
     for folder in sorted(_folders, key=len, reverse=True):
         text = text.replace(folder + os.sep, "")
     for case in sorted(_replaced, key=len, reverse=True):

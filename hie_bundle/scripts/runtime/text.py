@@ -1,4 +1,4 @@
-"""Case ids and file names in a terminal and in a spreadsheet: shown, never executed."""
+"""Safe output of case ids and file names in terminals and spreadsheets."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # an apostrophe too, so that reading inverts writing
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # the apostrophe, so that reading inverts writing
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are not UTF-8, separators of lines and paragraphs
-_DIRECTION = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # reorder what follows
+_DIRECTION = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # reorder the following text
 
 
 def is_printable(text: str) -> bool:
-    """Whether a text has no control character and none that changes the direction of writing."""
+    """Whether a text has no control character and no character that changes the writing direction."""
     return not any(unicodedata.category(one) in _CONTROL or one in _DIRECTION for one in text)
 
 
 def printable(text: object) -> str:
-    """A message for a terminal: control characters but line breaks and tabs are written as ``\\x1b`` and the like."""
+    """Escape control characters, except line breaks and tabs, for a terminal (``\\x1b`` etc.)."""
     return "".join(
         one if one in "\n\t" or is_printable(one) else one.encode("unicode_escape", "surrogatepass").decode()
         for one in str(text)
@@ -28,14 +28,14 @@ def printable(text: object) -> str:
 
 
 def show_any_text() -> None:
-    """Let standard output and errors write what their encoding (ASCII, a code page) lacks as ``\\xe9`` and the like."""
+    """Let stdout and stderr escape characters that their encoding lacks (``\\xe9`` etc.)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def csv_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> str:
-    """Rows as CSV; a text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """Rows as CSV; text that a spreadsheet would interpret as a formula gets a leading apostrophe.
 
     The columns are ``names``, or those of the first row.
     """
@@ -48,7 +48,7 @@ def csv_table(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = N
 
 
 def csv_value(cell: str) -> str:
-    """The text that :func:`csv_table` wrote as this cell."""
+    """Inverse of :func:`csv_table` for one cell."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
 
 

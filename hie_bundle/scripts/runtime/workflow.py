@@ -18,9 +18,9 @@ from .literals import literal
 
 
 def running_workflow() -> ConfigWorkflow | None:
-    """The running workflow; None where a tool parses a config without one.
+    """The running workflow; None if a tool parses a config without one.
 
-    MONAI passes neither the workflow nor its parser to what a config names.
+    MONAI passes neither the workflow nor its parser to the components of a config.
     """
     for frame, _ in traceback.walk_stack(None):
         if isinstance(workflow := frame.f_locals.get("self"), ConfigWorkflow):
@@ -28,25 +28,25 @@ def running_workflow() -> ConfigWorkflow | None:
     return None
 
 
-_FILES_ALONE = ("", "imports", "initialize", "finalize", "init_id", "final_id")  # the checks of options are there
-_OWN = inspect.signature(ConfigWorkflow).parameters  # of MONAI itself: files and ids, which are not evaluated
+_FILES_ALONE = ("", "imports", "initialize", "finalize", "init_id", "final_id")  # they contain the checks of options
+_OWN = inspect.signature(ConfigWorkflow).parameters  # MONAI's own: files and ids, which are not evaluated
 
 
 class Workflow(ConfigWorkflow):
     """``monai.bundle.ConfigWorkflow`` with a :class:`UserError` for a wrong file or option.
 
-    ``python -m monai.bundle run`` has MONAI's own class, and ends there with a traceback. Values for the config are
+    ``python -m monai.bundle run`` uses MONAI's class, and ends with a traceback in these cases. Values of options are
     data: no text in them is evaluated.
 
     Raises:
-        UserError: when a file is not there or no config, or an option is in a section, or a place of a list, that the
-            config does not have; names each, and the nearest there is.
+        UserError: a file is missing or not a config, or an option is in a section or list item that the config lacks;
+            lists each with the closest name.
     """
 
     def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
         for name in options:
             if re.split("#|::", name)[0] in _FILES_ALONE:
-                raise UserError(f"--{name}: a part of the config that only a config file may change.")
+                raise UserError(f"--{name}: only a config file may change this part of the config.")
         options = {name: value if name in _OWN else literal(value, name) for name, value in options.items()}
         try:
             super().__init__(config_file, **options)
@@ -55,7 +55,7 @@ class Workflow(ConfigWorkflow):
                 raise UserError(mistake) from error
             raise
         if not isinstance(imports := self.parser.get("imports", []), list | str):
-            raise UserError(f"imports in the config is a list of expressions ($import …), not {imports!r}.")
+            raise UserError(f"imports in the config must be a list of expressions ($import …), not {imports!r}.")
 
 
 def _wrong_file(files: Sequence[str]) -> str | None:
@@ -77,16 +77,16 @@ def _wrong_file(files: Sequence[str]) -> str | None:
 def _wrong_options(files: Sequence[str], options: Iterable[str]) -> str | None:
     config = ConfigParser.load_config_files(files)
     lines = [f"  --{name}: {why}" for name in options if (why := _missing(config, re.split("#|::", name)))]
-    return "\n".join(["There are options that nothing would read; nothing was started.", *lines]) if lines else None
+    return "\n".join(["There are options that no config uses; nothing was started.", *lines]) if lines else None
 
 
 def _missing(config: Any, levels: Sequence[str]) -> str:
-    """Describe the first level above a value that the config lacks; empty if there is none."""
+    """Describe the first level of an option's id that the config lacks; empty if the config has all."""
     for count, level in enumerate(levels):
         above = "#".join(levels[:count])
         if isinstance(config, list):
             if not (level.isdecimal() and int(level) < len(config)):
-                return f"{above} is a list, whose places are 0 to {len(config) - 1}."
+                return f"{above} is a list with indices 0 to {len(config) - 1}."
             config = config[int(level)]
         elif not isinstance(config, Mapping):
             return f"{above} has no parts."
