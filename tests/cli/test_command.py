@@ -394,7 +394,7 @@ def test_mistakes(run: Run, options: list[str], cohort: Path, tmp_path: Path) ->
         (("train", "--=x"), 1, "only a config file may change"),
         (("segment", cohort, "-o", cohort, "--probabilities"), 1, "holds maps or labels"),
         (("segment", cohort, "-o", cohort / "3LABEL"), 1, "A mask there would replace a label"),
-        (("segment", adc.parent, zadc.parent, "-o", zadc.parent), 1, "take a probability map for a case"),
+        (("segment", adc.parent, zadc.parent, "-o", zadc.parent), 1, "read a probability map as a case"),
         (("segment", cohort, "-o", tmp_path / "o", "--studies", cohort), 1, "Choose another -o (or --studies)"),
         (("segment", cohort, "-o", tmp_path / "x.nii.gz"), 1, "is a file, but there are several cases"),
         (("segment", adc, zadc, "-o", tmp_path / "o", "--thresold", "0.4", *options), 1, "did you mean --threshold?"),

@@ -222,7 +222,7 @@ def test_bad_input_is_named_and_not_segmented(segmenter: Segmenter, files: dict[
         segmenter([1], [2])
     with pytest.raises(UserError, match="`output` needs maps given as files"):
         segmenter(adc, zadc, output="x.nii.gz")
-    with pytest.raises(UserError, match="written as one of"):
+    with pytest.raises(UserError, match="extension of a volume must be one of"):
         segmenter(files["adc"], files["zadc"], output="x.png")
     with pytest.raises(UserError, match="is missing"):
         segmenter("absent.nii.gz", files["zadc"])

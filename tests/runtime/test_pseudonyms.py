@@ -189,7 +189,7 @@ def test_prepared_cases_and_folds_of_them(format: str, tiny_cohort: Path, tmp_pa
         assert {case.case for case in find_cases(tmp_path / "out")} == names
     with pytest.raises(DatasetError, match="does not work for a data list, which names files; nothing was written"):
         write_datalist(tiny_cohort, tmp_path / "list.json", anonymise_ids=tmp_path / "key")
-    with pytest.raises(DatasetError, match="use one of the two"):
+    with pytest.raises(DatasetError, match="cannot be combined; remove one"):
         preprocess(
             tiny_cohort, tmp_path / "x", format, patient_pattern="(.+)-", anonymise_ids=tmp_path / "key", **options
         )

@@ -146,7 +146,7 @@ def test_bad_masks_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     write(there, mask, affine)
     for given, message in [
         ((None, tmp_path / "in", out), "Name the mask"),
-        ((there, tmp_path / "in", tmp_path / "mask.nii"), "written as .dcm"),
+        ((there, tmp_path / "in", tmp_path / "mask.nii"), "object must be .dcm"),
         ((there, tmp_path / "in", tmp_path / "in" / "007_000.dcm"), "inside the folder of images"),
         ((there, tmp_path / "none", out), "not a folder"),
     ]:

@@ -223,7 +223,7 @@ def test_the_message_of_an_unsafe_checkpoint_does_not_advise_to_load_it(tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": [1.0]}, "holds a list as 'model', not the weights"),
+        ({"model": [1.0]}, "holds a list as 'model', not a state dict"),
         ({"recipe": 3}, "does not state what bad.pt was trained with"),
         ({"recipe": "[1]"}, "does not state what bad.pt was trained with"),
         ({"recipe": "{", "training": "{}"}, "does not state what bad.pt was trained with"),
