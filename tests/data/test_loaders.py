@@ -50,7 +50,7 @@ def _loader(how: str, workers: int = 2, timeout_s: float = 2.0) -> CaseLoader:
     return CaseLoader(Dataset(items, read), workers, timeout_s=timeout_s, batch_size=2)
 
 
-LATE = r"^A process that loads cases did not give a batch within 2 s\. It was reading: c5\..*loading_timeout_s"
+LATE = r"^A process that loads cases did not return a batch within 2 s\. It was reading: c5\..*loading_timeout_s"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_process_that_is_stopped_while_a_tensor_is_taken_from_it(monkeypatch: 
         return detach(answer)
 
     monkeypatch.setattr(DupFd, "detach", stopped)
-    with pytest.raises(UserError, match="did not give a batch within 2 s"):
+    with pytest.raises(UserError, match="did not return a batch within 2 s"):
         next(batches)
     loading = multiprocessing.active_children()
     end_processes()
@@ -201,7 +201,7 @@ def test_a_training_ends_with_the_case_that_hangs(workers: int, tiny_cohort: Pat
         workflow.run()
     assert time.monotonic() - begun < 300  # of the 600 for which it would sleep
     message = str(user_error(caught.value))
-    assert "did not give a batch within 3 s" in message
+    assert "did not return a batch within 3 s" in message
     assert "It was reading: MGHNICU_00" in message
     assert _record(tmp_path)["status"] == "failed"
     assert "It was reading: MGHNICU_00" in _record(tmp_path)["error"]

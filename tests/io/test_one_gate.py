@@ -49,7 +49,7 @@ HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "microns": ({"units": "micron"}, "has lengths in micron"),
     "shifted sform, qform right": (
         {"sform": AFFINE + np.eye(4, k=3) * 0.3, "qform": AFFINE},
-        "contradicts itself: qform and sform of one code differ by up to 0.3 mm",
+        "contradicts itself: qform and sform have equal codes but differ by 0.3 mm",
     ),
     "sheared sform, qform right": ({"sform": SHEARED, "qform": AFFINE}, "right angles|contradicts itself"),
     "NaN in the sform, qform right": ({"sform": AFFINE * [[np.nan, 1, 1, 1]] * 1, "qform": AFFINE}, "NaN or infinite"),

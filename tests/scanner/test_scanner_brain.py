@@ -139,7 +139,7 @@ def test_a_mask_of_the_users_wins(head: Head, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(out).array, mine)
     out.unlink()
     for values, affine, message in [
-        (mine[:-1], head.affine, "not on one grid"),
+        (mine[:-1], head.affine, "on different grids"),
         (mine & False, head.affine, "none of its voxels"),
         (mine | True, head.affine, "all of its voxels"),
     ]:

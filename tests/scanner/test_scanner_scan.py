@@ -121,7 +121,7 @@ def test_nothing_is_written_halfway(head: Head, folder: Path, tmp_path: Path) ->
     Study(two).series(3, head.b0, head.affine, b_value=0)
     Study(two, patient="ROE^JOHN").series(4, head.b1000, head.affine, b_value=1000)
     refused: list[tuple[dict[str, Any], str, set[str]]] = [
-        ({"brain_file": mine}, "not on one grid", set()),
+        ({"brain_file": mine}, "on different grids", set()),
         ({"limits": Limits(brain_ml_range=(100, 200))}, r"ml, not 100 to 200. See .*/out/brain.png", {"brain.png"}),
         ({"images": maps}, "No image with b = 0 is on the grid of series 5", {"brain.png"}),
         ({"atlas_mean": mine}, "give both, or neither", {"brain.png"}),

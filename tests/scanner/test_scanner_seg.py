@@ -121,7 +121,7 @@ def test_a_picture_beside_the_segmentation(tmp_path: Path) -> None:
     Study(tmp_path / "in").series(7, adc, affine, ("DERIVED", "PRIMARY", "DIFFUSION", "ADC"))
     write(tmp_path / "mask.nii.gz", lesion(adc.shape), affine)
     given = (tmp_path / "mask.nii.gz", tmp_path / "in", tmp_path / "mask.dcm")
-    with pytest.raises(UserError, match="two names"):
+    with pytest.raises(UserError, match="must be different files"):
         write_dicom_seg(*given, capture_file=tmp_path / "mask.dcm")
     write_dicom_seg(*given, capture_file=tmp_path / "picture.dcm")
     assert {path.name for path in tmp_path.iterdir()} == {"in", "mask.nii.gz", "mask.dcm", "picture.dcm"}

@@ -144,7 +144,7 @@ def _spoil(case: Case, files: Path, folder: Path, fault: str) -> dict[str, Any]:
         ("not stripped", "not skull-stripped"),
         ("no brain", "no voxel above 0"),
         ("unit unknown", "adc_scale"),
-        ("other grid", "not on one grid"),
+        ("other grid", "on different grids"),
     ],
 )
 def test_what_cannot_fit_is_refused(fault: str, message: str, case: Case, files: Path, tmp_path: Path) -> None:

@@ -48,12 +48,12 @@ class Limits:
     zadc_limit: float = 100.0  # largest absolute value of ZADC; BONBID-HIE's are clipped at 10
     spacing_range_mm: tuple[float, float] = (0.1, 20.0)  # of the voxel size along each axis
     outside_fraction: float = 0.5  # largest share of a lesion's voxels outside the brain
-    max_bytes: int = 1 << 31  # of one volume in memory
+    max_bytes: int = 1 << 31  # maximum size of a volume in memory
     brain_ml_range: tuple[float, float] | None = None  # of the brain's volume; None: any
     map_agreement: float = 0.1  # minimum local correlation of ZADC and ADC in the brain
     zadc_zero_fraction: float = 0.1  # largest share of the brain with a ZADC of exactly 0
     healthy_adc_range: tuple[float, float] = (800.0, 2200.0)  # of the median of ADC where ZADC is about 0, 1e-6 mm²/s
-    zadc: Literal["required", "optional"] = "required"  # optional: an ADC map alone is enough, see LoadMapsd
+    zadc: Literal["required", "optional"] = "required"  # optional: the ZADC map may be missing, see LoadMapsd
 
     def __post_init__(self) -> None:
         if self.zadc not in ("required", "optional"):
@@ -250,7 +250,7 @@ def grid_difference(first: Volume, second: Volume, tolerance_mm: float) -> str:
 
 
 def _check_values(report: CaseReport, volumes: dict[str, Volume], limits: Limits, judge: bool) -> None:
-    """Measure the maps and, with ``judge``, check that they are an ADC map and a ZADC map of one brain."""
+    """Measure the maps and, with ``judge``, check that they are ADC and ZADC of the same brain."""
     adc = np.asarray(volumes["adc"].array, np.float64)
     zadc = np.array(volumes["zadc"].array, np.float64) if "zadc" in volumes else None
     if zadc is not None and zadc.shape != adc.shape:  # already a problem

@@ -59,8 +59,8 @@ def datalist(
         patient_pattern: regular expression for the patient in a case id, see :func:`.patients_of`.
         native: add ``native_image`` and ``native_label``, the files before preprocessing; if none of them exists, log
             a warning.
-        inner_folds: take ``val`` from the training cases: one of this many parts of similar lesion sizes. The fold, or
-            the official ``val``, then has no part in training.
+        inner_folds: split the training cases into this number of parts with similar lesion sizes, and use one as
+            ``val``. The fold, or the official ``val``, then has no part in training.
         anonymise_ids: key file for pseudonyms, see :func:`.pseudonymised`.
         test_site: hospital (``MGH``, ``BCH``) whose cases are ``test``; others are ``val`` by the official split, else
             ``train``.

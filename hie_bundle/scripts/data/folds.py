@@ -8,7 +8,7 @@ from typing import Any
 
 from ..runtime.errors import DatasetError
 
-# Upper ends of the lesion-size classes, as fractions of the brain's volume; an empty label is a class of its own.
+# Upper ends of the lesion-size classes, as fractions of the brain's volume; empty labels are a separate class.
 SIZE_CLASSES = {"<1 %": 0.01, "1–5 %": 0.05, "5–20 %": 0.2, ">20 %": float("inf")}
 
 

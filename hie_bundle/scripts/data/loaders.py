@@ -96,7 +96,7 @@ class CaseLoader(StockDataLoader):
                 return answers.get(timeout=max(0.001, min(POLL_S, deadline - time.monotonic())))
             except Empty:
                 if time.monotonic() >= deadline:
-                    late = f"did not give a batch within {self.timeout_s:g} s"
+                    late = f"did not return a batch within {self.timeout_s:g} s"
                     raise _lost(late, "--loading_timeout_s sets this limit.") from None
 
 
@@ -146,7 +146,7 @@ def _lost(what: str, advice: str) -> LoadingError:
 
 
 def end_processes() -> None:
-    """Kill loading processes, since Python would wait for those that hang."""
+    """Kill loading processes, since Python would wait for hanging ones."""
     is_main = threading.current_thread() is threading.main_thread()
     # PyTorch's handler raises when they end; it is restored for later runs
     before = signal.signal(signal.SIGCHLD, lambda *_: None) if is_main else None

@@ -68,7 +68,7 @@ class RunFolder:
 
     Args:
         folder: created if needed.
-        purpose: training, evaluation (also scoring) or inference. Only training refuses a folder with an earlier run.
+        purpose: training, evaluation (also scoring) or inference. Only training refuses a folder with a training.
         overwrite: accept a folder with another training. Implied if the training cases are given as a list, as by
             MONAI Label, which trains repeatedly in one folder.
         resume: continue the training in the folder; ``force``: also with other settings or cases.

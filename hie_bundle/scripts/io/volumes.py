@@ -27,7 +27,7 @@ EXTENSIONS = (".nii.gz", ".nii", ".mha")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_HEADER_BYTES = 1 << 24  # header extensions of dcmstack hold the whole DICOM header
 DEFLATE_RATIO = 1032  # deflate cannot compress better, so a larger declared size is false
-MAX_BYTES = 1 << 31  # for the voxels of one volume
+MAX_BYTES = 1 << 31  # maximum size of a volume in memory
 
 # element types of MetaImage that ITK's Python package can read
 META_TYPES = {
@@ -282,12 +282,12 @@ def nifti_grid(image: Any) -> tuple[NDArray[np.float64], tuple[float, ...]]:
     if nifti and header["qform_code"] == header["sform_code"]:  # two positions in one space: readers differ
         shift = corner_shift_mm(header.get_qform(), affine, image.shape[:3])
         if shift > 0.1:
-            raise VolumeError(f"contradicts itself: qform and sform of one code differ by up to {shift:.3g} mm")
+            raise VolumeError(f"contradicts itself: qform and sform have equal codes but differ by {shift:.3g} mm")
     return affine, spacing
 
 
 def corner_shift_mm(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
-    """Largest distance in mm between the corner voxels of two grids of one shape."""
+    """Largest distance in mm between the corner voxels of two grids of equal shape."""
     ends = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(shape)[:, None] - 1)
     return float(np.linalg.norm(((other - one) @ np.vstack([ends, np.ones(8)]))[:3], axis=0).max())
 

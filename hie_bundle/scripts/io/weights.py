@@ -71,7 +71,7 @@ def load_weights(network: nn.Module, paths: Sequence[Path], recipe: Recipe | Non
 def check_recipe(
     path: Path,
     recipe: Recipe | None,
-    remedy: str = "Give the training's configs and options here, too; --other_recipe True loads them anyway.",
+    remedy: str = "Use the configs and options of the training; --other_recipe True loads the weights anyway.",
 ) -> None:
     """Raise a UserError with the differences and the remedy if a checkpoint has another recipe.
 

@@ -64,7 +64,7 @@ def fit_adc(
 ) -> AdcFit:
     """Fit the mono-exponential model S(b) = S(0) exp(-b ADC) to the logarithms.
 
-    Images of one b-value are first averaged geometrically, so that several directions give the mean diffusivity. The
+    Images with equal b-value are first averaged geometrically, so that several directions give mean diffusivity. The
     logarithm of a signal S with noise σ has the variance (σ/S)², so that three b-values or more are weighted by their
     squared signal (Salvador et al., Human Brain Mapping 24, 2005). Signals below the floor are noise: they are excluded
     from the fit if two b-values remain; else the floor replaces them.

@@ -39,7 +39,7 @@ Header = Any  # pydicom.Dataset; the package is an extra
 
 POSITION_MM = 0.05  # tolerance of the slice distance, or 2 %
 SHEAR_MM = 0.5  # tolerance of in-plane shifts between slices
-MAX_BYTES = 1 << 31  # for the voxels of one series
+MAX_BYTES = 1 << 31  # maximum size of a series in memory
 TIMEOUT_S = 600
 DEFER_BYTES = 1 << 14  # longer elements are read on first use
 MR_IMAGES = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")
@@ -125,7 +125,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Series:
-    """The images of one kind in a DICOM series.
+    """The images of a DICOM series that have the same kind.
 
     Attributes:
         kind: ``adc`` (a scanner's map), ``dwi`` (directions and b = 0), ``trace`` (averaged over the directions by the
@@ -134,7 +134,7 @@ class Series:
         b_values: s/mm², one per volume; None if unknown.
         array: (X, Y, Z, N), float32, X along the rows, Y along the columns, Z along their cross product.
         affine: (4, 4) from voxel indices to millimetres, RAS+.
-        sources: frames of the volume with the smallest b-value, in the order of Z; or its one mosaic or enhanced image.
+        sources: frames of the volume with the smallest b-value, in the order of Z; or its one image of many slices.
         echo_ms: echo time; None if unknown.
         polarity: phase encoding direction from dcm2niix (``j``, ``j-``); empty if unknown.
         unit: factor of an ADC map to 1e-6 mm²/s if the header states the unit.
@@ -570,7 +570,7 @@ def _volumes(frames: Sequence[Frame], name: str) -> list[list[Frame]]:
         raise UserError(f"{name} {problem}")
     double = any(len({frame.order for frame in row}) < len(row) for row in rows)
     if double or not _of_one_b_value(rows):
-        # A volume may mix directions, since the images of one b-value are averaged.
+        # A volume may mix directions, since images with equal b-value are averaged.
         rows = [sorted(row, key=lambda frame: (frame.b_value or 0, frame.order)) for row in rows]
         known = {frame.b_value for frame in frames}
         if not _of_one_b_value(rows) or (double and (None in known or len(known) < 2)):

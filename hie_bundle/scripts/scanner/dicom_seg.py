@@ -77,7 +77,7 @@ def write_dicom_seg(
         if path.exists() and path.is_relative_to(Path(images).resolve()):
             raise UserError(f"{path} is inside the folder of images; choose another output file.")
     if len(set(paths)) < len(paths):
-        raise UserError(f"{output_file} is named for the segmentation and another file; give two names.")
+        raise UserError("--output_file, --capture_file, --rtstruct_file and --report_file must be different files.")
     mask = read(mask_file, 3)
     if not np.isin(mask.array, (0, 1)).all():
         raise UserError(f"{mask_file} is not a mask: it has other values than 0 and 1.")

@@ -70,7 +70,7 @@ def read(path: str | Path, dimensions: int | None = None, grid: Volume | None = 
 def refuse_other_grid(one: Volume, other: Volume, names: Sequence[str | Path]) -> None:
     """Raise a UserError with the difference if two volumes are on different grids."""
     if difference := grid_difference(one, other, GRID_TOLERANCE_MM):
-        raise UserError(f"{names[0]} and {names[1]} are not on one grid: {difference}.")
+        raise UserError(f"{names[0]} and {names[1]} are on different grids: {difference}.")
 
 
 def read_stripped(path: str | Path, scale: float | None, name: str = "") -> Volume:
