@@ -196,7 +196,7 @@ def test_what_only_a_component_can_judge(
         ({"trian::dataset": 1, "x#part": "y"}, "did you mean --train#dataset?\n  --x#part: no config has such"),
         ({"validate#handlers#99": 5}, "validate#handlers is a list with indices 0 to 1"),
         ({"validate#handlers#x": 5}, "validate#handlers is a list with indices 0 to 1"),
-        ({"threshold#x": 5}, "--threshold#x: threshold has no parts"),
+        ({"threshold#x": 5}, "--threshold#x: threshold is neither a section nor a list"),
     ],
 )  # fmt: skip
 def test_an_option_in_no_section(wrong: dict[str, Any], said: str) -> None:

@@ -178,7 +178,7 @@ def test_mosaics_of_no_manufacturer_are_refused(tmp_path: Path) -> None:
     """dcm2niix puts them half a metre away: of a Siemens Prisma by 540 mm."""
     Study(tmp_path / "in").series(3, S0, AFFINE, ("ORIGINAL", "PRIMARY", "DIFFUSION", "NONE", "MOSAIC"), b_value=0)
     change(tmp_path / "in", Manufacturer=None)
-    with pytest.raises(UserError, match="Series 3: its mosaics name no Manufacturer"):
+    with pytest.raises(UserError, match="Series 3: its mosaics lack Manufacturer"):
         read_folder(tmp_path / "in")
 
 

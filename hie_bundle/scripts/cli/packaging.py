@@ -26,8 +26,8 @@ def write_recipe(bundle: str | Path, weights: str | Path | Sequence[str | Path] 
 
     ``train.yaml`` and ``inference.yaml`` contain the weights' whole recipe. The weights become bare state dicts in
     ``models`` (``model.pt``; an ensemble adds ``model_1.pt`` …) with their records. ``metadata.json`` describes the
-    network's input. Training starts from these weights with the settings of ``fine_tune.yaml``. The recipe's mixins,
-    ``fine_tune.yaml``, ``pretrain.yaml`` and ``models/simulated`` are removed.
+    network's input. Training starts from these weights with the settings of ``fine_tune.yaml``. The recipe's mixins
+    (and with them ``fine_tune.yaml`` and ``pretrain.yaml``) and ``models/simulated`` are removed.
 
     Args:
         bundle: folder of the copy; changed.

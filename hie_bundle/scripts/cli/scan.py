@@ -82,12 +82,12 @@ def write_scan(
         raise UserError("Only one of --atlas_mean and --atlas_std is given; give both, or neither.")
     if Path(output_dir).resolve().is_relative_to(folders[0].resolve()):
         raise UserError(f"{output_dir} is inside the folder of images; choose another --output_dir.")
-    require_highdicom()  # early, before minutes of work
+    require_highdicom()  # fail early
     with whole_folder(output_dir, left=".png") as work:
         segmenter = Segmenter(weights)
         found_series = read_folder(folders[0], series, work=work)
         found, source = adc_from_dicom(found_series, **(adc or {}))
-        source_images(source)  # early, before minutes of work
+        source_images(source)  # fail early
         if brain_file:
             mask, shown = given_mask(brain_file, found, source.name), found
         else:

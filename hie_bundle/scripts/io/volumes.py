@@ -150,12 +150,12 @@ def read_volume(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
         raise
     except EOFError as error:
         raise VolumeError("is truncated") from error
-    except Exception as error:  # permissions, a broken disk, damaged compression, various errors of nibabel
+    except Exception as error:  # permissions, a faulty disk, damaged compression, various errors of nibabel
         raise VolumeError(f"cannot be read ({getattr(error, 'strerror', None) or one_line(error)})") from error
 
 
 def read_checked(path: str | Path, max_bytes: int = MAX_BYTES) -> Volume:
-    """:func:`read_volume`; a UserError if the file changed after the check before the run."""
+    """Call :func:`read_volume`; raise a UserError if the file changed after its check."""
     refuse_changed(path)
     volume = read_volume(path, max_bytes)
     refuse_changed(path)  # during the read
@@ -186,7 +186,7 @@ def _read_meta_image(path: Path, max_bytes: int) -> Volume:
             raise VolumeError(f"holds {len(data)} bytes of voxels; its header declares {declared}")
     array = np.frombuffer(data, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="))
     spacing = _numbers(header["ElementSpacing"])
-    axes = np.array(_numbers(header["TransformMatrix"])).reshape(3, 3).T  # one axis a row in the file
+    axes = np.array(_numbers(header["TransformMatrix"])).reshape(3, 3).T  # the file has one axis per row
     return checked_volume(array, affine_from_lps(spacing, axes, _numbers(header["Offset"])), spacing)
 
 

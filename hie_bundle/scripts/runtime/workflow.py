@@ -81,7 +81,7 @@ def _wrong_options(files: Sequence[str], options: Iterable[str]) -> str | None:
 
 
 def _missing(config: Any, levels: Sequence[str]) -> str:
-    """Describe the first level of an option's id that the config lacks; empty if the config has all."""
+    """Describe the first missing level of an option's id; empty if the config has all levels."""
     for count, level in enumerate(levels):
         above = "#".join(levels[:count])
         if isinstance(config, list):
@@ -89,7 +89,7 @@ def _missing(config: Any, levels: Sequence[str]) -> str:
                 return f"{above} is a list with indices 0 to {len(config) - 1}."
             config = config[int(level)]
         elif not isinstance(config, Mapping):
-            return f"{above} has no parts."
+            return f"{above} is neither a section nor a list."
         elif level in config:
             config = config[level]
         elif count + 1 < len(levels):

@@ -247,7 +247,7 @@ def listed(series: Sequence[Series]) -> str:
 
 
 def _table(root: Path) -> tuple[list[Frame], list[Series]]:
-    """Frames of all MR images below a folder, and an excluded series for each other MR object."""
+    """Frames of all MR images below a folder; other MR objects as excluded series."""
     require_pydicom()
     if not root.is_dir():
         raise UserError(f"{root} is not a folder.")
@@ -511,7 +511,7 @@ def _read(frames: Sequence[Frame], work: Path) -> Series:
     if size > MAX_BYTES:
         raise UserError(f"{name} declares {size / 1e9:.0f} GB of voxels, more than the limit.")
     if "MOSAIC" in first.words and not first.manufacturer:  # dcm2niix would use the mosaic's corner
-        raise UserError(f"{name}: its mosaics name no Manufacturer, so their position is unknown. Export it again.")
+        raise UserError(f"{name}: its mosaics lack Manufacturer, so their position is unknown. Export it again.")
     if not first.packed and len({frame.position for frame in frames}) < 2:
         return Series("other", number, reason="one slice only")
     volumes = _volumes(frames, name)
