@@ -63,7 +63,7 @@ def test_an_evaluation_with_a_second_reader(tiny_cohort: Path, tmp_path: Path) -
     rows = report.read_rows(tmp_path / "out" / "metrics.csv")
     assert [(row["readers_dice"], row["reader_2_dice"], row["readers_gap"]) for row in rows] == [(1, 1, 0)] * 3
     summary = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert "by 1.000" in report.readers_sentence(summary)
+    assert "and a reader 1.000" in report.readers_sentence(summary)
     assert report.readers_sentence(summary) in (tmp_path / "out" / "report.html").read_text()
     min((tmp_path / "reader").iterdir()).unlink()
     with pytest.raises(UserError, match="1 of 3 masks"):

@@ -691,7 +691,7 @@ def test_bad_input_is_one_message_before_anything_starts(tiny_cohort: Path, tmp_
     folder = tmp_path / "out"
     for options, message in (
         ({"compare": "dice,twersky"}, r"no variant 'twersky'; did you mean tversky\? Choose from: dice, dice_focal"),
-        ({"seeds": "0,x"}, "--seeds takes different whole numbers"),
+        ({"seeds": "0,x"}, "--seeds takes distinct non-negative integers"),
         ({"num_folds": 40}, r"The 7 cases of .* are too few patients for 40 folds"),
         ({"fold": 1}, "remove --fold"),
         ({"devices": "gpu7"}, "--devices: 'gpu7' cannot be used"),

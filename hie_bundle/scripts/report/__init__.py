@@ -1,4 +1,4 @@
-"""Results for people: tables and a summary on disk, pictures of cases, plots, and the page that shows them all."""
+"""Reports: tables and a summary on disk, pictures of cases, plots, and the HTML page."""
 
 from .page import provenance, write_report
 from .pictures import PRED_COLOUR, TRUTH_COLOUR, CaseSlices, SliceView

@@ -1,4 +1,4 @@
-"""From masks to results: one row a case, then tables, pictures and the report on disk."""
+"""Evaluation of masks: one row per case, then tables, pictures and the report on disk."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Masks = tuple[np.ndarray, np.ndarray, tuple[float, ...]]  # prediction, truth, v
 
 @dataclass
 class CaseResults:
-    """Results of one case: its row of ``metrics.csv`` in plain numbers and words, and what only its maps give."""
+    """Results of one case: its row of ``metrics.csv``, and further results on the native grid."""
 
     row: dict[str, Any]
     lesions: Rows = field(default_factory=list)  # of lesions.csv
@@ -59,26 +59,25 @@ class CaseResults:
 class CaseEvaluation:
     """Measure every case on its native and on the resampled grid and write the results when all are done.
 
-    An Ignite handler of an evaluator; without one, call :meth:`add` for each case and :meth:`completed` at the end. Of
-    several processes each measures and draws its cases, and the first one writes the results of all.
+    An Ignite handler of an evaluator; without one, call :meth:`add` for each case and :meth:`completed` at the end. In
+    distributed runs each process measures and draws its cases, and the first process writes the results of all.
 
-    Of each case it reads ``case``, its id; ``native_image`` (ADC in 1e-6 mm²/s, ZADC, as they were acquired),
-    ``native_label`` and ``native_pred`` (masks on their grid, of one channel); and, where there are any,
-    ``native_probability`` (of lesion), ``native_members`` (masks of an ensemble's members, a channel each), ``pred``
-    and ``label`` (masks on the network's grid). All have shape (C, X, Y, Z) and carry their affine, which is where the
-    spacing in mm comes from. Without a ``native_image`` there is nothing on the native grid, no size class, no brain,
-    no baseline and no picture, and the volumes are those of the network's grid.
+    Keys of a case: ``case`` (id); ``native_image`` (ADC in 1e-6 mm²/s and ZADC, as acquired), ``native_label`` and
+    ``native_pred`` (one-channel masks on the same grid); optionally ``native_probability`` (of lesion),
+    ``native_members`` (masks of an ensemble's members, one channel each), ``pred`` and ``label`` (masks on the
+    network's grid). All images have shape (C, X, Y, Z) and an affine, which gives the spacing in mm. Without a
+    ``native_image`` there are no native results, size class, brain, baselines or pictures, and volumes are measured on
+    the network's grid.
 
     Attributes (those of ``evaluate.yaml`` are explained there):
         output_dir: folder for ``metrics.csv``, ``lesions.csv``, ``metrics.json``, ``comparison.txt`` (against the
-            baselines), ``report.html``, ``overlays/`` and, of probabilities, ``thresholds.json``. The report shows the
-            training curves of ``tensorboard/`` in this folder, if there are any.
-        info: what the results are of (data, split, settings …); repeated in the summary and the report.
-        checkpoints: file or files with the weights that predicted; named with their SHA-256 and what they say of their
-            training.
-        baselines: methods without a deep network; by default those that need no training split.
+            baselines), ``report.html``, ``overlays/`` and, given probabilities, ``thresholds.json``. The report shows
+            the training curves of ``tensorboard/`` in this folder, if there are any.
+        info: data, split, settings …; repeated in the summary and the report.
+        checkpoints: file or files with the weights of the predictions; reported with their SHA-256 and training record.
+        baselines: methods without a deep network; by default the untuned ones.
         regions: a :class:`scripts.scanner.regions.RegionAtlas`; None: no ``regions.csv``.
-        overlays: whether to draw a picture of each case, and its slices in the report.
+        overlays: whether to draw a picture of each case and its slices in the report.
         cases: results of the measured cases.
     """
 
@@ -106,11 +105,11 @@ class CaseEvaluation:
         self.weights = [self.checkpoints] if isinstance(self.checkpoints, str) else list(self.checkpoints)
 
     def of(self, info: Mapping[str, Any], checkpoints: str | Sequence[str] = ()) -> CaseEvaluation:
-        """The same for other predictions: with more ``info``, and the weights that they come from."""
+        """A copy for other predictions, with more ``info`` and their weights."""
         return replace(self, info={**self.info, **info}, checkpoints=checkpoints)
 
     def attach(self, engine: SupervisedEvaluator) -> None:
-        """Act after each case and at the end."""
+        """Measure after each iteration, write the results at the end."""
         engine.add_event_handler(Events.STARTED, self.started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.completed)
@@ -119,12 +118,12 @@ class CaseEvaluation:
         """Reset the results, and fit the baselines and read the threshold.
 
         Raises:
-            UserError: when there is no threshold to be read, or a reader's mask or the calibration is missing.
+            UserError: when the threshold, a reader's mask or the calibration is missing.
         """
         self.readers.find()
         if self.calibration and not self.weights:
             raise UserError(
-                "--calibration works with `run evaluating` only, since it is kept with the weights; remove it."
+                "--calibration works with `run evaluating` only, since it is stored next to the weights; remove it."
             )
         if self.calibration == "apply":
             self.calibrated = Calibration.read(calibration_file(self.weights), self._making)
@@ -136,13 +135,13 @@ class CaseEvaluation:
 
     @property
     def _making(self) -> dict[str, Any]:
-        """Hash of the weights, and the settings that change masks, as a segmentation has them."""
+        """Hash of the weights, and the settings that change masks, as in ``Segmenter.making``."""
         return {"weights_sha256": sha256_of(*self.weights), **{name: self.info.get(name) for name in DECIDING}}
 
     @cached_property
     def _fitted(self) -> FittedBaselines:
-        """Fitted when the evaluation starts, or with the first case of one that is fed by hand."""
-        fitted = from_first(self.baselines.fitted() if is_first() else None)  # by one process for all
+        """The fitted baselines, computed at first use."""
+        fitted = from_first(self.baselines.fitted() if is_first() else None)  # once for all processes
         assert fitted is not None
         return fitted
 
@@ -157,7 +156,7 @@ class CaseEvaluation:
             self.cases[-1].views = self.draw(item)
 
     def measure(self, item: Mapping[str, Any]) -> CaseResults:
-        """Results of one case, without its slices."""
+        """Results of one case, without its slice views."""
         native = "native_image" in item
         grids = {"native": _masks(item, "native_")} if native else {}
         if "pred" in item:
@@ -173,11 +172,11 @@ class CaseEvaluation:
         return results
 
     def _add_native(self, results: CaseResults, item: Mapping[str, Any], masks: Masks) -> None:
-        """Add what needs the maps: baselines, probabilities, lesions, regions, readers, members of an ensemble."""
+        """Add results that need the maps: baselines, probabilities, lesions, regions, readers, ensemble members."""
         case, row, (pred, truth, spacing_mm) = item["case"], results.row, masks
         adc, zadc = item["native_image"].cpu().numpy()
         affine = item["native_image"].affine.cpu().numpy()
-        alone = np.isnan(zadc).all()  # no ZADC map: nothing to compare with
+        alone = np.isnan(zadc).all()  # no ZADC map: no baselines
         for name, mask in self._fitted.masks(adc, zadc, spacing_mm).items():
             row[name] = math.nan if alone else metrics.dice(mask, truth)
         maps = {"adc": adc} if alone else {"adc": adc, "z": zadc}
@@ -204,7 +203,7 @@ class CaseEvaluation:
             row[f"member_{number}_dice"] = metrics.dice(_mask(member[None]), truth)
 
     def _injured(self, case: str, adc: Volume, masks: Masks) -> Rows:
-        """A row a region of the case; none where the atlas does not fit."""
+        """One row per region of the case; none if the atlas does not fit."""
         labels, note = self.regions.on(adc)
         if labels is None:
             logger.warning("%s: %s", case, note)
@@ -217,7 +216,7 @@ class CaseEvaluation:
         ]  # fmt: skip
 
     def draw(self, item: Mapping[str, Any]) -> list[SliceView]:
-        """Write the picture of one case; its slices for the report."""
+        """Write the picture of one case and return its slices for the report."""
         adc, zadc = item["native_image"].cpu().numpy()
         pred, truth, _ = _masks(item, "native_")
         affine = item["native_image"].affine.cpu().numpy()
@@ -263,7 +262,7 @@ class CaseEvaluation:
         logger.info("Wrote report.html, metrics.csv, metrics.json and comparison.txt to %s", self.folder)
 
     def _training(self) -> dict[str, Any]:
-        """What the weights say of their training, and whether these cases had no part in it."""
+        """Training record of the weights, and whether these cases were held out of it."""
         if not self.weights:
             return {}
         trainings = [read_record(Path(path)).get("training") for path in self.weights]
@@ -271,7 +270,7 @@ class CaseEvaluation:
         answers = [held_out(training, *where) for training in trainings]
         said = [{k: v for k, v in (one or {}).items() if v is not None} for one in trainings]
         lines = [", ".join(f"{k} {round(v, 4) if isinstance(v, float) else v}" for k, v in one.items()) for one in said]
-        # of several weights the one that knew most decides
+        # several weights: cases seen by any of them are not held out
         decisive = None if None in answers else min(map(str, answers))
         return {"training": [line or "unknown" for line in lines], "held_out": decisive}
 
@@ -279,7 +278,7 @@ class CaseEvaluation:
 def _sizes(
     pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], brain: np.ndarray | None
 ) -> dict[str, Any]:
-    """Sizes of lesion, prediction and, where it is known, brain."""
+    """Sizes of lesion, prediction and, if known, brain."""
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     sizes: dict[str, Any] = {"size_class": size_class(None)}
     if brain is not None:
@@ -302,15 +301,12 @@ def _sizes(
 
 
 def _masks(item: Mapping[str, Any], grid: str) -> Masks:
-    """Prediction and label on a grid, by the prefix of its keys, and its voxel size."""
+    """Prediction, label and voxel size on the grid with this key prefix."""
     return _mask(item[f"{grid}pred"]), _mask(item[f"{grid}label"]), spacing_of(item[f"{grid}label"])
 
 
 def _mask(tensor: torch.Tensor) -> np.ndarray:
-    """
-    Raises:
-        UserError: when there are several channels.
-    """
+    """Convert a tensor to a mask; several channels raise a UserError."""
     if len(tensor) != 1:
         raise UserError(
             f"A mask has one channel, not {len(tensor)}: the recipe's `activate` and `decide` must return the "

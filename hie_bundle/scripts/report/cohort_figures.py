@@ -30,7 +30,7 @@ PUBLISHED: dict[str, str] = {
     "adc_std": "430",
     "zadc_mean": "0.35",
     "zadc_std": "2.5",
-    "threshold_dice": "0.56",  # a regression on ZADC alone is a threshold
+    "threshold_dice": "0.56",  # regression on ZADC alone, which is a threshold
     "mean_size_x": "176",
     "mean_size_y": "176",
     "mean_size_z": "37",
@@ -63,14 +63,14 @@ def _case_stats(item: Mapping[str, Any], baselines: FittedBaselines) -> dict[str
 
 
 def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0, fit: bool = False) -> dict[str, float]:
-    """Figures by which a simulated cohort is compared with the real one.
+    """Statistics of a cohort, for comparing a simulated cohort with the real one.
 
     A lesion's fraction is its share of the brain's voxels. ``adc_*`` and ``zadc_*`` pool the brain voxels of all cases,
-    ``*_of_cases`` average the cases' own figures. Dice is the challenge's: 1 if truth and mask are both empty, 0 if one
-    is. ``smoothed_dice`` is that of ZADC smoothed by 2 mm below -2. A figure without any case is NaN. The challenge's
+    ``*_of_cases`` are means of per-case values. Dice is the challenge's: 1 if truth and mask are both empty, 0 if one
+    is. ``smoothed_dice`` thresholds ZADC smoothed by 2 mm at -2. A statistic without any case is NaN. The challenge's
     baseline segments ``ZADC < threshold``.
 
-    ``fit`` also tunes the thresholds and fits the logistic regression, on each half of the cases for the other.
+    ``fit`` also tunes the thresholds and fits the logistic regression, by two-fold cross-fitting.
 
     Raises:
         UserError: the folder has no cases.
@@ -104,7 +104,7 @@ def cohort_stats(dataset_dir: str | Path, threshold: float = -2.0, fit: bool = F
 
 
 def print_stats(stats: dict[str, float], published: Mapping[str, str] | None = None) -> None:
-    """Print the figures of :func:`cohort_stats` as a table, with a column of published figures if given."""
+    """Print :func:`cohort_stats` as a table, with a column of published values if given."""
     width = max(map(len, stats))
     if published:
         print(f"{'':<{width}}  {'here':>10}  {'published':>10}")
@@ -114,14 +114,14 @@ def print_stats(stats: dict[str, float], published: Mapping[str, str] | None = N
 
 
 def print_calibration(dataset_dir: str | Path, threshold: float = -2.0) -> None:
-    """Print the figures of a cohort, fitted baselines included, beside those that are published for BONBID-HIE."""
+    """Print the statistics of a cohort, including fitted baselines, next to the published ones of BONBID-HIE."""
     print_stats(cohort_stats(dataset_dir, threshold, fit=True), PUBLISHED)
 
 
 def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: int = 12) -> None:
-    """Draw ``num_cases`` cases, spread over the cohort, as axial slices of ADC and ZADC with the lesion's outline.
+    """Draw axial ADC and ZADC slices of ``num_cases`` evenly spaced cases, with the lesion's outline.
 
-    The slice is the one where lesion area times brain area is greatest, or brain area alone if there is no lesion.
+    The slice has the largest product of lesion and brain area, or the largest brain area if there is no lesion.
     The patient's right is on the left.
 
     Raises:

@@ -12,8 +12,7 @@ from ..evaluation.measures import Measure, column
 class Group:
     """Columns of one table: measures of one grid and of some kinds (``measure.GROUPS``).
 
-    ``compared``: whether the study has this table, too, with its measures for comparison; ``folded``: collapsed on the
-    page.
+    ``compared``: whether the study also has this table, with its compared measures; ``folded``: collapsed on the page.
     """
 
     title: str
@@ -26,10 +25,10 @@ class Group:
 
 PAPER = Group(
     "Paper’s protocol, resampled grid",
-    "The paper’s definitions on the grid that the network works on, with the label resampled to it. Its Table 1 has "
-    "figures of four real validation cases and an unstated tolerance of the NSD. Its distances were probably counted "
-    "in voxels, as its preprocessing lost the voxel size (inferred, as are MONAI’s calls): compare the Dice, and the "
-    "distances by the columns in voxels; an order of magnitude, no more.",
+    "The paper’s definitions on the network’s grid, with the label resampled to it. The paper’s Table 1 is on four "
+    "real validation cases, with an unstated NSD tolerance. Its distances were probably measured in voxels, because "
+    "its preprocessing lost the voxel size (inferred, as are its MONAI calls). Compare the Dice, and the columns in "
+    "voxels; expect the same order of magnitude only.",
     "resampled",
     ("shared", "paper"),
     compared=True,
@@ -37,8 +36,7 @@ PAPER = Group(
 GROUPS = (
     Group(
         "Challenge’s definitions, native grid",
-        "Masks compared on the grid of the label file; surfaces are weighted by their area. The numbers of the "
-        "BONBID-HIE challenge.",
+        "Metrics of the BONBID-HIE challenge, on the grid of the label file; surface elements are weighted by area.",
         "native",
         ("shared", "challenge"),
         compared=True,
@@ -59,7 +57,7 @@ GROUPS = (
     ),
     Group(
         "Readers, native grid",
-        "The label is reader 1; the others are those of --readers. The only published agreement of readers on such "
+        "Reader 1 is the label; further readers are set by --readers. The only published agreement of readers on such "
         "lesions is a median F1 of 0.56 (Murphy et al. 2017).",
         "native",
         ("readers",),
@@ -67,7 +65,7 @@ GROUPS = (
     Group(
         "Baselines and single models, native grid",
         "Dice of methods without a deep network: thresholds on ZADC and on smoothed ZADC, and a voxelwise logistic "
-        "regression, fitted on the training cases; of an ensemble also each member alone.",
+        "regression, fitted on the training cases; also of each member of an ensemble.",
         "native",
         ("shared", "baseline"),
     ),
@@ -88,7 +86,7 @@ def grouped(names: Iterable[str]) -> list[tuple[Group, list[Measure]]]:
         names: of the columns; each is in at least one group, unless it describes the case itself.
 
     Raises:
-        ValueError: when nobody registered a column.
+        ValueError: when a column is not registered.
     """
     columns = [column(name) for name in names if name != "case"]
     result, seen = [], set()
@@ -107,7 +105,7 @@ def case_columns(names: Iterable[str]) -> list[Measure]:
     resampled grid.
 
     Raises:
-        ValueError: when nobody registered a column.
+        ValueError: when a column is not registered.
     """
 
     def place(known: Measure) -> int:

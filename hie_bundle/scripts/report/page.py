@@ -26,8 +26,8 @@ MOST_LESIONS = 500  # rows of the page's table; lesions.csv has all
 
 
 def provenance(checkpoints: Sequence[str | Path] = (), folder: str | Path = ".") -> dict[str, Any]:
-    """What a result came from: ``date`` (local time with its offset), ``checkpoints`` (``sha256`` and ``path``, as seen
-    from ``folder``), ``versions`` of Python and the packages that measure."""
+    """Provenance of a result: ``date`` (local time with its offset), ``checkpoints`` (``sha256``, and ``path`` relative
+    to ``folder``), ``versions`` of Python and packages."""
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "checkpoints": [{"path": seen_from(path, folder), "sha256": sha256_of(path)} for path in checkpoints],
@@ -47,13 +47,13 @@ def write_report(
     after: Sequence[CaseProbabilities] = (),
     regions: tables.Rows = (),
 ) -> None:
-    """Write ``report.html`` of the rows of ``metrics.csv`` and their summary (:func:`.write_results`).
+    """Write ``report.html`` from the rows of ``metrics.csv`` and their summary (:func:`.write_results`).
 
     Args:
         path: of the page.
-        rows: one a case.
+        rows: one per case.
         summary: of the same rows.
-        views: the slices of each case; cases without any are in the table only.
+        views: the slices of each case; cases without slices are in the table only.
         curves: of the training, by :func:`.read_curves`.
         windows: values shown as black and as white in the slices, by map.
         probabilities: of the cases.
@@ -101,7 +101,7 @@ def write_case_page(
     regions: tables.Rows = (),
     diagram: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write the page of a segmented case: its figures, slices of its maps, where it all came from.
+    """Write the page of a segmented case: its figures, slices of its maps, and provenance.
 
     Args:
         path: of the page.
@@ -123,17 +123,17 @@ def write_case_page(
 
 
 def render_page(template: str, folder: Path = HERE, **context: Any) -> str:
-    """Render a Jinja2 template of a folder, which may extend and import those of this one.
+    """Render a Jinja2 template of a folder; it may extend and import the templates of this package.
 
-    What comes from data is escaped. The page's policy allows no script but ``page.js``, whose hash it names, and
-    nothing from any other place.
+    Data are escaped. The page's content security policy allows only the script ``page.js``, by its hash, and no
+    external resources.
     """
     environment = Environment(
         loader=FileSystemLoader([folder, HERE]), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["decimals"] = printed
-    # undefined values are last in page.js if they are empty
+    # page.js sorts empty values last
     environment.filters["sort_key"] = lambda value: "" if value is None or value != value else value
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -147,12 +147,12 @@ def _largest(lesions: tables.Rows) -> tables.Rows:
 
 
 def _metric_plots(rows: tables.Rows) -> list[tuple[str, list[plots.Plot]]]:
-    """The plots of each group of measures that say how good a prediction is, each measure once."""
+    """The plots of each group's measures with a direction of better values, each measure once."""
     seen: set[str] = set()
     result = []
     for group, members in grouped(rows[0]):
         names = [known.name for known in members if known.arrow and known.name not in seen]
-        if names and group in GROUPS[:4]:  # not the same again on the other grid
+        if names and group in GROUPS[:4]:  # skip measures repeated on the resampled grid
             seen.update(names)
             result.append((group.title, [plots.metric_by_size(rows, name) for name in names]))
     return result

@@ -28,14 +28,14 @@ def score(
     """Compare masks on disk with the labels, on the labels' grids, and write the results.
 
     Args:
-        items: usable MONAI data items with labels; of prepared cases the files that they were made from are taken.
+        items: usable MONAI data items with labels; prepared cases are read from their original files.
         predictions_dir: folder with a mask of each case, see :func:`scripts.data.mask_files.find_masks`.
-        evaluation: what measures and writes.
-        limits: how far a mask's grid may be from its label's, and how large a file may be; the defaults if None.
+        evaluation: measures the cases and writes the results.
+        limits: on the distance between the grids of mask and label, and on file sizes; None: the defaults.
 
     Raises:
-        UserError: when there is no such folder, or a mask is missing, cannot be read, lies on another grid or is not
-            binary; names every one of them. Nothing is measured then.
+        UserError: before any measurement, when the folder does not exist, or a mask is missing, unreadable, on another
+            grid or not binary; names each.
     """
     limits = limits or Limits()
     items = [as_native(item) for item in items]
@@ -59,7 +59,7 @@ def score(
 
 
 def segment_and_score(segment: Callable[[], object], score: Callable[..., None], folder: str | Path) -> None:
-    """Write masks to a folder by ``segment``, then :func:`score` them."""
+    """Write masks to a folder with ``segment``, then :func:`score` them."""
     segment()
     score(predictions_dir=folder)
 

@@ -1,4 +1,4 @@
-"""Results as tables on disk: one row a case, and a summary with confidence intervals."""
+"""Results as tables on disk: one row per case, and a summary with confidence intervals."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Rows = Sequence[Mapping[str, Any]]
 def write_results(
     rows: Rows, output_dir: Path, info: Mapping[str, Any], more: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write ``metrics.csv``, one row a case in the given order, and ``metrics.json``, their summary; return this.
+    """Write ``metrics.csv``, one row per case in the given order, and ``metrics.json``, the returned summary.
 
     Args:
-        rows: equal keys in each; numbers may be NaN (undefined) or infinite.
-        output_dir: created if needed; each file is complete or as it was before.
-        info: what the results are of; the summary repeats it.
+        rows: with equal keys; numbers may be NaN (undefined) or infinite.
+        output_dir: created if needed; files are written atomically.
+        info: data, weights, settings …; repeated in the summary.
         more: further entries of the summary.
 
     Raises:
@@ -46,7 +46,7 @@ def write_results(
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.csv``, numbers as numbers."""
+    """The rows of a ``metrics.csv``, with numbers as floats."""
     with path.open(newline="", encoding="utf-8") as stream:
         return [
             {name: csv_value(value) if name in NO_NUMBERS else float(value) for name, value in row.items()}
@@ -55,13 +55,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def summarise(rows: Rows) -> dict[str, Any]:
-    """Means over the cases where a metric is defined, how sure they are, and how many cases those are.
+    """Means, confidence intervals and numbers of defined cases of all metrics.
 
     Returns:
-        ``cases``; ``empty``: how many cases have an empty truth, an empty prediction, both; ``metrics``: for each
-        numeric column what :func:`.describe` says with its defaults (10 000 seeded resamples, 95 %);
-        ``by_size_class``: for each class of lesion size its ``cases`` and the same ``metrics``; ``by_site``: likewise
-        of each hospital, where there are several; ``volume_agreement_ml`` as in :func:`volume_agreement`.
+        ``cases``; ``empty``: number of cases with an empty truth, an empty prediction, both; ``metrics``: for each
+        numeric column :func:`.describe` with its defaults (10 000 seeded resamples, 95 %); ``by_size_class``: ``cases``
+        and ``metrics`` of each lesion size class; ``by_site``: the same for each hospital, if there are several;
+        ``volume_agreement_ml`` as in :func:`volume_agreement`.
     """
     columns = [name for name in rows[0] if name not in NO_NUMBERS]
 
@@ -85,18 +85,18 @@ def summarise(rows: Rows) -> dict[str, Any]:
 
 
 def lead_grid(rows: Rows) -> str:
-    """The grid whose figures come first: ``native``, where cases were measured on it, or ``resampled``."""
+    """The grid of the main results: ``native`` if cases were measured on it, else ``resampled``."""
     return "native" if "native_dice" in rows[0] else "resampled"
 
 
 def by_size_class(rows: Rows) -> dict[str, Rows]:
-    """The rows of each class of lesion size in their order, the classes from small to large."""
+    """The rows of each lesion size class, classes from small to large, rows in their order."""
     order = dict.fromkeys(row["size_class"] for row in sorted(rows, key=lambda row: row.get("lesion_fraction", 0.0)))
     return {name: [row for row in rows if row["size_class"] == name] for name in order}
 
 
 def by_site(rows: Rows) -> dict[str, Rows]:
-    """The rows of each hospital; nothing where there are fewer than two."""
+    """The rows of each hospital; empty for fewer than two hospitals."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         found.setdefault(row.get("site") or "unknown", []).append(row)
@@ -108,7 +108,7 @@ def volume_agreement(rows: Rows) -> dict[str, float | None]:
 
     Returns:
         ``bias``, the mean of prediction − truth in ml, and ``low`` and ``high``, bias ∓ 1.96 standard deviations
-        (n − 1), between which 95 % of the differences are expected; with one case only the bias.
+        (n − 1), which contain 95 % of normal differences; None for a single case.
     """
     differences = np.array([row["predicted_ml"] - row["lesion_ml"] for row in rows])
     bias = float(differences.mean())
@@ -119,9 +119,9 @@ def volume_agreement(rows: Rows) -> dict[str, float | None]:
 
 
 def comparison_table(rows: Rows, labels: Mapping[str, str] | None = None) -> str:
-    """Mean Dice of the prediction and of the baselines with 95 % confidence intervals, by lesion size, as text.
+    """Text table of mean Dice with 95 % confidence intervals of prediction and baselines, by lesion size.
 
-    Without figures on the native grid those of the resampled one are shown. ``labels`` are the baselines', by column.
+    The grid is that of :func:`lead_grid`. ``labels`` are names of the baselines, by column.
     """
     grid = lead_grid(rows)
     names = {name: (labels or {}).get(name) or label for name, label in BASELINES.items() if name in rows[0]}
@@ -141,17 +141,17 @@ def comparison_table(rows: Rows, labels: Mapping[str, str] | None = None) -> str
 
 
 def gain_over(rows: Rows, baseline: str, repeats: Sequence[float] = ()) -> dict[str, Any] | None:
-    """Dice of the prediction minus that of a column of :data:`BASELINES`, summarised by :func:`.describe`; None without
-    the column. ``repeats`` are those of :func:`.describe`."""
+    """:func:`.describe` the Dice of the prediction minus that of a baseline, a column of :data:`BASELINES`; None
+    without the column. ``repeats`` is passed on."""
     if baseline not in rows[0] or "native_dice" not in rows[0]:
         return None
     return describe([row["native_dice"] - row[baseline] for row in rows], bounds=(-1, 1), repeats=repeats)
 
 
 def best_baseline(rows: Rows) -> str | None:
-    """The column of the baseline with the highest mean Dice on these cases; None if none was measured.
+    """The column of the baseline with the highest mean Dice on these cases; None without baselines.
 
-    Chosen on the evaluated cases themselves, so that the comparison favours the baseline.
+    It is chosen on the evaluated cases, so the comparison favours the baseline.
     """
     values = {name: np.array([row[name] for row in rows]) for name in BASELINES if name in rows[0]}
     means = {name: of[np.isfinite(of)].mean() for name, of in values.items() if np.isfinite(of).any()}
@@ -159,7 +159,7 @@ def best_baseline(rows: Rows) -> str | None:
 
 
 def verdict(rows: Rows) -> str:
-    """A sentence: whether the prediction beats the best baseline, by the interval of the difference of Dice."""
+    """A sentence that says whether the prediction beats the best baseline, by the interval of the Dice difference."""
     if (best := best_baseline(rows)) is None or (gain := gain_over(rows, best)) is None:
         return ""
     name = f"{BASELINES[best]}, the best method without a deep network"
@@ -175,17 +175,17 @@ def verdict(rows: Rows) -> str:
 
 
 def readers_sentence(summary: Mapping[str, Any]) -> str:
-    """How the prediction agrees with the readers, beside how they agree; empty with one reader."""
+    """A sentence that compares reader-reader and prediction-reader agreement; empty with one reader."""
     if not (gap := summary["metrics"].get("readers_gap")):
         return ""
     among, against = (summary["metrics"][name]["mean"] for name in ("readers_dice", "to_readers_dice"))
     interval = "" if gap["low"] is None else f", 95 % CI {gap['low']:+.3f} to {gap['high']:+.3f}"
-    sentence = f"The readers agree by {among:.3f} (mean Dice of each two), the prediction agrees with them by"
+    sentence = f"The mean Dice between two readers is {among:.3f}, and between the prediction and a reader"
     return f"{sentence} {against:.3f} (difference {gap['mean']:+.3f}{interval}).".replace("-", "−")
 
 
 def worst_first(rows: Rows) -> Rows:
-    """The rows, the lowest Dice first, an undefined one before; among equals the largest error of volume."""
+    """Sort rows by Dice, undefined and lowest first; ties by volume error, largest first."""
     dice = f"{lead_grid(rows)}_dice"
 
     def place(row: Mapping[str, Any]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Training and evaluating several variants under the same conditions, and comparing them."""
+"""Comparison of several variants, trained and evaluated under the same conditions."""
 
 from .command import loss_study
 from .results import Results, collect

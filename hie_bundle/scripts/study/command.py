@@ -29,7 +29,7 @@ from .study_page import write_study
 from .variants import Variant, listed_names, read_variants, rehearse, select, variant_configs
 
 logger = logging.getLogger(__name__)
-# of --parallel auto
+# constants of --parallel auto
 MEMORY_SHARE = 0.9
 MOST_A_DEVICE = 4  # more runs on one GPU gain nothing
 CORES_A_RUN = 2
@@ -67,11 +67,11 @@ def loss_study(
 
     Args are the keys of ``study.yaml``, which explains them, and of ``train.yaml``. In addition:
         cases: :func:`scripts.data.datalists.datalist` with the config's settings.
-        workflow: whose merged config, options included, every variant starts from; the running one by default.
+        workflow: its merged config, including options, is the base of every variant; the running one by default.
 
     Raises:
-        UserError: before anything starts: unknown variants or keys, bad numbers, unusable data, a folder with results
-            of other conditions. At the end: when runs failed, after the page of the other variants was written.
+        UserError: before any run: for unknown variants or keys, invalid numbers, unusable data, or a folder with
+            results under other conditions. After writing the page of the other variants: when runs failed.
     """
     workflow = workflow or running_workflow()
     assert workflow is not None
@@ -80,7 +80,7 @@ def loss_study(
     if fold is not None:
         raise UserError("The study runs every fold; remove --fold.")
     if executor is not None and devices is not None:
-        raise UserError("--devices are devices of this machine, but --executor jobs have their own; remove --devices.")
+        raise UserError("--devices are devices of this machine, --executor jobs have their own; remove --devices.")
     all_seeds, places = read_seeds(seeds), _devices(devices)
     configs = rehearsed_configs(config, chosen, evaluation_config)
     at_once = _fitting(configs, places) if parallel == "auto" else parallel
@@ -92,7 +92,7 @@ def loss_study(
     runs = [
         Run(variant, seed, one, folder / variant.name / f"seed_{seed}" / ("" if one is None else f"fold_{one}"))
         for seed, one in cohorts
-        for variant in chosen  # of each seed and fold first all variants: an unfinished study compares like with like
+        for variant in chosen  # innermost, so that an unfinished study compares equal seeds and folds
     ]
     with exclusive(folder) as lock:
         conditions = [
@@ -144,7 +144,7 @@ def rehearsed_configs(
 
 
 def _fitting(configs: Mapping[str, Mapping[str, ConfigParser]], devices: Sequence[str]) -> int:
-    """Number of parallel trainings: on GPUs by the memory of the largest variant; one a CPU, or if it is unknown."""
+    """Number of parallel trainings: as many as fit on the GPUs with the largest variant; one per device if unknown."""
     training = [ConfigParser({**config["train.yaml"].get()}) for config in configs.values()]
     names = devices if devices != [""] else [training[0].get_parsed_content("device")]
     places = [torch.device(name) for name in names]
@@ -157,7 +157,7 @@ def _fitting(configs: Mapping[str, Mapping[str, ConfigParser]], devices: Sequenc
             network, channels, size, batch = (parser.get_parsed_content(part) for part in parts)
             steps.append(network_memory(network, (batch, channels, *size), training=True))
     except (NotImplementedError, RuntimeError) as error:
-        logger.warning("--parallel auto: the memory of a training cannot be estimated (%s); one a device", error)
+        logger.warning("--parallel auto: the memory of a training cannot be estimated (%s); one per device", error)
         return len(places)
     needed = CONTEXT_BYTES + STEP_MARGIN * max(steps)
     fit = min(int(MEMORY_SHARE * available_memory(place) / needed) for place in places)
@@ -175,7 +175,7 @@ def _job(run: Run, bundle_root: Path, with_device: bool) -> Job:
 
 
 def _devices(devices: Any) -> list[str]:
-    """Names of devices that this machine has; "" for the config's own."""
+    """Validated device names; "" for the device of the config."""
     if devices is None:
         return [""]
     for name in listed_names(devices):

@@ -1,4 +1,4 @@
-"""Jobs, a few at a time: processes of this machine, or jobs of a cluster through submitit."""
+"""Parallel jobs: processes of this machine, or cluster jobs through submitit."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from ..runtime.errors import UserError, choose
 from ..runtime.interruption import interruption, stop_if_asked
 
 logger = logging.getLogger(__name__)
-LOG_LINES = 12  # of a failed job's log that its message shows
+LOG_LINES = 12  # last log lines in the message of a failed job
 POLL_S = 0.2
-GRACE_S = 8.0  # for a training to end at its next step and note that it was interrupted
+GRACE_S = 8.0  # for a training to stop at its next step and record the interruption
 
 
 @dataclass
 class Job:
-    """Commands that run one after the other; their word ``{device}`` is replaced by the job's device."""
+    """Commands that run in sequence; the word ``{device}`` is replaced by the job's device."""
 
     name: str  # for messages
-    group: str  # after one of its jobs fails, the others are not started
+    group: str  # if one of its jobs fails, no further one starts
     log: Path  # the output is appended
-    commands: Sequence[tuple[str, Sequence[str]]]  # title and words of each
-    finished: Callable[[], None]  # called after the last one succeeded
+    commands: Sequence[tuple[str, Sequence[str]]]  # title and arguments of each
+    finished: Callable[[], None]  # called after the last command succeeded
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def exclusive(folder: Path) -> Iterator[int]:
 
 
 def run_jobs(jobs: Sequence[Job], executor: Processes | Cluster) -> dict[str, str]:
-    """Run jobs in order and wait for all: a message with the end of the log for each group with a failed job.
+    """Run jobs in order and wait for all; return, for each group with a failed job, a message with the end of its log.
 
     Raises:
         SystemExit: on SIGINT or SIGTERM, after stopping the running jobs.
@@ -124,7 +124,7 @@ class Processes:
                     while process.poll() is None:
                         yield
                 finally:
-                    process.kill()  # does nothing once it has ended
+                    process.kill()  # no effect on an ended process
                     process.wait()
                 if (status := process.returncode) < 0:
                     raise ChildProcessError(f"was ended by signal {-status}")
@@ -135,17 +135,17 @@ class Processes:
 
 
 class Cluster:
-    """Jobs of a cluster that shares this machine's files, through submitit.
+    """Cluster jobs through submitit; the cluster shares this machine's files.
 
     Args:
         name: ``slurm``, or ``local`` for this machine.
-        options: of each job, by submitit's names: ``timeout_min``, ``gpus_per_node``, ``slurm_partition`` …
+        options: of each job, with submitit's names: ``timeout_min``, ``gpus_per_node``, ``slurm_partition`` …
         at_once: number of submitted jobs.
         folder: of submitit's files, on the shared storage.
         environment: of the commands.
 
     Raises:
-        UserError: when submitit is not installed, or has no such executor or option.
+        UserError: when submitit is not installed, or the executor or an option is unknown.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Comparison of finished runs: each variant's values by case, means, tests, ranks."""
+"""Comparison of finished runs: per-case values, means, tests and ranks of each variant."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from .variants import Variant
 
 @dataclass(frozen=True)
 class Results:
-    """Results of a study. Mappings without another key are by the variant's name.
+    """Results of a study. Mappings are by the variant's name unless stated otherwise.
 
-    ``cases`` has a row a case, in the same order: means over the runs where a number is defined, infinite if one is.
+    ``cases`` has one row per case, in the same order: means over the runs with a defined value, infinite if one is.
     """
 
     variants: list[Variant]
     runs: Mapping[str, list[Run]]
     cases: Mapping[str, Rows]
-    seeds: Mapping[str, Sequence[Rows]]  # rows of the runs with each seed, all folds together
+    seeds: Mapping[str, Sequence[Rows]]  # rows of each seed, over all folds
     groups: Mapping[Group, list[str]]  # the study's tables and their columns
 
     @property
@@ -44,7 +44,7 @@ class Results:
 
     @cached_property
     def epochs(self) -> dict[str, tuple[float, float]]:
-        """Means of the number of trained epochs and of the best epoch."""
+        """Mean number of trained epochs and mean best epoch."""
         both = {
             of: [[run.record[key] for key in ("epochs", "best_epoch")] for run in runs]
             for of, runs in self.runs.items()
@@ -53,13 +53,13 @@ class Results:
 
     @property
     def classes(self) -> dict[str, int]:
-        """Number of cases in each class of lesion size, ``all`` first, then from small to large."""
+        """Number of cases in each lesion size class, ``all`` first, then from small to large."""
         rows = next(iter(self.cases.values()))
         return {"all": len(rows)} | {name: len(members) for name, members in by_size_class(rows).items()}
 
     @cached_property
     def summary(self) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-        """:func:`.describe` by variant, class of lesion size and measure, with the variance between seeds."""
+        """:func:`.describe` by variant, lesion size class and measure, with the variance between seeds."""
 
         def described(name: str, size: str, measure: str) -> dict[str, Any]:
             rows = [row for row in self.cases[name] if size in ("all", row["size_class"])]
@@ -73,7 +73,7 @@ class Results:
 
     @cached_property
     def compared(self) -> dict[str, dict[str, list[float]]]:
-        """The values that are ranked and tested, by measure and variant; see :func:`.penalised`."""
+        """Values for ranking and tests, by measure and variant; see :func:`.penalised`."""
 
         def values(rows: Rows, measure: str) -> list[float]:
             found, known = [float(row[measure]) for row in rows], column(measure)
@@ -96,7 +96,7 @@ class Results:
 
     @cached_property
     def gains(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """:func:`.gain_over` by baseline and variant, for the baselines that every variant was compared with."""
+        """:func:`.gain_over` by baseline and variant, for baselines measured with every variant."""
         found: dict[str, dict[str, Any]] = {}
         repeats = {name: self._seed_differences(name, rows, "native_dice") for name, rows in self.cases.items()}
         for baseline, label in BASELINES.items():
@@ -106,9 +106,9 @@ class Results:
         return found
 
     def best(self, measure: str, size_class: str = "all") -> set[str]:
-        """The variants with the best printed mean over the cases where all are finite; none if all are equal.
+        """The variants with the best printed mean over the cases where all are finite; empty if all are equal.
 
-        A variant that is infinite in some case, or undefined where another one is not, is excluded.
+        Variants with an infinite value, or an undefined value in a case where another is defined, are excluded.
         """
         known, rows = column(measure), next(iter(self.cases.values()))
         chosen = [size_class in ("all", row["size_class"]) for row in rows]
@@ -123,7 +123,7 @@ class Results:
         return {name for name, mean, bad in zip(self.cases, means, failed, strict=True) if mean == end and not bad}
 
     def verdict(self) -> str:
-        """A sentence: the variants that beat the best baseline, by the intervals of the differences of Dice."""
+        """A sentence with the variants that beat the best baseline, by the intervals of the Dice differences."""
         best = best_baseline([row for rows in self.cases.values() for row in rows])
         if best is None or (gains := self.gains.get(BASELINES[best])) is None:
             return ""
@@ -140,7 +140,7 @@ class Results:
         return sorted(self.variants, key=lambda v: math.inf if math.isnan(ranks[v.name]) else ranks[v.name])
 
     def _seed_differences(self, variant: str, rows: Rows, measure: str) -> list[float]:
-        """Mean difference between each seed's values and the cases' means; NaN where none is defined."""
+        """Mean deviation of each seed's values from the means over seeds; NaN if none is defined."""
         means = {row["case"]: row.get(measure, math.nan) for row in rows}
         above = (
             [row.get(measure, math.nan) - means.get(row["case"], math.nan) for row in s] for s in self.seeds[variant]

@@ -1,4 +1,4 @@
-"""The runs of a study: one training and one evaluation of each variant, seed and fold; their conditions."""
+"""The runs of a study (a training and an evaluation of each variant, seed and fold) and their conditions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..runtime.literals import literal
 from .variants import Variant, listed_names
 
 RUN_IDS = {"train.yaml": "$@training", "evaluate.yaml": "$@evaluating"}  # configs in a run's folder
-INNER_FOLDS, ENOUGH_CASES = 5, 40  # so 8 cases or more choose the weights
+INNER_FOLDS, ENOUGH_CASES = 5, 40  # at least 8 cases choose the weights
 # paths and speed; all other settings change results
 _IRRELEVANT = re.compile(
     r"^\w+\.yaml#(\w+_(dir|path|root)|device|progress|verbose|resume|overwrite|cache_rate|datalist|anonymise_ids|run)(#|$)"
@@ -35,8 +35,8 @@ _STUDY_KEYS = (
     "executor", "executor_options",
 )  # fmt: skip
 _ADVICE = (
-    "Results are comparable only under the same conditions: choose another --output_dir, or remove that folder to run "
-    "it anew."
+    "Results are comparable only under the same conditions: choose another --output_dir, or remove that folder to "
+    "repeat the run."
 )
 
 
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether it has been trained and evaluated."""
+        """Whether the run has been trained and evaluated."""
         return (self.folder / "done.json").is_file() and (self.folder / "metrics.csv").is_file()
 
     @property
@@ -63,7 +63,7 @@ class Run:
         return json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
 
     def config_of(self, parser: ConfigParser, common: Mapping[str, Any]) -> dict[str, Any]:
-        """A variant's merged config with the settings of all runs (``common``) and of this one."""
+        """A variant's merged config with the settings of all runs (``common``) and of this run."""
         models = self.folder / "models"
         content = json.loads(json.dumps({k: value for k, value in parser.get().items() if k not in _STUDY_KEYS}))
         own = {"output_dir": str(self.folder), "ckpt_dir": str(models), "ckpt_path": str(models / "model.pt"),
@@ -71,7 +71,7 @@ class Run:
         return content | literal({**common, **own})
 
     def write_configs(self, configs: Mapping[str, ConfigParser], common: Mapping[str, Any]) -> None:
-        """Write the configs, by file name, to the run's folder; MONAI can repeat the run with them."""
+        """Write the configs, by file name, to the run's folder, so that MONAI can repeat the run."""
         for name, parser in configs.items():
             content = self.config_of(parser, common) | {"run": RUN_IDS[name]}
             write_atomically(self.folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
@@ -91,14 +91,14 @@ class Cohort(NamedTuple):
 
 
 def read_seeds(value: Any) -> list[int]:
-    """Different whole numbers from the command line: ``0,1,2`` as a text, a tuple, or one number.
+    """Distinct non-negative integers from the command line: ``0,1,2`` as a string, a tuple, or one number.
 
     Raises:
         UserError: for anything else.
     """
     texts = listed_names(value)
     if not all(text.isdecimal() for text in texts or [""]) or len(set(texts)) < len(texts):
-        raise UserError(f"--seeds takes different whole numbers from 0 on, separated by commas, not {value!r}.")
+        raise UserError(f"--seeds takes distinct non-negative integers, separated by commas, not {value!r}.")
     return [int(text) for text in texts]
 
 
@@ -115,13 +115,13 @@ def find_cases(
 
     Args:
         dataset_dir: for messages.
-        split: evaluated cases; ``val`` are those of the fold, if there are folds.
+        split: of the evaluated cases; with folds, ``val`` is the fold.
         seeds: of the folds.
         num_folds: None for the official split.
         datalist: :func:`scripts.data.datalists.datalist` with the config's settings.
         limits: of a usable case.
-        inner_folds: one of as many parts of the training cases chooses the weights; None: the split ``val``;
-            ``auto``: 5 if ``val`` is evaluated and at least 40 cases train in every fold, else None.
+        inner_folds: split the training cases into this number of folds, one of which chooses the weights; None: the
+            split ``val`` does; ``auto``: 5 if ``val`` is evaluated and every fold has 40 training cases, else None.
 
     Raises:
         DatasetError: when there are no cases, or unusable ones; names each.
@@ -147,7 +147,7 @@ def find_cases(
             if not items[part]:
                 require_usable([], dataset_dir, purpose, limits)
         found[seed, fold] = items
-    # evaluated items come last: those of prepared cases name their native files
+    # evaluated items are last, since those of prepared cases have the native files
     every = {item["case"]: item for part in ("train", "val", "evaluated") for of in found.values() for item in of[part]}
     evaluated = {item["case"]: item for of in found.values() for item in of["evaluated"]}
     require_usable(list(every.values()), dataset_dir, "the study", limits)
@@ -170,7 +170,7 @@ def conditions_of(
     """The conditions of a run: version, cases, and every value of its configs.
 
     Raises:
-        UserError: when its folder holds a run of other conditions; names the differences.
+        UserError: when the folder holds a run under other conditions; names the differences.
     """
     settings = {name: run.config_of(parser, common) for name, parser in configs.items()}
     conditions = json.loads(json.dumps({"version": version, **cohort.fingerprint, **settings}))

@@ -1,4 +1,4 @@
-"""The study's results on disk: tables, Figure 2 and the page."""
+"""Results of a study on disk: tables, Figure 2 and the HTML page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .results import Results
 from .variants import PUBLISHED
 
 PANELS_A_ROW = 7
-MANY = 8  # with more variants only the tests against the first one are shown
+MANY = 8  # with more variants only tests against the best one are shown
 
 
 def write_study(
@@ -84,7 +84,7 @@ def write_study(
 
 
 def _tiles(results: Results) -> list[dict[str, Any]]:
-    """The first variant (all that share the place), its mean, and its share of first places."""
+    """The best variant (or tied variants), its mean, and its share of first places."""
     known, ranks = column(results.lead), results.ranks[results.lead]
     order = results.by_rank(results.lead)
     first = [variant for variant in order if ranks[variant.name]["rank"] == ranks[order[0].name]["rank"]]
@@ -94,7 +94,7 @@ def _tiles(results: Results) -> list[dict[str, Any]]:
         {"label": f"first by {column(results.lead).title}", "wide": True,
          "value": " and ".join(variant.label for variant in first) or "–"},
         {"label": "its mean", "value": known.text(figures["mean"]), "interval": known.interval(figures)},
-        {"label": "first again in other draws of the cases", "note": "of 10 000 bootstrap samples",
+        {"label": "first in resampled cases", "note": "of 10 000 bootstrap samples",
          "value": "–" if math.isnan(share) else f"{100 * share:.0f} %"},
     ]  # fmt: skip
 
@@ -132,7 +132,7 @@ def _curves(results: Results) -> list[Plot]:
 
 
 class Strip(NamedTuple):
-    """One case of Figure 2: maps and masks, the slice, and the masks of each panel (title, note)."""
+    """One case of Figure 2: maps and masks, slice index, and the masks of each panel (by title and note)."""
 
     title: str
     slices: CaseSlices
@@ -141,7 +141,7 @@ class Strip(NamedTuple):
 
 
 def _strips(results: Results, items: Mapping[str, Mapping[str, Any]], adc_window: Sequence[float]) -> list[Strip]:
-    """The fullest slices of the smallest and of the largest lesion, with the mask of each variant's first run."""
+    """The slices with most lesion of the smallest and largest lesion, with the mask of each variant's first run."""
     rows = [row for row in next(iter(results.cases.values())) if row.get("lesion_fraction", 0) > 0]
     rows.sort(key=lambda row: row["lesion_fraction"])
     strips = []
@@ -175,7 +175,7 @@ def _figure_2(strips: Sequence[Strip]) -> bytes:
 
 
 class Cell(NamedTuple):
-    """One cell: the main line, further lines, whether the main line is bold, whether it is left-aligned."""
+    """One cell: main line, further lines, whether the main line is bold, whether the cell is left-aligned."""
 
     text: str
     small: Sequence[str] = ()
@@ -205,7 +205,7 @@ class Table(NamedTuple):
 
 
 def all_groups(results: Results) -> list[Table]:
-    """Table 1 of each group of measures, and the gains over baselines where there are any."""
+    """Table 1 of each group of measures, and the gains over baselines, if any."""
     tables = [table_1(results, group, measures) for group, measures in results.groups.items()]
     return [*tables, *([gains_table(results)] if results.gains else [])]
 
@@ -251,7 +251,7 @@ def gains_table(results: Results) -> Table:
         ]
         means = [printed(one["mean"], 3, signed=True) for one in gains]
         rows.append([Cell(variant.label), *map(Cell, means, intervals)])
-    note = "Dice gained over each, native grid: mean difference, case by case, with its 95 % confidence interval."
+    note = "Gain in Dice over each, native grid: mean paired difference with its 95 % confidence interval."
     return Table("Against methods without a deep network", header, rows, note)
 
 
@@ -290,7 +290,7 @@ def tests_table(results: Results, measure: str) -> Table:
 
 
 def markdown(results: Results, failed: Mapping[str, str] | None = None) -> str:
-    """Failed variants, the verdict, Table 1, the ranking by Dice and the tests of Dice as Markdown."""
+    """Markdown of failed variants, verdict, Table 1, ranking by Dice and tests of Dice."""
     text = [f"Failed, not in the tables: {', '.join(failed)}.", ""] if failed else []
     text += [verdict, ""] if (verdict := results.verdict()) else []
     for table in all_groups(results):
@@ -305,10 +305,10 @@ def markdown(results: Results, failed: Mapping[str, str] | None = None) -> str:
 
 
 def study_csv(results: Results) -> str:
-    """Table 1 as CSV: a row for each variant and class of lesion size, ``all`` first.
+    """Table 1 as CSV: one row per variant and lesion size class, ``all`` first.
 
-    Each measure has its mean over the finite values, the 95 % confidence interval (``_low``, ``_high``), the mean as
-    the paper would print it and the number of finite values.
+    Each measure has its mean over the finite values, the 95 % confidence interval (``_low``, ``_high``), the mean in
+    the paper's notation (``_mean_as_printed``) and the number of finite values (``_defined``).
     """
     keys = [key for key in PUBLISHED if any(key in variant.published for variant in results.variants)]
     lines = []
@@ -327,12 +327,12 @@ def study_csv(results: Results) -> str:
 
 
 def cases_csv(results: Results) -> str:
-    """Every variant's values in every case as CSV."""
+    """CSV of every variant's values in every case."""
     return csv_table([{"variant": name, **row} for name, rows in results.cases.items() for row in rows])
 
 
 def tests_csv(results: Results) -> str:
-    """The paired tests of all measures as CSV."""
+    """CSV of the paired tests of all measures."""
     return csv_table([{"measure": measure, **row} for measure, rows in results.tests.items() for row in rows])
 
 

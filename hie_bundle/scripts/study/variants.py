@@ -1,4 +1,4 @@
-"""Variants of a config, each a name and the values that it sets; their merged configs."""
+"""Variants of a config (a name and overrides) and their merged configs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from ..runtime.errors import UserError, choose, first_cause, user_error
 
-# published figures of a variant, each with what the paper does not state
+# published values of a variant, with details missing in the paper
 PUBLISHED = {"dice": "", "msd": "unit not stated, probably voxels", "nsd": "tolerance not stated", "epochs": ""}
 # keys that a variant must not set: the study sets them, or they choose the data
 _RESERVED = (
@@ -31,15 +31,15 @@ class Variant:
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]  # of its folder
     label: str = ""  # in tables; the name by default
-    overrides: Mapping[str, Any] = Field(default_factory=dict)  # values by id, set over the mixins
-    published: Mapping[str, float] = Field(default_factory=dict)  # figures, by the names of `PUBLISHED`
+    overrides: Mapping[str, Any] = Field(default_factory=dict)  # values by id, applied after the mixins
+    published: Mapping[str, float] = Field(default_factory=dict)  # published values, with keys of `PUBLISHED`
     mixins: Sequence[str] = ()  # files, or names of configs of the bundle
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.name)
         _refuse_reserved(self.name, self.overrides)
         if unknown := set(self.published) - set(PUBLISHED):
-            raise UserError(f"published knows only {', '.join(PUBLISHED)}; not {', '.join(unknown)}.")
+            raise UserError(f"published takes only {', '.join(PUBLISHED)}, not {', '.join(unknown)}.")
 
 
 def read_variants(content: Any) -> list[Variant]:
@@ -63,7 +63,7 @@ def read_variants(content: Any) -> list[Variant]:
 
 
 def listed_names(value: Any) -> list[str]:
-    """Several values of the command line: ``a,b`` as a text, a sequence, or one value."""
+    """A list from the command line: ``a,b`` as a string, a sequence, or one value."""
     values = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     return [str(one).strip() for one in values]
 
@@ -89,11 +89,11 @@ def variant_configs(
 ) -> tuple[ConfigParser, ConfigParser]:
     """The configs of a variant's training and evaluation.
 
-    Its overrides go over its mixins, these over ``config``. An override is set where its key exists. Mixins named
-    without a folder are in that of ``evaluation_config``.
+    The mixins are merged into ``config``, then the overrides. An override applies to each config that has its key.
+    Mixins are also searched in the folder of ``evaluation_config``.
 
     Raises:
-        UserError: when a key exists in neither, a mixin is missing, or sets a reserved key.
+        UserError: when a key exists in neither config, or a mixin is missing or sets a reserved key.
     """
     training = ConfigParser(_copy(config))
     evaluation = ConfigParser({**ConfigParser.load_config_file(str(evaluation_config)), **_copy(config)})
@@ -121,10 +121,10 @@ def variant_configs(
 
 
 def rehearse(config: ConfigParser, variant: Variant) -> None:
-    """Create a variant's loss, network and transforms once, to find a mistake before others have trained.
+    """Create a variant's loss, network and transforms once, to find mistakes before any training.
 
     Raises:
-        UserError: when that fails, with the first cause.
+        UserError: when one cannot be created, with the first cause.
     """
     parser = ConfigParser(_copy(config.get()))
     for part in ("loss", "network_def", "transforms", "augment"):
@@ -142,8 +142,7 @@ def _refuse_reserved(variant: str, values: Mapping[str, Any]) -> None:
         name = str(key).lstrip("+").replace("::", "#")
         if taken := next((r for r in _RESERVED if name == r or name.startswith(r + "#")), ""):
             raise UserError(
-                f"variant {variant} sets {key}; {taken} must be the same for all variants, or they would not be "
-                "comparable."
+                f"variant {variant} sets {key}; {taken} must be the same for all variants, so that they are comparable."
             )
 
 
@@ -159,5 +158,5 @@ def _nearest(name: str, names: Iterable[str], parent: str = "") -> str:
 
 
 def _copy(content: Any) -> Any:
-    """A copy that shares nothing, tuples as lists, as from a file."""
+    """A deep copy with tuples as lists, as read from a file."""
     return json.loads(json.dumps(content))

@@ -1,4 +1,4 @@
-"""Values of a step and the log line of an epoch."""
+"""Logged values of each step and the log line of each epoch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ class EpochLine:
     def step(self, engine: Engine) -> None:
         output: Any = engine.state.output
         output = output[0] if isinstance(output, list) else output
-        self._losses.append(torch.as_tensor(output["loss"]).detach() - output.get("l1_penalty", 0.0))  # read at the end
+        self._losses.append(
+            torch.as_tensor(output["loss"]).detach() - output.get("l1_penalty", 0.0)
+        )  # no sync until the epoch ends
 
     def __call__(self, engine: SupervisedTrainer) -> None:
         state, validated = engine.state, self.validator.state

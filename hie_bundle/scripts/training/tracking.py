@@ -16,7 +16,7 @@ from ..runtime.workflow import running_workflow
 
 
 def parameters(workflow: ConfigWorkflow | None = None) -> dict[str, Any]:
-    """Numbers, texts and lists of them at the top of a workflow's config (the running one), without expressions."""
+    """Top-level numbers, strings and lists of them in a workflow's config (the running one), without expressions."""
     workflow = workflow or running_workflow()
 
     def is_plain(value: Any) -> bool:
@@ -41,7 +41,7 @@ class WandBHandler:
 
     project: str  # of the run
     name: str  # of the run
-    folder: str  # of wandb's files
+    folder: str  # for wandb's files
     config: Mapping[str, Any] = field(default_factory=dict)  # parameters of the run
     steps: Callable[[Any], Mapping[str, Any]] | None = None  # from an iteration's output to values by name
     files: Sequence[str] = ()  # uploaded at the engine's end, if they exist
