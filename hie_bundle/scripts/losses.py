@@ -26,11 +26,11 @@ __getattr__ = partial(lookup, "losses")
 class HausdorffLoss(StockHausdorffDTLoss):
     """``monai.losses.HausdorffDTLoss`` (Karimi et al. 2019), faster for one channel of logits with ``sigmoid``.
 
-    Arguments, values, gradients and errors are the parent's. Each mask has one distance transform instead of two, and
-    CUDA never synchronises. Half precision is widened to float32: squared distances exceed it.
+    Arguments, values, gradients and errors equal the parent's. Each mask needs one distance transform instead of two,
+    without CUDA synchronisation. Half precision is converted to float32, since squared distances overflow it.
 
-    By MONAI's definition an empty prediction scores 0.058 for a ball of radius 5 voxels, the same ball 4 voxels off
-    0.141. Alone, the loss leaves masks empty.
+    Used alone, the loss leads to empty masks: for a ball of radius 5 voxels, MONAI's loss of an empty prediction is
+    0.058, of the same ball shifted by 4 voxels 0.141.
     """
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -50,10 +50,10 @@ class HausdorffLoss(StockHausdorffDTLoss):
 class LogHausdorffLoss(HausdorffLoss):
     """log(1 + HausdorffDTLoss): damps outlier distances (paper, section 2, the log term of Eq. 5 and 6).
 
-    Eq. 4 as printed, 1 / (1 + HD), falls as the distance grows.
+    (Eq. 4 as printed, 1 / (1 + HD), decreases with distance.)
 
-    With ``over_ranks`` a distributed training takes the mean over the items of all ranks, equally many on each, before
-    the logarithm; the ranks' gradients then average to the gradient of the whole batch.
+    ``over_ranks``: in distributed training the logarithm is of the mean over all ranks, which must have equal batch
+    sizes; the mean of the ranks' gradients is then the gradient of the whole batch.
     """
 
     def __init__(self, over_ranks: bool = False, **options: Any) -> None:
@@ -65,12 +65,12 @@ class LogHausdorffLoss(HausdorffLoss):
         if not self.over_ranks:
             return torch.log1p(distance)
         whole = mean_over_ranks(distance)
-        # the value of log(1 + whole), with its derivative 1 / (1 + whole) for this rank's part
+        # value of log(1 + whole), with derivative 1 / (1 + whole) by this rank's distance
         return torch.log1p(whole) + (distance - distance.detach()) / (1 + whole)
 
 
 class RankDiceCELoss(StockDiceCELoss):
-    """``monai.losses.DiceCELoss``, with ``batch`` and ``over_ranks`` over the batches of all ranks, of one shape."""
+    """``monai.losses.DiceCELoss``; ``over_ranks`` extends ``batch`` to the batches of all ranks, of equal shape."""
 
     def __init__(self, over_ranks: bool = False, **options: Any) -> None:
         super().__init__(**options)
@@ -81,7 +81,7 @@ class RankDiceCELoss(StockDiceCELoss):
             return super().forward(input, target)
         inputs, targets = with_other_ranks(input), with_other_ranks(target)
         loss = super().forward(torch.cat(inputs), torch.cat(targets))
-        # each rank has the derivative for its own part only, and DDP takes their mean
+        # each rank has the gradient of its own part only; DDP averages, so multiply by the number of ranks
         return loss.detach() + len(inputs) * (loss - loss.detach())
 
 
@@ -104,11 +104,11 @@ class CompoundLoss(nn.Module):
 class TwoClassLoss(nn.Module):
     """A loss on the probabilities (B, 2, *spatial) of background and lesion, given the lesion's logit (B, 1, *spatial).
 
-    For MONAI's ``GeneralizedDiceLoss``, whose class weights cancel out with one channel, and its
-    ``AsymmetricUnifiedFocalLoss``, which has no sigmoid.
+    It wraps MONAI's ``GeneralizedDiceLoss`` (its class weights cancel out with one channel) and
+    ``AsymmetricUnifiedFocalLoss`` (it has no sigmoid).
 
     Raises:
-        ValueError: when called with another number of channels.
+        ValueError: when the input of a call has several channels.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -122,29 +122,29 @@ class TwoClassLoss(nn.Module):
 
 
 class SignedDistanceLoss(StockBoundaryLoss):
-    """``monai.losses.BoundaryLoss`` (Kervadec et al. 2019) with one distance transform a mask, on the mask's device.
+    """``monai.losses.BoundaryLoss`` (Kervadec et al. 2019) with one distance transform per mask, on its device.
 
-    Arguments, values, gradients and errors are the parent's.
+    Arguments, values, gradients and errors equal the parent's.
     """
 
     @torch.no_grad()
     def compute_distance_map(self, target: torch.Tensor) -> torch.Tensor:
-        """Signed distances in voxels: outside a lesion to it, inside 1 minus that to the outside."""
+        """Signed distances in voxels: outside a lesion the distance to it, inside 1 − distance to background."""
         mask = target.as_subclass(torch.Tensor) > 0.5
         distance = boundary_distance(mask)
         return torch.where(mask, (1 - distance).clamp_max(0), distance)
 
 
 class ComponentDiceLoss(nn.Module):
-    """Mean Dice loss of the lesions, each in its own part of the volume: small and large ones have equal weight.
+    """Mean of the lesions' Dice losses, each in its Voronoi cell, so that small and large lesions have equal weight.
 
-    A part is the voxels nearest to one connected component (26 neighbours) of the true mask, as in the CC-Dice loss
-    (Jaus et al. 2025); within it the loss is ``monai.losses.DiceLoss``. A volume without lesion is one part.
+    A cell has the voxels nearest to one connected component (26 neighbours) of the true mask, as in the CC-Dice loss
+    (Jaus et al. 2025); its loss is ``monai.losses.DiceLoss``. A volume without lesion is one cell.
 
     ``smooth_nr`` and ``smooth_dr`` are added to numerator and denominator of each Dice.
 
     Raises:
-        ValueError: when called with another number of channels than one.
+        ValueError: when the input of a call has several channels.
     """
 
     def __init__(self, smooth_nr: float = 1e-5, smooth_dr: float = 1e-5) -> None:
@@ -164,9 +164,9 @@ class ComponentDiceLoss(nn.Module):
 
 
 class ScaleMeanLoss(StockDeepSupervisionLoss):
-    """``monai.losses.DeepSupervisionLoss`` with weights of sum 1, as in nnU-Net.
+    """``monai.losses.DeepSupervisionLoss`` with weights that sum to 1, as in nnU-Net.
 
-    The input may also be scales as ``DynUNet`` stacks them, (B, scales, C, *spatial), the finest first.
+    The input may also be a stack of scales, (B, scales, C, *spatial), finest first, as from ``DynUNet``.
     """
 
     def get_weights(self, levels: int = 1) -> list[float]:
@@ -180,18 +180,18 @@ class ScaleMeanLoss(StockDeepSupervisionLoss):
 
 
 def _float(input: torch.Tensor) -> torch.Tensor:
-    """Half precision widened to float32."""
+    """Convert half precision to float32."""
     return input.to(torch.promote_types(input.dtype, torch.float32))
 
 
 def _one_logit(input: torch.Tensor) -> torch.Tensor:
     if input.shape[1] != 1:
-        raise ValueError(f"the lesion's one logit is needed, not {input.shape[1]} channels.")
+        raise ValueError(f"the loss needs one channel, the lesion's logit, not {input.shape[1]}.")
     return _float(input)
 
 
 def _nearest_component(mask: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Index, from 0, of the component nearest to each voxel, flattened; the number of parts, at least 1."""
+    """Index, from 0, of the component nearest to each voxel, flattened; and the number of cells, at least 1."""
     lesion = (mask > 0.5).as_subclass(torch.Tensor).cpu().numpy()
     labels, count = components(lesion)
     if count < 2:

@@ -17,7 +17,7 @@ _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 class DoubleConvolution(nn.Sequential):
     """Two 3×3×3 convolutions, each followed by batch normalisation, LeakyReLU and dropout of whole feature maps.
 
-    Instance normalisation would remove the absolute level of ZADC, which separates a lesion from healthy tissue.
+    Instance normalisation would remove the absolute level of ZADC, which separates lesion from healthy tissue.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
@@ -32,7 +32,7 @@ class DoubleConvolution(nn.Sequential):
                     act=("LEAKYRELU", {"inplace": True}),
                     dropout=dropout,
                     dropout_dim=3,
-                    bias=False,  # the normalisation has one
+                    bias=False,  # batch normalisation has a bias
                 )
                 for channels in (in_channels, out_channels)
             )
@@ -45,10 +45,10 @@ class HIEUNet(nn.Module):
     Max pooling by 2, transposed convolutions by 2, skip connections; a 1×1×1 convolution gives the logits.
 
     Args:
-        in_channels: input maps.
-        out_channels: logits.
+        in_channels: number of input maps.
+        out_channels: number of logits.
         features: channels of the three encoder blocks and the bottleneck; the paper does not state them.
-        dropout: probability at the same levels of encoder and decoder, in [0, 1). In the paper it rises with depth.
+        dropout: probability at the same four levels, in [0, 1). In the paper it increases with depth.
         prior: lesion probability of the untrained network, see :func:`with_prior`. None: near 0.5, as in the paper.
 
     Raises:
@@ -90,7 +90,7 @@ class HIEUNet(nn.Module):
         with_prior(self, "output", prior)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits (B, out_channels, X, Y, Z) of normalised maps (B, in_channels, X, Y, Z), each size divisible by 8."""
+        """Logits (B, out_channels, X, Y, Z) of normalised maps (B, in_channels, X, Y, Z); sizes divisible by 8."""
         if x.shape[1] != self.in_channels:
             raise UserError(f"The network needs {self.in_channels} input channels (in_channels), but got {x.shape[1]}.")
         for size in x.shape[2:]:
@@ -103,7 +103,7 @@ class HIEUNet(nn.Module):
         skip2 = self.encoder2(self.pool(skip1))
         skip3 = self.encoder3(self.pool(skip2))
         x = self.bottleneck(self.pool(skip3))
-        # del saves a quarter of a prediction's memory
+        # del reduces the memory of a prediction by a quarter
         x = torch.cat([skip3, self.upsample3(x)], dim=1)
         del skip3
         x = torch.cat([skip2, self.upsample2(self.decoder3(x))], dim=1)
@@ -117,13 +117,13 @@ def with_prior(network: nn.Module, layers: str | Sequence[str], prior: float | N
     """Set the biases of a network's output layers to a lesion probability (Lin et al. 2017, section 4.1).
 
     Args:
-        network: with one logit, the lesion's.
+        network: with a single output channel, the lesion's logit.
         layers: names of its output layers: convolutions with a bias, or modules with such convolutions.
         prior: in (0, 1); None changes nothing.
 
     Raises:
         ValueError: when ``prior`` is outside (0, 1), or a layer has no convolution with a bias.
-        AttributeError: when there is no such layer.
+        AttributeError: when a layer does not exist.
     """
     if prior is None:
         return network

@@ -108,7 +108,7 @@ def test_an_acquired_channel_that_is_not_there_or_elsewhere_is_refused(tiny_coho
     assert AppendMapd("image", {"1ADC_ss": "1ADC_ss/../1ADC_ss"})(image)["image"].shape[0] == 3
     for replace, message in (
         ({"-ADC_ss": "-B1000_ss"}, "B1000_ss.mha is missing"),
-        ({"4DWI": "1ADC_ss"}, "has no 4DWI in its path"),
+        ({"4DWI": "1ADC_ss"}, "has no 4DWI to replace"),
         ({str(adc): str(other)}, "is not on the grid of"),
     ):
         with pytest.raises(UserError, match=message):

@@ -513,7 +513,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(
         assert f"<small>paper: {figure}</small>" in page
     assert "<small>paper: unit not stated, probably voxels</small>" in page
     assert "<small>paper: tolerance not stated</small>" in page
-    assert "compare the Dice, and the distances by the columns in voxels" in page
+    assert "Compare the Dice, and the columns in voxels" in page
     for heading in ("Table 1", "Ranking", "Paired tests", "Figure 2", "95 % CI"):
         assert heading in page
     assert page.count('<image href="data:image/png;base64,') == 2 * 4  # truth and three variants of two cases

@@ -1,1 +1,1 @@
-"""Arrays in millimetres: brain, connected components, distances, surfaces, spacing, slices."""
+"""Geometry of masks: brain, connected components, distances, surfaces, spacing, slices."""

@@ -20,14 +20,14 @@ def components(
         mask: bool, shape (X, Y, Z).
         connectivity: 26 (corners touch), 18, or 6 (faces touch).
     """
-    import cc3d  # imported late: only some losses and recipes need it
+    import cc3d  # late import: only some losses and recipes need it
 
     labels, count = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=connectivity, return_N=True)
     return labels, int(count)
 
 
 def without_small(mask: NDArray[np.bool_], voxels: float) -> NDArray[np.bool_]:
-    """Remove components (26 neighbours) of fewer than ``voxels`` voxels, up to a rounding error, from a bool mask."""
+    """Remove components (26 neighbours) smaller than ``voxels`` voxels (with a rounding tolerance) from a bool mask."""
     import cc3d
 
     return np.asarray(cc3d.dust(np.ascontiguousarray(mask), threshold=ceil(voxels - 1e-6), connectivity=26))

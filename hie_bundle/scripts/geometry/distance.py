@@ -8,15 +8,15 @@ import edt
 import numpy as np
 import torch
 
-CHUNK_BYTES = 64 << 20  # of temporary values of ``separable``
+CHUNK_BYTES = 64 << 20  # size of temporary arrays in ``separable``
 
 
 def boundary_distance(mask: torch.Tensor, squared: bool = False) -> torch.Tensor:
     """Distance in voxels, or its square, of each voxel to the centre of the nearest voxel of the other class.
 
-    Equals ``distance_transform_edt(mask) + distance_transform_edt(~mask)`` of SciPy for each mask of the batch. A mask
-    that is empty or full gives zeros, as in ``monai.losses.HausdorffDTLoss``. The package ``edt`` computes distances on
-    the CPU, tensor operations on other devices, without a copy to the host.
+    Equals SciPy's ``distance_transform_edt(mask) + distance_transform_edt(~mask)`` for each mask of the batch. Empty
+    and full masks give zeros, as in ``monai.losses.HausdorffDTLoss``. The package ``edt`` is used on the CPU, tensor
+    operations without a copy to the host on other devices.
 
     Args:
         mask: bool, shape (B, C, H, W) or (B, C, H, W, D); the result has this shape and is float32.
@@ -27,13 +27,13 @@ def boundary_distance(mask: torch.Tensor, squared: bool = False) -> torch.Tensor
         distance = separable(mask)
         return distance if squared else distance.sqrt_()
     transform = edt.edtsq if squared else edt.edt
-    fields = []  # kept until all are computed: freeing and reallocating memory costs more than an eighth of the time
+    fields = []  # a list, since freeing and reallocating memory would take over an eighth of the time
     for one_mask in mask.flatten(0, 1):
         foreground = one_mask.contiguous().numpy()
         if not foreground.any() or foreground.all():
             fields.append(torch.zeros(one_mask.shape))
             continue
-        labels = foreground.view(np.uint8) + np.uint8(1)  # with two labels one pass gives both distances
+        labels = foreground.view(np.uint8) + np.uint8(1)  # two labels: one pass gives both distances
         fields.append(torch.from_numpy(transform(labels, parallel=torch.get_num_threads())))
     return torch.stack(fields).view(mask.shape)
 
@@ -47,15 +47,15 @@ def separable(mask: torch.Tensor) -> torch.Tensor:
     first, *others = sorted(range(2, mask.ndim), key=lambda axis: mask.shape[axis], reverse=True)
     squared = _distance_along(mask, first).square()
     for axis in others:
-        # Voxels of one class see the other class at distance zero and their own at the distance found so far.
+        # for each class, the other class has distance 0 and its own class the distance so far
         to_background = _min_plus(torch.where(mask, squared, 0), axis)
         to_foreground = _min_plus(torch.where(mask, 0, squared), axis)
         squared = torch.where(mask, to_background, to_foreground)
-    return torch.where(squared.isinf(), 0, squared)  # infinite everywhere in an empty or full mask, else nowhere
+    return torch.where(squared.isinf(), 0, squared)  # an empty or full mask is all inf
 
 
 def _distance_along(mask: torch.Tensor, axis: int) -> torch.Tensor:
-    """Steps along one axis to the nearest voxel of the other class on the same line; infinite where there is none."""
+    """Steps along one axis to the nearest voxel of the other class on the same line; infinite if there is none."""
     lines = mask.movedim(axis, -1)
     n = lines.shape[-1]
     position = torch.arange(n, dtype=torch.float32, device=mask.device)

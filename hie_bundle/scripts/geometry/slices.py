@@ -1,4 +1,4 @@
-"""Axial slices as radiologists look at them: the patient's right on the left, anterior above."""
+"""Axial slices in radiological convention: the patient's right on the left, anterior at the top."""
 
 from __future__ import annotations
 

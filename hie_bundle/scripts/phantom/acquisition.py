@@ -14,7 +14,7 @@ from .settings import Settings
 
 FloatVector = NDArray[np.float64]
 
-OUTSIDE_SIGNAL = 0.12  # of skull and air, relative to white matter at b = 0
+OUTSIDE_SIGNAL = 0.12  # signal of skull and air, relative to white matter at b = 0
 OUTSIDE_ADC = 700.0  # 1e-6 mm²/s
 BIAS_SCALE_MM = 30.0  # smoothness of the scanner's ADC bias
 
@@ -44,9 +44,9 @@ class Pose:
 
 
 def draw_grid(rng: np.random.Generator, settings: Settings) -> tuple[Grid, Pose]:
-    """Draw matrix, spacing, direction and origin of a scan, and the head's pose and size in it.
+    """Draw matrix, spacing, direction and origin of a scan, and the head's pose and size.
 
-    Voxels are larger than the ranges if the brain would not fit otherwise.
+    Voxels may exceed the ranges so that the brain fits.
     """
     matrix = int(rng.choice(np.asarray(settings.matrix_sizes)))
     in_plane = float(np.clip(rng.uniform(165, 230) / matrix, *settings.spacing_range_mm))
@@ -80,7 +80,7 @@ class FineGrid:
     factors: tuple[int, ...]
     index: NDArray[np.intp]  # flat position of the N sub-voxels in and near the head
     points_mm: FloatArray  # their canonical positions (3, N) before the subject's warp
-    voxel_points_mm: FloatArray  # the same of all covered voxels (3, M)
+    voxel_points_mm: FloatArray  # the same for all covered voxels (3, M)
 
     @property
     def fine_shape(self) -> tuple[int, ...]:
@@ -157,7 +157,7 @@ class Scanner:
 
 
 def draw_scanner(rng: np.random.Generator, slices: int, settings: Settings) -> Scanner:
-    """Draw a scanner; ``artefact_probability`` is that of motion, of signal loss and of a strong bias."""
+    """Draw a scanner; motion, signal loss and a strong bias have the probability ``artefact_probability`` each."""
     artefact_probability = settings.artefact_probability
     moves = rng.random() < artefact_probability
     loses = rng.random() < artefact_probability
@@ -182,8 +182,8 @@ def measure(
 ) -> FloatArray:
     """ADC map (1e-6 mm²/s) of the covered voxels.
 
-    ``images`` are the noiseless signals without and with diffusion weighting, relative to white matter at b = 0. A seed
-    gives the same noise for every anatomy.
+    ``images`` are the noiseless signals without and with diffusion weighting, relative to white matter at b = 0. The
+    noise depends on ``seed`` only, not on the anatomy.
     """
     rng = np.random.default_rng(seed)
     bias = RandomField(rng, BIAS_SCALE_MM)(fine.voxel_points_mm)[0].reshape(fine.shape)
@@ -200,10 +200,10 @@ def measure(
 
 
 def fit_adc(scanner: Scanner, plain: FloatArray, weighted: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """ADC (1e-6 mm²/s, 0..4095) of two noiseless signals after Rician noise."""
+    """ADC (1e-6 mm²/s, 0..4095) of two noiseless signals, with Rician noise."""
 
     def rician(image: FloatArray, averages: int) -> FloatArray:
-        # The mean of n magnitudes keeps their bias and has 1/sqrt(n) of their spread.
+        # the mean of n magnitudes has the same bias and 1/sqrt(n) of the standard deviation
         real, imaginary = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(scanner.noise)
         root = np.float32(averages**-0.5)
         floor = np.float32(scanner.noise**2 * (1 - 1 / averages))

@@ -20,13 +20,13 @@ FloatArray = NDArray[np.floating[Any]]  # float32 throughout
 # box around the canonical brain with its cerebrospinal fluid
 BOX_CENTRE_MM = np.array([0.0, -1.0, 0.0], dtype=np.float32)
 BOX_HALF_MM = np.array([54.0, 66.0, 54.0], dtype=np.float32)
-FOLD_MM = 3.9  # scale of the folding field: gyri are about three times as wide
-WATER = 1.03  # ADC of patients' tissue, relative to the healthy
+FOLD_MM = 3.9  # scale of the folding field; gyri are about three times as wide
+WATER = 1.03  # ADC of patients' uninjured tissue, relative to the atlas
 
 
 class RandomField:
-    """Gaussian random field over the canonical box, zero mean, unit standard deviation: white noise smoothed at
-    ``scale_mm``; with ``band_pass`` minus the field smoothed at twice the scale."""
+    """Gaussian random field over the canonical box with zero mean and unit standard deviation: white noise smoothed at
+    ``scale_mm``, with ``band_pass`` minus the noise smoothed at twice the scale."""
 
     def __init__(
         self, rng: np.random.Generator, scale_mm: float, channels: int = 1, *, band_pass: bool = False
@@ -53,12 +53,12 @@ class RandomField:
 
 
 def sample(volume: FloatArray, index: FloatArray) -> FloatArray:
-    """Linear interpolation at ``index`` (3, N) in voxels; beyond the border its value."""
+    """Linear interpolation at ``index`` (3, N) in voxels, with the border value outside."""
     return ndimage.map_coordinates(volume, index, output=np.float32, order=1, mode="nearest")
 
 
 def ramp(distance_mm: FloatArray, width_mm: float) -> FloatArray:
-    """1 well inside, 0 well outside, linear over ``width_mm`` around distance zero."""
+    """1 inside, 0 outside, with a linear transition of ``width_mm`` around distance 0."""
     return np.clip(distance_mm / np.float32(width_mm) + np.float32(0.5), 0, 1)
 
 
@@ -92,7 +92,7 @@ def smooth_union(a: FloatArray, b: FloatArray, blend_mm: float) -> FloatArray:
 
 @dataclass(frozen=True)
 class Folding:
-    """Sulci: zero sheets of a band-pass random field that is partly common to all newborns."""
+    """Sulci: zero level sets of a band-pass random field that is partly common to all newborns."""
 
     common: RandomField
     own: RandomField
@@ -100,7 +100,7 @@ class Folding:
     depth: RandomField
 
     def distance(self, points_mm: FloatArray) -> FloatArray:
-        """Approximate distance in mm to the nearest sheet: |F| / |grad F| of the field F."""
+        """Approximate distance in mm to the nearest zero level set of the field F: |F| / |grad F|."""
         own = np.float32(self.own_weight)
         field = np.sqrt(1 - own**2) * self.common.values[0] + own * self.own.values[0]
         step_mm = self.common.step_mm
@@ -136,10 +136,10 @@ class Subject:
 
 
 def draw_subject(rng: np.random.Generator, common: RandomField, *, patient: bool) -> Subject:
-    """Draw a newborn; ADC of white matter falls and folding deepens with maturity.
+    """Draw a newborn; with maturity the ADC of white matter decreases and folding deepens.
 
-    Patients vary more than the healthy newborns of an atlas: age, fluid spaces, more water in the tissue (chosen for
-    the mean ZADC of the real cohort); some are cooled to 33.5 °C (ADC falls by about 2 % a degree).
+    Patients vary more than the healthy newborns of an atlas in age and fluid spaces. Their tissue has more water
+    (fitted to the mean ZADC of the real cohort); some are cooled to 33.5 °C (ADC decreases by about 2 % per degree).
     """
     spread = 1.4 if patient else 0.9
     maturity = spread * rng.normal()
@@ -219,7 +219,7 @@ def evaluate(subject: Subject, points_mm: FloatArray, edge_mm: float = 1.0) -> T
     paint(tube(mirrored, ((20, 0, -13, 4.0), (24, -14, -10, 3.2), (19, -28, -1, 2.6))), "hippocampus")
     paint(ellipsoid(points_mm, (0, 3, -6), (11, 8, 4)), "hypothalamus", 2.0)
     paint(tube(mirrored, ((13, 4, 6, 1.4), (16, 12, 7, 1.5), (18, 18, 8, 1.5))), "anterior_capsule")
-    # posterior limb of the internal capsule and on down, through the peduncles
+    # posterior limb of the internal capsule, continued through the peduncles
     capsule = ((13, 2, 8, 1.0), (15.5, -2, 8, 1.4), (20, -12, 7, 1.6), (24, -10, 18, 1.5), (22, -8, 30, 1.5))
     peduncle = ((18, -8, 6, 1.8), (15, -9, -4, 2.2), (9, -8, -14, 3.0), (5, -6, -26, 3.0))
     paint(np.maximum(tube(mirrored, capsule), tube(mirrored, peduncle)), "capsule")
@@ -232,7 +232,7 @@ def evaluate(subject: Subject, points_mm: FloatArray, edge_mm: float = 1.0) -> T
     white *= 1 - cortex
     csf = np.maximum(fluid, ramp(ventricles(subject, points_mm, mirrored), edge_mm))
 
-    # Cerebellum with folia, vermis and brainstem lie outside the cerebrum and are painted over its fluid.
+    # Cerebellum with folia, vermis and brainstem replace the fluid around the cerebrum.
     inside = np.maximum(ramp(cerebellum, edge_mm), ramp(stem, edge_mm) * ramp(-z, 6.0))
     folia = np.sin(np.float32(1.3) * np.sqrt((y + 18) ** 2 + (z + 16) ** 2) + np.float32(0.25) * side)
     rim = np.clip((7 - cerebellum) / 5, 0, 1)
@@ -254,7 +254,7 @@ def evaluate(subject: Subject, points_mm: FloatArray, edge_mm: float = 1.0) -> T
 
 
 def lobes(points_mm: FloatArray, mirrored: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Signed distances of the unfolded cerebrum, cerebellum, brainstem, and of all with the cisterns."""
+    """Signed distances of the unfolded cerebrum, cerebellum, brainstem, and their union with the cisterns."""
     x, y, z = points_mm
     # Widest over the parietal lobes, narrower in front, flatter below than above.
     width = 1.0 - np.float32(0.0014) * (y + 12) - np.float32(0.00001) * (y + 12) ** 2
@@ -278,7 +278,7 @@ def callosal_roof(y: FloatArray) -> FloatArray:
 def clefts(
     subject: Subject, points_mm: FloatArray, side: FloatArray, cerebrum: FloatArray, edge_mm: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Depth below the pia in mm, and the share of fluid in sulci, fissures and around the brain."""
+    """Depth below the pia in mm, and fluid share in sulci, in fissures and around the brain."""
     x, y, z = points_mm
 
     # sulci run inwards: the folding field is sampled at points moved towards the surface
@@ -326,9 +326,9 @@ def ventricles(subject: Subject, points_mm: FloatArray, mirrored: FloatArray) ->
 
 
 class KnownStructures:
-    """Healthy structures of random shape and low ADC that the normative atlas contains too, so that Z is normal there.
+    """Healthy structures of random shape and low ADC, also in the normative atlas, so that their Z is normal.
 
-    They replace structures that this anatomy lacks, so low ADC alone does not mean injury.
+    They substitute for structures missing in this anatomy, so that low ADC alone does not mean injury.
     """
 
     def __init__(self, rng: np.random.Generator, mean_number: float) -> None:
@@ -342,7 +342,7 @@ class KnownStructures:
         self.border_mm = np.exp(rng.uniform(-0.7, 1.1, self.number))
 
     def __call__(self, points_mm: FloatArray, csf: FloatArray) -> FloatArray:
-        """Factor on ADC at canonical ``points_mm`` (3, N), 1 in fluid of the share ``csf``."""
+        """Factor on ADC at canonical ``points_mm`` (3, N); 1 in pure fluid (``csf`` is the fluid share)."""
         factor = np.ones(points_mm.shape[1], dtype=np.float32)
         for centre, radii, turn, level, border_mm in zip(
             self.centres_mm, self.radii_mm, self.turns, self.levels, self.border_mm, strict=True

@@ -24,11 +24,11 @@ GYRI_MM = 10  # depth below the hull and the interhemispheric fissure
 
 
 def region_at(points_mm: FloatArray) -> NDArray[np.uint8]:
-    """The region's number (:data:`REGIONS`) at each canonical position (3, N) in mm, RAS.
+    """Region number (:data:`REGIONS`) at each canonical position (3, N) in mm, RAS.
 
     Deep grey matter includes the internal capsule. Planes divide the lobes, approximately at the central sulcus and the
-    Sylvian fissure. The gyri of a lobe are its outer 10 mm: cortex and the white matter inside the gyri. No atlas tells
-    these apart, since folds differ from newborn to newborn. The occipital lobe has no deeper part.
+    Sylvian fissure. The gyri of a lobe are its outer 10 mm, both cortex and white matter, which an atlas cannot
+    separate because folding differs between newborns. The occipital lobe is not divided by depth.
     """
     x, y, z = points_mm
     mirrored = np.stack([np.abs(x), y, z])
@@ -48,8 +48,8 @@ def region_at(points_mm: FloatArray) -> NDArray[np.uint8]:
 
 
 def write_phantom_atlas(output_dir: str | Path, seed: int = 0, num_healthy: int = 13, step_mm: float = 1.5) -> None:
-    """Write ``mean.nii.gz`` and ``std.nii.gz`` (1e-6 mm²/s), ``regions.nii.gz`` and the regions' names in
-    ``regions.json`` to a new folder; all or none. ``step_mm`` is the voxel size.
+    """Write ``mean.nii.gz`` and ``std.nii.gz`` (1e-6 mm²/s), ``regions.nii.gz`` and ``regions.json`` (region names) to
+    a new folder, atomically. ``step_mm`` is the voxel size.
     """
     atlas = build_atlas(seed, num_healthy, step_mm)
     affine = np.diag([step_mm, step_mm, step_mm, 1.0])

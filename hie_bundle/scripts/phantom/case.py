@@ -18,10 +18,10 @@ from .settings import Settings
 
 CASE_STREAM = 0
 GOLDEN = (5**0.5 - 1) / 2
-WARP_MM, WARP_SCALE_MM = 2.2, 22.0  # amplitude and smoothness of a head's own shape
+WARP_MM, WARP_SCALE_MM = 2.2, 22.0  # amplitude and smoothness of the head's shape variation
 REGISTRATION_SCALE_MM = 12.0  # smoothness of the misalignment with the atlas
 SOFTNESS_MM = 0.8  # standard deviation of the blur at an injury's border
-Z_SMOOTHING_MM, Z_CLIP = 2.0, 10.0  # full width at half maximum, as BONBID-HIE states them
+Z_SMOOTHING_MM, Z_CLIP = 2.0, 10.0  # full width at half maximum; both as in BONBID-HIE
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Case:
     brain: NDArray[np.bool_]  # skull-strip mask
     extent: FloatArray  # true share of injured tissue, 0..1
     healthy_adc: NDArray[np.int16] | None  # the same scan without the injury
-    canonical_mm: FloatArray | None  # (3, x, y, z) position of each voxel in the atlas' space, NaN far from the head
+    canonical_mm: FloatArray | None  # (3, x, y, z) position of each voxel in atlas space, NaN far from the head
     spacing_mm: NDArray[np.float64]
     origin_mm: NDArray[np.float64]
     direction: NDArray[np.float64]
@@ -44,9 +44,9 @@ class Case:
 def simulate_case(
     seed: int, case_number: int, settings: Settings | None = None, *, counterfactual: bool = False
 ) -> Case:
-    """Simulate case ``case_number``, from 0, of the cohort ``seed``; equal arguments give equal arrays.
+    """Simulate case ``case_number`` (from 0) of the cohort ``seed``; equal arguments give equal arrays.
 
-    ``counterfactual`` adds the same scan without the injury and the position of each voxel in the atlas.
+    ``counterfactual`` adds the same scan without the injury and the position of each voxel in atlas space.
     """
     settings = settings or Settings()
     *streams, noise_seed = np.random.SeedSequence([CASE_STREAM, seed, case_number]).spawn(8)
@@ -89,7 +89,7 @@ def simulate_case(
     def scan(adc: FloatArray) -> NDArray[np.int16]:
         plain, weighted = (fine.average(fine.scatter(s, OUTSIDE_SIGNAL)) for s in signals(scanner, tissue, adc))
         measured = measure(scanner, fine, grid.spacing_mm, (plain, weighted), noise_seed)
-        # 0 is kept for the background, as a brain mask is commonly taken from ADC > 0.
+        # 0 is reserved for the background, since brain masks are commonly ADC > 0
         return np.where(brain, np.maximum(np.round(measured), 1), 0).astype(np.int16)
 
     adc = scan(healthy * (1 - reduction * fine.gather(extent)))
@@ -126,7 +126,7 @@ def simulate_case(
 def skull_strip(
     fine: FineGrid, tissue: Tissue, rng: np.random.Generator, inside_mm: float = 0.6, error_mm: float = 0.5
 ) -> NDArray[np.bool_]:
-    """Brain mask of the covered voxels, its border ``inside_mm`` inside the brain's with a random ``error_mm``."""
+    """Brain mask of the covered voxels; its border is ``inside_mm`` inside the brain, with a random ``error_mm``."""
     error = inside_mm + error_mm * RandomField(rng, 8.0)(fine.voxel_points_mm)[0].reshape(fine.shape)
     mask = fine.average(fine.scatter(tissue.brain_depth_mm, -5)) > error
     labels, count = ndimage.label(mask)

@@ -12,7 +12,7 @@ from scipy import ndimage
 from .acquisition import Scanner, fit_adc, signals
 from .anatomy import BOX_CENTRE_MM, BOX_HALF_MM, FOLD_MM, FloatArray, RandomField, draw_subject, evaluate, sample
 
-ATLAS_STREAM = 1  # first word of the population's seed sequences; cases have 0
+ATLAS_STREAM = 1  # first word of the healthy newborns' seed sequences; cases have 0
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Atlas:
     mean: FloatArray
     std: FloatArray
     step_mm: float
-    brain: NDArray[np.bool_]  # inside more than half of the newborns' brains; beyond, the maps repeat their border
+    brain: NDArray[np.bool_]  # in more than half of the brains; maps outside repeat the border
 
     def __call__(self, points_mm: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and standard deviation at canonical ``points_mm`` (3, N)."""
@@ -31,7 +31,7 @@ class Atlas:
 
 
 def common_folding(seed: int) -> RandomField:
-    """The folding that all newborns of a cohort share."""
+    """The common folding of all newborns of a cohort."""
     return RandomField(np.random.default_rng([ATLAS_STREAM, seed, 0]), FOLD_MM, band_pass=True)
 
 
@@ -39,7 +39,7 @@ def common_folding(seed: int) -> RandomField:
 def build_atlas(seed: int, num_healthy: int = 13, step_mm: float = 1.5, registration_mm: float = 1.0) -> Atlas:
     """Mean and standard deviation of simulated healthy newborns in canonical space.
 
-    The cases with the same seed have the same folding. ``registration_mm`` is the standard deviation of the
+    Cases with the same seed have the same common folding. ``registration_mm`` is the standard deviation of the
     misalignment along each axis.
     """
     common = common_folding(seed)

@@ -12,7 +12,7 @@ from ..runtime.errors import UserError
 
 def _ascending(values: Any) -> Any:
     if values[0] > values[1]:
-        raise ValueError("a range is (least, greatest)")
+        raise ValueError("a range is (minimum, maximum)")
     return values
 
 
@@ -20,24 +20,24 @@ Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending
 
 
 class Settings(BaseModel):
-    """Settings of a cohort. Units are in the names.
+    """Settings of a cohort; names end with the unit.
 
     Raises:
-        UserError: for an empty range, an impossible value or an unknown name.
+        UserError: for a descending range, an invalid value or an unknown name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     matrix_sizes: Annotated[tuple[Annotated[int, Field(ge=16)], ...], Field(min_length=1)] = (128, 160, 192, 256)
     slice_range: Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_ascending)] = (16, 64)
-    spacing_range_mm: Range = (0.9, 2.0)  # in plane; exceeded where the matrix is too small for a brain
-    slice_thickness_range_mm: Range = (2.0, 5.0)  # exceeded where there are too few slices
-    fine_mm: PositiveFloat = 1.2  # sampling distance of the anatomy; partial volume is averaged from it
-    artefact_probability: Annotated[float, Field(ge=0, le=1)] = 0.08  # of motion, signal loss, a strong bias, each
+    spacing_range_mm: Range = (0.9, 2.0)  # in plane; exceeded if the matrix is too small for a brain
+    slice_thickness_range_mm: Range = (2.0, 5.0)  # exceeded if there are too few slices for a brain
+    fine_mm: PositiveFloat = 1.2  # sampling distance of the anatomy before averaging to voxels (partial volume)
+    artefact_probability: Annotated[float, Field(ge=0, le=1)] = 0.08  # each of motion, signal loss and a strong bias
     registration_mm: NonNegativeFloat = 1.35  # standard deviation of the misalignment with the atlas along each axis
     num_healthy: Annotated[int, Field(ge=2)] = 13  # newborns in the atlas
     atlas_step_mm: PositiveFloat = 1.5  # voxel size of the atlas
-    known_structures: NonNegativeFloat = 2.0  # mean number of healthy structures of low ADC that the atlas contains
+    known_structures: NonNegativeFloat = 2.0  # mean number of healthy structures of low ADC in the atlas
 
     def __init__(self, **values: Any) -> None:
         try:

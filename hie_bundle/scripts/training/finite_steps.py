@@ -1,4 +1,4 @@
-"""Training steps with NaN or Inf: skipped, and logged with their cases."""
+"""Skipping and logging of training steps with NaN or Inf."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..runtime.finite import not_finite
 logger = logging.getLogger(__name__)
 
 IN_A_ROW = 3  # consecutive steps that may be skipped
-# a GradScaler starts at 2^16 and halves at each overflow, which is how it finds its scale
+# a GradScaler starts at 2^16 and halves its scale at each overflow
 IN_A_ROW_SCALED = 20
 
 
@@ -30,12 +30,12 @@ IN_A_ROW_SCALED = 20
 class FiniteSteps:
     """Skip a step whose loss or gradient is not finite, on all ranks together; end the training after several.
 
-    A skipped step changes neither weights nor optimiser nor running statistics. (Ignite's ``TerminateOnNan`` ends the
-    training.) With mixed precision the GradScaler skips overflowing steps, which is normal at the start. Put it after
-    the handlers that change loss and gradients.
+    A skipped step does not change weights, optimiser or running statistics. (Ignite's ``TerminateOnNan`` ends the
+    training.) With mixed precision the GradScaler skips overflowing steps, which is normal at the start. Put this
+    handler after the handlers that change loss and gradients.
 
-    With ``read_every`` above 1 no step waits for the device: a fused Adam skips the step there, and the next reading
-    logs it.
+    With ``read_every`` above 1 no step waits for the device: a fused Adam skips the step on the device, and the next
+    reading logs it.
 
     Raises:
         UserError: when the training ends, or weights are not finite after a step.
@@ -61,13 +61,13 @@ class FiniteSteps:
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.completed)
 
     def fuse(self, engine: SupervisedTrainer) -> None:
-        """Let the optimiser skip steps on the device; only Adam and AdamW can."""
+        """Let the optimiser skip steps on the device (Adam and AdamW only)."""
         if not isinstance(engine.optimizer, Adam):
             self.read_every = 1
             return
         for group in engine.optimizer.param_groups:
             group |= {"fused": True, "foreach": False}
-        vars(engine.optimizer)["_step_supports_amp_scaling"] = True  # as its constructor does for fused=True
+        vars(engine.optimizer)["_step_supports_amp_scaling"] = True  # as in its constructor for fused=True
 
     def keep_buffers(self, _: Engine) -> None:
         """Copy the buffers: the forward pass changes running statistics."""
@@ -88,7 +88,7 @@ class FiniteSteps:
             together = finite.to(torch.int32)
             distributed.all_reduce(together, distributed.ReduceOp.MIN)
             finite = together > 0
-        scaled = engine.amp and engine.scaler is not None  # a GradScaler skips the step itself, and must see why
+        scaled = engine.amp and engine.scaler is not None  # a GradScaler detects and skips the step itself
         for buffer, before in zip(self.network.buffers(), self._buffers, strict=True):
             buffer.copy_(torch.where(finite, buffer, before))
         if self.read_every > 1:
@@ -113,7 +113,7 @@ class FiniteSteps:
             if self.in_a_row > (IN_A_ROW_SCALED if overflow else self.allowed):
                 raise UserError(
                     f"{text}.\nThe training has ended; weights and state saved before are unchanged. A "
-                    "lower --learning_rate, or --amp False, may help. Look at cases that are named again and again."
+                    "lower --learning_rate, or --amp False, may help. Check cases that are named repeatedly."
                 )
             if not overflow:
                 logger.warning("%s. The step is skipped.", text)

@@ -62,7 +62,7 @@ class L1Penalty(_Handler):
 
     def __call__(self, engine: SupervisedTrainer) -> None:
         output = engine.state.output
-        if self.weight == 0:  # saves a sum over all weights, and its gradient
+        if self.weight == 0:  # saves time
             output["l1_penalty"] = torch.zeros(())
             return
         norms = [p.abs().sum(dtype=torch.float32) for p in self.network.parameters() if p.requires_grad]
@@ -93,7 +93,7 @@ class GradientClipping(_Handler):
 class EpochSeed(_Handler):
     """Seed shuffling, augmentation and dropout from (seed, epoch, rank) at the start of every epoch.
 
-    So variants of a study see the same data, and a resumed training equals an uninterrupted one.
+    Thus variants of a study train on the same data, and a resumed training equals an uninterrupted one.
     """
 
     seed: int
@@ -106,7 +106,7 @@ class EpochSeed(_Handler):
         random.seed(epoch_seed)
         np.random.seed(epoch_seed)  # noqa: NPY002 -- libraries that draw from the global generator
         torch.manual_seed(epoch_seed)  # also the loader's shuffling and the seeds of its workers
-        # without workers MONAI seeds the dataset's transforms only once, when the loader is made
+        # without workers MONAI seeds the dataset's transforms only when the loader is created
         set_rnd(engine.data_loader.dataset, epoch_seed)  # type: ignore[union-attr]
 
 
@@ -115,14 +115,14 @@ class WeightsLoader(_Handler):
     """Check every checkpoint of an ensemble, and load the first.
 
     Raises:
-        UserError: when a checkpoint is missing or damaged, does not fit the network, or is of another recipe.
+        UserError: when a checkpoint is missing or damaged, does not fit the network, or has another recipe.
     """
 
     load_path: str | Sequence[str]  # file or files with weights
     load_dict: Mapping[str, nn.Module]  # networks by their name in the checkpoint
-    recipe: Recipe | None = None  # the config's, see :func:`scripts.runtime.recipe.describe`; None compares nothing
+    recipe: Recipe | None = None  # the config's, see :func:`scripts.runtime.recipe.describe`; None: not compared
     other_recipe: bool = False  # accept weights of another recipe
-    map_location: Any = None  # not used; configs up to version 0.10 have it
+    map_location: Any = None  # unused; in configs up to version 0.10
     event = Events.STARTED
 
     def __call__(self, _: Engine) -> None:
@@ -132,15 +132,15 @@ class WeightsLoader(_Handler):
 
 @dataclass(eq=False)
 class InitialWeights(_Handler):
-    """Fine-tune: start from existing weights. Put it before :class:`Resume`, which overrides it.
+    """Start from existing weights (fine-tuning). Put it before :class:`Resume`, which overrides it.
 
     Raises:
-        UserError: as :class:`WeightsLoader`.
+        UserError: as in :class:`WeightsLoader`.
     """
 
     network: nn.Module
     weights: str  # ``simulated`` for the bundle's own (the first of an ensemble), or a checkpoint
-    recipe: Recipe | None = None  # the config's; None compares nothing
+    recipe: Recipe | None = None  # the config's; None: not compared
     event = Events.STARTED
 
     def __call__(self, _: Engine) -> None:
@@ -168,14 +168,14 @@ class LastValidation(_Handler):
 
 @dataclass(eq=False)
 class BestModelSaver(_Handler):
-    """Save the weights with their recipe after every validation that is the best so far; else the last weights.
+    """Save the weights and their recipe after each new best validation; without validation, the last weights.
 
-    Rank 0 writes, atomically. Put it after the ``ValidationHandler``. (MONAI's ``CheckpointSaver`` saves no recipe.)
+    Rank 0 writes atomically. Put it after the ``ValidationHandler``. (MONAI's ``CheckpointSaver`` saves no recipe.)
     """
 
     network: nn.Module
     path: str  # of the weights; :mod:`scripts.io.weights` has the format
-    validator: Evaluator  # its key metric chooses
+    validator: Evaluator  # its key metric selects the weights
     recipe: Recipe | None = None  # the config's
     training: Mapping[str, Any] = field(default_factory=dict)  # saved facts (loss, seed); epoch and metric are added
 
@@ -189,7 +189,7 @@ class BestModelSaver(_Handler):
 
     def completed(self, engine: SupervisedTrainer) -> None:
         if self.validator.state.best_metric_epoch == -1:
-            logger.warning("No validation result to choose by: saving the last weights.")
+            logger.warning("No validation result: saving the last weights.")
             self._save(engine.state.epoch)
 
     def _save(self, epoch: int, validation: float | None = None) -> None:
@@ -203,8 +203,8 @@ class BestModelSaver(_Handler):
 class PatienceHandler(_Handler):
     """Stop after ``patience`` epochs without a better key metric of the validator.
 
-    Put it after the ``ValidationHandler``. (MONAI's ``EarlyStopHandler`` counts validations instead of epochs, and a
-    resumed training loses its count.)
+    Put it after the ``ValidationHandler``. (MONAI's ``EarlyStopHandler`` counts validations instead of epochs, and
+    loses its count when a training resumes.)
     """
 
     validator: Evaluator
@@ -222,7 +222,7 @@ class Resume(_Handler):
     """Save the state of a training after every epoch, and resume from it. Put it last.
 
     With :class:`EpochSeed` a resumed training ends with the weights of an uninterrupted one (same machine, CPU). Rank 0
-    reads and writes, and sends the state to the others.
+    reads and writes the state, and sends it to the other ranks.
 
     Raises:
         UserError: when the state has another recipe, cannot be read or does not fit.
@@ -231,7 +231,7 @@ class Resume(_Handler):
     path: str  # of the state
     objects: Mapping[str, Any]  # network, optimiser, scheduler; epoch, gradient scaler and best metric are saved too
     validator: Evaluator  # its best metric is saved
-    resume: bool | str = False  # continue from ``path`` if it exists; otherwise overwrite it
+    resume: bool | str = False  # continue from ``path`` if it exists; False: overwrite it
     recipe: Recipe | None = None  # the config's; saved, and compared in a resumed run
 
     def attach(self, engine: Engine) -> None:
@@ -239,7 +239,7 @@ class Resume(_Handler):
         super().attach(engine)
 
     def load(self, engine: SupervisedTrainer) -> None:
-        """Restore the state, if wanted and present."""
+        """Restore the state, if ``resume`` is set and the file exists."""
         if not self.resume:
             return
         state = from_first(read_state(Path(self.path)) if is_first() and Path(self.path).is_file() else None)
@@ -284,13 +284,13 @@ class Resume(_Handler):
             "best_metric_epoch": self.validator.state.best_metric_epoch,
             "stopped": bool(engine.should_terminate),
             "recipe": self.recipe,
-            "saved": time.time(),  # a resumed run rewrites later points of the curves
+            "saved": time.time(),  # a resumed run replaces later points of the curves
         }
         save_atomically(state, Path(self.path))
 
 
 def _restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Restore moments and learning rates; keep the config's other settings (weight decay), which PyTorch would not."""
+    """Restore moments and learning rates, but keep the config's other settings (weight decay), unlike PyTorch."""
     own = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
     optimizer.load_state_dict(dict(state))
     for group, settings in zip(optimizer.param_groups, own, strict=True):
@@ -298,9 +298,9 @@ def _restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 
 def _restore_schedule(scheduler: LRScheduler, state: Mapping[str, Any], path: Path) -> None:
-    """Restore the position of a schedule; keep the config's settings, which PyTorch would not.
+    """Restore the position of a schedule, but keep the config's settings, unlike PyTorch.
 
-    A schedule of 40 epochs, resumed with 80, would otherwise stay at its end. Changed schedules need a closed form.
+    Otherwise a schedule of 40 epochs, resumed with 80, would stay at its end. Changed schedules need a closed form.
     """
     names = {"base_lrs", *inspect.signature(type(scheduler)).parameters} - {"optimizer", "last_epoch"}
     configured = {name: vars(scheduler)[name] for name in sorted(names & vars(scheduler).keys())}

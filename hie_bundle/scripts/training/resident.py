@@ -1,4 +1,4 @@
-"""Training on cases in the memory of the network's device: no loading processes, no loop over items in a step."""
+"""Training on cases in device memory, without loading processes and loops over items."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ from ..transforms.pipeline import listed
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.4  # of the free memory for the cases; the rest is for the network
-READ_EVERY = 10  # steps between readings of logged values, which wait for the device
+SHARE = 0.4  # share of the free memory for the cases; the network needs the rest
+READ_EVERY = 10  # steps between readings of logged values, since a reading waits for the device
 
 
 class Placement:
-    """Where the training's cases are augmented: by loading processes on the host, or on the device.
+    """Place of the augmentation: loading processes on the host, or the device.
 
     ``data_on`` is ``device``, ``host``, or ``auto``: the device on CUDA, if the augmentation has a batched form and the
-    cases fit. ``cases`` is their number, ``on_device`` the choice. ``augment`` and ``prepare_batch`` are those of the
-    recipe, then those of the loading processes and of the trainer. ``read_every`` is the number of steps between
-    readings of a step's values.
+    cases fit. ``cases`` is their number. Attributes: ``on_device`` is the choice; ``augment`` and ``prepare_batch`` are
+    the recipe's, changed for the device; ``read_every`` is the number of steps between readings of logged values.
 
     Raises:
         UserError: for ``device``, when the augmentation has no batched form, or not all cases are cached.
@@ -56,7 +55,7 @@ class Placement:
         if data_on == "auto" and torch.device(device).type == "cuda" and batched and all_cached and cases:
             needed, free = cache_memory(cases, volume_size, in_channels), available_memory(device)
             self.on_device = needed < SHARE * free
-            text = "Cases take %.1f of %.1f GB on %s and are augmented on the %s."
+            text = "Cases need %.1f of %.1f GB on %s and are augmented on the %s."
             logger.info(text, needed / GB, free / GB, device, "device" if self.on_device else "host")
         if self.on_device and not (batched and all_cached):
             why = "this recipe's augmentation has no batched form" if all_cached else "--cache_rate is below 1"
@@ -68,7 +67,7 @@ class Placement:
         self._one_sigmoid = len(steps) == 1 and isinstance(steps[0], Activationsd)
 
     def training_metric(self, host: Any, threshold: float) -> Any:
-        """The trainer's key metric: the ``host``'s, or the same from whole batches, or None."""
+        """The trainer's key metric: ``host`` itself, its batched form on the device, or None if there is none."""
         if not self.on_device:
             return host
         if not self._one_sigmoid:
@@ -78,7 +77,7 @@ class Placement:
 
 
 class BatchDice(Metric):
-    """``monai.metrics.DiceMetric(ignore_empty=False)`` on the thresholded sigmoid of one logit, read once an epoch."""
+    """``monai.metrics.DiceMetric(ignore_empty=False)`` of the thresholded sigmoid of one logit, read once per epoch."""
 
     def __init__(self, threshold: float = 0.5, **options: Any) -> None:
         self.threshold = threshold
@@ -99,7 +98,7 @@ class BatchDice(Metric):
 
 
 class ResidentCases(Dataset[int]):
-    """Indices of cached cases in the device's memory; :meth:`batch` collates them, and first uploads the cases."""
+    """Indices of cached cases in device memory; :meth:`batch` collates cases and uploads all at its first call."""
 
     def __init__(self, dataset: Dataset[Any], device: str | torch.device = "cpu") -> None:
         self.dataset = dataset
@@ -113,11 +112,11 @@ class ResidentCases(Dataset[int]):
         return index
 
     def batch(self, indices: list[int]) -> dict[str, Any]:
-        """Cases by their indices, padded at their ends to one size.
+        """Cases by their indices, padded at the end of each axis to one size.
 
-        ``image`` (B, C, X, Y, Z) and ``label`` (B, 1, X, Y, Z) are on the device. The rest is on the host: ``size``
-        (B, 3) of each case without the padding, ``spacing_mm`` (B, 3), ``voxels``: flat indices of lesion and
-        background of each case, and ``case``: names.
+        ``image`` (B, C, X, Y, Z) and ``label`` (B, 1, X, Y, Z) are on the device. On the host: ``size`` (B, 3) without
+        padding, ``spacing_mm`` (B, 3), ``voxels`` (flat indices of lesion and background of each case), and ``case``
+        (names).
         """
         if not self._cases:
             self._upload()
@@ -151,7 +150,7 @@ class ResidentCases(Dataset[int]):
 def training_loader(
     dataset: Dataset[Any], placement: Placement, device: str | torch.device, **options: Any
 ) -> DataLoader[Any]:
-    """The loader of a placement; ``options`` are those of :class:`scripts.data.loaders.CaseLoader`."""
+    """The training loader; ``options`` are those of :class:`scripts.data.loaders.CaseLoader`."""
     if not placement.on_device:
         return CaseLoader(dataset, **options)
     cases = ResidentCases(dataset, device)

@@ -1,4 +1,4 @@
-"""Transforms of the project. Augmentation by TorchIO is in ``bridge`` and ``fast``, which import it."""
+"""Transforms of the project. Only ``bridge``, ``fast`` and ``on_device`` import TorchIO."""
 
 from .batches import RandBatch
 from .channels import BrainDepthd, MirrorDifferenced, ScanScored, ZeroBackgroundd

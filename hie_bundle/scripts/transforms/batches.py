@@ -1,4 +1,4 @@
-"""Augmentation of whole batches where the network runs."""
+"""Augmentation of whole batches on the network's device."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ warnings.filterwarnings("ignore", "Num foregrounds 0, Num backgrounds")
 class RandBatch(PrepareBatchDefault):
     """Rotate, scale and flip the patches of a batch, change their intensities, and crop them to the network's input.
 
-    A trainer's ``prepare_batch``; the parameters of each patch come from PyTorch's generator. Voxels of 0 stay 0.
+    It is a trainer's ``prepare_batch``. Parameters are drawn per patch from PyTorch's generator. Voxels of 0 stay 0.
     """
 
     spatial_size: Sequence[int]  # of the output, centred in the input
-    spacing_mm: Sequence[float]  # size of a voxel
+    spacing_mm: Sequence[float]  # voxel size
     rotation: Sequence[float] = (0.0, 0.0, 0.0)  # largest angle about each axis, radians
     scaling: float = 0.0  # largest relative change of size along each axis
     flip_probability: float = 0.0  # of the first axis, left to right
@@ -38,12 +38,12 @@ class RandBatch(PrepareBatchDefault):
 
     def __post_init__(self) -> None:
         if not all(type(channel) is int and channel >= 0 for channel in self.dropped):
-            raise UserError(f"prepare_batch#dropped must list channel numbers from 0 on, not {self.dropped!r}.")
+            raise UserError(f"prepare_batch#dropped must list channel indices (0, 1, …), not {self.dropped!r}.")
 
     def __call__(
         self, batchdata: Any, device: str | torch.device | None = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image (B, C, *spatial_size) and label (B, 1, *spatial_size), from 0 to 1, of a batch on a device."""
+        """Image (B, C, *spatial_size) and label (B, 1, *spatial_size) in [0, 1] of a batch, on the device."""
         image, label = map(_plain, super().__call__(batchdata, device, non_blocking, **kwargs))
         matrices = self.draw_matrices(len(image), image.shape[2:]).to(image.device, non_blocking=non_blocking)
         return self.resample(image, label, matrices)
@@ -51,13 +51,13 @@ class RandBatch(PrepareBatchDefault):
     def resample(
         self, image: torch.Tensor, label: torch.Tensor, matrices: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Resample image and label by affines of :meth:`draw_matrices`; change the image's intensities."""
+        """Resample image and label with affines of :meth:`draw_matrices`; change the image's intensities."""
         grid = functional.affine_grid(matrices, [len(image), 1, *self.spatial_size], align_corners=False)
         moved = functional.grid_sample(torch.cat([image, label], dim=1), grid, align_corners=False)
         return self.change_intensities(moved[:, :-1]), moved[:, -1:]
 
     def draw_matrices(self, count: int, size: Sequence[int]) -> torch.Tensor:
-        """Affine from output to input of each of ``count`` patches of a size, (count, 3, 4), for ``affine_grid``."""
+        """Affines from output to input for ``count`` patches of ``size``, (count, 3, 4), for ``affine_grid``."""
         angles = self._uniform(count, 3) * torch.tensor(self.rotation)
         turned = torch.eye(3).repeat(count, 1, 1)
         for axis, (a, b) in enumerate(((1, 2), (0, 2), (0, 1))):
@@ -75,7 +75,7 @@ class RandBatch(PrepareBatchDefault):
         return torch.cat([matrices, torch.zeros(count, 3, 1)], dim=2)
 
     def change_intensities(self, image: torch.Tensor) -> torch.Tensor:
-        """Scale, shift, add noise to and drop channels, shape (B, C, X, Y, Z); 0 stays 0."""
+        """Scale, shift and drop channels of an image (B, C, X, Y, Z), and add noise; 0 stays 0."""
         shape = (*image.shape[:2], 1, 1, 1)
         factor = 1 + self.intensity_factor * self._uniform(*shape)
         shift = self.intensity_shift * self._uniform(*shape)
@@ -92,5 +92,5 @@ class RandBatch(PrepareBatchDefault):
 
 
 def _plain(tensor: Any) -> torch.Tensor:
-    """Remove metadata: they do not describe a rotated patch, and slow every operation."""
+    """Remove metadata, which are wrong for a rotated patch and slow every operation."""
     return (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).float()

@@ -1,4 +1,4 @@
-"""The bridge between MONAI's dictionaries of MetaTensors and TorchIO's subjects."""
+"""TorchIO transforms for MONAI's dictionaries of MetaTensors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __getattr__ = partial(lookup, "transforms.bridge")
 class AugmentByTorchIOd(Randomizable, MapTransform):
     """Apply a random TorchIO transform to images and labels together.
 
-    In contrast to ``monai.transforms.RandTorchIOd`` TorchIO gets the true affine, intensity transforms leave labels
-    unchanged, metadata are kept, and one seed a call comes from this transform's own random state, so a run is
+    In contrast to ``monai.transforms.RandTorchIOd``, TorchIO gets the true affine, intensity transforms do not change
+    labels, metadata are kept, and each call has a seed from this transform's random state, so that runs are
     reproducible with any number of workers.
 
     Args:

@@ -1,4 +1,4 @@
-"""From probabilities to masks: threshold, uncertain lesions, brain mask, small lesions."""
+"""Postprocessing of probabilities to masks: thresholds, brain mask, removal of small lesions."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .resample import on_grid_of
 class ThresholdLesionsd(EachImaged):
     """Threshold probabilities and keep the lesions that reach a second, higher threshold (hysteresis).
 
-    ``keys`` are probabilities, (C, X, Y, Z); each channel separately.
+    ``keys`` are probabilities, (C, X, Y, Z); channels are independent.
     """
 
-    threshold: float = 0.5  # lowest probability of a lesion voxel
-    peak: float = 0.0  # lowest maximum of a lesion (26-neighbourhood); 0 removes none
+    threshold: float = 0.5  # for lesion voxels
+    peak: float = 0.0  # for the maximum of a lesion (26-neighbourhood); 0: not applied
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
         mask = (image >= self.threshold).to(image.dtype)
@@ -44,7 +44,7 @@ class ThresholdLesionsd(EachImaged):
 class RemoveSmallLesionsd(EachImaged):
     """Remove lesions (26-neighbourhood) below a volume in mm³. (MONAI's ``RemoveSmallObjectsd`` needs scikit-image.)
 
-    ``keys`` are masks of 0 and 1 with their affine, (C, X, Y, Z); each channel separately.
+    ``keys`` are masks of 0 and 1 with their affine, (C, X, Y, Z); channels are independent.
     """
 
     smallest_mm3: float = 0.0

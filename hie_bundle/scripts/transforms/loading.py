@@ -34,22 +34,24 @@ from ..runtime.errors import UserError
 from .pipeline import EachImaged
 from .resample import on_grid_of
 
-# with pydicom MONAI warns at each loader that NVIDIA's DICOM decoder is missing; no DICOM is read here
+# each MONAI loader warns that NVIDIA's DICOM decoder is missing; not needed here
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 class LoadMaps(LoadImage):
-    """``monai.transforms.LoadImage`` with the checks of :func:`scripts.io.volumes.read_volume`, for several files too.
+    """``monai.transforms.LoadImage`` for one or several files, with the checks of
+    :func:`scripts.io.volumes.read_volume`.
 
-    MONAI stacks files only if their affines agree to 1e-5 relative, and a rounded direction cosine does not.
+    MONAI stacks files only if their affines agree to a relative 1e-5, which rounded direction cosines exceed.
     :func:`scripts.data.gate.require_usable` compares grids in millimetres.
     """
 
     def __call__(
         self, filename: Sequence[PathLike] | PathLike | MetaTensor, reader: ImageReader | None = None
     ) -> MetaTensor | tuple[MetaTensor, dict[str, Any]]:  # type: ignore[override]
-        """Files of equal shape, stacked along a new first axis, with the first one's metadata; or one file, without
-        that axis. An image in memory is returned as it is. MONAI Label sets ``image_only`` to false: image, metadata.
+        """Load one file, or stack files of equal shape along a new first axis, with the metadata of the first file.
+
+        An image in memory is returned unchanged. Without ``image_only`` (MONAI Label) returns image and metadata.
 
         Raises:
             UserError: when a file cannot be read, or the shapes differ.
@@ -76,18 +78,18 @@ class LoadMaps(LoadImage):
 class LoadMapsd(LoadImaged):
     """Load the two maps of a case and its label.
 
-    Maps that no workflow has checked in this process, as in MONAI Label and notebooks, are checked here.
+    Maps that were not checked in this process yet, as in MONAI Label and notebooks, are checked here.
 
     With ``zadc: optional`` in ``limits`` a case without a ZADC map gets a second channel of NaN, which the recipe must
-    replace, and its ADC is brought to a newborn's level (:func:`scripts.data.adc_level.adc_level`).
+    replace, and its ADC is scaled to a newborn's level (:func:`scripts.data.adc_level.adc_level`).
 
     Args:
         keys: of file names, or of lists of file names to be stacked as channels.
         maps_key: the key of the maps.
-        limits: of a usable case; the defaults if None.
+        limits: of a usable case; None: the defaults.
 
     Raises:
-        UserError: when called, if the maps are not a usable case by ``limits``; names each problem.
+        UserError: in a call, if the case is unusable by ``limits``; names each problem.
     """
 
     def __init__(
@@ -131,20 +133,20 @@ class LoadMapsd(LoadImaged):
 class AppendMapd(EachImaged):
     """Append a further acquired map, such as the image with b = 1000. Put it last in ``transforms#load``.
 
-    ``keys`` are images (C, X, Y, Z) with ADC, loaded from its own file, as the first channel.
+    ``keys`` are images (C, X, Y, Z) whose first channel is ADC, loaded from its own file.
 
     Raises:
-        UserError: when called, if there is no such file, or it is on another grid.
+        UserError: in a call, if the file does not exist or is on another grid.
     """
 
-    replace: Mapping[str, str]  # parts of the ADC map's path, and their replacements in the path of the map
+    replace: Mapping[str, str]  # replacements that turn the path of the ADC map into that of the further map
 
     def change(self, image: Any) -> torch.Tensor:
         adc = file = str(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
         for old, new in self.replace.items():
             file = file.replace(old, new)
         if file == adc:
-            raise UserError(f"{adc} has no {' or '.join(self.replace)} in its path, where another map would be.")
+            raise UserError(f"The path {adc} has no {' or '.join(self.replace)} to replace for a further map.")
         added: Any = LoadMaps(image_only=True)(file)
         first, second = (Volume(one.numpy(), one.affine.numpy()) for one in (image[0], added))
         if difference := grid_difference(first, second, Limits().grid_tolerance_mm):
@@ -155,8 +157,8 @@ class AppendMapd(EachImaged):
 class KeepNatived(Transform):
     """Add ``native_image`` and ``native_label``, maps and mask as acquired. Put it directly after loading.
 
-    Of preprocessed cases it loads the files that the item names under these keys. Without such files the keys are
-    copies, or absent if the maps are normalised. ``limits`` are those of a usable case.
+    For preprocessed cases it loads the files that the item has under these keys. For other cases it copies image and
+    label, unless the maps are normalised. ``limits`` are those of a usable case.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:

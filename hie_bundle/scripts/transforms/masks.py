@@ -1,4 +1,4 @@
-"""Saving masks, named after their case and on the grid of its files; averaging readers' masks."""
+"""Saving of masks by case on the grid of the input files; averaging of readers' masks."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from ..runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE_MM = 0.05  # largest difference between the grids of a file and of the mask made from it
+TOLERANCE_MM = 0.05  # largest difference between the grids of mask and input file
 
 
 class SaveMaskd(SaveImaged):
     """Save the mask of a case as ``<case>_lesion<output_ext>``, on the grid of the case's file.
 
     The mask is written under a temporary name, read back, compared and then renamed. (``monai.transforms.SaveImaged``
-    cuts a name at its last dot, so that cases overwrite each other.)
+    truncates a name at its last dot, so that cases overwrite each other.)
 
     Args:
         keys: of masks, shape (1, X, Y, Z), 0 and 1.
         output_dir: folder; created if needed.
         output_ext: ``.nii.gz``, ``.nii`` or ``.mha``.
-        like: keys of images. The metadata of the first one in an item name the file whose grid the mask must have;
-            without any, the mask's own metadata do.
+        like: keys of images. The mask must be on the grid of the file in the metadata of the first such image, or in
+            its own metadata if the item has none.
         print_log: log each file.
 
     Raises:
-        UserError: when called, if the mask is on another grid, or cannot be written; an earlier file is unchanged.
+        UserError: in a call, if the mask is on another grid or cannot be written; an earlier file is unchanged.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class SaveMaskd(SaveImaged):
         allow_missing_keys: bool = False,
     ) -> None:
         if output_ext not in EXTENSIONS:
-            raise UserError(f"output_ext is '{output_ext}'; masks are written as {', '.join(EXTENSIONS)}.")
+            raise UserError(f"output_ext is '{output_ext}'; choose from {', '.join(EXTENSIONS)}.")
         super().__init__(keys, None, str(output_dir), "", output_ext, allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir)
         self.output_ext = output_ext
@@ -96,7 +96,7 @@ class SaveMaskd(SaveImaged):
 
 
 def _grid(image: torch.Tensor, source: str, array: np.ndarray, affine: np.ndarray) -> Volume:
-    """Grid of the file that the case was read from, at that time; the mask's own if unknown."""
+    """Grid of the case's file at loading; the mask's own if unknown."""
     meta = image.meta if isinstance(image, MetaTensor) else {}
     if {MetaKeys.SPATIAL_SHAPE, MetaKeys.ORIGINAL_AFFINE} <= meta.keys():
         shape = tuple(int(n) for n in np.asarray(meta[MetaKeys.SPATIAL_SHAPE]).ravel()[:3])
@@ -104,7 +104,7 @@ def _grid(image: torch.Tensor, source: str, array: np.ndarray, affine: np.ndarra
         return Volume(np.broadcast_to(np.uint8(0), shape), own)
     try:
         return read_volume(source)
-    except (VolumeError, OSError):  # no file, or one that only a tool's own loader reads
+    except (VolumeError, OSError):  # no file, or a format that only another loader reads
         return Volume(array, affine)
 
 
@@ -112,7 +112,7 @@ class MeanLabeld(Transform):
     """Replace the ``label`` of a case, (1, X, Y, Z) on its file's grid, by its mean with other readers' masks.
 
     Raises:
-        UserError: when a mask is missing or cannot be used.
+        UserError: when a mask is missing or unusable.
     """
 
     def __init__(self, readers: Readers) -> None:

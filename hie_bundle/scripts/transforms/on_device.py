@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the network's device.
 
-The recipe's own transforms (TorchIO's, MONAI's) draw the parameters of each item on the host. They are applied to the
-whole batch at once. Random numbers differ from those of the transforms on the host.
+The recipe's transforms (TorchIO, MONAI) draw the parameters of each item on the host, which are then applied to the
+whole batch at once. Random numbers differ from those of augmentation on the host.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PAPER = [torchio.RandomNoise, FastAnisotropy, FastBlur, torchio.RandomGamma, Fas
 
 
 def batched_form(augment: Any, prepare_batch: Any) -> PaperBatch | PatchBatch | None:
-    """The batched form of a recipe's augmentation: none, the paper's five transforms, or crop and padding with
-    :class:`RandBatch`; None for any other."""
+    """Batched form of a recipe's augmentation; None if it is neither empty, nor the paper's five transforms, nor crop
+    and padding with :class:`RandBatch`."""
     steps: list[Any] = listed(augment)
     if type(prepare_batch) is PrepareBatchDefault:
         if not steps:
@@ -42,10 +42,10 @@ def batched_form(augment: Any, prepare_batch: Any) -> PaperBatch | PatchBatch | 
 
 
 class PatchBatch:
-    """Cut a patch out of each case of a batch, rotated, scaled and flipped by one resampling, and change intensities.
+    """Crop, rotate, scale and flip a patch of each case of a batch by one resampling, and change its intensities.
 
-    Equals :class:`RandBatch` after MONAI's ``crop``, which draws the centres, but a rotation shows the rest of the case
-    beyond the crop instead of background.
+    Equals :class:`RandBatch` after MONAI's ``crop``, which draws the centres, except that rotated patches contain the
+    surrounding voxels of the case instead of background.
     """
 
     def __init__(self, crop: RandCropByPosNegLabeld, batch: RandBatch) -> None:
@@ -53,7 +53,7 @@ class PatchBatch:
         self.batch = batch
 
     def __call__(self, batchdata: Batch, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image and label of a batch of :class:`scripts.training.resident.ResidentCases`, as by :class:`RandBatch`."""
+        """Image and label of a batch of :class:`scripts.training.resident.ResidentCases`, as in :class:`RandBatch`."""
         image, label = batchdata["image"], batchdata["label"]
         size, crop = torch.tensor(image.shape[2:]), torch.tensor(self.cropper.spatial_size)
         matrices = self.batch.draw_matrices(len(image), crop.tolist())[..., :3] * (crop / size).flip(0)[:, None]
@@ -62,7 +62,7 @@ class PatchBatch:
         return self.batch.resample(image, label, theta.to(image.device, non_blocking=True))
 
     def draw_centres(self, batchdata: Batch) -> torch.Tensor:
-        """Centres of the crops in voxels, (B, 3), by MONAI's transform; a case smaller than the crop is centred."""
+        """Crop centres in voxels, (B, 3), drawn by MONAI's transform; cases smaller than the crop are centred."""
         self.cropper.set_random_state(int(torch.randint(2**31, ())))
         crop, centres = torch.tensor(self.cropper.spatial_size), []
         for size, (lesion, background) in zip(batchdata["size"], batchdata["voxels"], strict=True):
@@ -75,7 +75,7 @@ class PatchBatch:
 
 @dataclass
 class Parameters:
-    """Parameters of the paper's augmentations of one item; the defaults change nothing."""
+    """Parameters of the paper's augmentations for one item; the defaults are the identity."""
 
     mean: float = 0.0  # of the noise
     std: float = 0.0
@@ -89,8 +89,8 @@ class Parameters:
 class PaperBatch:
     """The paper's five augmentations of a batch on one grid: noise, anisotropy, blur, gamma, elastic deformation.
 
-    Anisotropy and blur are one matrix an item and axis; the elastic field is a product of B-spline bases. The
-    ``transforms`` are TorchIO's in this order, with their ranges and probabilities; or none.
+    Anisotropy and blur are one matrix per item and axis; the elastic field is a product of B-spline bases.
+    ``transforms`` are TorchIO's in this order, which define ranges and probabilities; or empty.
     """
 
     def __init__(self, transforms: Sequence[torchio.Transform] = ()) -> None:
@@ -104,7 +104,7 @@ class PaperBatch:
         return self.apply(image, label, batchdata["spacing_mm"], [self.draw(image.shape[1]) for _ in image])
 
     def draw(self, channels: int) -> Parameters:
-        """Draw the parameters of an item by TorchIO's transforms."""
+        """Draw the parameters of one item with TorchIO's transforms."""
         noise, anisotropy, blur, gamma, elastic = self.transforms
         points = elastic.num_control_points
         drawn = Parameters(gamma=[1.0] * channels, displacement_mm=np.zeros((*points, 3), np.float32))
@@ -125,7 +125,7 @@ class PaperBatch:
     def apply(
         image: torch.Tensor, label: torch.Tensor, spacing_mm: torch.Tensor, drawn: Sequence[Parameters]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augment an image (B, C, X, Y, Z) and its label (B, 1, X, Y, Z) with voxels of ``spacing_mm`` (B, 3)."""
+        """Augment images (B, C, X, Y, Z) and labels (B, 1, X, Y, Z) of voxel size ``spacing_mm`` (B, 3)."""
 
         def uploaded(values: Any) -> torch.Tensor:
             return torch.as_tensor(np.asarray(values, np.float32)).to(image.device, non_blocking=True)
@@ -153,6 +153,6 @@ class PaperBatch:
 
 
 def _along(axis: int, size: int, spacing_mm: float, drawn: Parameters) -> NDArray[np.float32]:
-    """Anisotropy, then blur, along an axis of N voxels as a matrix (N, N)."""
+    """Matrix (N, N) of anisotropy and subsequent blur along an axis of N voxels."""
     coarse = coarsen(torch.eye(size), 0, drawn.downsampling if drawn.axis == axis else 1.0)
     return ndimage.gaussian_filter(coarse.numpy(), (drawn.blur_mm[axis] / spacing_mm, 0))

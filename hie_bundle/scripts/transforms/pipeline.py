@@ -1,4 +1,4 @@
-"""Pipelines of named stages, and a base class of transforms."""
+"""Pipelines of named stages, and base classes of transforms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Stage = Mapping[str, Callable[..., Any]] | Sequence[Callable[..., Any]]
 
 
 def pipeline(stages: Sequence[Stage]) -> Compose:
-    """Join stages, each a list of transforms or a mapping from names to transforms, in their order."""
+    """Compose stages in order; a stage is a list of transforms or a mapping from names to transforms."""
     return Compose([transform for stage in stages for transform in listed(stage)])
 
 
@@ -25,7 +25,7 @@ def listed(stage: Stage) -> list[Callable[..., Any]]:
 
 @dataclass(eq=False)
 class Keyed(MapTransform):
-    """MONAI's map transform as a dataclass: the fields of a subclass are its further arguments."""
+    """MONAI's map transform as a dataclass; fields of subclasses are further arguments."""
 
     keys: KeysCollection  # type: ignore[assignment]  # a tuple after __post_init__
     allow_missing_keys: bool = field(default=False, kw_only=True)

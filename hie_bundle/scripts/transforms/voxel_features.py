@@ -1,4 +1,4 @@
-"""Features of single voxels, for voxelwise models."""
+"""Features of voxels for voxelwise models."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Floats = NDArray[np.float32]
 
 
 def local_means(maps: NDArray[Any], brain: NDArray[np.bool_], spacing_mm: Sequence[float], sigma_mm: float) -> Floats:
-    """Gaussian means of maps (N, X, Y, Z) over the brain's voxels only: (N, voxels of the brain)."""
-    for box in ndimage.find_objects(brain.view(np.uint8)):  # one, or none without a brain
+    """Maps (N, X, Y, Z), smoothed within the brain by a Gaussian: (N, brain voxels)."""
+    for box in ndimage.find_objects(brain.view(np.uint8)):  # one box, or none without a brain
         maps, brain = maps[(slice(None), *box)], brain[box]
     smooth = partial(ndimage.gaussian_filter, sigma=[sigma_mm / step for step in spacing_mm], mode="constant")
     weight = smooth(brain.astype(np.float32))[brain]
@@ -31,11 +31,11 @@ def local_means(maps: NDArray[Any], brain: NDArray[np.bool_], spacing_mm: Sequen
 
 
 def features(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
-    """33 features of each voxel of the brain, (voxels of the brain, 33).
+    """33 features of each brain voxel, (brain voxels, 33).
 
-    Both maps, their local means at four scales and local minima; differences of the local means from the mirror image;
-    position in the brain and depth; quantiles of the case's maps. The maps have the shape (X, Y, Z), ``adc`` is in
-    1e-6 mm²/s and 0 outside the brain, ``grid`` is a volume with their affine.
+    Features: both maps, their local means at four scales and local minima; differences of the local means from the
+    mirror image; position in the brain and depth; quantiles of the case's maps. The maps have the shape (X, Y, Z),
+    ``adc`` is in 1e-6 mm²/s and 0 outside the brain, ``grid`` is a volume with their affine.
     """
     spacing = np.asarray(grid.spacing_mm)
     (box,) = ndimage.find_objects(brain_of(adc).astype(np.uint8))  # most of a volume is background
