@@ -21,7 +21,7 @@ FloatArray = NDArray[np.floating[Any]]  # float32 throughout
 BOX_CENTRE_MM = np.array([0.0, -1.0, 0.0], dtype=np.float32)
 BOX_HALF_MM = np.array([54.0, 66.0, 54.0], dtype=np.float32)
 FOLD_MM = 3.9  # scale of the folding field; gyri are about three times as wide
-WATER = 1.03  # ADC of patients' uninjured tissue, relative to the atlas
+WATER = 1.03  # ADC of patients' uninjured tissue, relative to healthy newborns
 
 
 class RandomField:

@@ -14,7 +14,7 @@ from .normative import build_atlas
 
 LAYERS = [f"{lobe} {layer}" for lobe in ("frontal", "parietal", "temporal") for layer in ("gyri", "deep white matter")]
 PAIRED = ("deep grey matter", *LAYERS, "occipital lobe", "cerebellum")
-# number in the label map: name
+# region names by number in the label map
 REGIONS = {
     **{number: f"left {name}" for number, name in enumerate(PAIRED, start=1)},
     **{number: f"right {name}" for number, name in enumerate(PAIRED, start=len(PAIRED) + 1)},

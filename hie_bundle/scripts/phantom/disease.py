@@ -98,7 +98,7 @@ def susceptibility(kind: str, rng: np.random.Generator, points_mm: FloatArray, t
         score = score - 0.06 * np.maximum(14 - x * hemisphere, 0)
         allowed = cerebral & (x * hemisphere > 1)
     elif kind == "near_total":
-        # Perinatal total asphyxia: the cerebrum first; cerebellum and brainstem are spared.
+        # Perinatal total asphyxia injures the cerebrum first; cerebellum and brainstem are spared.
         score = 0.5 * RandomField(rng, 14.0)(points_mm)[0] + 0.25 * noise + 0.015 * z
         score = score + 0.25 * (np.sign(x) * rng.normal())
     elif kind == "patches":  # a random field around a focus

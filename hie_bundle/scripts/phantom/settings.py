@@ -20,7 +20,7 @@ Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending
 
 
 class Settings(BaseModel):
-    """Settings of a cohort; names end with the unit.
+    """Settings of a cohort; names of lengths end with the unit.
 
     Raises:
         UserError: for a descending range, an invalid value or an unknown name.

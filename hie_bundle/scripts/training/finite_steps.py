@@ -28,7 +28,7 @@ IN_A_ROW_SCALED = 20
 
 @dataclass(eq=False)
 class FiniteSteps:
-    """Skip a step whose loss or gradient is not finite, on all ranks together; end the training after several.
+    """Skip steps with a non-finite loss or gradient, on all ranks; end the training after several such steps.
 
     A skipped step does not change weights, optimiser or running statistics. (Ignite's ``TerminateOnNan`` ends the
     training.) With mixed precision the GradScaler skips overflowing steps, which is normal at the start. Put this

@@ -1,6 +1,6 @@
 """Derived channels: background set to 0, score within the scan, depth, differences from the mirror image.
 
-Images have the shape (C, X, Y, Z), with ADC in 1e-6 mm²/s, 0 outside of the brain, as the first channel.
+Images have the shape (C, X, Y, Z). The first channel is ADC in 1e-6 mm²/s, 0 outside of the brain.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Plane = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 class ZeroBackgroundd(EachImaged):
-    """Set all channels to 0 where ADC is not above 0, and a missing ZADC map (NaN) everywhere."""
+    """Set all channels to 0 outside the brain (ADC ≤ 0), and NaN (a missing ZADC map) to 0."""
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
         return torch.nan_to_num(image) * (image[:1] > 0)
@@ -37,8 +37,8 @@ class ZeroBackgroundd(EachImaged):
 class ScanScored(EachImaged):
     """Append ADC's robust score within the scan: (ADC − median) / (1.4826 · median absolute deviation).
 
-    Both are over the brain's voxels. Small lesions and fluid hardly change them, and factors of a whole scan cancel:
-    the scanner's calibration, the temperature of a cooled newborn. Outside the brain the score is 0.
+    Both medians are over the brain's voxels. Small lesions and fluid hardly change them, and global factors cancel,
+    such as the scanner's calibration or the temperature of a cooled newborn. Outside the brain the score is 0.
 
     Raises:
         ValueError: when called with a map without brain.
@@ -74,7 +74,7 @@ def mid_sagittal_plane(adc: NDArray[Any], affine: NDArray[np.float64]) -> Plane:
     """The plane in which the brain is most symmetric.
 
     Two tilt angles and the offset from the centroid are optimised on a coarse, smoothed ADC map, from nine starting
-    tilts. Outline and fluid spaces are similar on both sides even if a lesion is not.
+    tilts. Outline and fluid spaces are symmetric even if a lesion is not.
 
     Args:
         adc: shape (X, Y, Z), 1e-6 mm²/s, 0 outside of the brain.
@@ -131,7 +131,7 @@ def mirrored(image: torch.Tensor, spacing_mm: NDArray[np.float64], plane: Plane)
     reflection = np.eye(3) - 2 * np.outer(normal, normal)
     matrix = np.diag(1 / spacing_mm) @ reflection @ np.diag(spacing_mm)
     shift = 2 * (point @ normal) * normal / spacing_mm
-    # grid_sample wants z, y, x in units of half the volume
+    # grid_sample expects z, y, x in units of half the volume
     half = np.maximum(np.array(shape) - 1, 1) / 2
     theta = np.diag(1 / half) @ matrix @ np.diag(half)
     offset = (matrix @ half + shift) / half - 1

@@ -28,8 +28,8 @@ PAPER = [torchio.RandomNoise, FastAnisotropy, FastBlur, torchio.RandomGamma, Fas
 
 
 def batched_form(augment: Any, prepare_batch: Any) -> PaperBatch | PatchBatch | None:
-    """Batched form of a recipe's augmentation; None if it is neither empty, nor the paper's five transforms, nor crop
-    and padding with :class:`RandBatch`."""
+    """Batched form of a recipe's augmentation: empty, the paper's five transforms, or crop and padding with
+    :class:`RandBatch`; None for other augmentations."""
     steps: list[Any] = listed(augment)
     if type(prepare_batch) is PrepareBatchDefault:
         if not steps:
@@ -90,7 +90,7 @@ class PaperBatch:
     """The paper's five augmentations of a batch on one grid: noise, anisotropy, blur, gamma, elastic deformation.
 
     Anisotropy and blur are one matrix per item and axis; the elastic field is a product of B-spline bases.
-    ``transforms`` are TorchIO's in this order, which define ranges and probabilities; or empty.
+    ``transforms`` are TorchIO's in this order, with their ranges and probabilities, or empty.
     """
 
     def __init__(self, transforms: Sequence[torchio.Transform] = ()) -> None:
