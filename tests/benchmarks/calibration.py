@@ -3,7 +3,7 @@
     python tests/benchmarks/calibration.py DATASET_DIR [WEIGHTS]
 
 The cases of the test split are segmented. Printed is the expected calibration error before and after the calibration
-that is kept with the weights, and after one that is fitted on every other case and applied to the rest, both halves in
+that is stored with the weights, and after one that is fitted on every other case and applied to the rest, both halves in
 turn: of voxels in the brain, as the mean over the cases and pooled, in 15 bins; of drawn lesions (whether each touches
 a true one), in 10 bins, where the lesion's mean probability stands for "before".
 """
@@ -49,7 +49,7 @@ def main(dataset_dir: str, weights: str = "simulated") -> None:
     mean = np.array([row["mean_probability"] for case in cases for row in case[3]])
     show("before", before, mean, real)
     shipped = Calibration.read(calibration_file(segmenter.checkpoints), segmenter.making)
-    show("kept with the weights", *applied(shipped, cases), real)
+    show("stored with the weights", *applied(shipped, cases), real)
     after, order, sure = [], [], []
     for half in (0, 1):
         there, here = cases[1 - half :: 2], cases[half::2]

@@ -32,7 +32,7 @@ _NATIVES = (
     "Prepare the cases again with `run preprocessing`, whose datalist.json states the native files, or give the folder "
     "of the acquired maps as --dataset_dir (see preprocessing.json in the folder of the prepared cases)."
 )
-CHECKS_VERSION = 6  # increase it when the checks change, so that cached results are not used
+CHECKS_VERSION = 7  # increase it when the checks change, so that cached results are not used
 
 
 def check_items(
