@@ -2,8 +2,8 @@
 
     python tests/benchmarks/calibration.py DATASET_DIR [WEIGHTS]
 
-The cases of the test split are segmented. Printed is the expected calibration error before and after the calibration
-that is stored with the weights, and after one that is fitted on every other case and applied to the rest, both halves in
+The cases of the test split are segmented. Printed is the expected calibration error before and after the calibration that
+is stored with the weights, and after one that is fitted on every other case and applied to the rest, both halves in
 turn: of voxels in the brain, as the mean over the cases and pooled, in 15 bins; of drawn lesions (whether each touches
 a true one), in 10 bins, where the lesion's mean probability stands for "before".
 """
