@@ -2,10 +2,10 @@
 
     python tests/benchmarks/calibration.py DATASET_DIR [WEIGHTS]
 
-The cases of the test split are segmented. Printed is the expected calibration error before and after the calibration that
-is stored with the weights, and after one that is fitted on every other case and applied to the rest, both halves in
-turn: of voxels in the brain, as the mean over the cases and pooled, in 15 bins; of drawn lesions (whether each touches
-a true one), in 10 bins, where the lesion's mean probability stands for "before".
+The cases of the test split are segmented. Printed is the expected calibration error without a calibration, with the one
+stored with the weights, and with one that is fitted on every other case and applied to the rest, both halves in turn:
+of voxels in the brain, as the mean over the cases and pooled, in 15 bins; of drawn lesions (whether each touches a true
+one), in 10 bins, where the lesion's mean probability stands for "before".
 """
 
 from __future__ import annotations
