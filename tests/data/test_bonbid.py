@@ -462,6 +462,19 @@ def test_a_copy_of_a_case_in_another_split_is_refused(tmp_path: Path) -> None:
         data.check(tmp_path, tmp_path / "report.json")
 
 
+def test_copies_in_two_folds_are_not_written_to_a_list(tmp_path: Path) -> None:
+    cases = [write_case(tmp_path, f"p{number}", seed=number) for number in range(6)]
+    data.write_datalist(tmp_path, tmp_path / "list.json", num_folds=3)
+    fold = {entry["case"]: entry["fold"] for entry in json.loads((tmp_path / "list.json").read_text())["training"]}
+    (tmp_path / "list.json").unlink()
+    other = next(number for number in range(1, 6) if fold[f"p{number}"] != fold["p0"])
+    for part in ("adc", "zadc", "label"):
+        shutil.copy(cases[0][part], cases[other][part])
+    with pytest.raises(DatasetError, match=r"the same maps twice.*\n.*\(fold \d\) and .*\(fold \d\)"):
+        data.write_datalist(tmp_path, tmp_path / "list.json", num_folds=3)
+    assert not (tmp_path / "list.json").exists()
+
+
 def test_files_that_are_twice_in_a_data_list_are_refused(tmp_path: Path) -> None:
     files = [write_case(tmp_path, case, seed=seed) for seed, case in enumerate("ab")]
     entries = [{"image": [str(f["adc"]), str(f["zadc"])], "label": str(f["label"]), "case": c}

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from bonbid_cases import write_case
 
+from scripts.data.fetching import MANIFEST
 from scripts.data.fetching import download as download_patiently
 from scripts.data.layout import find_cases
 from scripts.runtime.errors import DatasetError
@@ -138,6 +139,10 @@ def test_fetches_splits_then_does_nothing(
     download(target, server.url, known, ["train", "val"])
     assert server.requests == []
     assert capsys.readouterr().out.count("already downloaded and verified") == 2
+    for content in ("{", "[]", '{"a": 5}', '{"a": ["x", 2]}'):
+        (target / "BONBID2023_Train" / MANIFEST).write_text(content)
+        with pytest.raises(DatasetError, match="cannot be verified"):
+            download(target, server.url, known, ["train", "val"])
 
 
 def test_resumes_a_cut_connection(tmp_path: Path, serve: Any) -> None:

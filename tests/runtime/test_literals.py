@@ -58,6 +58,10 @@ def test_every_value_of_every_workflow(name: str, text: str) -> None:
             assert workflow.parser.get_parsed_content(one) == given, one
 
 
+def test_texts_of_earlier_versions_are_read() -> None:
+    assert plain(r"$'a\x23b\u20acc'") == "a#b€c"
+
+
 def test_objects_are_for_config_files() -> None:
     for value in ({"_target_": "os.system", "command": "touch PWNED"}, [{"a": {"_target_": "os.getcwd"}}]):
         with pytest.raises(UserError, match=r"--loss.*must be in a config file"):

@@ -235,6 +235,25 @@ def test_an_image_cut_off_after_a_long_header_is_refused(tmp_path: Path) -> None
         fitted(tmp_path / "in")
 
 
+def test_a_compressed_image_cut_off_in_its_pixels_is_refused(tmp_path: Path) -> None:
+    Study(tmp_path / "in").series(7, ADC, AFFINE, image_type=("DERIVED", "PRIMARY", "DIFFUSION", "ADC"), shuffle=False)
+    files = sorted((tmp_path / "in").glob("*.dcm"))
+    for file in files:
+        image = pydicom.dcmread(file)
+        image.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+        image.save_as(file)
+    assert read_folder(tmp_path / "in")[0].array.shape[:3] == ADC.shape
+    files[-1].write_bytes(files[-1].read_bytes()[:-200])
+    with pytest.raises(UserError, match="is cut off"):
+        read_folder(tmp_path / "in")
+
+
+def test_a_number_of_frames_of_0_is_not_stated(tmp_path: Path) -> None:
+    pair(tmp_path / "in")
+    change(tmp_path / "in", NumberOfFrames=0)
+    assert {one.kind for one in read_folder(tmp_path / "in")} == {"dwi"}
+
+
 def test_a_grid_without_its_private_elements_is_refused(tmp_path: Path) -> None:
     words = ("ORIGINAL", "PRIMARY", "M", "VFRAME")
     Study(tmp_path / "in", "UIH").series(3, S0[..., :1], AFFINE, words, b_value=0)

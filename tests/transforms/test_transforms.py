@@ -16,6 +16,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from scripts.runtime.errors import UserError
 from scripts.transforms.bridge import AugmentByTorchIOd
+from scripts.transforms.fast import FastAnisotropy, FastElasticDeformation
 from scripts.transforms.loading import LoadMapsd
 
 OBLIQUE = np.array([[1.1, 0.3, 0.0, -40], [-0.3, 1.0, 0.4, 25], [0.1, -0.4, 3.0, 7], [0, 0, 0, 1]], dtype=float)
@@ -62,6 +63,16 @@ def test_metadata_geometry_and_types_survive(transform: torchio.Transform, affin
         np.testing.assert_allclose(after[key].affine, affine, atol=1e-9)
     assert not torch.equal(after["image"].as_tensor(), before["image"].as_tensor())
     assert after["case"] == "A"
+
+
+@pytest.mark.parametrize(
+    "transform", [FastAnisotropy(downsampling=2), FastElasticDeformation(max_displacement=2)], ids=lambda t: t.name
+)
+def test_a_label_may_be_a_rounding_off_the_image(transform: torchio.Transform) -> None:
+    item, off = _item(), _item(OBLIQUE + 1e-3 * np.eye(4, k=3))
+    pairs = (item, {**item, "label": off["label"]})
+    expected, after = (_bridge(transform).set_random_state(0)(one) for one in pairs)
+    assert torch.equal(after["label"].as_tensor(), expected["label"].as_tensor())
 
 
 @pytest.mark.parametrize("transform", INTENSITY, ids=lambda t: type(t).__name__)

@@ -110,7 +110,7 @@ class CaseReport:
 
     def file(self, part: str) -> str:
         """File of a part; the first file for ``maps`` and for parts of a stacked file."""
-        return self.files.get(part) or next(iter(self.files.values()))
+        return self.files.get(part) or self.files.get("stacked") or next(iter(self.files.values()))
 
     def add(self, part: str, message: str) -> None:
         """Add a problem of a part's file."""
@@ -287,7 +287,7 @@ def _judge_ranges(report: CaseReport, adc: Array, zadc: Array | None, limits: Li
     assert report.brain_ml is not None
     maps = [adc] if zadc is None else [adc, zadc]
     spans = [f"{array.min():.4g} to {array.max():.4g}" for array in maps]
-    medians = [float(np.median(array[array > 0])) if (array > 0).any() else np.nan for array in maps]
+    medians = [float(np.median(array[array > 0])) if (array > 0).any() else 0.0 for array in maps]
     low, high = limits.adc_range
     like_adc = [low <= median <= high for median in medians]
     like_zadc = [float(np.abs(array).max()) <= limits.zadc_limit for array in maps]

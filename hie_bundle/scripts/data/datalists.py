@@ -278,7 +278,10 @@ def write_datalist(
         try_writing(output_file.parent)
     require_usable(everything, dataset_dir, "a data list", limits)
     sides, patients = _sides_of_folder(dataset_dir, None, labels, num_folds, seed, limits, patient_pattern, test_site)
-    _refuse_leaks(sides, patients, f"The dataset {dataset_dir}")
+    folds: dict[str, Items] = {}  # copies in two folds are as bad as copies in two splits
+    for item in sides["train"]:
+        folds.setdefault(f"fold {item['fold']}" if "fold" in item else "train", []).append(item)
+    _refuse_leaks({**sides, "train": [], **folds}, patients, f"The dataset {dataset_dir}")
     lists = {key: sorted(sides[name], key=lambda i: (i.get("fold", 0), i["case"])) for name, key in KEYS.items()}
     if num_folds is not None:
         del lists["validation"]

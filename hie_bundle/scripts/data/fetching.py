@@ -121,6 +121,8 @@ def _transfer(url: str, part: Path, timeout_s: float, max_bytes: int) -> None:
     try:
         with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as response:
             status, range_of = response.status_code, response.headers.get("Content-Range", "")
+            if status == 416 and have and range_of.rpartition("/")[2] == str(have):
+                return  # nothing is missing
             if have and status in (206, 416) and not range_of.startswith(f"bytes {have}-"):
                 part.unlink()
                 raise _Broken("the file on the server has changed")
@@ -193,7 +195,10 @@ def _members(file: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
 
 def _require_unchanged(folder: Path) -> None:
     """Raise a DatasetError if files of an unpacked folder are missing or changed."""
-    manifest = read_json(folder / MANIFEST)
+    try:
+        manifest = {name: (int(size), int(crc)) for name, (size, crc) in read_json(folder / MANIFEST).items()}
+    except (TypeError, ValueError):
+        manifest = {}
     lines = [] if manifest else [f"it was not created by this command (no readable {MANIFEST} in it)"]
     with tqdm(total=sum(size for size, _ in manifest.values()), desc=f"verifying {folder.name}", **_BAR) as bar:
         for name, (size, crc) in manifest.items():

@@ -43,7 +43,9 @@ def keep_curves_until(folder: Path, epoch: int, iteration: int) -> None:
     for file, events in curves_in(folder).items():
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        last = epoch if file.name.endswith(EPOCHS) else iteration
+        # files of version 0.9 have no mark: with so few steps the file counts epochs, or nothing is cut
+        epochs_only = file.name.endswith(EPOCHS) or max(event.step for event in events) <= epoch + 1
+        last = epoch if epochs_only else iteration
         kept = list(takewhile(lambda event, last=last: event.step <= last, events))  # type: ignore[misc]
         if all(event.HasField("file_version") for event in kept):
             file.unlink()

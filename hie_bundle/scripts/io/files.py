@@ -181,7 +181,8 @@ def take_lock(path: str | Path, busy: str, again: bool = False) -> int:
     while path not in _locks:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         taken = lock_descriptor(file, blocking=False)
-        if taken and os.fstat(file).st_nlink:  # not removed by its last owner meanwhile
+        # its last owner may have removed it meanwhile
+        if taken and path.exists() and os.path.samestat(os.fstat(file), path.stat()):
             _locks[path] = file
             break
         os.close(file)

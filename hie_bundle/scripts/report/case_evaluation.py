@@ -35,7 +35,7 @@ from ..runtime.text import csv_table
 from .page import provenance, write_report
 from .pictures import CaseSlices, SliceView
 from .plots import read_curves
-from .tables import comparison_table, lead_grid, verdict, write_results
+from .tables import comparison_table, verdict, write_results
 
 logger = logging.getLogger(__name__)
 PATHS = ("dataset_dir", "datalist", "predictions_dir")  # names in the results, without their folders
@@ -238,7 +238,7 @@ class CaseEvaluation:
         after = [case.calibrated for case in cases if case.calibrated]
         here = {name: seen_from(self.info[name], self.folder) for name in PATHS if self.info.get(name) is not None}
         info = {**self.info, **here, **provenance(self.weights, self.folder), **self._training()}
-        native = lead_grid(rows) == "native"
+        native = any("native_dice" in row for row in rows)
         more = {"lesions": detection(lesions, len(rows), self.lesion_iou)} if native else {}
         summary = write_results(rows, self.folder, info, more)
         if native:

@@ -16,7 +16,7 @@ from typing import Any
 from .errors import UserError
 
 _SPECIAL = re.compile(r"[$@%#]|::")
-_LITERAL = re.compile(r"\$'(?:[\w ./,-]|\\U[0-9a-f]{8})*'")
+_LITERAL = re.compile(r"\$'(?:[\w ./,-]|\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})*'")  # \x, \u: before 0.13
 
 
 def literal(value: Any, name: str = "") -> Any:

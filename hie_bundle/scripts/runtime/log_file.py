@@ -6,16 +6,18 @@ import logging
 import sys
 from pathlib import Path
 
+from monai.bundle import ConfigWorkflow
+
 from .redaction import redacted
 from .workflow import running_workflow
 
 
-def to_file(output_dir: str | Path) -> None:
+def to_file(output_dir: str | Path, workflow: ConfigWorkflow | None = None) -> None:
     """Also write the log of the running workflow to ``output_dir/<run id>.log``, e.g. ``training.log``.
 
     The first message creates the file and its folder; a resumed run appends to it.
     """
-    workflow = running_workflow()
+    workflow = workflow or running_workflow()  # configs of version 0.9 pass it
     if workflow is None:
         return
     run_id = str(workflow.run_id)

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from .conditions import differences
 from .errors import UserError
+from .literals import plain
 from .workflow import running_workflow
 
 # the parts of a recipe that weights depend on: preprocessing and network
@@ -25,9 +26,9 @@ _FORMER = {"$lambda image: torch.nan_to_num(image) * (image[:1] > 0)": "scripts.
 Recipe = Mapping[str, Any]
 
 
-def describe() -> Recipe | None:
+def describe(workflow: ConfigWorkflow | None = None) -> Recipe | None:
     """Recipe of the running workflow; None without a workflow, to skip recording and comparison."""
-    workflow = running_workflow()
+    workflow = workflow or running_workflow()  # configs of version 0.9 pass it
     return None if workflow is None else recipe_of(workflow.parser)
 
 
@@ -87,7 +88,7 @@ def _renewed(content: Any) -> Any:
         if content.get("func") in _FORMER:
             return {"_target_": _FORMER[content["func"]], "keys": content["keys"]}
         return {name: _renewed(value) for name, value in content.items()}
-    return [_renewed(value) for value in content] if isinstance(content, list) else content
+    return [_renewed(value) for value in content] if isinstance(content, list) else plain(content)
 
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:

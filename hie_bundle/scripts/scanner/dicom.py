@@ -307,6 +307,8 @@ def _header(path: Path) -> Header | None:
         raise UserError(f"{path} is damaged: it cannot be read as DICOM.") from error
     if header is None:
         raise UserError(f"{path} is deflated DICOM, which is not supported; export it without compression.")
+    if not len(header) and header.file_meta.get("MediaStorageSOPClassUID") in MR_IMAGES:
+        raise UserError(f"{path} is damaged: it is cut off.")  # pydicom reads nothing of a compressed one
     if header.get("SOPClassUID") in MR_IMAGES:
         rows, columns, frames, bits = (
             _int(header, keyword, default)
@@ -441,7 +443,7 @@ def _numbers(path: str, places: Sequence[Header], keyword: str) -> tuple[float, 
 
 
 def _int(header: Header, keyword: str, default: int = 0) -> int:
-    return int((_numbers(header.filename, [header], keyword) or (default,))[0])
+    return int((_numbers(header.filename, [header], keyword) or (0,))[0]) or default  # some scanners write 0
 
 
 def _first_number(value: Any) -> float | None:
@@ -689,7 +691,7 @@ def _write_images(frames: Sequence[Frame], folder: Path) -> None:
         image = pydicom.dcmread(path)
         image.InstanceNumber = number
         if chosen:
-            count = int(image.NumberOfFrames)
+            count = int(image.get("NumberOfFrames") or 1)
             data = image["PixelData"]
             if image.file_meta.TransferSyntaxUID.is_compressed:
                 pixels = list(pydicom.encaps.generate_frames(data.value, number_of_frames=count))

@@ -45,10 +45,11 @@ class AugmentByTorchIOd(Randomizable, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         result = dict(data)
-        images = {}
+        images, affine = {}, None  # of the first image: others may differ by rounding, which TorchIO refuses
         for key in self.key_iterator(result):
             kind, image = torchio.LabelMap if key in self.label_keys else torchio.ScalarImage, result[key]
-            affine = image.affine.cpu().numpy() if isinstance(image, MetaTensor) else None
+            if affine is None and isinstance(image, MetaTensor):
+                affine = image.affine.cpu().numpy()
             images[str(key)] = kind(tensor=image.as_subclass(torch.Tensor), affine=affine)
         seed = int(self.R.randint(2**31))
         with torch.random.fork_rng(devices=[]):

@@ -35,7 +35,7 @@ class FastElasticDeformation(torchio.RandomElasticDeformation):
     def apply_transform(self, subject: torchio.Subject) -> torchio.Subject:
         if not {self.image_interpolation, self.label_interpolation} <= _GRID_SAMPLE_MODES.keys():
             return super().apply_transform(subject)
-        subject.check_consistent_space()
+        subject.check_consistent_spatial_shape()
         control_points = self.get_params(self.num_control_points, self.max_displacement, self.num_locked_borders)
         torch.rand(1)  # TorchIO's inner transform draws once
         if not any(self.max_displacement):

@@ -38,8 +38,10 @@ def features(adc: NDArray[Any], zadc: NDArray[Any], grid: Volume) -> Floats:
     ``adc`` is in 1e-6 mm²/s and 0 outside the brain, ``grid`` is a volume with their affine.
     """
     spacing = np.asarray(grid.spacing_mm)
-    (box,) = ndimage.find_objects(brain_of(adc).astype(np.uint8))  # most of a volume is background
-    adc, zadc = (np.pad(values[box], 4) for values in (adc, zadc))
+    boxes = ndimage.find_objects(brain_of(adc).astype(np.uint8))  # most of a volume is background
+    if not boxes:
+        raise ValueError("there is no brain in the map: no voxel is above 0.")
+    adc, zadc = (np.pad(values[boxes[0]], 4) for values in (adc, zadc))
     brain = brain_of(adc)
     maps = np.where(brain, np.stack([adc / 1000, zadc]), 0).astype(np.float32)
     plane = mid_sagittal_plane(adc, grid.affine)
