@@ -162,7 +162,7 @@ def test_equal_and_undefined_variants() -> None:
 
 def test_different_numbers_of_cases_are_refused() -> None:
     for function in (statistics.paired_tests, statistics.ranking):
-        with pytest.raises(ValueError, match="every case"):
+        with pytest.raises(ValueError, match="same number of cases"):
             function({"a": [1, 2], "b": [1]})
 
 

@@ -260,7 +260,7 @@ def test_a_missed_small_lesion_costs_as_much_as_a_large_one(declared: dict) -> N
 def test_losses_of_two_classes_and_of_lesions_need_the_one_logit(declared: dict) -> None:
     two = torch.zeros(1, 2, 8, 8, 8)
     for name in ("generalized_dice", "component_dice"):
-        with pytest.raises(ValueError, match="one logit"):
+        with pytest.raises(ValueError, match="one channel"):
             declared[name](two, two)
 
 
