@@ -38,8 +38,10 @@ def stop_if_asked() -> None:
 
 def end_process(status: int) -> None:
     """End this process and its children at once, without waiting for threads."""
-    _end_children()
-    os._exit(status)
+    try:
+        _end_children()
+    finally:  # whatever the system says of a child, the process ends
+        os._exit(status)
 
 
 @contextmanager
