@@ -33,6 +33,7 @@ with whole_folder("out", left=".png") as work:
     (work / "adc.nii.gz").write_text("a map")
     read_folder("in", work=work)
 """
+NOT_IGNORED = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # as after `nohup`
 SLOW = """#!/bin/sh
 for last; do true; done
 echo values > "$last/../out/volume.nii"
@@ -41,7 +42,7 @@ exec sleep 600
 
 
 @contextmanager
-def working(folder: Path, before: str = "") -> Iterator[subprocess.Popen[str]]:
+def working(folder: Path, before: str = NOT_IGNORED) -> Iterator[subprocess.Popen[str]]:
     """A process that has written a map and runs dcm2niix, in a session of its own."""
     Study(folder / "in").series(3, weighted(*head()[:2], 0), affine_of("oblique"), b_value=0)
     (folder / "slow").write_text(SLOW)
