@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from ..data.checks import Limits
 from ..data.layout import as_native, item_files
 from ..data.training_voxels import draw_training_voxels, read_maps
 from ..geometry.brain import brain_of
-from ..io.files import write_json
+from ..io.files import read_json, write_json
 from ..io.volumes import Volume, VolumeError
 from ..runtime.errors import UserError
 from ..transforms.masks import SaveMaskd
@@ -128,11 +129,11 @@ class Baselines:
             return FittedBaselines([], str(error), challenge=self.challenge)
 
     def _kept(self, key: str) -> FittedBaselines | None:
-        try:
-            kept = json.loads(Path(self.file).read_text(encoding="utf-8")) if self.file else {}
-            return FittedBaselines(**kept["baselines"]) if kept["key"] == key else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        kept = read_json(self.file) if self.file else {}
+        with suppress(KeyError, TypeError):
+            if kept["key"] == key:
+                return FittedBaselines(**kept["baselines"])
+        return None
 
     def _fit(self, key: str) -> FittedBaselines:
         from sklearn.linear_model import LogisticRegression

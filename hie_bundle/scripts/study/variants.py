@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from monai.bundle.utils import merge_kv
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ..runtime.errors import UserError, choose, first_cause, user_error
+from ..runtime.errors import UserError, choose, did_you_mean, first_cause, user_error
 
 # published values of a variant, with details missing in the paper
 PUBLISHED = {"dice": "", "msd": "unit not stated, probably voxels", "nsd": "tolerance not stated", "epochs": ""}
@@ -80,7 +79,8 @@ def select(variants: Sequence[Variant], compare: Any) -> list[Variant]:
     for name in wanted:
         if name not in names:
             there = f"Choose from: {', '.join(names)}; or all."
-            raise UserError(f"--compare: there is no variant {name!r}{_nearest(name, names)} {there}")
+            hint = did_you_mean(name, {known: known for known in names})
+            raise UserError(f"--compare: there is no variant {name!r}{hint} {there}")
     return [variant for variant in variants if variant.name in wanted]
 
 
@@ -113,7 +113,8 @@ def variant_configs(
         if not accepting:
             parent, _, last = name.rpartition("#")
             siblings = evaluation.get(parent, None)
-            hint = _nearest(last, siblings if isinstance(siblings, Mapping) else (), parent)
+            names = map(str, siblings) if isinstance(siblings, Mapping) else ()
+            hint = did_you_mean(last, {known: f"{parent}#{known}".lstrip("#") for known in names})
             raise UserError(f"variant {variant.name}: {name}: the config has no such key{hint}")
         for parser in accepting:
             parser[name] = _copy(value)
@@ -150,11 +151,6 @@ def _accepts(parser: ConfigParser, name: str) -> bool:
     """Whether the id exists, or would be a new argument of a component."""
     parent = parser.get(name.rpartition("#")[0], None) if "#" in name else None
     return name in parser or (isinstance(parent, Mapping) and "_target_" in parent)
-
-
-def _nearest(name: str, names: Iterable[str], parent: str = "") -> str:
-    near = difflib.get_close_matches(name, map(str, names), 1)
-    return f"; did you mean {'#'.join(filter(None, [parent, near[0]]))}?" if near else "."
 
 
 def _copy(content: Any) -> Any:
