@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,7 +92,11 @@ class Option:
     """Allowed values of an option, as a type for pydantic."""
 
     def __init__(self, type: Any) -> None:
-        self._adapter: TypeAdapter[Any] = TypeAdapter(type)
+        self.type = type
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:  # most commands use few of them
+        return TypeAdapter(self.type)
 
     def read(self, value: Any) -> Any:
         """Validate and convert a value: ``"false"`` becomes False, 1e2 becomes 100 for an integer option.
