@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from peers import CONFIGS, bundle
+from peers import CONFIGS, bundle, dice_by_size, train
 
 sys.path.insert(0, str(CONFIGS.parent))
 STRONG = ["strong.yaml", "strong_cpu.yaml"]
@@ -50,30 +50,21 @@ def main() -> None:
                 cases.write_text(json.dumps(lists, indent=1), encoding="utf-8")
                 measured = {"shipped": evaluated(folder, "shipped", SHIPPED, cases)}
                 for name, mixins in {"fine_tuned": ["fine_tune.yaml"], "scratch": []}.items():
-                    run = folder / name
-                    if not (run / "trained").is_file():
-                        bundle(
-                            "training", [CONFIGS / file for file in ("train.yaml", *STRONG, *mixins)],
-                            datalist=cases, seed=seed, num_workers=0,
-                            output_dir=run, ckpt_dir=run, resume=(run / "resume_state.pt").is_file(),
-                        )  # fmt: skip
-                        (run / "trained").touch()
-                    measured[name] = evaluated(folder, name, run / "model.pt", cases)
+                    files = [CONFIGS / file for file in ("train.yaml", *STRONG, *mixins)]
+                    train(folder / name, files, datalist=cases, seed=seed)
+                    measured[name] = evaluated(folder, name, folder / name / "model.pt", cases)
                 columns = {name: (table, "native_dice") for name, table in measured.items()}
                 for name in ("threshold", "smoothed", "regression"):
                     columns[name] = (measured["shipped"], f"{name}_dice")
                 for name, (table, column) in columns.items():
-                    for case in table:
-                        size_class = case["size_class"]
-                        larger = [] if size_class in ("empty", "<1 %") else [">=1 %"]
-                        for size in (size_class, "all", *larger):
-                            dice.setdefault((count, name), {}).setdefault(size, []).append(float(case[column]))
+                    for size, by_case in dice_by_size(table, column).items():
+                        dice.setdefault((count, name), {}).setdefault(size, []).extend(by_case.values())
                 write_table(dice, out / "few_cases.csv")
     print((out / "few_cases.csv").read_text(encoding="utf-8"))
 
 
-def evaluated(folder: Path, name: str, weights: Path, cases: Path) -> list[dict[str, str]]:
-    """The metrics of each test case."""
+def evaluated(folder: Path, name: str, weights: Path, cases: Path) -> Path:
+    """Table of the metrics of each test case."""
     file = folder / f"{name}_test" / "metrics.csv"
     if not file.is_file():
         configs = [CONFIGS / name for name in ("train.yaml", "evaluate.yaml", *STRONG)]
@@ -81,8 +72,7 @@ def evaluated(folder: Path, name: str, weights: Path, cases: Path) -> list[dict[
             "evaluating", configs, datalist=cases, split="test", num_workers=0, ckpt_path=weights,
             output_dir=file.parent,
         )  # fmt: skip
-    with file.open(encoding="utf-8", newline="") as text:
-        return list(csv.DictReader(text))
+    return file
 
 
 def write_table(dice: dict[tuple[int, str], dict[str, list[float]]], file: Path) -> None:

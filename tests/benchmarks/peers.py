@@ -11,6 +11,7 @@ put beside them: ``run evaluating`` with the same split and folder.
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import re
 import shutil
@@ -104,6 +105,25 @@ def bundle(run_id: str, files: list[Path], **options: object) -> None:
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     listed = "[" + ",".join(f"'{file}'" for file in files) + "]"
     subprocess.run([sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", listed, *words], check=True)
+
+
+def train(folder: Path, files: list[Path], **options: object) -> None:
+    """Train into a folder; go on with a training that was stopped, and leave one that has ended."""
+    if not (folder / "trained").is_file():
+        resume = (folder / "resume_state.pt").is_file()
+        bundle("training", files, output_dir=folder, ckpt_dir=folder, num_workers=0, resume=resume, **options)
+        (folder / "trained").touch()
+
+
+def dice_by_size(file: Path, column: str = "native_dice") -> dict[str, dict[str, float]]:
+    """Dice of each case of an evaluation (metrics.csv), by lesion size class, all cases and those from 1 % on."""
+    found: dict[str, dict[str, float]] = {}
+    with file.open(encoding="utf-8", newline="") as text:
+        for row in csv.DictReader(text):
+            larger = [] if row["size_class"] in ("empty", "<1 %") else [">=1 %"]
+            for size in (row["size_class"], "all", *larger):
+                found.setdefault(size, {})[row["case"]] = float(row[column])
+    return found
 
 
 if __name__ == "__main__":

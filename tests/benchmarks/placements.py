@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from peers import CONFIGS, bundle
+from peers import CONFIGS, train
 
 sys.path.insert(0, str(CONFIGS.parent))
 FILES = ("strong.yaml", "strong_cpu.yaml")
@@ -53,13 +53,10 @@ def main() -> None:
     for seed in arguments.seeds.split(","):
         for place in ("host", "device"):
             run = out / f"{place}_{seed}_{arguments.steps}"
-            if not (run / "trained").is_file():
-                bundle(
-                    "training", [CONFIGS / file for file in ("train.yaml", *FILES)], data_on=place, seed=seed,
-                    dataset_dir=out / "cohort", output_dir=run, ckpt_dir=run, overwrite=True, device="cpu",
-                    num_workers=0, steps=arguments.steps, validations=1, **SMALL,
-                )  # fmt: skip
-                (run / "trained").touch()
+            train(
+                run, [CONFIGS / file for file in ("train.yaml", *FILES)], data_on=place, seed=seed, device="cpu",
+                dataset_dir=out / "cohort", steps=arguments.steps, validations=1, **SMALL,
+            )  # fmt: skip
             segmenter = Segmenter(run / "model.pt", recipe="strong_cpu", device="cpu", **RECIPE)
             masks[f"{place} {seed}"] = [segmenter.result(case.adc, case.zadc).mask > 0 for case in tests]
     print(f"Mean Dice of {len(tests)} simulated test cases, {arguments.steps} steps")

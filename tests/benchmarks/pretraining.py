@@ -23,7 +23,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from peers import CONFIGS, bundle
+from peers import CONFIGS, bundle, dice_by_size, train
 
 sys.path.insert(0, str(CONFIGS.parent))
 import yaml
@@ -125,12 +125,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         mixin = folder / "variant.json"
         mixin.write_text(json.dumps({**OPTIONS, **variant.recipe}), encoding="utf-8")
-        if not variant.weights and not (folder / "trained").is_file():
-            bundle(
-                "training", [*FILES, mixin], dataset_dir=cohort(out, folder, variant), output_dir=folder,
-                ckpt_dir=folder, resume=(folder / "resume_state.pt").is_file(),
-            )  # fmt: skip
-            (folder / "trained").touch()
+        if not variant.weights:
+            train(folder, [*FILES, mixin], dataset_dir=cohort(out, folder, variant))
         weights = [one if isinstance(one, Path) else folder_of(out, one) / "model.pt" for one in variant.weights]
         for mode, options in MODES.items():
             if not results(out, name, mode).is_file():
@@ -162,17 +158,6 @@ def cohort(out: Path, folder: Path, variant: Variant) -> Path:
     with variant.simulator or nullcontext():
         write_cohort(target, **counts, num_test=0, seed=PRETRAIN["cohort_seed"], num_workers=1, **variant.settings)
     return target
-
-
-def dice_by_size(file: Path) -> dict[str, dict[str, float]]:
-    """Native Dice by lesion size and case."""
-    found: dict[str, dict[str, float]] = {size: {} for size in SIZES}
-    with file.open(encoding="utf-8", newline="") as text:
-        for row in csv.DictReader(text):
-            size = row["size_class"] if row["size_class"] in SIZES else ">=1 %"
-            for key in ("all", size):
-                found[key][row["case"]] = float(row["native_dice"])
-    return found
 
 
 def write_table(out: Path) -> None:
