@@ -19,7 +19,7 @@ from monai.data import Dataset
 from test_every_option import TINY
 from test_provenance import _record
 
-from scripts.data.loaders import CaseLoader, end_processes, in_words
+from scripts.data.loaders import CaseLoader, end_processes, loading_error
 from scripts.runtime.errors import UserError, user_error
 
 
@@ -68,7 +68,7 @@ def test_the_case_is_named_in_bounded_time(how: str, workers: int, said: str) ->
     loader, begun = _loader(how, workers), time.monotonic()
     with pytest.raises((RuntimeError, UserError)) as caught:
         list(loader)
-    mistake = in_words(caught.value)
+    mistake = loading_error(caught.value)
     assert mistake is not None
     end_processes()
     assert time.monotonic() - begun < 10
@@ -82,7 +82,7 @@ def test_each_of_two_deaths_in_one_program_is_noticed_at_once() -> None:
         with pytest.raises((RuntimeError, UserError)) as caught:
             list(loader)
         assert time.monotonic() - begun < 30
-        assert re.search("died.*It was reading: c5", str(in_words(caught.value)))
+        assert re.search("died.*It was reading: c5", str(loading_error(caught.value)))
         end_processes()
         assert [process for process in multiprocessing.active_children() if process.daemon] == []
 
@@ -103,7 +103,7 @@ def test_a_process_that_dies_while_a_tensor_is_taken_from_it(monkeypatch: pytest
     monkeypatch.setattr(DupFd, "detach", reset)
     with pytest.raises((RuntimeError, UserError)) as caught:
         list(loader)
-    assert re.search(r"died.*It was reading: c5\.", str(in_words(caught.value)))
+    assert re.search(r"died.*It was reading: c5\.", str(loading_error(caught.value)))
     end_processes()
     time.sleep(1)  # nor is their end raised here
 
@@ -146,14 +146,14 @@ def test_a_process_that_is_stopped_while_a_tensor_is_taken_from_it(monkeypatch: 
 )
 def test_what_the_machine_lacks_is_named(text: str, said: str) -> None:
     """``--num_workers 2`` in a container with a small /dev/shm, or with 24 descriptors."""
-    assert said in str(in_words(RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\n{text}")))
+    assert said in str(loading_error(RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\n{text}")))
 
 
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="KeyError: 'a fault'") as caught:
         list(_loader("a fault"))
-    assert in_words(caught.value) is None
-    assert in_words(RuntimeError("shape mismatch")) is None
+    assert loading_error(caught.value) is None
+    assert loading_error(RuntimeError("shape mismatch")) is None
 
 
 def test_batches_are_those_of_monai() -> None:

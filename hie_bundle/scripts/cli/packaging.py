@@ -34,7 +34,7 @@ def write_recipe(bundle: str | Path, weights: str | Path | Sequence[str | Path] 
         weights: see :func:`scripts.io.weights.weights_files`.
 
     Raises:
-        UserError: there are no weights, or the bundle lacks their recipe.
+        UserError: the weights are missing, or the bundle lacks their recipe.
     """
     bundle = Path(bundle)
     configs, models = bundle / "configs", bundle / "models"

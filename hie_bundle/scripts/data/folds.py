@@ -72,8 +72,8 @@ def patients_of(cases: Iterable[str], pattern: str | None = None) -> dict[str, s
 def patients_in_list(entries: Iterable[Mapping[str, Any]], pattern: str | None = None) -> dict[str, str]:
     """Patient by case id of a data list: its field ``patient``, or else derived from the case id."""
     entries = list(entries)
-    said = {str(entry["case"]): str(entry["patient"]) for entry in entries if entry.get("patient") is not None}
-    return {**patients_of([case for e in entries if (case := str(e["case"])) not in said], pattern), **said}
+    stated = {str(entry["case"]): str(entry["patient"]) for entry in entries if entry.get("patient") is not None}
+    return {**patients_of([case for e in entries if (case := str(e["case"])) not in stated], pattern), **stated}
 
 
 def count_of_patients(cases: int, patients: int) -> str:

@@ -107,7 +107,7 @@ def require_usable(
         validation: the items that select the best epoch of a training.
 
     Raises:
-        DatasetError: there are no cases, only empty training labels, or unusable cases.
+        DatasetError: the list is empty, a case is unusable, or all training labels are empty.
     """
     if not items:
         raise DatasetError(_nothing_found(Path(dataset_dir), purpose))

@@ -47,7 +47,7 @@ class CaseLoader(StockDataLoader):
     """``monai.data.DataLoader`` with a time limit ``timeout_s`` for each batch (0: none).
 
     A thread loads one batch per request, so random numbers keep their order. The main thread waits up to the limit,
-    also for ``num_workers=0``, and reacts to signals. :func:`in_words` adds the case to an error.
+    also for ``num_workers=0``, and reacts to signals. :func:`loading_error` adds the case to an error.
     """
 
     def __init__(self, dataset: Any, num_workers: int = 0, timeout_s: float = 0.0, **options: Any) -> None:
@@ -124,7 +124,7 @@ class _Noted(Dataset[Any]):
         return item
 
 
-def in_words(error: BaseException) -> UserError | None:
+def loading_error(error: BaseException) -> UserError | None:
     """Convert the error of a loading process to a UserError that names the cases; None for other errors."""
     chain = causes(error)
     if lost := next((cause for cause in chain if isinstance(cause, LoadingError)), None):

@@ -28,7 +28,7 @@ from ..io.files import (
     try_writing,
     write_json,
 )  # fmt: skip
-from ..io.weights import as_paths, read_state, require_there
+from ..io.weights import as_paths, read_state, require_checkpoint
 from ..runtime import environment
 from ..runtime.conditions import differences, listed
 from ..runtime.cores import available_cores
@@ -41,7 +41,7 @@ from ..runtime.recipe import references
 from ..runtime.redaction import redacted
 from ..runtime.workflow import running_workflow
 from .layout import as_native, case_of, file_name, item_files
-from .loaders import end_processes, in_words
+from .loaders import end_processes, loading_error
 from .privacy import refuse_key_in
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class RunFolder:
         self.before: dict[str, Any] = {}  # the last run of this purpose here
         self._goes_on = False
         self._record: dict[str, Any] = {}
-        self._there: dict[str, list[int]] = {}
+        self._earlier_files: dict[str, list[int]] = {}
 
     def claim(self) -> None:
         """Lock the folder for this run (rank 0 only).
@@ -171,7 +171,7 @@ class RunFolder:
                 run()
                 self._note_end("finished", None, masks)
             except BaseException as error:
-                lost = in_words(error)
+                lost = loading_error(error)
                 if lost:
                     end_processes()
                 cause = lost or user_error(error) or first_cause(error)
@@ -186,8 +186,8 @@ class RunFolder:
 
     def _begin(self, weights: Sequence[Path], cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         for path in weights:
-            require_there(path)
-        self._there = self._files()
+            require_checkpoint(path)
+        self._earlier_files = self._files()
         record = _description(_config_of(self.workflow), weights)
         record["data"] = {name: _hashed(items, self.dataset_dir) for name, items in cases.items()}
         if self._goes_on and self.before:
@@ -236,7 +236,7 @@ class RunFolder:
 
     def _note_files(self, say: bool) -> None:
         files = self._files()
-        written = sorted(name for name, status in files.items() if status != self._there.get(name))
+        written = sorted(name for name, status in files.items() if status != self._earlier_files.get(name))
         before = {*self.before.get("files", []), *self.before.get("left_over", [])}
         left = sorted(before & files.keys() - set(written))
         self._record |= {"files": written, "left_over": left}

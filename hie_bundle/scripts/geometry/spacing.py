@@ -11,8 +11,8 @@ from nibabel.affines import voxel_sizes
 def spacing_of(tensor: torch.Tensor, item: int = 0) -> tuple[float, ...]:
     """Voxel size in mm along each axis of an image (C, X, Y, Z), or of one item of a batch (B, C, X, Y, Z).
 
-    The size stated in the file is returned if it equals that of the affine up to rounding. An affine may give
-    2.0000000000000004 mm, so that surfaces 2 mm apart would exceed a tolerance of 2 mm.
+    Return the size stated in the file if the affine agrees up to rounding: an affine may give 2.0000000000000004 mm,
+    and surfaces 2 mm apart would exceed a tolerance of 2 mm.
 
     Raises:
         ValueError: for a tensor without an affine.

@@ -50,7 +50,7 @@ def weights_files(weights: str | Path | Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def require_there(path: Path) -> None:
+def require_checkpoint(path: Path) -> None:
     """Raise a UserError if the checkpoint does not exist."""
     if not path.is_file():
         raise UserError(
@@ -171,7 +171,7 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
 
 def _read(path: Path) -> Mapping[str, Any]:
     """Content of a checkpoint; cached while the file does not change."""
-    require_there(path)
+    require_checkpoint(path)
     return _cached(path, *stamp_of(path))
 
 
@@ -181,7 +181,7 @@ def _cached(path: Path, *_: int) -> Mapping[str, Any]:
 
 
 def _load(path: Path, remedy: str) -> Mapping[str, Any]:
-    require_there(path)
+    require_checkpoint(path)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:  # PyTorch writes no compressed entries, but would inflate a zip bomb

@@ -66,7 +66,7 @@ class CaseEvaluation:
     ``native_pred`` (one-channel masks on the same grid); optionally ``native_probability`` (of lesion),
     ``native_members`` (masks of an ensemble's members, one channel each), ``pred`` and ``label`` (masks on the
     network's grid). All images have shape (C, X, Y, Z) and an affine, which gives the spacing in mm. Without a
-    ``native_image`` there are no native results, size class, brain, baselines or pictures, and volumes are measured on
+    ``native_image``, native results, size class, brain, baselines and pictures are missing, and volumes are measured on
     the network's grid.
 
     Attributes (those of ``evaluate.yaml`` are explained there):
@@ -268,8 +268,10 @@ class CaseEvaluation:
         trainings = [read_record(Path(path)).get("training") for path in self.weights]
         where = [self.info.get(name) for name in ("split", "fold", "num_folds", "test_site")]
         answers = [held_out(training, *where) for training in trainings]
-        said = [{k: v for k, v in (one or {}).items() if v is not None} for one in trainings]
-        lines = [", ".join(f"{k} {round(v, 4) if isinstance(v, float) else v}" for k, v in one.items()) for one in said]
+        known = [{k: v for k, v in (one or {}).items() if v is not None} for one in trainings]
+        lines = [
+            ", ".join(f"{k} {round(v, 4) if isinstance(v, float) else v}" for k, v in one.items()) for one in known
+        ]
         # several weights: cases seen by any of them are not held out
         decisive = None if None in answers else min(map(str, answers))
         return {"training": [line or "unknown" for line in lines], "held_out": decisive}

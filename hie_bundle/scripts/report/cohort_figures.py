@@ -121,7 +121,7 @@ def print_calibration(dataset_dir: str | Path, threshold: float = -2.0) -> None:
 def contact_sheet(dataset_dir: str | Path, output_file: str | Path, num_cases: int = 12) -> None:
     """Draw axial ADC and ZADC slices of ``num_cases`` evenly spaced cases, with the lesion's outline.
 
-    The slice has the largest product of lesion and brain area, or the largest brain area if there is no lesion.
+    The slice has the largest product of lesion and brain area, or the largest brain area without a lesion.
     The patient's right is on the left.
 
     Raises:

@@ -120,8 +120,8 @@ class CaseSlices:
     def spread(self) -> list[int]:
         """Slices that show the prediction.
 
-        Slices with lesion, evenly spaced if there are more than eight, including the largest area; three slices
-        through the brain if there is no lesion.
+        Slices with lesion, evenly spaced if there are more than eight, including the largest area; for an empty mask
+        three slices through the brain.
         """
         areas = self.masks["pred"].sum((0, 1))
         found = np.flatnonzero(areas)

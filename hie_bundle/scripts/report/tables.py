@@ -26,7 +26,7 @@ Rows = Sequence[Mapping[str, Any]]
 def write_results(
     rows: Rows, output_dir: Path, info: Mapping[str, Any], more: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write ``metrics.csv``, one row per case in the given order, and ``metrics.json``, the returned summary.
+    """Write ``metrics.csv``, one row per case in the given order, and the summary as ``metrics.json``; return it.
 
     Args:
         rows: with equal keys; numbers may be NaN (undefined) or infinite.

@@ -45,13 +45,13 @@ def recipe_of(parser: ConfigParser) -> Recipe:
     return dict(sorted(found.items()))
 
 
-def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str, remedy: str) -> None:
+def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, owner: str, remedy: str) -> None:
     """Check that weights and config have the same recipe.
 
     Args:
         trained: recipe of the weights; None if unknown.
         here: recipe of the config; None if unknown.
-        whose: owner of ``trained``, for the message, which ends with ``remedy``.
+        owner: of ``trained``, for the message, which ends with ``remedy``.
 
     Raises:
         UserError: lists every difference.
@@ -64,7 +64,7 @@ def refuse_other_recipe(trained: Recipe | None, here: Recipe | None, whose: str,
             recipe["transforms"] = {name: _listed(stage) for name, stage in recipe.get("transforms", {}).items()}
     lines = [f"  {name}: {old} in the training, {new} here"
              for name, (old, new) in differences(before, now, _IRRELEVANT).items()]  # fmt: skip
-    raise UserError(f"{whose} was trained with another recipe:\n" + "\n".join(lines) + f"\n{remedy}")
+    raise UserError(f"{owner} was trained with another recipe:\n" + "\n".join(lines) + f"\n{remedy}")
 
 
 def same_recipe(one: Recipe, other: Recipe) -> bool:

@@ -241,7 +241,7 @@ def b0_of(series: Sequence[Series]) -> Series:
     """Images with b = 0 (at most 50 s/mm²); the ones for the fit if there are weighted images.
 
     Raises:
-        UserError: there is no image with b = 0.
+        UserError: an image with b = 0 is missing.
     """
     if _parts(series, ("dwi", "trace"), b0=False):
         return _fitted_from(series)[0]

@@ -204,8 +204,8 @@ def read_folder(
         work: folder for dcm2niix's files; None for the system's temporary folder.
 
     Raises:
-        UserError: there is no MR image, or more than one patient or study; or a series is damaged, has gaps, missing
-            or duplicate slices, or more than one geometry.
+        UserError: the folder has no MR image, or more than one patient or study; or a series is damaged, has gaps,
+            missing or duplicate slices, or more than one geometry.
     """
     frames, found = _table(Path(folder))
     groups: dict[tuple[Any, ...], list[Frame]] = defaultdict(list)
